@@ -1,0 +1,75 @@
+# TheWorld: every command of the project. `make help` lists them; `make run` and `make test` set up by themselves.
+VENV ?= .venv
+MODEL ?= nano
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# `make test PYTHON=python3` uses an environment of your own and sets nothing up.
+ifdef PYTHON
+READY :=
+else
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.setup-stamp
+endif
+
+$(VENV)/.setup-stamp: requirements.lock requirements-dev.lock pyproject.toml scripts/setup.sh
+	@VENV=$(VENV) bash scripts/setup.sh --skip-models
+
+.PHONY: help setup lock format check typecheck run train-simple train-hf smoke-test eval-blink eval-gemma compare-results \
+        test test-slow test-gpu clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+setup: ## Make .venv, install everything, look for a Hugging Face token, cache the base models if there is one
+	@VENV=$(VENV) bash scripts/setup.sh
+
+lock: $(READY) ## Write requirements.lock and requirements-dev.lock anew from pyproject.toml
+	@bash scripts/lock.sh
+
+format: $(READY) ## Format the code (black, 120 columns) and sort the imports
+	@$(PYTHON) -m ruff check --fix --quiet . || true
+	@$(PYTHON) -m black --quiet .
+
+check: $(READY) ## Formatting, lint and types, changing nothing
+	@$(PYTHON) -m black --check --quiet . || { echo "black would change these files (make format does):"; $(PYTHON) -m black --check . 2>&1 | grep 'would reformat'; exit 1; }
+	@$(PYTHON) -m ruff check --quiet .
+	@$(PYTHON) -m mypy
+
+typecheck: $(READY) ## Types alone
+	@$(PYTHON) -m mypy
+
+run: $(READY) ## Three questions about one picture: no future, four world steps, a runtime override (MODEL=nano)
+	@$(PYTHON) examples/inference.py --model $(MODEL)
+
+train-simple: $(READY) ## One forward and backward pass, step by step
+	@test -f examples/simple_training.py || { echo "make train-simple comes with training, in a later part."; exit 1; }
+	@$(PYTHON) examples/simple_training.py
+
+train-hf: ## Train with HF Trainer (later part)
+	@echo "make train-hf comes with training on Hugging Face Trainer, in a later part."; exit 1
+
+smoke-test: ## Two samples through training, checkpoint and upload (later part)
+	@echo "make smoke-test comes with training on Hugging Face Trainer, in a later part."; exit 1
+
+eval-blink: ## MODEL on BLINK (later part)
+	@echo "make eval-blink comes with the BLINK evaluation, in a later part."; exit 1
+
+eval-gemma: ## Plain Gemma on BLINK (later part)
+	@echo "make eval-gemma comes with the BLINK evaluation, in a later part."; exit 1
+
+compare-results: ## Paired comparison of evaluation results (later part)
+	@echo "make compare-results comes with the BLINK evaluation, in a later part."; exit 1
+
+test: $(READY) ## The tests: tiny models, no network, no GPU
+	@HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2
+
+test-slow: $(READY) ## The tests that take longer
+	@HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m "slow and not gpu"
+
+test-gpu: $(READY) ## The tests that need an accelerator
+	@HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m gpu
+
+clean: ## Remove caches and temporary files (keeps .venv, checkpoints/ and logs/)
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,26 @@
+"""What every test stands on: no network, two threads, the same random numbers each time."""
+
+import os
+
+# Before any Hugging Face library is imported: it reads these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Two cores: one thread a worker under pytest-xdist, both cores without it.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+# Property tests: the same examples every run, and no deadline on a busy machine.
+settings.register_profile("theworld", derandomize=True, deadline=None, max_examples=50, database=None)
+settings.load_profile("theworld")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """A test's random numbers do not depend on the tests before it."""
+    torch.manual_seed(0)
