@@ -1,0 +1,1 @@
+"""Data: physics scenes (``theworld.datasets.physics``) and, later, samples from elsewhere."""

@@ -1,0 +1,112 @@
+"""*drop*: a ball is let go above tilted ramps; which of three bins does it land in?
+
+Bins differ in width and their colours change places; some ramps are never touched. Scenes in which falling straight
+down would give the right bin are kept to `NAIVE_RIGHT` of all.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from theworld.datasets.physics.simulation import IMAGE_SIZE, Part, World
+
+OUTCOMES = ("left", "middle", "right")
+WORLD = World(gravity=2.2, damping=0.72, friction=0.25)
+WATCH: tuple[str, str] | None = None
+NAIVE_RIGHT = 0.38
+
+RADIUS = 4.5
+_FLOOR, _DIVIDER_WIDTH, _DIVIDER_TOP = 58.0, 3.0, 47.0
+_THICKNESS = 4.0
+_BIN_COLOURS = ("red", "green", "blue")
+_COLOURS = ("yellow", "purple", "orange", "cyan", "pink", "brown")
+
+
+def _dividers(rng: np.random.Generator) -> tuple[float, float]:
+    """Left edges of the two dividers; every bin is at least 13 px wide inside."""
+    free = IMAGE_SIZE - 2 * _DIVIDER_WIDTH - 3 * 13.0
+    cuts = np.sort(rng.uniform(0, free, 2))
+    return 13.0 + cuts[0], 13.0 + cuts[1] + _DIVIDER_WIDTH + 13.0
+
+
+def bin_at(parts: Sequence[Part], x: float, margin: float = 0.0) -> str | None:
+    """Which bin a position lies over; None within `margin` px of a divider."""
+    first, second = (part.x for part in parts if part.kind == "divider")
+    clear = _DIVIDER_WIDTH / 2 + margin
+    if abs(x - first) < clear or abs(x - second) < clear:
+        return None
+    return "left" if x < first else "middle" if x < second else "right"
+
+
+def propose(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
+    """One random scene, or None when its pieces do not fit together."""
+    count = int(rng.choice([4, 5], p=[0.7, 0.3])) if split == "hard" else int(rng.choice([1, 2, 3], p=[0.2, 0.6, 0.2]))
+    dividers = _dividers(rng)
+    edges = (0.0, dividers[0], dividers[0] + _DIVIDER_WIDTH, dividers[1], dividers[1] + _DIVIDER_WIDTH, float(IMAGE_SIZE))
+    parts = []
+    for side, colour, left, right in zip(OUTCOMES, rng.permutation(_BIN_COLOURS), edges[0::2], edges[1::2], strict=True):
+        size = (right - left, IMAGE_SIZE - _FLOOR)
+        parts.append(Part("bin", str(colour), "box", size, (left + right) / 2, (IMAGE_SIZE + _FLOOR) / 2, role=side))
+    for left in dividers:
+        size = (_DIVIDER_WIDTH, IMAGE_SIZE - _DIVIDER_TOP)
+        parts.append(Part("divider", "black", "box", size, left + _DIVIDER_WIDTH / 2, (IMAGE_SIZE + _DIVIDER_TOP) / 2))
+    colours = [str(c) for c in rng.permutation(_COLOURS)]
+    ball_x = float(rng.uniform(7, IMAGE_SIZE - 7))
+    if (bin_at(parts, ball_x) == wanted) != lucky:
+        return None
+    ramps: list[tuple[float, float, float, float]] = []
+    for _ in range(12 * count):
+        if len(ramps) == count:
+            break
+        length = rng.uniform(14, 22) if count > 2 else rng.uniform(15, 26)
+        tilt = math.radians(rng.uniform(22, 36)) * rng.choice([-1, 1])
+        x, y = rng.uniform(5, IMAGE_SIZE - 5), rng.uniform(18, 40)
+        if not ramps and rng.random() < 0.7:  # most scenes have a ramp below the ball
+            x = float(np.clip(ball_x + rng.uniform(-0.45, 0.45) * length, 5, IMAGE_SIZE - 5))
+        if all(_ramp_gap((x, y, tilt, length), other) > 2 * RADIUS + _THICKNESS + 1.5 for other in ramps):
+            ramps.append((x, y, tilt, length))
+    if len(ramps) < count:
+        return None
+    for (x, y, tilt, length), colour in zip(ramps, colours[1:], strict=False):
+        parts.append(Part("ramp", colour, "box", (float(length), _THICKNESS), float(x), float(y), float(tilt)))
+    parts.append(Part("ball", colours[0], "circle", (RADIUS,), ball_x, float(rng.uniform(6, 8)), density=1.0, role="ball"))
+    return parts
+
+
+def _ramp_gap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """Distance between the centre lines of two ramps, to about a pixel."""
+    along = np.linspace(-0.5, 0.5, 7)
+    a, b = (
+        np.stack([x + along * length * math.cos(tilt), y + along * length * math.sin(tilt)], -1)
+        for x, y, tilt, length in (one, other)
+    )
+    return float(np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1)).min())
+
+
+def moved(parts: Sequence[Part], dx: float, dy: float = 0.0) -> list[Part]:
+    """The same scene with the ball let go a little aside."""
+    return [part.moved(dx, dy) if part.kind == "ball" else part for part in parts]
+
+
+def bin_of_ball(parts: Sequence[Part], pose: Sequence[float]) -> str:
+    """Bin that the ball at `pose` is in ("none" while above the dividers); "" when that is a matter of opinion."""
+    if pose[1] < _DIVIDER_TOP - 2.0:
+        return "none"
+    if pose[1] < _DIVIDER_TOP + 1.0:
+        return ""
+    return bin_at(parts, float(pose[0])) or ""
+
+
+def judge(parts: Sequence[Part], poses: np.ndarray, touched: bool) -> str | None:
+    """Outcome of a run; None when it is unclear or comes too late."""
+    path = poses[-1]
+    if path[-1, 1] < _FLOOR - RADIUS - 1.5 or np.abs(path[-1, :2] - path[-3, :2]).max() > 1.0:
+        return None
+    side = bin_of_ball(parts, path[-1])
+    return side if side and side == bin_of_ball(parts, path[-3]) else None
+
+
+def naive(parts: Sequence[Part]) -> str:
+    """Straight down."""
+    return bin_at(parts, parts[-1].x) or "middle"

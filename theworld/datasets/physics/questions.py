@@ -1,0 +1,349 @@
+"""Questions about clips: what a picture shows now, and what happens after the first one.
+
+Answers are one word (a colour, a side, a digit, yes or no) or, for multiple choice, one letter. Wording varies with the
+id of a question and with nothing else. What a single picture leaves open is not asked.
+"""
+
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from theworld.datasets.physics import contact, drop, tower
+from theworld.datasets.physics.pictures import PALETTE
+from theworld.datasets.physics.scenes import Clip, outcomes
+from theworld.datasets.physics.simulation import IMAGE_SIZE, Part, box_gap, corners
+
+_EIGHTH = IMAGE_SIZE / 8
+_BOUNDARY = 0.6  # px from an eighth's edge within which a position is not asked
+_PAIR = 2.0  # px by which one thing must be further left, right, up or down
+_TOUCHING_NOW = 0.7  # stricter than at the end: a picture must leave no doubt
+_COLOURS = tuple(name for name in PALETTE if name not in ("black", "stone", "wood"))
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question and its answer.
+
+    Attributes:
+        id: unique; names clip, moment, topic and form.
+        family: drop | contact | tower.
+        kind: "now" (about one picture) or "next" (about what follows the first picture).
+        topic: what is asked; answers are balanced within (family, topic, form).
+        form: "free" or "choice".
+        text: the full prompt, choices included.
+        answer: exact text; a letter for "choice".
+        choices: texts behind the letters A, B, ...; empty for "free".
+        now_form: for "next", the same question asked of the last picture as a state; None for "now".
+    """
+
+    id: str
+    family: str
+    kind: str
+    topic: str
+    form: str
+    text: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    now_form: str | None = None
+
+
+# Two or three ways to ask each thing; the id of the question picks one.
+_NOW_WORDING: dict[str, tuple[str, ...]] = {
+    "colour": ("What colour is {a}?", "Which colour does {a} have?"),
+    "material": ("What is {a} made of, stone or wood?", "Is {a} stone or wood?"),
+    "count": ("How many {a} are there?", "How many {a} are in the picture?"),
+    "column": ("In which column is {a}?", "Which column, 1 to 8 from the left, is {a} in?"),
+    "row": ("In which row is {a}?", "Which row, 1 to 8 from the top, is {a} in?"),
+    "left_right": ("Is {a} left or right of {b}?", "Is {a} on the left or on the right of {b}?"),
+    "higher_lower": ("Is {a} higher or lower than {b}?", "Compared with {b}, is {a} higher or lower?"),
+    "tilt": ("Which end of {a} is lower, left or right?", "Does {a} slope down to the left or to the right?"),
+    "bin_side": ("Which bin is the ball in: left, middle, right or none?", "Is the ball in the left, middle or right bin, or none?"),
+    "bin_colour": ("What colour is the bin that the ball is in?", "The ball is in a bin of which colour?"),
+    "in_side": ("Is the ball in {a}?", "Does {a} hold the ball?"),
+    "in_colour": ("Is the ball in {a}?", "Does {a} hold the ball?"),
+    "touching": ("Is the red ball touching the blue box?", "Are the red ball and the blue box touching?"),
+    "touching_other": ("Is the red ball touching {a}?", "Are the red ball and {a} touching?"),
+    "stack": ("Is the stack standing, or has it fallen left or right?", "Has the stack fallen left, fallen right, or is it standing?"),
+    "stack_is": ("{a}",),
+}
+_NEXT_WORDING: dict[str, tuple[str, ...]] = {
+    "bin_side": ("Which bin will the ball land in: left, middle or right?", "Will the ball end in the left, middle or right bin?"),
+    "bin_colour": ("What colour is the bin the ball will land in?", "The ball will land in a bin of which colour?"),
+    "in_side": ("Will the ball land in {a}?", "Will the ball end up in {a}?"),
+    "in_colour": ("Will the ball land in {a}?", "Will the ball end up in {a}?"),
+    "touching": ("Will the red ball touch the blue box?", "Will the red ball come to touch the blue box?"),
+    "touching_other": ("Will the red ball touch {a} in the end?", "Will the red ball end up touching {a}?"),
+    "left_right": ("Will the red ball end left or right of the blue box?", "Will the red ball stop left or right of the blue box?"),
+    "stack": ("Will the stack fall left, fall right or stay standing?", "Does the stack stay standing, or will it fall left or right?"),
+    "stack_is": ("{a}",),
+}
+_STACK_NOW = {"left": "Has the stack fallen left?", "right": "Has the stack fallen right?", "standing": "Is the stack standing?"}
+_STACK_NEXT = {"left": "Will the stack fall left?", "right": "Will the stack fall right?", "standing": "Will the stack stay standing?"}
+
+
+def _hash(text: str) -> int:
+    return zlib.crc32(text.encode())
+
+
+def _with_choices(text: str, choices: Sequence[str]) -> str:
+    listed = " ".join(f"({letter}) {choice}" for letter, choice in zip("ABCD", choices, strict=False))
+    return f"{text} {listed}. Answer with the letter."
+
+
+def _arrange(answer: str, others: Sequence[str], place: int, key: str) -> tuple[str, ...]:
+    """The choices: `answer` at `place`, the others in an order that depends on `key`."""
+    rest = sorted((other for other in others if other != answer), key=lambda other: _hash(key + other))
+    return (*rest[:place], answer, *rest[place:])
+
+
+class _Asker:
+    """Collects the questions about one picture (kind "now") or one clip (kind "next")."""
+
+    def __init__(self, clip: Clip, kind: str, frame: int = 0) -> None:
+        self.clip, self.kind = clip, kind
+        self.prefix = f"{clip.family}/{clip.split}/{clip.index}/{kind}" + (f"/{frame}" if kind == "now" else "")
+        self.questions: list[Question] = []
+
+    def ask(
+        self, topic: str, answer: str, others: Sequence[str] = (), *, a: str = "", b: str = "", place: int | None = None,
+        next_a: str | None = None, forms: Sequence[str] = ("free",),
+    ) -> None:
+        """Add a question in the given forms; `others` are the wrong choices, `place` the letter of the right one."""
+        for form in forms:
+            key = "/".join(part for part in (self.prefix, topic, form, f"{a}-{b}".strip("-").replace(" ", "_")) if part)
+            wording = _NOW_WORDING[topic]
+            now_text = wording[_hash(key) % len(wording)].format(a=a, b=b)
+            text = now_text
+            if self.kind == "next":
+                wording = _NEXT_WORDING[topic]
+                text = wording[_hash(key) % len(wording)].format(a=a if next_a is None else next_a, b=b)
+            choices: tuple[str, ...] = ()
+            shown = answer
+            if form == "choice":
+                where = _hash(key + "place") % (len(others) + 1) if place is None else place
+                choices = _arrange(answer, others, where, key)
+                text, now_text = _with_choices(text, choices), _with_choices(now_text, choices)
+                shown = "ABCD"[where]
+            now_form = now_text if self.kind == "next" else None
+            self.questions.append(
+                Question(key, self.clip.family, self.kind, topic, form, text, shown, choices, now_form)
+            )
+
+
+_BOTH = ("free", "choice")
+
+
+def next_questions(clip: Clip) -> list[Question]:
+    """Everything asked about what happens after the first picture, in fixed order."""
+    asker = _Asker(clip, "next")
+    options = outcomes(clip.family)
+    ways = len(options)
+    place = clip.slot // ways % ways  # letters and yes/no in balance over a block of indices
+    first_yes, second_yes = clip.slot // ways**2 % 2 == 0, clip.slot // ways**2 // 2 % 2 == 0
+    others = [option for option in options if option != clip.outcome]
+    wrong = others[_hash(asker.prefix) % len(others)]
+    if clip.family == "drop":
+        colours = {part.role: part.colour for part in clip.parts if part.kind == "bin"}
+        asker.ask("bin_side", clip.outcome, others, place=place, forms=_BOTH)
+        asker.ask("bin_colour", colours[clip.outcome], [colours[o] for o in others], place=(place + 1) % 3, forms=_BOTH)
+        asker.ask("in_side", _yes(first_yes), a=f"the {clip.outcome if first_yes else wrong} bin")
+        asker.ask("in_colour", _yes(second_yes), a=f"the {colours[clip.outcome if second_yes else wrong]} bin")
+    elif clip.family == "contact":
+        asker.ask("touching", clip.outcome, others, place=place, forms=_BOTH)
+        _ask_boxes(asker, clip, -1)
+        _ask_red_and_blue(asker, clip, -1, place)
+    else:
+        asker.ask("stack", clip.outcome, others, place=place, forms=_BOTH)
+        for yes, form in ((first_yes, "free"), (second_yes, "choice")):
+            about = clip.outcome if yes else wrong
+            asker.ask(
+                "stack_is", _yes(yes), [_yes(not yes)], a=_STACK_NOW[about], next_a=_STACK_NEXT[about],
+                place=(clip.slot // 2 + clip.slot // 12) % 2, forms=(form,),
+            )
+    return asker.questions
+
+
+def now_questions(clip: Clip, frame: int) -> list[Question]:
+    """Every unambiguous question about the picture `clip.frames[frame]` alone, in fixed order.
+
+    Raises:
+        ValueError: no such frame.
+    """
+    if not 0 <= frame < clip.poses.shape[1]:
+        raise ValueError(f"frame must be in [0, {clip.poses.shape[1] - 1}], got {frame}")
+    asker = _Asker(clip, "now", frame)
+    {"drop": _ask_drop, "contact": _ask_contact, "tower": _ask_tower}[clip.family](asker, clip, frame)
+    names = _names(clip, frame)
+    inside = {name: i for name, i in names.items() if _inside(clip.parts[i], clip.poses[i, frame])}
+    for name, i in names.items():
+        part = clip.parts[i]
+        if part.kind == "ramp":
+            down = "right" if np.sin(clip.poses[i, frame, 2]) > 0 else "left"
+            asker.ask("tilt", down, ["left" if down == "right" else "right"], a=name, forms=_BOTH)
+    for name, i in inside.items():
+        x, y = _centre(clip.parts[i], clip.poses[i, frame])
+        for topic, value in (("column", x), ("row", y)):
+            if abs(value / _EIGHTH - round(value / _EIGHTH)) * _EIGHTH > _BOUNDARY:
+                asker.ask(topic, str(int(value // _EIGHTH) + 1), a=name)
+    listed = list(inside.items())
+    for first, (a, i) in enumerate(listed):
+        for b, j in listed[first + 1 :]:
+            if _hash(a + b) % 2:
+                a_, b_, i_, j_ = b, a, j, i
+            else:
+                a_, b_, i_, j_ = a, b, i, j
+            (ax, ay), (bx, by) = _centre(clip.parts[i_], clip.poses[i_, frame]), _centre(clip.parts[j_], clip.poses[j_, frame])
+            if abs(ax - bx) >= _PAIR and {a, b} != {"the red ball", "the blue box"}:
+                asker.ask("left_right", *(("left", ["right"]) if ax < bx else ("right", ["left"])), a=a_, b=b_, forms=_BOTH)
+            if abs(ay - by) >= _PAIR:
+                asker.ask("higher_lower", "higher" if ay < by else "lower", a=a_, b=b_)
+    return asker.questions
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
+
+
+def _names(clip: Clip, frame: int) -> dict[str, int]:
+    """Things that have a name of their own in this picture, and their index among the parts."""
+    names: dict[str, int] = {}
+    for i, part in enumerate(clip.parts):
+        if part.kind in ("ramp", "hill", "box") or (part.kind == "ball" and clip.family == "contact"):
+            names[f"the {part.colour} {part.kind}"] = i
+        elif part.kind == "ball":
+            names["the ball"] = i
+    obstacles = [i for i, part in enumerate(clip.parts) if part.kind == "obstacle"]
+    if len(obstacles) == 1:
+        names["the obstacle"] = obstacles[0]
+    blocks = [i for i, part in enumerate(clip.parts) if part.kind == "block"]
+    for material in ("stone", "wood"):
+        of_it = [i for i in blocks if clip.parts[i].colour == material]
+        if len(of_it) == 1:
+            names[f"the {material} block"] = of_it[0]
+    if blocks and tower.state(clip.parts, clip.poses, frame) == "standing":
+        names["the top block"], names["the bottom block"] = blocks[-1], blocks[0]
+        for name in [n for n in names if n not in ("the top block", "the bottom block")]:
+            if names[name] in (blocks[-1], blocks[0]):  # one name for one thing
+                del names[name]
+    return names
+
+
+def _centre(part: Part, pose: np.ndarray) -> tuple[float, float]:
+    """Middle of what is seen, px."""
+    if part.shape != "polygon":
+        return float(pose[0]), float(pose[1])
+    points = corners(part, *pose.tolist())
+    return float(points[:, 0].min() + points[:, 0].max()) / 2, float(points[:, 1].min() + points[:, 1].max()) / 2
+
+
+def _inside(part: Part, pose: np.ndarray) -> bool:
+    """Whether (nearly) all of it is in the picture, so that its middle can be seen."""
+    if part.shape == "circle":
+        return bool((pose[:2] > part.size[0] - 1).all() and (pose[:2] < IMAGE_SIZE - part.size[0] + 1).all())
+    points = corners(part, *pose.tolist())
+    return bool(points.min() > -1 and points.max() < IMAGE_SIZE + 1)
+
+
+def _ask_colours(asker: _Asker, name: str, colour: str) -> None:
+    rest = sorted((c for c in _COLOURS if c != colour), key=lambda c: _hash(asker.prefix + name + c))
+    asker.ask("colour", colour, rest[:3], a=name, forms=_BOTH)
+
+
+def _ask_drop(asker: _Asker, clip: Clip, frame: int) -> None:
+    bins = {part.role: part.colour for part in clip.parts if part.kind == "bin"}
+    index = next(i for i, part in enumerate(clip.parts) if part.kind == "ball")
+    side = drop.bin_of_ball(clip.parts, clip.poses[index, frame].tolist())
+    if side:
+        asker.ask("bin_side", side)
+        about = list(bins)[_hash(asker.prefix) % 3] if side == "none" or _hash(asker.prefix + "yes") % 2 else side
+        asker.ask("in_side", _yes(about == side), a=f"the {about} bin")
+        about = list(bins)[_hash(asker.prefix + "c") % 3] if side == "none" or _hash(asker.prefix + "cyes") % 2 else side
+        asker.ask("in_colour", _yes(about == side), a=f"the {bins[about]} bin")
+    if side in bins:
+        asker.ask("bin_side", side, [other for other in bins if other != side], forms=("choice",))
+        asker.ask("bin_colour", bins[side], [colour for colour in bins.values() if colour != bins[side]], forms=_BOTH)
+    _ask_colours(asker, "the ball", clip.parts[index].colour)
+    for side, colour in bins.items():
+        _ask_colours(asker, f"the {side} bin", colour)
+    asker.ask("count", str(sum(part.kind == "ramp" for part in clip.parts)), a="ramps")
+
+
+def _ask_contact(asker: _Asker, clip: Clip, frame: int) -> None:
+    distance = contact.gap(clip.parts, clip.poses, frame)
+    if distance < _TOUCHING_NOW or distance >= contact.APART:
+        answer = _yes(distance < _TOUCHING_NOW)
+        asker.ask("touching", answer, ["no" if answer == "yes" else "yes"], forms=_BOTH)
+    _ask_boxes(asker, clip, frame)
+    _ask_red_and_blue(asker, clip, frame, None)
+    for kind, plural in (("ball", "balls"), ("box", "boxes"), ("obstacle", "obstacles"), ("ramp", "ramps"), ("hill", "hills")):
+        asker.ask("count", str(sum(part.kind == kind for part in clip.parts)), a=plural)
+    for kind in ("hill", "ramp"):
+        only = [part for part in clip.parts if part.kind == kind]
+        if len(only) == 1:
+            _ask_colours(asker, f"the {kind}", only[0].colour)
+
+
+def _ask_boxes(asker: _Asker, clip: Clip, frame: int) -> None:
+    """Whether the red ball touches each of the other boxes."""
+    x, y, _ = clip.poses[-1, frame]
+    for i, part in enumerate(clip.parts):
+        if part.kind == "box" and part.role != "blue":
+            distance = box_gap((float(x), float(y), contact.RADIUS), part, clip.poses[i, frame].tolist())
+            if distance < _TOUCHING_NOW or distance >= contact.APART:
+                asker.ask("touching_other", _yes(distance < _TOUCHING_NOW), a=f"the {part.colour} box")
+
+
+def _ask_red_and_blue(asker: _Asker, clip: Clip, frame: int, place: int | None) -> None:
+    blue = next(i for i, part in enumerate(clip.parts) if part.role == "blue")
+    offset = float(clip.poses[-1, frame, 0] - clip.poses[blue, frame, 0])
+    if abs(offset) >= _PAIR:
+        sides = ("left", ["right"]) if offset < 0 else ("right", ["left"])
+        asker.ask("left_right", *sides, a="the red ball", b="the blue box", place=place, forms=_BOTH)
+
+
+def _ask_tower(asker: _Asker, clip: Clip, frame: int) -> None:
+    state = tower.state(clip.parts, clip.poses, frame)
+    if state:
+        asker.ask("stack", state, [o for o in tower.OUTCOMES if o != state], forms=_BOTH)
+        for form in _BOTH:
+            key = asker.prefix + form
+            about = state if _hash(key) % 2 else [o for o in tower.OUTCOMES if o != state][_hash(key + "no") % 2]
+            answer = _yes(about == state)
+            asker.ask("stack_is", answer, ["no" if answer == "yes" else "yes"], a=_STACK_NOW[about], forms=(form,))
+    blocks = [part for part in clip.parts if part.kind == "block"]
+    asker.ask("count", str(len(blocks)), a="blocks")
+    asker.ask("count", str(sum(part.colour == "stone" for part in blocks)), a="stone blocks")
+    asker.ask("count", str(sum(part.colour == "wood" for part in blocks)), a="wood blocks")
+    if state == "standing":
+        asker.ask("material", blocks[-1].colour, ["wood" if blocks[-1].colour == "stone" else "stone"], a="the top block")
+        asker.ask("material", blocks[0].colour, ["wood" if blocks[0].colour == "stone" else "stone"], a="the bottom block")
+
+
+def balanced(questions: Iterable[Question], tolerance: float = 0.01) -> list[Question]:
+    """The largest subset in which, per (family, kind, topic, form), no answer earns more than chance + `tolerance`.
+
+    Chance is one over the number of answers (or letters) that occur. Which of equals are kept depends on their ids only;
+    the order stays. Groups with a single answer are dropped: they ask nothing.
+    """
+    listed = list(questions)
+    groups: dict[tuple[str, ...], list[Question]] = defaultdict(list)
+    for question in listed:
+        groups[question.family, question.kind, question.topic, question.form, str(len(question.choices))].append(question)
+    kept: set[str] = set()
+    for group in groups.values():
+        counts = Counter(question.answer for question in group)
+        if len(counts) < 2:
+            continue
+        most = 1 / len(counts) + tolerance
+        cap = max(counts.values())
+        while cap > 1 and cap / sum(min(count, cap) for count in counts.values()) > most:
+            cap -= 1
+        taken: Counter[str] = Counter()
+        for question in sorted(group, key=lambda q: (_hash(q.id), q.id)):
+            if taken[question.answer] < cap:
+                taken[question.answer] += 1
+                kept.add(question.id)
+    return [question for question in listed if question.id in kept]
