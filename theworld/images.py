@@ -151,7 +151,7 @@ def _load_path(source: str | os.PathLike[str]) -> Image.Image:
     name = os.fspath(source)
     if name.startswith(("http://", "https://")):
         raise ValueError(f"{name!r} is an address, and pictures are read from files: download it and pass its path.")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     try:
         if path.is_dir():
             raise ValueError(f"{name!r} is a directory: pass the path of an image file inside it.")

@@ -36,7 +36,7 @@ def save_rollout(
     Raises ValueError for another extension, frames of another shape or type, values that make no sense, a number of
     labels that is not F, and a place that cannot be written.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     write = WRITERS[rollout_extension(path)]
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
@@ -62,7 +62,10 @@ def save_rollout(
 
 
 def rollout_extension(path: str | os.PathLike[str]) -> str:
-    """ ".gif", ".mp4" or ".png" as in `path`; ValueError for any other, so that a command can say so before it starts."""
+    """The extension of `path`: ".gif", ".mp4" or ".png".
+
+    Raises ValueError for any other; a command asks before it starts to imagine.
+    """
     extension = Path(path).suffix.lower()
     if extension not in WRITERS:
         raise ValueError(
