@@ -6,14 +6,19 @@ SHELL := /bin/bash
 
 # `make test PYTHON=python3` uses an environment of your own and sets nothing up.
 ifdef PYTHON
-READY :=
+CORE :=
+DEV :=
 else
 PYTHON := $(VENV)/bin/python
-READY := $(VENV)/.setup-stamp
+CORE := $(VENV)/.setup-core
+DEV := $(VENV)/.setup-dev
 endif
 
-$(VENV)/.setup-stamp: requirements.lock requirements-dev.lock pyproject.toml scripts/setup.sh
-	@VENV=$(VENV) bash scripts/setup.sh --skip-models
+$(VENV)/.setup-core: requirements.lock pyproject.toml
+	@VENV=$(VENV) PYTHON= bash scripts/setup.sh --skip-models --skip-dev
+
+$(VENV)/.setup-dev: requirements.lock requirements-dev.lock pyproject.toml
+	@VENV=$(VENV) PYTHON= bash scripts/setup.sh --skip-models
 
 .PHONY: help setup lock format check typecheck run train-simple train-hf smoke-test eval-blink eval-gemma compare-results \
         test test-slow test-gpu clean
@@ -24,25 +29,25 @@ help: ## Show this list
 setup: ## Make .venv, install everything, look for a Hugging Face token, cache the base models if there is one
 	@VENV=$(VENV) bash scripts/setup.sh
 
-lock: $(READY) ## Write requirements.lock and requirements-dev.lock anew from pyproject.toml
+lock: $(DEV) ## Write requirements.lock and requirements-dev.lock anew from pyproject.toml
 	@bash scripts/lock.sh
 
-format: $(READY) ## Format the code (black, 120 columns) and sort the imports
+format: $(DEV) ## Format the code (black, 120 columns) and sort the imports
 	@$(PYTHON) -m ruff check --fix --quiet . || true
 	@$(PYTHON) -m black --quiet .
 
-check: $(READY) ## Formatting, lint and types, changing nothing
+check: $(DEV) ## Formatting, lint and types, changing nothing
 	@$(PYTHON) -m black --check --quiet . || { echo "black would change these files (make format does):"; $(PYTHON) -m black --check . 2>&1 | grep 'would reformat'; exit 1; }
 	@$(PYTHON) -m ruff check --quiet .
 	@$(PYTHON) -m mypy
 
-typecheck: $(READY) ## Types alone
+typecheck: $(DEV) ## Types alone
 	@$(PYTHON) -m mypy
 
-run: $(READY) ## Three questions about one picture: no future, four world steps, a runtime override (MODEL=nano)
+run: $(CORE) ## Three questions about one picture: no future, four world steps, a runtime override (MODEL=nano)
 	@$(PYTHON) examples/inference.py --model $(MODEL)
 
-train-simple: $(READY) ## One forward and backward pass, step by step
+train-simple: $(CORE) ## One forward and backward pass, step by step
 	@test -f examples/simple_training.py || { echo "make train-simple comes with training, in a later part."; exit 1; }
 	@$(PYTHON) examples/simple_training.py
 
@@ -61,13 +66,13 @@ eval-gemma: ## Plain Gemma on BLINK (later part)
 compare-results: ## Paired comparison of evaluation results (later part)
 	@echo "make compare-results comes with the BLINK evaluation, in a later part."; exit 1
 
-test: $(READY) ## The tests: tiny models, no network, no GPU
+test: $(DEV) ## The tests: tiny models, no network, no GPU
 	@HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2
 
-test-slow: $(READY) ## The tests that take longer
+test-slow: $(DEV) ## The tests that take longer
 	@HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m "slow and not gpu"
 
-test-gpu: $(READY) ## The tests that need an accelerator
+test-gpu: $(DEV) ## The tests that need an accelerator
 	@HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m gpu
 
 clean: ## Remove caches and temporary files (keeps .venv, checkpoints/ and logs/)
