@@ -1,0 +1,100 @@
+"""Imports run one way: from a picture to an answer, and no way back. Read from the source: lazy imports count too."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import theworld
+
+PACKAGE = Path(theworld.__file__).parent
+
+# room -> the rooms that it may import
+_INSIDE = {"configuration", "images", "checkpoints", "processing", "projector", "world_models", "freezing"}
+_MODEL = _INSIDE | {"modeling"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "configuration": set(),
+    "images": set(),
+    "pictures": set(),
+    "freezing": set(),
+    "checkpoints": set(),  # files only; what fills them is above
+    "projector": {"configuration"},
+    "world_models": {"configuration", "images"},
+    "processing": {"configuration", "images", "checkpoints"},
+    "modeling": _INSIDE,
+    "api": _MODEL | {"pictures"},
+    "world_cache": _MODEL,
+    # samples know how a prompt is made, never the model
+    "datasets": {"configuration", "images", "processing"},
+    # changes batches and asks for answers, and does not know what is inside the model
+    "evaluation": {"configuration", "images", "pictures", "processing", "datasets", "api"},
+    "training": _MODEL | {"api", "datasets", "world_cache"},
+    "nano": _MODEL | {"api", "datasets", "evaluation", "training", "pictures"},
+    "cli": _MODEL | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache"},
+}
+
+
+def rooms() -> list[str]:
+    return sorted({path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or is_package(path)} - {"__init__"})
+
+
+def is_package(path: Path) -> bool:
+    return (path / "__init__.py").is_file()
+
+
+def files_of(room: str) -> list[Path]:
+    return sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """The rooms of theworld that a file imports, at its top or inside its functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are written in full"
+            names.update([f"theworld.{alias.name}" for alias in node.names] if node.module == "theworld" else [])
+            names.add(node.module or "")
+    parts = [name.split(".") for name in names]
+    return {part[1] for part in parts if part[0] == "theworld" and len(part) > 1}
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_imports_run_one_way(room: str) -> None:
+    assert room in MAY_IMPORT, f"say in MAY_IMPORT what {room} may import"
+    for path in files_of(room):
+        known = imported_rooms(path) & set(MAY_IMPORT)
+        wrong = known - MAY_IMPORT[room] - {room}
+        assert not wrong, f"{path.relative_to(PACKAGE.parent)} imports {sorted(wrong)}, which is the way back"
+
+
+def test_the_order_has_no_circles() -> None:
+    """What a room may import may not import the room, by any way round."""
+    reach = {room: set(below) for room, below in MAY_IMPORT.items()}
+    for _ in reach:
+        for room, below in reach.items():
+            reach[room] = below.union(*(reach[other] for other in below))
+    assert not [room for room, below in reach.items() if room in below]
+
+
+def loaded_after(statement: str, *packages: str) -> list[str]:
+    """Which of `packages` a fresh Python has loaded after `statement`."""
+    code = f"import sys; {statement}; print(*(name for name in {packages!r} if name in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    return result.stdout.split()
+
+
+def test_importing_the_package_is_cheap() -> None:
+    heavy = ("torch", "transformers", "diffusers", "peft", "datasets", "numpy", "PIL")
+    assert loaded_after("import theworld; theworld.__version__; dir(theworld)", *heavy) == []
+
+
+def test_public_names_resolve() -> None:
+    for name in theworld.__all__:
+        assert getattr(theworld, name) is not None
+        assert name in dir(theworld)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = theworld.nonsense
