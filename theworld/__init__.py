@@ -8,7 +8,12 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 # public name -> the module that holds it
-_PUBLIC: dict[str, str] = {}
+_PUBLIC: dict[str, str] = {
+    "TheWorld": "theworld.api",
+    "TheWorldConfig": "theworld.configuration",
+    "TheWorldForConditionalGeneration": "theworld.modeling",
+    "TheWorldProcessor": "theworld.processing",
+}
 
 __all__ = ["__version__", *_PUBLIC]
 

@@ -1,0 +1,70 @@
+"""A fused model of a few thousand parameters, in the published repositories' layout, for tests everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.world_models.tiny import TINY_SIZE, tiny_world_folder
+from theworld.modeling import TheWorldForConditionalGeneration
+from theworld.nano.gemma import build_config, build_model, build_processor, build_tokenizer
+from theworld.processing import TheWorldProcessor
+
+CORPUS = (
+    "Which bin will the ball land in? left middle right",
+    "Is the red ball on the left?",
+    "yes",
+    "no",
+    "model user",
+)
+
+
+def tiny_gemma_folder(folder: Path, seed: int = 0, hidden_size: int = 32) -> Path:
+    """Gemma 3 with two sliding layers and a full one, 16 tokens a picture; weights, tokenizer and image processor."""
+    tokenizer = build_tokenizer(CORPUS * 20, vocab_size=320)
+    config = build_config(
+        tokenizer,
+        text={
+            "hidden_size": hidden_size,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "initializer_range": 0.2,  # large enough that tokens matter to each other
+        },
+        vision={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": TINY_SIZE,
+            "patch_size": 8,
+        },
+        tokens_per_image=16,
+    )
+    build_model(config, tokenizer, seed).save_pretrained(folder)
+    build_processor(tokenizer, TINY_SIZE, 16).save_pretrained(folder)
+    return folder
+
+
+def tiny_bases(folder: Path) -> dict[str, str]:
+    """Both base folders, as `from_base_models` takes them."""
+    return {
+        "vlm_name_or_path": str(tiny_gemma_folder(folder / "gemma")),
+        "world_name_or_path": str(tiny_world_folder(folder / "cosmos")),
+    }
+
+
+def tiny_model(bases: dict[str, str], **config: Any) -> tuple[TheWorldForConditionalGeneration, TheWorldProcessor]:
+    """A fresh fusion of tiny bases, fp32, every world part loaded, and its processor."""
+    values = {"world_image_size": TINY_SIZE, "num_world_steps": 2, "max_world_steps": 4, **config}
+    model = TheWorldForConditionalGeneration.from_base_models(
+        **bases, dtype=torch.float32, world_parts=("encoder", "decoder", "transformer"), **values
+    )
+    return model, TheWorldProcessor.from_config(model.config)

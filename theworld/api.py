@@ -1,0 +1,447 @@
+"""TheWorld: model and processor behind the calls people write.
+
+model = TheWorld("nano")
+answer = model.generate("scene.png", "Which bin will the ball land in: left, middle or right?", num_world_steps=4)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import BatchFeature, TextIteratorStreamer
+
+from theworld import checkpoints, freezing
+from theworld.configuration import TheWorldConfig
+from theworld.images import load_image, load_images, to_frames, to_pixels
+from theworld.modeling import TheWorldForConditionalGeneration, world_parts_for
+from theworld.processing import TheWorldProcessor
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_GEMMA = "google/gemma-3-4b-it"
+DEFAULT_COSMOS = "nvidia/Cosmos-Predict2-2B-Video2World"
+IGNORED = -100  # label of a token that is not learned
+
+Progress = Callable[[int, int], None]
+
+
+class TheWorld(nn.Module):
+    """A vision-language model that looks ahead.
+
+    Args:
+        model_name: a Gemma 3 model (Hub id or folder) to fuse afresh, or a trained TheWorld model (`nano`, folder, id).
+        num_world_steps: future latent frames a call imagines unless it says otherwise; None means 0 for a fresh fusion
+            and the model's own number for a trained one.
+        cosmos_model_name: world model of a fresh fusion.
+        freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae: False lets that part learn beside the projector.
+        max_world_steps: rows of the temporal embedding of a fresh fusion.
+        dtype: None means bfloat16 on a GPU and float32 on a CPU.
+        device: None means the first GPU, or the CPU.
+        config: further fields of TheWorldConfig for a fresh fusion (`projector`, `spatial_merge`, …).
+
+    Raises:
+        ValueError: a model that cannot be read, or settings that do not fit together.
+    """
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str] = DEFAULT_GEMMA,
+        num_world_steps: int | None = None,
+        cosmos_model_name: str = DEFAULT_COSMOS,
+        freeze_gemma_vision: bool = True,
+        freeze_gemma_language: bool = True,
+        freeze_cosmos_vae: bool = True,
+        max_world_steps: int = 16,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        **config: Any,
+    ) -> None:
+        super().__init__()
+        name = os.fspath(model_name)
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        values = checkpoints.read_json(checkpoints.resolve(name))
+        if values.get("model_type") == TheWorldConfig.model_type:
+            if config:
+                raise ValueError(f"{name} is a trained model; {', '.join(config)} cannot be changed any more.")
+            model = _load(name, num_world_steps, dtype)
+        else:
+            steps = num_world_steps or 0
+            model = TheWorldForConditionalGeneration.from_base_models(
+                name,
+                cosmos_model_name,
+                dtype=dtype,
+                num_world_steps=steps,
+                max_world_steps=max_world_steps,
+                **config,
+            )
+        self._set(model, device)
+        self._freeze(freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
+
+    def _set(self, model: TheWorldForConditionalGeneration, device: torch.device) -> None:
+        self.model = model.to(device)
+        inside = str(model.config._name_or_path)
+        self.processor = TheWorldProcessor.from_config(model.config, checkpoints.resolve(inside) if inside else None)
+        self._warned = False
+
+    def _freeze(self, vision: bool, language: bool, vae: bool) -> None:
+        parts = [] if self.model.world is None else ["projector"]
+        parts += ["lora"] if self.config.lora is not None else []
+        parts += [
+            part for part, frozen in (("vision", vision), ("language", language), ("vae_encoder", vae)) if not frozen
+        ]
+        freezing.train_only(self.model, parts)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str | os.PathLike[str],
+        checkpoint_name: str | None = None,
+        *,
+        num_world_steps: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        freeze_gemma_vision: bool = True,
+        freeze_gemma_language: bool = True,
+        freeze_cosmos_vae: bool = True,
+    ) -> TheWorld:
+        """A trained model from `nano`, a folder or the Hub.
+
+        Args:
+            checkpoint_name: a checkpoint inside it: `checkpoint-1000` or `checkpoint-1000/pytorch_model.bin`.
+            num_world_steps: default of later calls; None keeps the model's own.
+        """
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        self._set(_load(os.fspath(model_name), num_world_steps, dtype, checkpoint_name), device)
+        self._freeze(freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
+        return self
+
+    # ------------------------------------------------------------------------------------------------- what it is
+
+    @property
+    def config(self) -> TheWorldConfig:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def projector_is_trained(self) -> bool:
+        """Whether world tokens mean something to the language model; always true when there are none."""
+        return self.model.world is None or "projector" in self.config.trained_parts
+
+    def get_trainable_parameters(self) -> tuple[int, int, float]:
+        """(trainable, total, percent) over the parts in memory."""
+        rows = self.parameter_table()
+        trainable, total = sum(row.trainable for row in rows), sum(row.total for row in rows)
+        return trainable, total, 100.0 * trainable / total
+
+    def parameter_table(self) -> list[freezing.PartCount]:
+        """Parameters and trainable ones, a row a part in memory."""
+        return freezing.count_parameters(self.model)
+
+    # ---------------------------------------------------------------------------------------------- from image to answer
+
+    def prepare(
+        self,
+        image: Any,
+        question: str | Sequence[str],
+        answer: str | Sequence[str] | None = None,
+        *,
+        num_world_steps: int | None = None,
+        seed: int = 0,
+        enable_world: bool | None = None,
+    ) -> BatchFeature:
+        """Chat-formatted model inputs, left-padded, on this model's device.
+
+        Args:
+            image: one picture, several for one question, or with a list of questions one entry (or list) each; None
+                asks without a picture.
+            question: one or a list.
+            answer: with it the answer's turn is added and `labels` hold its ids, -100 elsewhere.
+        """
+        questions = [question] if isinstance(question, str) else list(question)
+        pictures = group_pictures(image, question)
+        answers = [answer] if isinstance(answer, str) else answer
+        if answers is not None and len(answers) != len(questions):
+            raise ValueError(f"{len(questions)} questions were given with {len(answers)} answers.")
+        chats = [user_turn(len(own), text) for own, text in zip(pictures, questions, strict=True)]
+        prompts = [self.processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
+        texts = prompts
+        if answers is not None:
+            texts = [prompt + text + "<end_of_turn>" for prompt, text in zip(prompts, answers, strict=True)]
+        inputs = self.processor(
+            images=pictures if any(pictures) else None,
+            text=texts,
+            num_world_steps=self.config.num_world_steps if num_world_steps is None else num_world_steps,
+            seed=seed,
+            enable_world=enable_world,
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,  # the template has written <bos>
+            return_tensors="pt",
+        )
+        if answers is not None:
+            inputs["labels"] = self._answer_labels(inputs["input_ids"], answers)
+        return inputs.to(self.device)
+
+    def _answer_labels(self, input_ids: Tensor, answers: Sequence[str]) -> Tensor:
+        """Labels (B, L): the ids of each answer and its end of turn, which close each left-padded row."""
+        labels = torch.full_like(input_ids, IGNORED)
+        for row, text in enumerate(answers):
+            ids = self.processor.tokenizer(text + "<end_of_turn>", add_special_tokens=False)["input_ids"]
+            if input_ids[row, -len(ids) :].tolist() != ids:
+                raise AssertionError(f"the answer {text!r} is tokenised otherwise behind its prompt")
+            labels[row, -len(ids) :] = input_ids[row, -len(ids) :]
+        return labels
+
+    def forward(
+        self,
+        image: Any,
+        text: str | Sequence[str],
+        labels: str | Sequence[str] | Tensor | None = None,
+        num_world_steps: int | None = None,
+    ) -> Any:
+        """Logits, and the loss when there are labels.
+
+        Args:
+            image: as in `prepare`.
+            text: the question or questions.
+            labels: answers as text, or label ids (B, L) in step with `prepare(image, text)["input_ids"]`.
+            num_world_steps: overrides the model's own number.
+        """
+        self._warn_if_untrained()
+        if isinstance(labels, Tensor):
+            inputs = self.prepare(image, text, num_world_steps=num_world_steps)
+            if labels.shape != inputs["input_ids"].shape:
+                raise ValueError(
+                    f"labels are {tuple(labels.shape)} but the prompt is {tuple(inputs['input_ids'].shape)}; give the "
+                    "answers as text, or label ids in step with prepare(image, text)['input_ids']."
+                )
+            return self.model(**inputs, labels=labels.to(self.device))
+        return self.model(**self.prepare(image, text, labels, num_world_steps=num_world_steps))
+
+    def generate(
+        self,
+        image: Any,
+        question: str | Sequence[str],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        num_world_steps: int | None = None,
+        *,
+        seed: int = 0,
+        enable_world: bool | None = None,
+        world_latents: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """The answer to one question, or a list of answers to a list of questions in one batch.
+
+        Args:
+            image: as in `prepare`.
+            temperature: 0 is greedy.
+            num_world_steps: overrides the model's own number.
+            seed: another number imagines another future of the same picture.
+            enable_world: False asks Gemma alone.
+            world_latents: (n, C, T, h, w) to read instead of imagining, as `imagine` returns them.
+            progress: called with (denoise steps done, of how many) while it imagines.
+        """
+        inputs, arguments = self._generation(
+            image, question, max_new_tokens, temperature, num_world_steps, seed, enable_world, world_latents, progress
+        )
+        ids = self.model.generate(**inputs, **arguments)[:, inputs["input_ids"].shape[1] :]
+        answers = [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+        return answers[0] if isinstance(question, str) else answers
+
+    def stream(
+        self,
+        image: Any,
+        question: str,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        num_world_steps: int | None = None,
+        *,
+        seed: int = 0,
+        enable_world: bool | None = None,
+        world_latents: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[str]:
+        """The answer in pieces, as it is written; arguments as in `generate`."""
+        inputs, arguments = self._generation(
+            image, question, max_new_tokens, temperature, num_world_steps, seed, enable_world, world_latents, progress
+        )
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        with ThreadPoolExecutor(max_workers=1) as executor:
+            writing = executor.submit(self.model.generate, **inputs, **arguments, streamer=streamer)
+            # a failure would else leave the reader waiting for ever
+            writing.add_done_callback(lambda done: streamer.end() if done.exception() else None)
+            yield from streamer
+            writing.result()
+
+    def _generation(
+        self,
+        image: Any,
+        question: str | Sequence[str],
+        max_new_tokens: int,
+        temperature: float,
+        num_world_steps: int | None,
+        seed: int,
+        enable_world: bool | None,
+        world_latents: Tensor | None,
+        progress: Progress | None,
+    ) -> tuple[BatchFeature, dict[str, Any]]:
+        """Model inputs with the future already imagined, and `generate`'s arguments."""
+        if world_latents is not None:
+            num_world_steps = world_latents.shape[2] - 1
+        inputs = self.prepare(image, question, num_world_steps=num_world_steps, seed=seed, enable_world=enable_world)
+        if "world_frames" in inputs:
+            self._warn_if_untrained()
+            frames, seeds, steps = (inputs.pop(name) for name in ("world_frames", "world_seeds", "num_world_steps"))
+            if world_latents is None:
+                world_latents = self._imagine(frames, int(steps[0]), seeds.tolist(), progress)
+            inputs["world_latents"] = world_latents.to(self.device)
+        elif world_latents is not None:
+            raise ValueError("world_latents were given, but the world is off or there is no picture.")
+        if temperature < 0:
+            raise ValueError(f"temperature is {temperature}; 0 is greedy, larger is freer.")
+        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        return inputs, {"max_new_tokens": max_new_tokens, **sampling}
+
+    # --------------------------------------------------------------------------------------------------- the future
+
+    def imagine(
+        self, image: Any, num_world_steps: int | None = None, *, seed: int = 0, progress: Progress | None = None
+    ) -> Tensor:
+        """Latents of now and the imagined next moments, one row a picture: (n, C, 1 + num_world_steps, h, w)."""
+        steps = self.config.num_world_steps if num_world_steps is None else num_world_steps
+        inputs = self.processor.world_inputs(load_images(image), self.config.check_world_steps(steps), seed)
+        return self._imagine(inputs["world_frames"].to(self.device), steps, inputs["world_seeds"].tolist(), progress)
+
+    @torch.no_grad()
+    def _imagine(self, frames: Tensor, steps: int, seeds: Sequence[int], progress: Progress | None) -> Tensor:
+        self._load_world_parts(*world_parts_for(steps))
+        return self.model.world_latents_of(frames, steps, seeds, progress)
+
+    @torch.no_grad()
+    def encode(self, clip: Sequence[Any]) -> Tensor:
+        """Latents (1, C, T, h, w) of true frames, 1 + 4·N of them: what a perfect rollout would have imagined."""
+        self._load_world_parts("encoder")
+        frames = to_frames([list(clip)], self.config.world_image_size)
+        return self._world().encode(frames.to(self.device))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Latents (n, C, T, h, w) to frames (n, F, H, W, 3) uint8 that people can look at; F = 1 + 4·(T - 1)."""
+        self._load_world_parts("decoder")
+        return to_pixels(self._world().decode(latents.to(self.device)))
+
+    def _world(self) -> Any:
+        if self.model.world is None:
+            raise ValueError("this model was trained with the world off (enable_world=False); it cannot imagine.")
+        return self.model.world
+
+    def _load_world_parts(self, *parts: str) -> None:
+        """Loads what a call needs and the model does not have yet, from where the world model came from."""
+        world = self._world()
+        missing = [part for part in parts if part not in world.parts]
+        if missing:
+            logger.info("loading the world model's %s", " and ".join(missing))
+            world.load_parts(*missing)
+
+    def _warn_if_untrained(self) -> None:
+        if not self.projector_is_trained and not self.training and not self._warned:
+            self._warned = True
+            logger.warning(
+                "The projector of this model is untrained, so its world tokens mean nothing to the language model yet; "
+                "train it (docs/training) or load a trained model with TheWorld.from_pretrained."
+            )
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def save_pretrained(self, folder: str | os.PathLike[str], full: bool = False) -> None:
+        """Writes the adapter (what was trained, and the bases' ids), or everything with `full=True`."""
+        self.model.save_pretrained(folder, full=full)
+
+    def save_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        optimizer: torch.optim.Optimizer | None = None,
+        epoch: int | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Writes what was trained, the optimiser's state, epoch and step to one file, all or nothing."""
+        path = Path(path)
+        content = {
+            "model": {name: tensor.detach().cpu() for name, tensor in self.model.adapter_tensors().items()},
+            "optimizer": None if optimizer is None else optimizer.state_dict(),
+            "epoch": epoch,
+            "step": step,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        side = path.with_name(f".{path.name}.writing")
+        try:
+            torch.save(content, side)
+            os.replace(side, path)
+        finally:
+            side.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None
+    ) -> dict[str, int | None]:
+        """Reads a file of `save_checkpoint` back; it must hold exactly the parts this model has in training.
+
+        Returns:
+            `{"epoch": …, "step": …}`, None where none was saved.
+        """
+        content = checkpoints.read_pickle(Path(path))
+        if not {"model", "optimizer", "epoch", "step"} <= set(content):
+            raise ValueError(f"{path} was not written by save_checkpoint.")
+        expected = self.model.adapter_tensors()
+        checkpoints.copy_tensors(expected, content["model"], str(path))
+        if optimizer is not None:
+            if content["optimizer"] is None:
+                raise ValueError(f"{path} holds no optimiser state; load it without optimizer=.")
+            optimizer.load_state_dict(content["optimizer"])
+        return {"epoch": content["epoch"], "step": content["step"]}
+
+
+def _load(
+    name: str, num_world_steps: int | None, dtype: torch.dtype, checkpoint_name: str | None = None
+) -> TheWorldForConditionalGeneration:
+    """A trained model whose default number of world steps may be another than the one it was saved with."""
+    model = TheWorldForConditionalGeneration.from_pretrained(
+        name, dtype=dtype, checkpoint_name=checkpoint_name, world_parts=("encoder",)
+    )
+    if num_world_steps is not None:
+        model.config.num_world_steps = model.config.check_world_steps(num_world_steps)
+    return model
+
+
+def user_turn(num_pictures: int, question: str) -> list[dict[str, Any]]:
+    """A chat of one user turn: pictures first, then the question."""
+    return [{"role": "user", "content": [*[{"type": "image"}] * num_pictures, {"type": "text", "text": question}]}]
+
+
+def group_pictures(image: Any, question: str | Sequence[str]) -> list[list[Any]]:
+    """One list of loaded pictures a question."""
+    if isinstance(question, str):
+        return [[] if image is None else load_images(image)]
+    questions = list(question)
+    if image is None:
+        return [[] for _ in questions]
+    items = list(image) if isinstance(image, (list, tuple, np.ndarray, Tensor)) else [image]
+    if len(items) != len(questions):
+        raise ValueError(f"{len(items)} pictures were given for {len(questions)} questions; give one entry each.")
+    return [load_images(item) if isinstance(item, (list, tuple)) else [load_image(item)] for item in items]

@@ -1,0 +1,170 @@
+"""Adapter folders: find, read and write them. Files only; the model that fills them is in `modeling`.
+
+An adapter folder holds `config.json` (a TheWorldConfig: base models' ids and revisions, and which parts were trained) and
+`model.safetensors` (those parts and nothing else). A base id that starts with `./` lies inside the folder, which is
+how a full export stays in one piece.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+ADAPTER_FILE = "model.safetensors"
+LEGACY_ADAPTER_FILE = "pytorch_model.bin"
+CONFIG_FILE = "config.json"
+
+SHIPPED_WEIGHTS = Path(__file__).parent / "nano" / "weights"
+SHIPPED_DEFAULT = "fused"
+
+
+def resolve(model: str | os.PathLike[str], inside: str | os.PathLike[str] | None = None) -> str:
+    """A folder for the shipped models and for local paths; anything else is a Hub id and is returned as it is.
+
+    Args:
+        model: `nano` (the shipped model), `nano/NAME` (a part of it), a folder, or a Hub id.
+        inside: folder that ids starting with `./` are relative to.
+
+    Raises:
+        ValueError: `nano/NAME` that is not shipped.
+    """
+    name = os.fspath(model)
+    if name == "nano" or name.startswith("nano/"):
+        folder = SHIPPED_WEIGHTS / (name.removeprefix("nano").strip("/") or SHIPPED_DEFAULT)
+        if not (folder / CONFIG_FILE).exists() and not (folder / "model_index.json").exists():
+            shipped = sorted(path.name for path in SHIPPED_WEIGHTS.glob("*") if path.is_dir())
+            raise ValueError(f"{name!r} is not shipped with this package; it has: nano, " + ", ".join(shipped) + ".")
+        return str(folder)
+    if name.startswith("./") and inside is not None and (Path(inside) / name).is_dir():
+        return str(Path(inside) / name)
+    return name
+
+
+def find_file(model: str, filename: str, revision: str | None = None) -> Path:
+    """Path of one file of a folder or Hub repository, downloaded when it must be.
+
+    Raises:
+        ValueError: no such model, no such file, no permission or no network; one sentence that says what to do.
+    """
+    if Path(model).is_dir():
+        path = Path(model) / filename
+        if not path.is_file():
+            raise ValueError(f"{model} has no {filename}; is it a model folder?")
+        return path
+    try:
+        return Path(hf_hub_download(model, filename, revision=revision))
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f"{model} is no folder here, and {filename} is neither in the Hugging Face cache nor reachable on the "
+            "network; check the name, or go online once."
+        ) from error
+    except GatedRepoError as error:
+        raise ValueError(
+            f"{model} is gated: accept its licence on its Hub page and set HF_TOKEN to a token that may read it."
+        ) from error
+    except EntryNotFoundError as error:
+        raise ValueError(f"{model} on the Hub has no {filename}; check the repository and revision.") from error
+    except (HfHubHTTPError, ValueError) as error:
+        raise ValueError(f"{model} is neither a folder nor a readable Hub repository: {error}") from error
+
+
+def read_json(model: str, filename: str = CONFIG_FILE, revision: str | None = None) -> dict[str, object]:
+    """A JSON file of a model folder or repository, as a dict."""
+    path = find_file(model, filename, revision)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); download or save the model again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; download or save the model again.")
+    return content
+
+
+def read_tensors(model: str, filename: str = ADAPTER_FILE, revision: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a `.bin` file read with `weights_only=True` (pickled code is refused)."""
+    path = find_file(model, filename, revision)
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or cut short ({error}); download or save it again.") from error
+    tensors = read_pickle(path)
+    if not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{path} is not a file of named tensors.")
+    return tensors
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """A file of `torch.save`, read with `weights_only=True`: code inside it is refused, not run."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} holds more than tensors, or is no checkpoint; it was not loaded.") from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}); download or save it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a checkpoint of named tensors.")
+    return content
+
+
+def check_keys(expected: Iterable[str], found: Iterable[str], where: str) -> None:
+    """Raises a ValueError unless both name the same tensors, with the first few of each that are off."""
+    expected, found = set(expected), set(found)
+    missing, unexpected = sorted(expected - found), sorted(found - expected)
+    if missing or unexpected:
+        parts = [
+            f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+            for what, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        ]
+        raise ValueError(f"{where} does not fit this model: {' and '.join(parts)}. Was it made for another base?")
+
+
+def copy_tensors(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copies `tensors` into the parameters of the same names; nothing is copied unless every name and shape fits."""
+    check_keys(parameters, tensors, where)
+    for name, parameter in parameters.items():
+        if parameter.shape != tensors[name].shape:
+            raise ValueError(
+                f"{where} does not fit this model: {name} is {tuple(tensors[name].shape)} there and "
+                f"{tuple(parameter.shape)} here. Was it made for another base?"
+            )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """Calls `write(side_folder)` and moves its files into `folder` only when all are there: no half-written adapter.
+
+    Files of `folder` that `write` does not produce stay where they are.
+    """
+    target = Path(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as side:
+        write(Path(side))
+        target.mkdir(exist_ok=True)
+        for entry in sorted(Path(side).iterdir()):
+            if entry.is_dir() and (target / entry.name).is_dir():
+                shutil.rmtree(target / entry.name)
+            os.replace(entry, target / entry.name)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes contiguous copies on the CPU as safetensors."""
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})

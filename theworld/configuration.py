@@ -1,0 +1,223 @@
+"""What a TheWorld model is: its two base models, the latent grid between them, and how latents become tokens.
+
+The latent grid and `world_token_count` live here and nowhere else: the processor counts placeholders with them, the
+model checks features against them, and `theworld info` prints them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.models.gemma3 import Gemma3Config
+
+# Cosmos-Predict2-2B-Video2World as published: https://huggingface.co/nvidia/Cosmos-Predict2-2B-Video2World
+COSMOS_2B_TRANSFORMER: dict[str, Any] = {
+    "in_channels": 17,
+    "out_channels": 16,
+    "num_attention_heads": 16,
+    "attention_head_dim": 128,
+    "num_layers": 28,
+    "mlp_ratio": 4.0,
+    "text_embed_dim": 1024,
+    "adaln_lora_dim": 256,
+    "max_size": [128, 240, 240],
+    "patch_size": [1, 2, 2],
+    "rope_scale": [1.0, 3.0, 3.0],
+    "concat_padding_mask": True,
+    "extra_pos_embed_type": None,
+}
+COSMOS_SCHEDULER: dict[str, Any] = {
+    "use_karras_sigmas": True,
+    "sigma_max": 80.0,
+    "sigma_min": 0.002,
+    "sigma_data": 1.0,
+    "final_sigmas_type": "sigma_min",
+}
+WAN_LATENT_CHANNELS = 16  # AutoencoderKLWan's default z_dim, for a vae dict that leaves it out
+
+PROJECTORS = ("linear", "mlp")
+SPATIAL_MERGES = (1, 2, 4)
+
+
+class CosmosPredict2Config(PreTrainedConfig):
+    """A Cosmos-Predict2 world model: diffusers' own config dicts, plus how a rollout is sampled.
+
+    Args:
+        vae: keyword arguments of diffusers' `AutoencoderKLWan`; empty means the published VAE.
+        transformer: keyword arguments of `CosmosTransformer3DModel`; default is the 2B model.
+        scheduler: keyword arguments of `FlowMatchEulerDiscreteScheduler`.
+        text_tokens: length of a prompt embedding (512 for Cosmos-Predict2's T5).
+        num_inference_steps: denoise steps of a rollout; at least 2, since one step returns noise.
+        guidance_scale: classifier-free guidance; 1.0 switches it off and halves the work.
+        sigma_conditioning: noise level that the conditioning frames carry.
+        fps: frames a second the transformer is told, which scales its temporal rotary embedding.
+    """
+
+    model_type = "cosmos_predict2"
+
+    def __init__(
+        self,
+        vae: dict[str, Any] | None = None,
+        transformer: dict[str, Any] | None = None,
+        scheduler: dict[str, Any] | None = None,
+        text_tokens: int = 512,
+        num_inference_steps: int = 10,
+        guidance_scale: float = 7.0,
+        sigma_conditioning: float = 0.0001,
+        fps: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        self.vae = dict(vae or {})
+        self.transformer = dict(transformer or COSMOS_2B_TRANSFORMER)
+        self.scheduler = dict(scheduler or COSMOS_SCHEDULER)
+        self.text_tokens = text_tokens
+        self.num_inference_steps = num_inference_steps
+        self.guidance_scale = guidance_scale
+        self.sigma_conditioning = sigma_conditioning
+        self.fps = fps
+        super().__init__(**kwargs)
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.vae.get("z_dim", WAN_LATENT_CHANNELS))
+
+    @property
+    def temporal_factor(self) -> int:
+        """Pixel frames per latent frame after the first one."""
+        downsample = self.vae.get("temperal_downsample", [False, True, True])  # diffusers' spelling
+        return int(2 ** sum(bool(d) for d in downsample))
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent cell along one side."""
+        return int(2 ** (len(self.vae.get("dim_mult", [1, 2, 4, 4])) - 1))
+
+
+class TheWorldConfig(PreTrainedConfig):
+    """A Gemma 3 vision-language model, a Cosmos-Predict2 world model and the projector between them.
+
+    Args:
+        vlm_config, world_config: the two base models.
+        vlm_name_or_path, vlm_revision, world_name_or_path, world_revision: where their weights come from; an adapter
+            checkpoint stores these instead of the weights.
+        enable_world: off gives Gemma's own logits, bit for bit.
+        num_world_steps: future latent frames a call imagines unless it says otherwise (one is 4 pixel frames).
+        max_world_steps: rows of the temporal embedding after the first.
+        world_image_size: side, in pixels, of the square picture the world model sees.
+        world_images: which pictures of a question get world tokens, `first` or `all`.
+        projector: `linear` (the source document's) or `mlp`.
+        spatial_merge: 1, 2 or 4; neighbouring cells along each side that fold into one token (space-to-depth).
+        projector_hidden_size: width inside `mlp`; None means the language model's width.
+        world_token_id: id of the world placeholder; None means the row after Gemma's image token, which the published
+            tokenizer leaves free, so that no embedding is resized.
+        lora: LoRA on the language model, `{"r": …, "lora_alpha": …, "target_modules": […]}`, or None.
+        trained_parts: parts (see `theworld.freezing`) whose weights an adapter of this model holds.
+
+    Raises:
+        ValueError: a value outside its range, naming the value and the range.
+    """
+
+    model_type = "theworld"
+    sub_configs = {"vlm_config": Gemma3Config, "world_config": CosmosPredict2Config}
+
+    def __init__(
+        self,
+        vlm_config: Gemma3Config | dict[str, Any] | None = None,
+        world_config: CosmosPredict2Config | dict[str, Any] | None = None,
+        vlm_name_or_path: str = "google/gemma-3-4b-it",
+        vlm_revision: str | None = None,
+        world_name_or_path: str = "nvidia/Cosmos-Predict2-2B-Video2World",
+        world_revision: str | None = None,
+        enable_world: bool = True,
+        num_world_steps: int = 0,
+        max_world_steps: int = 16,
+        world_image_size: int = 224,
+        world_images: str = "first",
+        projector: str = "linear",
+        spatial_merge: int = 1,
+        projector_hidden_size: int | None = None,
+        world_token_id: int | None = None,
+        lora: dict[str, Any] | None = None,
+        trained_parts: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(vlm_config, dict):
+            vlm_config = Gemma3Config(**vlm_config)
+        if isinstance(world_config, dict):
+            world_config = CosmosPredict2Config(**world_config)
+        self.vlm_config = vlm_config if vlm_config is not None else Gemma3Config()
+        self.world_config = world_config if world_config is not None else CosmosPredict2Config()
+        self.vlm_name_or_path = vlm_name_or_path
+        self.vlm_revision = vlm_revision
+        self.world_name_or_path = world_name_or_path
+        self.world_revision = world_revision
+        self.enable_world = enable_world
+        self.num_world_steps = num_world_steps
+        self.max_world_steps = max_world_steps
+        self.world_image_size = world_image_size
+        self.world_images = world_images
+        self.projector = projector
+        self.spatial_merge = spatial_merge
+        self.projector_hidden_size = projector_hidden_size
+        self.world_token_id = self.vlm_config.image_token_id + 1 if world_token_id is None else world_token_id
+        self.lora = lora
+        self.trained_parts = list(trained_parts)
+        kwargs.setdefault("tie_word_embeddings", self.vlm_config.tie_word_embeddings)
+        super().__init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        if self.projector not in PROJECTORS:
+            raise ValueError(f"projector is {self.projector!r}; choose one of {', '.join(PROJECTORS)}.")
+        if self.spatial_merge not in SPATIAL_MERGES:
+            raise ValueError(f"spatial_merge is {self.spatial_merge}; choose one of {SPATIAL_MERGES}.")
+        if self.world_images not in ("first", "all"):
+            raise ValueError(f"world_images is {self.world_images!r}; choose 'first' or 'all'.")
+        if self.world_image_size < 1 or self.world_image_size % self.world_config.spatial_factor:
+            raise ValueError(
+                f"world_image_size is {self.world_image_size}; it must be a multiple of the world model's "
+                f"{self.world_config.spatial_factor} pixels per latent cell."
+            )
+        side, _ = self.world_grid()
+        if side % self.spatial_merge:
+            raise ValueError(
+                f"spatial_merge {self.spatial_merge} does not divide the {side}×{side} latent grid of "
+                f"world_image_size {self.world_image_size}."
+            )
+        if self.max_world_steps < 0:
+            raise ValueError(f"max_world_steps is {self.max_world_steps}; it must be 0 or more.")
+        self.check_world_steps(self.num_world_steps)
+
+    def check_world_steps(self, num_world_steps: int) -> int:
+        """Returns `num_world_steps`, or raises a ValueError when the temporal embedding has no row for it."""
+        if isinstance(num_world_steps, bool) or not isinstance(num_world_steps, int):
+            raise ValueError(f"num_world_steps is {num_world_steps!r}; give a whole number.")
+        if not 0 <= num_world_steps <= self.max_world_steps:
+            raise ValueError(
+                f"num_world_steps is {num_world_steps}; this model takes 0 to {self.max_world_steps} (max_world_steps)."
+            )
+        return num_world_steps
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The language model's config, which `generate` and its caches read."""
+        return self.vlm_config.get_text_config(decoder=decoder, encoder=encoder)
+
+    def world_grid(self) -> tuple[int, int]:
+        """Latent cells (h, w) of one frame."""
+        side = self.world_image_size // self.world_config.spatial_factor
+        return side, side
+
+    def world_tokens_per_frame(self) -> int:
+        """World tokens of one latent frame, after the spatial merge."""
+        h, w = self.world_grid()
+        return h * w // self.spatial_merge**2
+
+    def world_token_count(self, num_world_steps: int) -> int:
+        """Placeholders one picture takes: T·h·w/merge² world tokens, T = 1 + num_world_steps, and two boundaries."""
+        return (1 + num_world_steps) * self.world_tokens_per_frame() + 2
+
+    def num_pixel_frames(self, num_world_steps: int) -> int:
+        """Pixel frames that T = 1 + num_world_steps latent frames decode to."""
+        return 1 + self.world_config.temporal_factor * num_world_steps

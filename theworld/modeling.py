@@ -1,0 +1,471 @@
+"""The fused model: Gemma 3, a world model, and the projector that stands between them.
+
+From a picture to an answer: embed the text, scatter Gemma's image features over its image placeholders, scatter the
+projected world latents over the world placeholders, and let Gemma's own forward do the rest. With the world off, every
+input goes to Gemma untouched.
+
+Shapes: B prompts, L tokens, n pictures with a world block, C latent channels, T = 1 + N latent frames, h×w latent grid,
+K = world_token_count(N) placeholders a picture, D width of the language model.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Gemma3ForConditionalGeneration,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.models.gemma3.modeling_gemma3 import Gemma3CausalLMOutputWithPast
+
+from theworld import checkpoints, freezing
+from theworld.configuration import CosmosPredict2Config, TheWorldConfig
+from theworld.processing import TheWorldProcessor
+from theworld.projector import WorldProjector
+from theworld.world_models import world_model_class
+from theworld.world_models.base import WorldModel
+
+logger = logging.getLogger(__name__)
+
+WORLD_INPUTS = ("world_frames", "world_latents", "world_embeds", "world_seeds", "num_world_steps")
+
+
+def world_parts_for(num_world_steps: int) -> tuple[str, ...]:
+    """The world model's parts that answering with this many world steps needs; decoding is asked for by name."""
+    return ("encoder",) if num_world_steps == 0 else ("encoder", "transformer")
+
+
+class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Gemma 3 that also reads world tokens.
+
+    Args:
+        config: what the model is.
+        vlm, world: loaded base models; None builds them from the config with random weights.
+        world_parts: parts of the world model to build when `world` is None.
+    """
+
+    config_class = TheWorldConfig
+    config: TheWorldConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    accepts_loss_kwargs = False  # Gemma filters its labels itself, so the trainer must not divide by token counts
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _no_split_modules = ["Gemma3DecoderLayer", "SiglipEncoderLayer", "CosmosTransformerBlock", "WorldProjector"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _tied_weights_keys = {"vlm.lm_head.weight": "vlm.model.language_model.embed_tokens.weight"}
+
+    def __init__(
+        self,
+        config: TheWorldConfig,
+        vlm: Gemma3ForConditionalGeneration | None = None,
+        world: WorldModel | None = None,
+        world_parts: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(config)
+        rows = config.get_text_config().vocab_size
+        if config.world_token_id >= rows:
+            raise ValueError(f"world_token_id is {config.world_token_id}, but the vocabulary has {rows} rows.")
+        self.vlm = vlm if vlm is not None else Gemma3ForConditionalGeneration(copy.deepcopy(config.vlm_config))
+        self.world: WorldModel | None = None
+        if config.enable_world:
+            parts = world_parts_for(config.max_world_steps) if world_parts is None else tuple(world_parts)
+            self.world = world
+            if self.world is None:
+                self.world = world_model_class(config.world_config.model_type)(config.world_config, parts=parts)
+        self.projector = WorldProjector(config)
+        if config.lora is not None:
+            inject_adapter_in_model(LoraConfig(**config.lora), self.vlm.model.language_model)
+        self.generation_config = copy.deepcopy(self.vlm.generation_config)
+        self.post_init()
+        if self.device.type != "meta":
+            self.projector.scale_to(self.text_embedding_rms())
+
+    def init_weights(self) -> None:
+        """Every part draws its own weights when it is built, so nothing is drawn again over loaded ones."""
+        self.tie_weights(recompute_mapping=False)
+
+    # ------------------------------------------------------------------------------------------- loading and saving
+
+    @classmethod
+    def from_base_models(
+        cls,
+        vlm_name_or_path: str,
+        world_name_or_path: str,
+        *,
+        dtype: torch.dtype | str | None = None,
+        world_parts: Sequence[str] | None = None,
+        vlm_revision: str | None = None,
+        world_revision: str | None = None,
+        **config_values: Any,
+    ) -> TheWorldForConditionalGeneration:
+        """A fresh fusion of two published models; its projector is untrained."""
+        world_class = world_model_class(CosmosPredict2Config.model_type)
+        config = TheWorldConfig(
+            vlm_config=AutoConfig.from_pretrained(checkpoints.resolve(vlm_name_or_path), revision=vlm_revision),
+            world_config=world_class.read_config(checkpoints.resolve(world_name_or_path), revision=world_revision),
+            vlm_name_or_path=vlm_name_or_path,
+            vlm_revision=vlm_revision,
+            world_name_or_path=world_name_or_path,
+            world_revision=world_revision,
+            **config_values,
+        )
+        return cls._with_bases(config, dtype=dtype, world_parts=world_parts)
+
+    @classmethod
+    def _with_bases(
+        cls,
+        config: TheWorldConfig,
+        dtype: torch.dtype | str | None,
+        world_parts: Sequence[str] | None,
+        inside: str | None = None,
+        **vlm_arguments: Any,
+    ) -> TheWorldForConditionalGeneration:
+        """Loads the base models a config names and puts a fresh projector (and LoRA) between them."""
+        vlm = Gemma3ForConditionalGeneration.from_pretrained(
+            checkpoints.resolve(config.vlm_name_or_path, inside),
+            revision=config.vlm_revision,
+            dtype=dtype if dtype is not None else "auto",
+            **vlm_arguments,
+        )
+        world = None
+        if config.enable_world:
+            world = world_model_class(config.world_config.model_type).from_pretrained(
+                checkpoints.resolve(config.world_name_or_path, inside),
+                parts=world_parts_for(config.num_world_steps) if world_parts is None else tuple(world_parts),
+                revision=config.world_revision,
+                dtype=vlm.dtype,
+            )
+        model = cls(config, vlm=vlm, world=world)
+        model.projector.to(device=vlm.get_input_embeddings().weight.device, dtype=vlm.dtype)
+        freezing.train_only(model, ())
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *model_args: Any,
+        config: TheWorldConfig | None = None,
+        dtype: torch.dtype | str | None = None,
+        revision: str | None = None,
+        world_parts: Sequence[str] | None = None,
+        checkpoint_name: str | None = None,
+        **kwargs: Any,
+    ) -> TheWorldForConditionalGeneration:
+        """Loads the base models an adapter names, then the adapter, with no missing and no unexpected tensor.
+
+        Args:
+            pretrained_model_name_or_path: `nano`, a folder, or a Hub id.
+            config: use this instead of the folder's own.
+            dtype: of all parts; None keeps the base's own.
+            world_parts: parts of the world model to load; None means what `config.num_world_steps` needs.
+            checkpoint_name: a folder or file inside the repository, such as `checkpoint-1000`.
+            kwargs: passed to Gemma's `from_pretrained` (`device_map`, `attn_implementation`, …).
+
+        Raises:
+            ValueError: not a TheWorld folder, or tensors that do not fit.
+        """
+        model = checkpoints.resolve(pretrained_model_name_or_path)
+        subfolder, filename = split_checkpoint_name(checkpoint_name)
+        if config is None:
+            values = checkpoints.read_json(model, f"{subfolder}{checkpoints.CONFIG_FILE}", revision)
+            if values.get("model_type") != cls.config_class.model_type:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} is a {values.get('model_type')!r} model, not a TheWorld one; "
+                    f"to fuse it, call TheWorld({str(pretrained_model_name_or_path)!r})."
+                )
+            config = TheWorldConfig.from_dict(values)
+        kwargs.pop("trust_remote_code", None)
+        inside = str(Path(model) / subfolder) if Path(model).is_dir() else None
+        loaded = cls._with_bases(config, dtype, world_parts, inside, **kwargs)
+        loaded.load_adapter_tensors(checkpoints.read_tensors(model, f"{subfolder}{filename}", revision), str(model))
+        loaded.config._name_or_path = os.fspath(pretrained_model_name_or_path)
+        return loaded
+
+    def load_adapter_tensors(self, tensors: dict[str, Tensor], where: str) -> None:
+        """Copies an adapter's tensors in, after checking that they are exactly those of `config.trained_parts`."""
+        checkpoints.copy_tensors(dict(freezing.parameters_of(self, self.config.trained_parts)), tensors, where)
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """Named tensors of the parts that learn now or learned before; tied ones once."""
+        parts = {*self.config.trained_parts, *freezing.trained_parts(self)}
+        return dict(freezing.parameters_of(self, parts))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], full: bool = False, **kwargs: Any) -> None:
+        """Writes the adapter, config.json and model.safetensors, all or nothing.
+
+        Args:
+            save_directory: folder to write to.
+            full: also write both base models into it, so that it needs nothing else.
+            kwargs: what Trainer passes (`state_dict`, `is_main_process`); only the latter is read.
+        """
+        if not kwargs.get("is_main_process", True):
+            return
+        config = copy.deepcopy(self.config)
+        parts = {*config.trained_parts, *freezing.trained_parts(self)}
+        config.trained_parts = [part for part in freezing.PARTS if part in parts]
+        config.architectures = [type(self).__name__]
+        config.dtype = self.dtype
+
+        def write(folder: Path) -> None:
+            if full:
+                config.vlm_name_or_path, config.vlm_revision = "./vlm", None
+                self._write_bases(folder, config)
+            config.save_pretrained(folder)
+            checkpoints.write_tensors(folder / checkpoints.ADAPTER_FILE, self.adapter_tensors())
+
+        checkpoints.write_folder(save_directory, write)
+
+    def _write_bases(self, folder: Path, config: TheWorldConfig) -> None:
+        if config.lora is not None:
+            raise ValueError("a full export needs the LoRA merged first; save the adapter alone, or merge it.")
+        self.vlm.save_pretrained(folder / "vlm")
+        inside = self.config._name_or_path if Path(str(self.config._name_or_path)).is_dir() else None
+        TheWorldProcessor.from_config(self.config, inside).write_base(folder / "vlm")
+        if self.world is not None:
+            config.world_name_or_path, config.world_revision = "./world", None
+            self.world.save_pretrained(folder / "world")
+
+    # ------------------------------------------------------------------------------------------ what transformers asks
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vlm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.vlm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.vlm.lm_head
+
+    @property
+    def language_model(self) -> nn.Module:
+        return self.vlm.model.language_model
+
+    def text_embedding_rms(self) -> float:
+        """Root mean square of the embeddings the language model's first layer sees (Gemma scales them by √D)."""
+        ids = torch.arange(min(4096, self.config.get_text_config().vocab_size))
+        embeddings = self.get_input_embeddings()
+        with torch.no_grad():
+            return float(embeddings(ids.to(next(embeddings.parameters()).device)).float().square().mean().sqrt())
+
+    @contextmanager
+    def lora_disabled(self) -> Iterator[None]:
+        """Inside, the language model answers as if it had no LoRA."""
+        layers = [module for module in self.vlm.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+    # ------------------------------------------------------------------------------------------ from pixels to tokens
+
+    def world_latents_of(
+        self,
+        world_frames: Tensor,
+        num_world_steps: int,
+        seeds: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+        **rollout: Any,
+    ) -> Tensor:
+        """Latents of now and, for N > 0, of the imagined next moments.
+
+        Args:
+            world_frames: (n, 3, F, S, S) in [-1, 1].
+            num_world_steps: N future latent frames.
+            seeds: one a picture; the noise of its rollout.
+            progress: called with (denoise steps done, of how many).
+            rollout: `num_inference_steps`, `guidance_scale`, prompt embeddings; the config's when left out.
+
+        Returns:
+            (n, C, T, h, w) normalised latents, T = 1 + N.
+        """
+        if self.world is None:
+            raise ValueError("this model was built with the world off (enable_world=False); it cannot imagine.")
+        self.config.check_world_steps(num_world_steps)
+        latents = self.world.encode(world_frames)
+        if num_world_steps == 0:
+            return latents
+        return self.world.rollout(latents, num_world_steps, seeds=seeds, progress=progress, **rollout)
+
+    def world_tokens(
+        self,
+        world_frames: Tensor | None = None,
+        world_latents: Tensor | None = None,
+        world_embeds: Tensor | None = None,
+        world_seeds: Tensor | None = None,
+        num_world_steps: Tensor | int | None = None,
+    ) -> Tensor | None:
+        """World tokens (n, K, D) from whichever of the three forms is given; None when none is."""
+        given = [form for form in (world_frames, world_latents, world_embeds) if form is not None]
+        if len(given) > 1:
+            raise ValueError("give one of world_frames, world_latents and world_embeds, not several.")
+        if world_embeds is not None or not given:
+            return world_embeds
+        if world_latents is None:
+            assert world_frames is not None
+            steps = one_number(num_world_steps, self.config.num_world_steps)
+            seeds = [0] * world_frames.shape[0] if world_seeds is None else world_seeds.tolist()
+            world_latents = self.world_latents_of(world_frames, steps, seeds)
+        return self.projector(world_latents.to(self.projector.row.device))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        world_frames: Tensor | None = None,
+        world_latents: Tensor | None = None,
+        world_embeds: Tensor | None = None,
+        world_seeds: Tensor | None = None,
+        num_world_steps: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Gemma3CausalLMOutputWithPast:
+        """Gemma 3's forward, with world tokens where their placeholders are.
+
+        Args:
+            input_ids: (B, L) with image and world placeholders, as `TheWorldProcessor` makes them.
+            pixel_values: (pictures, 3, H, W) for Gemma's vision tower.
+            world_frames: (n, 3, F, S, S) in [-1, 1]; or `world_latents` (n, C, T, h, w), normalised; or `world_embeds`
+                (n, K, D), already projected. None of them: Gemma alone.
+            world_seeds: (n,) int64, the noise of each picture's rollout.
+            num_world_steps: N, or (n,) of one value; used with `world_frames`.
+            labels: (B, L), -100 where nothing is learned.
+
+        Returns:
+            Gemma 3's output: logits (B, L, vocabulary), loss when labels are given.
+
+        Raises:
+            ValueError: world placeholders and world tokens do not match in number, or one is there without the other.
+        """
+        world_tokens = self.world_tokens(world_frames, world_latents, world_embeds, world_seeds, num_world_steps)
+        passed_on = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "token_type_ids": token_type_ids,
+            "labels": labels,
+            "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep,
+            **kwargs,
+        }
+        if world_tokens is None:
+            # a one-token step while generating has no placeholders; looking for them would stall the GPU
+            if (
+                input_ids is not None
+                and input_ids.shape[1] > 1
+                and bool((input_ids == self.config.world_token_id).any())
+            ):
+                raise ValueError(
+                    "the prompt has world placeholders, but no world_frames, world_latents or world_embeds came with it."
+                )
+            return self.vlm(input_ids=input_ids, inputs_embeds=inputs_embeds, pixel_values=pixel_values, **passed_on)
+        if input_ids is None or inputs_embeds is not None:
+            raise ValueError("world tokens need input_ids: their placeholders say where they go.")
+        embeds_BLD = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            features = self.vlm.model.get_image_features(pixel_values, return_dict=True).pooler_output
+            embeds_BLD = scatter(embeds_BLD, input_ids == self.vlm.config.image_token_id, features, "image")
+        embeds_BLD = scatter(embeds_BLD, input_ids == self.config.world_token_id, world_tokens, "world")
+        return self.vlm(inputs_embeds=embeds_BLD, **passed_on)
+
+    # ------------------------------------------------------------------------------------------------------ generation
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """transformers' `generate`; the future is imagined once, before the first token, whatever the decoding does."""
+        tokens = self.world_tokens(**{name: kwargs.pop(name, None) for name in WORLD_INPUTS})
+        if tokens is not None:
+            kwargs["world_embeds"] = tokens
+        return super().generate(inputs, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, use_cache: bool = True, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        token_type_ids = kwargs.get("token_type_ids")
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, use_cache=use_cache, is_first_iteration=is_first_iteration, **kwargs
+        )
+        prefill = is_first_iteration or not use_cache
+        # Gemma's rule: pictures attend both ways at prefill; a later token is text, and text is causal
+        model_inputs["token_type_ids"] = token_type_ids if prefill else None
+        if not prefill:
+            for name in ("pixel_values", *WORLD_INPUTS):
+                model_inputs.pop(name, None)
+        return model_inputs
+
+    @staticmethod
+    def create_masks_for_generate(config: TheWorldConfig, *args: Any, **kwargs: Any) -> Any:
+        """Gemma's masks; without this a static cache would silently treat pictures as causal text."""
+        return Gemma3ForConditionalGeneration.create_masks_for_generate(config, *args, **kwargs)
+
+
+def scatter(embeds_BLD: Tensor, placeholders_BL: Tensor, features: Tensor, kind: str) -> Tensor:
+    """Puts `features` (pictures, tokens, D) where the placeholders are, in order.
+
+    Raises:
+        ValueError: their numbers differ.
+    """
+    expected, given = int(placeholders_BL.sum()), features.shape[0] * features.shape[1]
+    if expected != given:
+        raise ValueError(
+            f"the prompt has {expected} {kind} placeholders, but {given} {kind} tokens were made; were the prompt and "
+            f"the {kind} inputs made with the same pictures, num_world_steps, world_image_size and spatial_merge?"
+        )
+    return embeds_BLD.masked_scatter(placeholders_BL.unsqueeze(-1), features.to(embeds_BLD))
+
+
+def one_number(value: Tensor | int | None, default: int) -> int:
+    """The one number of world steps of a batch; a ValueError when its rows differ."""
+    if value is None:
+        return default
+    if isinstance(value, int):
+        return value
+    numbers = sorted(set(value.flatten().tolist()))
+    if len(numbers) != 1:
+        raise ValueError(f"one batch has one num_world_steps, but these were given: {numbers}; group your samples.")
+    return int(numbers[0])
+
+
+def split_checkpoint_name(name: str | None) -> tuple[str, str]:
+    """`checkpoint-1000/pytorch_model.bin` -> (subfolder with a slash or empty, file name)."""
+    if not name:
+        return "", checkpoints.ADAPTER_FILE
+    folder, _, last = name.rpartition("/")
+    if last.endswith((".bin", ".safetensors")):
+        return (f"{folder}/" if folder else ""), last
+    return f"{name.strip('/')}/", checkpoints.ADAPTER_FILE
+
+
+AutoConfig.register(TheWorldConfig.model_type, TheWorldConfig, exist_ok=True)
+AutoProcessor.register(TheWorldConfig, TheWorldProcessor, exist_ok=True)
+AutoModelForImageTextToText.register(TheWorldConfig, TheWorldForConditionalGeneration, exist_ok=True)
