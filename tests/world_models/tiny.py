@@ -1,0 +1,66 @@
+"""A world model of a few thousand parameters on the real classes, and a folder of it, for tests everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from theworld.configuration import CosmosPredict2Config
+from theworld.world_models.cosmos_predict2 import CosmosPredict2
+
+TINY_SIZE = 32  # pixels a side: 4×4 latent cells
+
+
+def tiny_world_config(**changes: Any) -> CosmosPredict2Config:
+    """Four latent channels with a mean and spread of their own, two transformer layers; `changes` replace fields."""
+    fields: dict[str, Any] = {
+        "vae": {
+            "base_dim": 4,
+            "dim_mult": [1, 2, 2, 2],
+            "num_res_blocks": 1,
+            "z_dim": 4,
+            "latents_mean": [0.1, -0.2, 0.3, 0.0],
+            "latents_std": [0.5, 0.6, 0.7, 0.8],
+        },
+        "transformer": {
+            "in_channels": 5,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "num_layers": 2,
+            "mlp_ratio": 2.0,
+            "text_embed_dim": 8,
+            "adaln_lora_dim": 4,
+            "max_size": [8, 8, 8],
+            "patch_size": [1, 2, 2],
+            "rope_scale": [1.0, 3.0, 3.0],
+            "concat_padding_mask": True,
+            "extra_pos_embed_type": None,
+        },
+        "text_tokens": 6,
+        "num_inference_steps": 4,
+        "guidance_scale": 3.0,
+    }
+    return CosmosPredict2Config(**{**fields, **changes})
+
+
+def tiny_world(seed: int = 0, **changes: Any) -> CosmosPredict2:
+    """A tiny world model, all parts, the same weights for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CosmosPredict2(tiny_world_config(**changes)).eval()
+
+
+def tiny_world_folder(folder: Path, max_shard_size: int | str = "5GB", seed: int = 0) -> Path:
+    """Writes a tiny world model into `folder` and returns it."""
+    tiny_world(seed).save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
+
+
+def tiny_frames(n: int = 1, num_frames: int = 1, seed: int = 0) -> torch.Tensor:
+    """Smooth random frames (n, 3, F, 32, 32) in [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(n, 3, num_frames, 4, 4, generator=generator) * 2 - 1
+    return torch.nn.functional.interpolate(coarse, (num_frames, TINY_SIZE, TINY_SIZE), mode="trilinear")

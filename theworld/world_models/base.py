@@ -1,0 +1,92 @@
+"""The contract between a world model and everything that uses one.
+
+Shape legend: n pictures, F pixel frames of H×W, T latent frames of C channels and h×w cells, P given latent frames and
+N imagined ones. F = 1 + temporal_factor·(T − 1): the first frame has a latent of its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+PARTS = ("encoder", "decoder", "transformer")
+
+
+def check_parts(parts: Sequence[str]) -> tuple[str, ...]:
+    """`parts` in the order of PARTS, each once.
+
+    Raises:
+        ValueError: a name that is not a part, or a bare string.
+    """
+    if isinstance(parts, str):
+        raise ValueError(f"parts is the string {parts!r}; give a tuple, such as ({parts!r},).")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise ValueError(f"There is no part {unknown[0]!r} of a world model; the parts are {', '.join(PARTS)}.")
+    return tuple(part for part in PARTS if part in parts)
+
+
+class WorldModel(nn.Module, ABC):
+    """Pixels to latents, latents to later latents, latents to pixels.
+
+    All latents that go in or come out are float32 and normalised, whatever made them: there is one latent space.
+    Only the parts that are asked for are in memory: `encoder` for `encode`, `transformer` for `rollout`, `decoder` for
+    `decode`. Asking for a part that is not there is a ValueError that names the call that loads it.
+    """
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """C, channels of a latent."""
+
+    @property
+    @abstractmethod
+    def temporal_factor(self) -> int:
+        """Pixel frames per latent frame after the first."""
+
+    @property
+    @abstractmethod
+    def spatial_factor(self) -> int:
+        """Pixels per latent cell along one side."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[str, ...]:
+        """The parts in memory, in the order of PARTS."""
+
+    @abstractmethod
+    def load_parts(self, *parts: str) -> None:
+        """Loads the named parts that are not in memory yet, frozen, from where this model came from."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
+        """Writes a folder that the class's `from_pretrained` reads."""
+
+    @abstractmethod
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames (n, 3, F, H, W), float in [-1, 1], to mean latents (n, C, 1 + (F-1)//temporal_factor, h, w).
+
+        Deterministic, and carries gradients to the encoder when the caller's grad mode does.
+        """
+
+    @abstractmethod
+    def rollout(
+        self,
+        latents: Tensor,
+        num_world_steps: int,
+        *,
+        seeds: Sequence[int],
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Given latents (n, C, P, h, w), kept as they are, and `num_world_steps` imagined ones after them."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (n, C, T, h, w) to frames (n, 3, 1 + temporal_factor·(T-1), H, W), float32 in [-1, 1]."""

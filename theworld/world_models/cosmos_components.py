@@ -1,0 +1,83 @@
+"""Cosmos-Predict2's three components out of a config, checked, and a config out of a folder."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from theworld.configuration import COSMOS_SCHEDULER, CosmosPredict2Config
+from theworld.world_models.diffusers_folder import read_component_config, read_json
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan, CosmosTransformer3DModel, FlowMatchEulerDiscreteScheduler
+
+ROLLOUT_CONFIG = "rollout_config.json"  # ours: what a config holds beside the three components'
+ROLLOUT_FIELDS = ("text_tokens", "num_inference_steps", "guidance_scale", "sigma_conditioning", "fps")
+
+
+def read_config(folder: Path) -> CosmosPredict2Config:
+    """The config of a local world folder; what its `rollout_config.json` leaves out has the default."""
+    rollout = read_json(folder / ROLLOUT_CONFIG) if (folder / ROLLOUT_CONFIG).is_file() else {}
+    unknown = sorted(rollout.keys() - set(ROLLOUT_FIELDS))
+    if unknown:
+        raise ValueError(f"{folder / ROLLOUT_CONFIG} has an unknown key {unknown[0]!r}; known: {ROLLOUT_FIELDS}.")
+    return CosmosPredict2Config(
+        vae=read_component_config(folder / "vae"),
+        transformer=read_component_config(folder / "transformer"),
+        scheduler=read_component_config(folder / "scheduler"),
+        **rollout,
+    )
+
+
+def _check_keys(name: str, cls: type, config: Mapping[str, Any], extra: Sequence[str] = ()) -> None:
+    known = set(inspect.signature(cls.__init__).parameters) - {"self"} | set(extra)  # type: ignore[misc]
+    unknown = sorted(config.keys() - known)
+    if unknown:
+        raise ValueError(f"The world model's {name} config has a key {unknown[0]!r} that {cls.__name__} does not know.")
+
+
+def new_vae(config: CosmosPredict2Config) -> AutoencoderKLWan:
+    """A VAE with random weights, or without storage under `torch.device("meta")`."""
+    from diffusers import AutoencoderKLWan
+
+    _check_keys("vae", AutoencoderKLWan, config.vae)
+    vae = AutoencoderKLWan(**config.vae)
+    for name in ("latents_mean", "latents_std"):
+        if len(vae.config[name]) != config.latent_channels:
+            raise ValueError(
+                f"The vae config's {name} has {len(vae.config[name])} values; z_dim is {config.latent_channels}."
+            )
+    return vae
+
+
+def new_transformer(config: CosmosPredict2Config) -> CosmosTransformer3DModel:
+    """A transformer with random weights, or without storage under `torch.device("meta")`."""
+    from diffusers import CosmosTransformer3DModel
+
+    _check_keys("transformer", CosmosTransformer3DModel, config.transformer)
+    transformer = CosmosTransformer3DModel(**config.transformer)
+    channels = (transformer.config.in_channels, transformer.config.out_channels)
+    if channels != (config.latent_channels + 1, config.latent_channels):
+        raise ValueError(
+            f"The transformer takes {channels[0]} channels and gives {channels[1]}; beside a VAE of "
+            f"{config.latent_channels} it must take {config.latent_channels + 1} (one is the mask) and give "
+            f"{config.latent_channels}."
+        )
+    return transformer
+
+
+def new_scheduler(config: CosmosPredict2Config) -> FlowMatchEulerDiscreteScheduler:
+    """A scheduler with what Cosmos adds to its config; a new one each time, since a scheduler keeps state."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    cosmos = {key: value for key, value in COSMOS_SCHEDULER.items() if key != "use_karras_sigmas"}
+    _check_keys("scheduler", FlowMatchEulerDiscreteScheduler, config.scheduler, extra=tuple(cosmos))
+    scheduler = FlowMatchEulerDiscreteScheduler(**{k: v for k, v in config.scheduler.items() if k not in cosmos})
+    scheduler.register_to_config(**{key: config.scheduler.get(key, value) for key, value in cosmos.items()})
+    if scheduler.config.sigma_data != 1.0:
+        raise ValueError(f"sigma_data is {scheduler.config.sigma_data}; only 1.0 keeps one normalised latent space.")
+    if scheduler.config.stochastic_sampling:
+        raise ValueError("stochastic_sampling is on; a rollout is deterministic in its seeds, so it must be off.")
+    return scheduler

@@ -1,0 +1,441 @@
+"""Cosmos-Predict2 on diffusers' own classes: a Wan VAE, a Cosmos video transformer and a flow-matching scheduler.
+
+The sampler is `Cosmos2VideoToWorldPipeline`'s, step for step (https://huggingface.co/papers/2501.03575 and diffusers'
+`pipeline_cosmos2_video2world.py`), less its wasted work: only the given frames are encoded, the latent is the mean and
+not a sample, guidance is one batch of two, and a last step of length zero is not computed.
+
+Shape legend: n pictures, F pixel frames, C latent channels, P given and N imagined latent frames, T = P + N, h×w cells,
+L prompt tokens of width D.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from theworld.configuration import COSMOS_SCHEDULER, CosmosPredict2Config
+from theworld.world_models.base import PARTS, WorldModel, check_parts
+from theworld.world_models.cosmos_components import (
+    ROLLOUT_CONFIG,
+    ROLLOUT_FIELDS,
+    new_scheduler,
+    new_transformer,
+    new_vae,
+    read_config,
+)
+from theworld.world_models.cosmos_sampler import denoise, noise_schedule, rollout_noise
+from theworld.world_models.diffusers_folder import check_names, find_folder, read_tensors, read_weights
+
+if TYPE_CHECKING:  # diffusers takes seconds to import, and `import theworld` reaches this module
+    from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
+
+PART_PREFIXES = {
+    "encoder": ("vae.encoder.", "vae.quant_conv."),
+    "decoder": ("vae.decoder.", "vae.post_quant_conv."),
+    "transformer": ("transformer.", "prompt_embeds", "negative_prompt_embeds"),
+}
+PROMPT_EMBEDS = "prompt_embeds.safetensors"
+
+
+class CosmosPredict2(WorldModel):
+    """A Cosmos-Predict2 world model with random weights; `from_pretrained` reads real ones.
+
+    Args:
+        config: the three components' diffusers configs, and how a rollout is sampled.
+        parts: which of `encoder`, `decoder` and `transformer` exist in memory.
+
+    Attributes:
+        vae: `AutoencoderKLWan`, its absent half None; None when neither half was asked for.
+        transformer: `CosmosTransformer3DModel`, or None.
+        prompt_embeds, negative_prompt_embeds: (L, D) default prompts of a rollout, buffers that come with the
+            transformer; None when the folder has no `prompt_embeds.safetensors`.
+
+    Raises:
+        ValueError: an unknown part, an unknown key of a diffusers config, or components that do not fit together.
+    """
+
+    vae: AutoencoderKLWan | None
+    transformer: CosmosTransformer3DModel | None
+    prompt_embeds: Tensor | None
+    negative_prompt_embeds: Tensor | None
+
+    def __init__(self, config: CosmosPredict2Config, parts: Sequence[str] = PARTS) -> None:
+        super().__init__()
+        parts = check_parts(parts)
+        self.config = config
+        self.vae = None
+        self.transformer = None
+        self.register_buffer("prompt_embeds", None)
+        self.register_buffer("negative_prompt_embeds", None)
+        self._source: tuple[str, str | None, torch.dtype | None] | None = None  # what load_parts reads from
+        new_scheduler(config)  # says now, not at the first rollout, that the config is wrong
+        if "encoder" in parts or "decoder" in parts:
+            self._take_vae(new_vae(config), parts)
+        if "transformer" in parts:
+            self.transformer = new_transformer(config)
+            prompt_shape = (config.text_tokens, self.transformer.config.text_embed_dim)
+            self.prompt_embeds = torch.randn(prompt_shape)
+            self.negative_prompt_embeds = torch.randn(prompt_shape)
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def latent_channels(self) -> int:
+        return self.config.latent_channels
+
+    @property
+    def temporal_factor(self) -> int:
+        return self.config.temporal_factor
+
+    @property
+    def spatial_factor(self) -> int:
+        return self.config.spatial_factor
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        present = {
+            "encoder": self.vae is not None and self.vae.encoder is not None,
+            "decoder": self.vae is not None and self.vae.decoder is not None,
+            "transformer": self.transformer is not None,
+        }
+        return tuple(part for part in PARTS if present[part])
+
+    def _require_vae(self, part: str) -> AutoencoderKLWan:
+        if part not in self.parts:
+            raise ValueError(self._missing(part))
+        assert self.vae is not None
+        return self.vae
+
+    def _missing(self, part: str) -> str:
+        how = f"load_parts({part!r})" if self._source else f"CosmosPredict2(config, parts=(..., {part!r}))"
+        return f"This world model has no {part} in memory (it holds: {', '.join(self.parts) or 'nothing'}); call {how}."
+
+    # -- pixels and latents -------------------------------------------------------------------------------------------
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames to normalised latents, (mean - latents_mean) / latents_std.
+
+        Args:
+            frames: (n, 3, F, H, W), float in [-1, 1]; F = 1 + temporal_factor·k; H and W multiples of spatial_factor.
+
+        Returns:
+            (n, C, 1 + (F-1)//temporal_factor, h, w), float32. The mean and not a sample: same picture, same latents.
+
+        Raises:
+            ValueError: no encoder in memory, or frames of another type, range or shape.
+        """
+        vae = self._require_vae("encoder")
+        self._check_frames(frames)
+        mean = vae.encode(frames.to(vae.quant_conv.weight)).latent_dist.mean.float()
+        center, scale = self._normalisation(vae, mean)
+        return (mean - center) / scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents (n, C, T, h, w) to frames (n, 3, 1 + temporal_factor·(T-1), H, W), float32 in [-1, 1].
+
+        Raises:
+            ValueError: no decoder in memory, or latents of another shape.
+        """
+        vae = self._require_vae("decoder")
+        self._check_latents(latents)
+        center, scale = self._normalisation(vae, latents.float())
+        raw = latents.float() * scale + center
+        frames: Tensor = vae.decode(raw.to(vae.post_quant_conv.weight), return_dict=False)[0]
+        return frames.float().clamp(-1, 1)
+
+    @staticmethod
+    def _normalisation(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
+        center = like.new_tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+        scale = like.new_tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+        return center, scale  # each (1, C, 1, 1, 1)
+
+    # -- the future ---------------------------------------------------------------------------------------------------
+
+    def rollout(
+        self,
+        latents: Tensor,
+        num_world_steps: int,
+        *,
+        seeds: Sequence[int],
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Imagines `num_world_steps` latent frames after the given ones, all in one joint denoise.
+
+        The denoise itself keeps no gradients; the given frames in the result do.
+
+        Args:
+            latents: (n, C, P, h, w), normalised, P >= 1; kept exactly in the result.
+            num_world_steps: N, latent frames to imagine; 0 returns `latents` and needs no transformer.
+            seeds: one whole number a sample. The noise is drawn from them on the CPU, a sample at a time, so that a
+                result depends neither on the batch nor on the device.
+            prompt_embeds, negative_prompt_embeds: (L, D) for all samples or (n, L, D); default the model's own.
+            num_inference_steps: points of the noise schedule, at least 2; default the config's. The last one's Euler
+                step has length zero, so the transformer runs one time fewer.
+            guidance_scale: w of x + w·(x - x_negative), diffusers' form for Cosmos; 1 or less is a single pass.
+            progress: called with (transformer passes done, passes in all).
+
+        Returns:
+            (n, C, P + N, h, w), float32.
+
+        Raises:
+            ValueError: no transformer in memory, no prompt, too few steps, or anything of a shape that does not fit.
+        """
+        self._check_latents(latents)
+        if isinstance(num_world_steps, bool) or not isinstance(num_world_steps, int) or num_world_steps < 0:
+            raise ValueError(f"num_world_steps is {num_world_steps!r}; give a whole number, 0 or more.")
+        if len(seeds) != latents.shape[0]:
+            raise ValueError(f"rollout got {len(seeds)} seeds for {latents.shape[0]} samples; give one a sample.")
+        if num_world_steps == 0:
+            return latents
+        if self.transformer is None:
+            raise ValueError(self._missing("transformer"))
+        self._check_grid(latents, num_world_steps)
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        if steps < 2:
+            raise ValueError(f"num_inference_steps is {steps}; it must be 2 or more, since one step returns noise.")
+        guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
+
+        text = [self._text("prompt_embeds", prompt_embeds, latents.shape[0])]
+        if guidance > 1:
+            text.append(self._text("negative_prompt_embeds", negative_prompt_embeds, latents.shape[0]))
+        noise = rollout_noise(seeds, num_world_steps, (latents.shape[1], latents.shape[3], latents.shape[4]))
+        sigma_max = self.config.scheduler.get("sigma_max", COSMOS_SCHEDULER["sigma_max"])
+        given = latents.float()
+        future = denoise(
+            self.transformer,
+            given.detach(),
+            noise.to(given.device) * sigma_max,
+            torch.cat(text),
+            sigmas=noise_schedule(self.config, steps),
+            sigma_conditioning=self.config.sigma_conditioning,
+            guidance_scale=guidance,
+            fps=self.config.fps,
+            progress=progress,
+        )
+        return torch.cat([given, future], dim=2)
+
+    def _text(self, name: str, given: Tensor | None, n: int) -> Tensor:
+        """(n, L, D) on the transformer's device: the caller's prompt embeddings or the model's own."""
+        assert self.transformer is not None
+        embeds = given if given is not None else getattr(self, name)
+        if embeds is None:
+            raise ValueError(
+                f"This world model came without {PROMPT_EMBEDS}, as published Cosmos-Predict2 repositories do: pass "
+                f"{name} to rollout, or put that file into its folder (keys 'default' and 'negative', each a T5 "
+                f"embedding of a prompt, ({self.config.text_tokens}, {self.transformer.config.text_embed_dim}))."
+            )
+        shape = (self.config.text_tokens, self.transformer.config.text_embed_dim)
+        if tuple(embeds.shape) not in (shape, (n, *shape)):
+            raise ValueError(f"{name} has shape {tuple(embeds.shape)}; it must be {shape} or {(n, *shape)}.")
+        embeds = embeds.to(self.transformer.patch_embed.proj.weight.device, torch.float32)
+        return embeds.expand(n, *shape)
+
+    # -- checks -------------------------------------------------------------------------------------------------------
+
+    def _check_frames(self, frames: Tensor) -> None:
+        if frames.ndim != 5 or frames.shape[1] != 3 or 0 in frames.shape:
+            raise ValueError(f"frames have shape {tuple(frames.shape)}; they must be (n, 3, F, H, W).")
+        if not frames.is_floating_point():
+            raise ValueError(f"frames are {frames.dtype}; they must be floats in [-1, 1]: uint8 / 127.5 - 1.")
+        low, high = frames.detach().aminmax()
+        if not (low >= -1.001 and high <= 1.001):  # written so that NaN is refused too
+            raise ValueError(f"frames lie in [{low:.4g}, {high:.4g}]; they must lie in [-1, 1]: uint8 / 127.5 - 1.")
+        num_frames, height, width = frames.shape[2:]
+        if (num_frames - 1) % self.temporal_factor:
+            raise ValueError(f"There are {num_frames} frames; there must be 1 + {self.temporal_factor}·k.")
+        if height % self.spatial_factor or width % self.spatial_factor:
+            raise ValueError(f"Frames are {height}×{width}; each side must be a multiple of {self.spatial_factor}.")
+
+    def _check_latents(self, latents: Tensor) -> None:
+        if latents.ndim != 5 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
+            raise ValueError(
+                f"latents have shape {tuple(latents.shape)}; they must be (n, {self.latent_channels}, T, h, w)."
+            )
+        if not latents.is_floating_point():
+            raise ValueError(f"latents are {latents.dtype}; they must be floats.")
+
+    def _check_grid(self, latents: Tensor, num_world_steps: int) -> None:
+        assert self.transformer is not None
+        grid = (latents.shape[2] + num_world_steps, latents.shape[3], latents.shape[4])
+        limits, patches = self.transformer.config.max_size, self.transformer.config.patch_size
+        for name, size, limit, patch in zip(("frames", "rows", "columns"), grid, limits, patches, strict=True):
+            if size > limit:
+                raise ValueError(f"The rollout has {size} latent {name}; this transformer takes at most {limit}.")
+            if size % patch:
+                raise ValueError(f"The rollout has {size} latent {name}; this transformer needs a multiple of {patch}.")
+
+    # -- folders ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_folder: str | Path,
+        parts: Sequence[str] = PARTS,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> CosmosPredict2:
+        """Reads a folder in diffusers' layout, local or on Hugging Face: only the tensors of `parts`, all of them.
+
+        Args:
+            repo_or_folder: `vae/`, `transformer/`, `scheduler/`, and of our own `prompt_embeds.safetensors` and
+                `rollout_config.json` where there are any.
+            dtype: what the weights are cast to; None keeps the stored type.
+
+        Returns:
+            The model in eval mode, on the CPU.
+
+        Raises:
+            ValueError: a folder, repository or file that is missing, gated or damaged, or a tensor too many, too few
+                or of another shape; the message says which and what to do.
+        """
+        parts = check_parts(parts)
+        folder = find_folder(repo_or_folder, revision, _patterns(parts))
+        model = cls(read_config(folder), parts=())
+        model._source = (str(repo_or_folder), revision, dtype)
+        model._load(folder, parts, dtype)
+        return model.eval()
+
+    @classmethod
+    def read_config(cls, repo_or_folder: str | Path, revision: str | None = None) -> CosmosPredict2Config:
+        """The config of a world folder or repository, without its weights.
+
+        Raises:
+            ValueError: as `from_pretrained`.
+        """
+        return read_config(find_folder(repo_or_folder, revision, _patterns(())))
+
+    def load_parts(self, *parts: str) -> None:
+        """Loads the named parts that are not in memory yet, frozen, on this model's device.
+
+        Raises:
+            ValueError: an unknown part, or a model that did not come from `from_pretrained`.
+        """
+        wanted = tuple(part for part in check_parts(parts) if part not in self.parts)
+        if not wanted:
+            return
+        if self._source is None:
+            raise ValueError(
+                f"This world model was built from a config and has nowhere to load {wanted[0]} from; build it with "
+                f"CosmosPredict2(config, parts=...), or use from_pretrained."
+            )
+        name, revision, dtype = self._source
+        device = next(self.parameters()).device if self.parts else torch.device("cpu")
+        self._load(find_folder(name, revision, _patterns(wanted)), wanted, dtype)
+        prefixes = tuple(prefix for part in wanted for prefix in PART_PREFIXES[part])
+        for key, parameter in self.named_parameters():
+            if key.startswith(prefixes):
+                parameter.requires_grad_(False)
+        self.to(device)
+
+    def _load(self, folder: Path, parts: tuple[str, ...], dtype: torch.dtype | None) -> None:
+        """Reads `parts` out of `folder`; nothing in the model changes unless all of them could be read."""
+        vae = transformer = None
+        prompts: dict[str, Tensor] = {}
+        if "encoder" in parts or "decoder" in parts:
+            with torch.device("meta"):
+                vae = new_vae(self.config)
+            prefixes = [prefix.removeprefix("vae.") for part in parts for prefix in PART_PREFIXES[part]]
+            vae.load_state_dict(
+                read_weights(folder / "vae", vae.state_dict(), prefixes, dtype), strict=False, assign=True
+            )
+        if "transformer" in parts:
+            with torch.device("meta"):
+                transformer = new_transformer(self.config)
+            weights = read_weights(folder / "transformer", transformer.state_dict(), dtype=dtype)
+            transformer.load_state_dict(weights, assign=True)
+            if (folder / PROMPT_EMBEDS).is_file():
+                prompts = read_tensors(folder / PROMPT_EMBEDS)
+                check_names(folder / PROMPT_EMBEDS, {"default": None, "negative": None}, prompts)
+                shape = (self.config.text_tokens, transformer.config.text_embed_dim)
+                for key, embeds in prompts.items():
+                    if tuple(embeds.shape) != shape:
+                        raise ValueError(
+                            f"{folder / PROMPT_EMBEDS}: {key} is {tuple(embeds.shape)} and must be {shape}."
+                        )
+        if vae is not None:
+            self._take_vae(vae.eval(), parts)
+        if transformer is not None:
+            self.transformer = transformer.eval()
+            for name, key in (("prompt_embeds", "default"), ("negative_prompt_embeds", "negative")):
+                setattr(self, name, prompts[key] if prompts else None)
+        assert not any(tensor.is_meta for tensor in self.state_dict().values())
+
+    def _take_vae(self, fresh: AutoencoderKLWan, parts: tuple[str, ...]) -> None:
+        """Keeps of `fresh` the halves named in `parts`, beside the half that is here already."""
+        halves = {"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")}
+        for part, names in halves.items():
+            if part not in parts:
+                for name in names:
+                    setattr(fresh, name, getattr(self.vae, name) if self.vae is not None else None)
+        self.vae = fresh
+
+    def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
+        """Writes the folder that `from_pretrained` and diffusers' own component loaders read.
+
+        The folder is put together beside its place and moved there at the end, so that nothing half-written stays.
+
+        Args:
+            max_shard_size: largest weights file, in bytes or as "16MB" (10^6 bytes each).
+
+        Raises:
+            ValueError: a part is not in memory.
+        """
+        for part in PARTS:
+            if part not in self.parts:
+                raise ValueError(f"A world folder holds every part. {self._missing(part)}")
+        assert self.vae is not None
+        assert self.transformer is not None
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
+            staged = Path(unfinished)
+            self.vae.save_pretrained(staged / "vae", max_shard_size=max_shard_size)
+            self.transformer.save_pretrained(staged / "transformer", max_shard_size=max_shard_size)
+            new_scheduler(self.config).save_pretrained(staged / "scheduler")
+            if self.prompt_embeds is not None and self.negative_prompt_embeds is not None:
+                embeds = {"default": self.prompt_embeds, "negative": self.negative_prompt_embeds}
+                embeds = {key: value.detach().cpu().contiguous() for key, value in embeds.items()}
+                save_file(embeds, staged / PROMPT_EMBEDS, metadata={"format": "pt"})
+            _write_json(staged / ROLLOUT_CONFIG, {field: getattr(self.config, field) for field in ROLLOUT_FIELDS})
+            _write_json(staged / "model_index.json", _MODEL_INDEX)
+            folder.mkdir(exist_ok=True)
+            for path in sorted(staged.iterdir()):
+                target = folder / path.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                os.replace(path, target)
+
+
+_MODEL_INDEX = {
+    "_class_name": "Cosmos2VideoToWorldPipeline",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "transformer": ["diffusers", "CosmosTransformer3DModel"],
+    "vae": ["diffusers", "AutoencoderKLWan"],
+}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _patterns(parts: Sequence[str]) -> list[str]:
+    """The files of a repository that these parts need."""
+    patterns = ["model_index.json", "*/config.json", "scheduler/scheduler_config.json", ROLLOUT_CONFIG]
+    if "encoder" in parts or "decoder" in parts:
+        patterns.append("vae/diffusion_pytorch_model*safetensors*")
+    if "transformer" in parts:
+        patterns += ["transformer/diffusion_pytorch_model*safetensors*", PROMPT_EMBEDS]
+    return patterns

@@ -1,0 +1,167 @@
+"""Strict reading of a model folder in diffusers' layout: one sub-folder a component, a config and safetensors in each.
+
+diffusers' own loaders log missing and unexpected tensors and go on; here either is an error, and only the tensors that
+are asked for are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS_INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
+def find_folder(repo_or_folder: str | Path, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The local folder, downloading what matches `patterns` when `repo_or_folder` names a Hugging Face repository.
+
+    Raises:
+        ValueError: neither a folder nor a repository that can be reached, with the reason and what to do.
+    """
+    folder = Path(repo_or_folder).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(repo_or_folder)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"There is no folder {name}, and it is no Hugging Face repository id such as 'owner/name'.")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except HFValidationError as error:
+        raise ValueError(f"There is no folder {name}, and it is no Hugging Face repository id: {error}") from error
+    except GatedRepoError as error:
+        raise ValueError(
+            f"{name} is gated: accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"Hugging Face has no repository {name} that you can see; check the name, or log in with `hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ValueError(f"{name} has no revision {revision!r}.") from error
+    except (EntryNotFoundError, HfHubHTTPError, ConnectionError, OSError) as error:
+        raise ValueError(
+            f"{name} is not in the local cache and could not be downloaded ({type(error).__name__}); connect to the "
+            f"network once (HF_HUB_OFFLINE unset), or pass a local folder."
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: no such file, or it holds something else, naming the file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; the folder does not hold a complete world model.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable as JSON ({error}); download or write it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, and holds a {type(content).__name__}.")
+    return content
+
+
+def read_component_config(folder: Path) -> dict[str, Any]:
+    """The constructor's keyword arguments out of a component's config, without diffusers' own `_` entries."""
+    name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
+    return {key: value for key, value in read_json(folder / name).items() if not key.startswith("_")}
+
+
+def read_weights(
+    folder: Path, expected: Mapping[str, Tensor], prefixes: Sequence[str] = ("",), dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The tensors whose names start with one of `prefixes`, out of a component's safetensors.
+
+    Args:
+        folder: the component's folder, with one weights file or an index and its shards.
+        expected: the whole component's state dict (the meta device will do): the stored names must be exactly these,
+            and every stored shape the same, also for tensors that are not read.
+        dtype: what floating tensors are cast to; None keeps the stored type.
+
+    Raises:
+        ValueError: a missing, unexpected or differently shaped tensor; a missing or damaged file.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    shapes[key] = tuple(file.get_slice(key).get_shape())
+                    if key in expected and key.startswith(tuple(prefixes)):
+                        tensors[key] = file.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged or cut short ({error}); download or write it again.") from error
+    check_names(folder, expected, shapes)
+    for key, shape in shapes.items():
+        if shape != tuple(expected[key].shape):
+            raise ValueError(
+                f"{folder}: tensor {key} is {shape}; the config beside it makes {tuple(expected[key].shape)}."
+            )
+    if dtype is not None:
+        tensors = {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()}
+    return tensors
+
+
+def check_names(source: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raises a ValueError unless the two hold the same names."""
+    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"{source} does not fit: {len(missing)} tensors missing{_first(missing)}, "
+            f"{len(unexpected)} unexpected{_first(unexpected)}."
+        )
+
+
+def _first(names: list[str]) -> str:
+    return f" (first: {names[0]})" if names else ""
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / WEIGHTS_INDEX
+    if not index.is_file():
+        files = [folder / WEIGHTS]
+    else:
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{index} has no weight_map; download or write it again.")
+        names = sorted({str(name) for name in weight_map.values()})
+        # an index comes from outside: it may name files beside it and nothing else
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise ValueError(f"{index} names {outside[0]!r}, which is outside its own folder.")
+        files = [folder / name for name in names]
+    for path in files:
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; the folder does not hold a complete world model.")
+    return files
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of one safetensors file.
+
+    Raises:
+        ValueError: a damaged file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}); download or write it again.") from error
