@@ -55,9 +55,9 @@ find_uv() {
     say "uv is not installed: fetching it into $own" >&2
     rm -rf "$own"
     # A virtual environment first; where Python came without ensurepip or is managed by the system, a plain folder.
-    if "$1" -m venv "$own" >/dev/null 2>&1 && "$own/bin/python" -m pip install --quiet uv >&2; then
+    if "$1" -m venv "$own" >/dev/null 2>&1 && "$own/bin/python" -m pip install --quiet --disable-pip-version-check uv >&2; then
         echo "$own/bin/uv"
-    elif rm -rf "$own" && "$1" -m pip install --quiet --target "$own" uv >&2; then
+    elif rm -rf "$own" && "$1" -m pip install --quiet --disable-pip-version-check --target "$own" uv >&2; then
         echo "$own/bin/uv"
     else
         rm -rf "$own"
