@@ -10,7 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 PARTS = ("encoder", "decoder", "transformer")
 
@@ -36,6 +38,22 @@ class WorldModel(nn.Module, ABC):
     Only the parts that are asked for are in memory: `encoder` for `encode`, `transformer` for `rollout`, `decoder` for
     `decode`. Asking for a part that is not there is a ValueError that names the call that loads it.
     """
+
+    @classmethod
+    @abstractmethod
+    def read_config(cls, repo_or_folder: str | Path, revision: str | None = None) -> PreTrainedConfig:
+        """The config of a folder or Hugging Face repository, without its weights."""
+
+    @classmethod
+    @abstractmethod
+    def from_pretrained(
+        cls,
+        repo_or_folder: str | Path,
+        parts: Sequence[str] = PARTS,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> WorldModel:
+        """Reads a folder or Hugging Face repository: the tensors of `parts` and no others, all of them."""
 
     @property
     @abstractmethod
