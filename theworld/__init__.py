@@ -4,6 +4,7 @@ The public names are loaded when they are first used, so that `import theworld` 
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -15,7 +16,13 @@ _PUBLIC: dict[str, str] = {
     "TheWorldProcessor": "theworld.processing",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", "TheWorld", "TheWorldConfig", "TheWorldForConditionalGeneration", "TheWorldProcessor"]
+
+if TYPE_CHECKING:  # so that editors and type checkers see what __getattr__ finds
+    from theworld.api import TheWorld
+    from theworld.configuration import TheWorldConfig
+    from theworld.modeling import TheWorldForConditionalGeneration
+    from theworld.processing import TheWorldProcessor
 
 
 def __getattr__(name: str) -> object:
