@@ -1,0 +1,87 @@
+"""The `theworld` command: one file per verb; each imports what it needs when it runs, so that --help is instant."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from theworld.cli import ask, eval, imagine, info, nano
+from theworld.cli.console import say_error
+
+
+class Verbs(TyperGroup):
+    """Turns what went wrong into one sentence and exit code 1; `--debug` shows the traceback instead."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError, MemoryError) as error:
+            if ctx.meta.get("theworld.debug") or (isinstance(error, OSError) and error.errno == errno.EPIPE):
+                raise
+            say_error(one_sentence(error))
+        except RuntimeError as error:
+            if ctx.meta.get("theworld.debug") or not is_out_of_memory(error):
+                raise
+            say_error("not enough memory for this model; try fewer --steps, or a smaller model or --batch-size.")
+        raise typer.Exit(1)
+
+
+def one_sentence(error: BaseException) -> str:
+    """An error as people should read it: what a system call says, with the file it was about."""
+    if isinstance(error, MemoryError):
+        return "not enough memory for this model; try fewer --steps, or a smaller model or --batch-size."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory, on a GPU or on the CPU."""
+    torch = sys.modules.get("torch")
+    return (torch is not None and isinstance(error, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+app = typer.Typer(
+    name="theworld",
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A vision-language model that sees a few moments ahead.",
+)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from theworld import __version__
+
+        typer.echo(f"theworld {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def before_any_verb(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    # Progress and errors are ours to show; libraries speak only when something is wrong.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+app.command("ask")(ask.ask)
+app.command("imagine")(imagine.imagine)
+app.command("info")(info.info)
+app.add_typer(eval.app, name="eval")
+app.add_typer(nano.app, name="nano")
+
+
+def main() -> None:
+    """Entry point of the `theworld` script."""
+    app()

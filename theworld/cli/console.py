@@ -1,0 +1,92 @@
+"""What people see while they wait, on stderr; results go to stdout and nowhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+LINE_EVERY = 10.0  # seconds between plain lines where there is no terminal to draw a bar on
+
+Step = Callable[[str, int, int], None]
+
+
+def stderr() -> Console:
+    """A console on today's stderr (a test may have replaced it)."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    stderr().print(text, markup=False)
+
+
+def say_error(text: str) -> None:
+    stderr().print(f"[bold red]Error:[/] {_escape(text)}")
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A spinner while something of unknown length runs; nothing where there is no terminal."""
+    console = stderr()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
+
+
+@contextmanager
+def counting() -> Iterator[Step]:
+    """Yields step(what, done, total): a bar with rate and time left; a line now and then where there is no terminal."""
+    console = stderr()
+    if not console.is_terminal:
+        yield _Lines(console).step
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, transient=True) as bars:
+
+        def step(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total, rate="")
+            task = bars.tasks[list(tasks).index(what)]
+            seconds = task.elapsed or 0.0
+            bars.update(tasks[what], completed=done, rate=f"{done / seconds:.1f}/s" if seconds > 0 else "")
+
+        yield step
+
+
+class _Lines:
+    """Progress where nothing can be redrawn: a line every LINE_EVERY seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.started: dict[str, float] = {}
+        self.last = time.monotonic()
+
+    def step(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        started = self.started.setdefault(what, now)
+        if now - self.last < LINE_EVERY:
+            return
+        self.last = now
+        rate = done / (now - started) if now > started else 0.0
+        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
+        self.console.print(f"{what}: {done}/{total}{left}", markup=False)

@@ -1,0 +1,217 @@
+"""theworld eval: arms against each other on a benchmark."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from theworld.cli import options
+from theworld.cli.console import counting, say
+from theworld.cli.loading import load, note_for
+
+if TYPE_CHECKING:
+    from theworld.api import TheWorld
+
+app = typer.Typer(no_args_is_help=True, help="Measure a model against its controls.")
+
+
+@app.callback()
+def evaluate() -> None:
+    """Keeps `physics` a name of its own while it is the only benchmark."""
+
+
+@app.command("physics")
+def physics(
+    model: options.Model = "nano",
+    arms: Annotated[str, typer.Option("--arms", help="Comma-separated; `--arms list` names them all.")] = "fused,fused-0",
+    split: Annotated[str, typer.Option("--split", help="train, validation, test or hard.")] = "test",
+    limit: Annotated[int, typer.Option("--limit", metavar="K", min=1, help="Questions in all.")] = 300,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Picks the scenes and the rollouts' noise.")] = 0,
+    steps: options.Steps = None,
+    output: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write results here, and predictions beside it.")
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option("--control", metavar="NAME=MODEL", help="Where a trained control is; may be given several times."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions answered at once.")] = 32,
+    device: options.Device = None,
+    debug: options.Debug = False,
+) -> None:
+    """Ask what happens next in physics scenes, in several arms, and compare the arms question by question.
+
+    Scenes start at index S·36,000 of the split, so two seeds share none. The K questions are spread evenly over the
+    families, one a scene; which of its questions a scene is asked keeps topics, forms and answers as even as possible.
+    Answers are greedy, at most 8 tokens, and right when they match exactly after case, spaces, a final full stop and
+    brackets are dropped; what is no answer counts as wrong.
+
+    Example: theworld eval physics --arms fused,fused-0,direct --limit 300 --steps 4 --json results.json
+    """
+    if arms.strip() == "list":
+        list_arms()
+        return
+    from theworld.evaluation.arms import choose
+
+    started = time.perf_counter()
+    chosen = choose([name.strip() for name in arms.split(",") if name.strip()])
+    places = control_places(model, {arm.weights for arm in chosen.values() if arm.weights}, control or [])
+    note = note_for(model)
+    # the picking comes before torch: worker processes start in a moment then
+    from theworld.evaluation.physics import pick
+
+    with counting() as step:
+        items = pick(split, limit, seed, progress=lambda done, total: step("Making scenes", done, total))
+    from theworld.evaluation.report import prediction_lines, predictions_path, results, versions, write_text
+    from theworld.evaluation.runner import run_arms
+
+    def load_weights(weights: str | None) -> TheWorld:
+        return load(model if weights is None else places[weights], device=device)
+
+    number = world_steps(model, steps)
+    with counting() as step:
+        predictions = run_arms(
+            items, chosen, load_weights, num_world_steps=number, seed=seed, batch_size=batch_size, progress=step
+        )
+    content = {
+        **results(items, predictions),
+        "model": model,
+        "controls": places,
+        "benchmark": "physics",
+        "split": split,
+        "limit": limit,
+        "seed": seed,
+        "steps": number,
+        "command": shlex.join(["theworld", *sys.argv[1:]]),
+        "versions": versions(),
+        "device": device_name(device),
+        "seconds": round(time.perf_counter() - started, 1),
+        "labels": labels({"model": model, **places}),
+    }
+    if note:
+        content["note"] = note
+        say(note)
+    if output is not None:
+        write_text(predictions_path(output), prediction_lines(items, predictions))
+        write_text(output, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+    show(content)
+
+
+def world_steps(model: str, steps: int | None) -> int:
+    """`--steps`, or the model's own number, checked against what the model can do."""
+    from theworld import checkpoints
+
+    config = checkpoints.read_json(checkpoints.resolve(model))
+    own, most = config.get("num_world_steps", 0), config.get("max_world_steps", 16)
+    assert isinstance(own, int)
+    assert isinstance(most, int)
+    if steps is not None and steps > most:
+        raise ValueError(f"--steps {steps}: {model} imagines at most {most} world steps.")
+    return own if steps is None else steps
+
+
+def control_places(model: str, wanted: set[str], given: list[str]) -> dict[str, str]:
+    """Where each trained control is: as given, or beside the model (`nano/NAME`, a sibling folder NAME).
+
+    Raises:
+        ValueError: one that is not there, or a `--control` that is not NAME=MODEL.
+    """
+    from theworld import checkpoints
+
+    places: dict[str, str] = {}
+    for pair in given:
+        name, _, place = pair.partition("=")
+        if not name or not place:
+            raise ValueError(f"--control {pair}: write NAME=MODEL, such as --control direct=runs/direct.")
+        places[name] = place
+    for name in wanted - set(places):
+        if model == "nano":
+            places[name] = f"nano/{name}"
+        elif Path(model).is_dir():
+            places[name] = str(Path(model).resolve().parent / name)
+        else:
+            raise ValueError(f"the arm {name!r} needs its trained weights; give --control {name}=FOLDER.")
+    for name in wanted:
+        place = checkpoints.resolve(places[name])
+        if model != "nano" and place == places[name] and not Path(place).is_dir() and name not in "".join(given):
+            raise ValueError(f"there is no {place} for the arm {name!r}; give --control {name}=FOLDER, or leave it out.")
+    return {name: places[name] for name in sorted(wanted)}
+
+
+def labels(places: Mapping[str, str]) -> dict[str, Any]:
+    """How many labelled and unlabelled scenes each model saw, where its provenance says."""
+    from theworld import checkpoints
+    from theworld.evaluation.report import provenance
+
+    found = {name: provenance(checkpoints.resolve(place)).get("labels") for name, place in places.items()}
+    return {name: counts for name, counts in found.items() if counts is not None}
+
+
+def device_name(device: str | None) -> str:
+    """The accelerator the answers came from, or cpu."""
+    import torch
+
+    if device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return torch.cuda.get_device_name(device)
+
+
+def list_arms() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from theworld.evaluation.arms import ARMS
+
+    table = Table("arm", "what is asked", box=None, padding=(0, 2, 0, 0))
+    for name, arm in ARMS.items():
+        table.add_row(name, arm.meaning)
+    Console(highlight=False).print(table)
+
+
+def show(content: Mapping[str, Any]) -> None:
+    """Accuracy by arm and family, and paired differences, as tables on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    scores = {**content["arms"], "(commonest answer)": content["commonest_answer"]}
+    families = list(content["commonest_answer"]["by_family"])
+    table = Table("arm", "right", "95 %", *families, "unparsed", "n")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, score in scores.items():
+        by_family = [f"{100 * score['by_family'][family]['accuracy']:.1f}" for family in families]
+        low, high = score["interval_95"]
+        table.add_row(
+            name,
+            f"{100 * score['accuracy']:.1f}",
+            f"{100 * low:.1f}–{100 * high:.1f}",
+            *by_family,
+            str(score["unparsed"]),
+            str(score["n"]),
+        )
+    console.print(table)
+    if content["paired"]:
+        table = Table("paired", "points", "95 %", "p (McNemar)", *families)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for name, pair in content["paired"].items():
+            by_family = [f"{100 * pair['by_family'][family]['difference']:+.1f}" for family in families]
+            low, high = pair["interval_95"]
+            table.add_row(
+                name.replace("-minus-", " − "),
+                f"{100 * pair['difference']:+.1f}",
+                f"{100 * low:+.1f} … {100 * high:+.1f}",
+                f"{pair['p_mcnemar']:.2g}",
+                *by_family,
+            )
+        console.print(table)
+    for warning in content["warnings"]:
+        say(f"Warning: {warning}")

@@ -1,0 +1,80 @@
+"""theworld nano: the shipped model's scenes, and how it is made."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from theworld.cli import options
+
+app = typer.Typer(no_args_is_help=True, help="The shipped model: its scenes, and the recipe that made it.")
+
+
+@app.callback()
+def nano() -> None:
+    """Keeps `scene` a name of its own while it is the only one."""
+
+
+@app.command("scene")
+def scene(
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help="drop, contact or tower.")],
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the first picture (.png).")] = None,
+    truth: Annotated[
+        str | None, typer.Option("--truth", metavar="FILE", help="Write what happens (.gif, .mp4 or .png strip).")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="train, validation, test or hard.")] = "test",
+    index: Annotated[int, typer.Option("--index", min=0, help="Which scene of the split.")] = 0,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Make a scene that nano knows: its first picture, questions about what happens, and the right answers.
+
+    Example: theworld nano scene drop --index 3 -o scene.png --truth truth.gif
+    """
+    from theworld.datasets.physics import make_clip, next_questions
+
+    clip = make_clip(family, split, index)
+    questions = next_questions(clip)
+    if output is not None:
+        write_picture(clip.frames[0], output)
+    if truth is not None:
+        from theworld.pictures import save_rollout
+
+        save_rollout(clip.frames, truth)
+    if as_json:
+        content = {
+            "family": family,
+            "split": split,
+            "index": index,
+            "outcome": clip.outcome,
+            "picture": output,
+            "truth": truth,
+            "questions": [{"question": q.text, "answer": q.answer, "topic": q.topic, "form": q.form} for q in questions],
+        }
+        typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
+        return
+    if output is not None:
+        typer.echo(output)
+    for question in questions:
+        typer.echo(f"{question.text}  →  {question.answer}")
+
+
+def write_picture(pixels: object, path: str) -> None:
+    """A picture (H, W, 3) uint8 as PNG, exactly as it is: a model reads it back unchanged."""
+    import os
+    from pathlib import Path
+
+    from PIL import Image
+
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise ValueError(f"{path} does not end in .png; other formats would change the picture.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    side = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        Image.fromarray(pixels).save(side, format="PNG")  # type: ignore[arg-type]
+        side.replace(target)
+    finally:
+        side.unlink(missing_ok=True)

@@ -1,0 +1,24 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def _remember(ctx: typer.Context, wanted: bool) -> bool:
+    if wanted:
+        ctx.meta["theworld.debug"] = True
+    return wanted
+
+
+Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="nano, a model folder, or a Hub id.")]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", metavar="N", min=0, help="World steps to imagine, 4 frames each. Default: the model's own."),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Another number imagines another future.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, … Default: a GPU if there is one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Debug = Annotated[bool, typer.Option("--debug", callback=_remember, help="Show the traceback of an error.")]
