@@ -47,9 +47,14 @@ typecheck: $(DEV) ## Types alone
 run: $(CORE) ## Three questions about one picture: no future, four world steps, a runtime override (MODEL=nano)
 	@$(PYTHON) examples/inference.py --model $(MODEL)
 
-train-simple: $(CORE) ## One forward and backward pass, step by step
-	@test -f examples/simple_training.py || { echo "make train-simple comes with training, in a later part."; exit 1; }
+train-simple: ## One forward and backward pass, step by step
+ifneq ($(wildcard examples/simple_training.py),)
+train-simple: $(CORE)
 	@$(PYTHON) examples/simple_training.py
+else
+train-simple:
+	@echo "make train-simple comes with training, in a later part."; exit 1
+endif
 
 train-hf: ## Train with HF Trainer (later part)
 	@echo "make train-hf comes with training on Hugging Face Trainer, in a later part."; exit 1

@@ -35,7 +35,12 @@ def test_make_lists_its_targets() -> None:
     assert set(wanted.split()) <= set(listed)
 
 
-@pytest.mark.parametrize("target", ["train-hf", "smoke-test", "eval-blink", "eval-gemma", "compare-results"])
+LATER = ["train-hf", "smoke-test", "eval-blink", "eval-gemma", "compare-results"]
+if not (REPOSITORY / "examples" / "simple_training.py").exists():
+    LATER.append("train-simple")
+
+
+@pytest.mark.parametrize("target", LATER)
 def test_targets_of_later_parts_say_so(target: str) -> None:
     result = run("make", "--silent", target)
     assert result.returncode != 0
