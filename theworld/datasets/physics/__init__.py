@@ -1,7 +1,7 @@
 """Small physical scenes with questions about now and about what happens (see docs/physics.md)."""
 
 from theworld.datasets.physics.questions import Question, balanced, next_questions, now_questions
-from theworld.datasets.physics.scenes import FAMILIES, SPLITS, Clip, make_clip
+from theworld.datasets.physics.scenes import FAMILIES, SPLITS, Clip, make_clip, make_wild_frames
 from theworld.datasets.physics.simulation import IMAGE_SIZE, NUM_FRAMES
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Question",
     "balanced",
     "make_clip",
+    "make_wild_frames",
     "next_questions",
     "now_questions",
 ]

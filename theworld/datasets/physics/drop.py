@@ -1,4 +1,4 @@
-"""*drop*: a ball is let go above tilted ramps; which of three bins does it land in?
+"""*drop*: two balls are let go above tilted ramps; which of three bins does the yellow one land in?
 
 Bins differ in width and their colours change places; some ramps are never touched. Scenes in which falling straight
 down would give the right bin are kept to `NAIVE_RIGHT` of all.
@@ -6,12 +6,14 @@ down would give the right bin are kept to `NAIVE_RIGHT` of all.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from theworld.datasets.physics.simulation import IMAGE_SIZE, Part, World
+from theworld.datasets.physics.simulation import ASKED, IMAGE_SIZE, OTHER, Part, World
 
-OUTCOMES = ("left", "middle", "right")
+SIDES = ("left", "middle", "right")
+OUTCOMES = ("red", "green", "blue")  # colours of the bins, in any order
 WORLD = World(gravity=2.2, damping=0.72, friction=0.25)
 WATCH: tuple[str, str] | None = None
 NAIVE_RIGHT = 0.38
@@ -19,8 +21,7 @@ NAIVE_RIGHT = 0.38
 RADIUS = 4.5
 _FLOOR, _DIVIDER_WIDTH, _DIVIDER_TOP = 58.0, 3.0, 47.0
 _THICKNESS = 4.0
-_BIN_COLOURS = ("red", "green", "blue")
-_COLOURS = ("yellow", "purple", "orange", "cyan", "pink", "brown")
+_COLOURS = ("purple", "orange", "cyan", "pink", "brown")
 
 
 def _dividers(rng: np.random.Generator) -> tuple[float, float]:
@@ -40,12 +41,25 @@ def bin_at(parts: Sequence[Part], x: float, margin: float = 0.0) -> str | None:
 
 
 def propose(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
-    """One random scene, or None when its pieces do not fit together."""
-    count = int(rng.choice([4, 5], p=[0.7, 0.3])) if split == "hard" else int(rng.choice([1, 2, 3], p=[0.2, 0.6, 0.2]))
+    """A random scene, asked part and other part; None when its pieces do not fit together."""
+    asked = propose_asked(rng, split, wanted, lucky)
+    return asked if asked is None else propose_other(rng, split, asked)
+
+
+def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
+    """Bins, ramps and the yellow ball; None when they do not fit together."""
+    count = int(rng.choice([4, 5], p=[0.7, 0.3])) if split == "hard" else int(rng.choice([2, 3], p=[0.75, 0.25]))
     dividers = _dividers(rng)
-    edges = (0.0, dividers[0], dividers[0] + _DIVIDER_WIDTH, dividers[1], dividers[1] + _DIVIDER_WIDTH, float(IMAGE_SIZE))
+    edges = (
+        0.0,
+        dividers[0],
+        dividers[0] + _DIVIDER_WIDTH,
+        dividers[1],
+        dividers[1] + _DIVIDER_WIDTH,
+        float(IMAGE_SIZE),
+    )
     parts = []
-    for side, colour, left, right in zip(OUTCOMES, rng.permutation(_BIN_COLOURS), edges[0::2], edges[1::2], strict=True):
+    for side, colour, left, right in zip(SIDES, rng.permutation(OUTCOMES), edges[0::2], edges[1::2], strict=True):
         size = (right - left, IMAGE_SIZE - _FLOOR)
         parts.append(Part("bin", str(colour), "box", size, (left + right) / 2, (IMAGE_SIZE + _FLOOR) / 2, role=side))
     for left in dividers:
@@ -53,8 +67,6 @@ def propose(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> l
         parts.append(Part("divider", "black", "box", size, left + _DIVIDER_WIDTH / 2, (IMAGE_SIZE + _DIVIDER_TOP) / 2))
     colours = [str(c) for c in rng.permutation(_COLOURS)]
     ball_x = float(rng.uniform(7, IMAGE_SIZE - 7))
-    if (bin_at(parts, ball_x) == wanted) != lucky:
-        return None
     ramps: list[tuple[float, float, float, float]] = []
     for _ in range(12 * count):
         if len(ramps) == count:
@@ -68,10 +80,26 @@ def propose(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> l
             ramps.append((x, y, tilt, length))
     if len(ramps) < count:
         return None
-    for (x, y, tilt, length), colour in zip(ramps, colours[1:], strict=False):
+    for (x, y, tilt, length), colour in zip(ramps, colours, strict=False):
         parts.append(Part("ramp", colour, "box", (float(length), _THICKNESS), float(x), float(y), float(tilt)))
-    parts.append(Part("ball", colours[0], "circle", (RADIUS,), ball_x, float(rng.uniform(6, 8)), density=1.0, role="ball"))
+    if bin_at(parts, ball_x) is None:
+        return None
+    if not lucky and all(abs(x - ball_x) > length / 2 * math.cos(tilt) + RADIUS for x, _, tilt, length in ramps):
+        return None  # it falls straight down
+    y = float(rng.uniform(6, 8))
+    parts.append(Part("ball", "yellow", "circle", (RADIUS,), ball_x, y, density=1.0, role="ball", group=ASKED))
     return parts
+
+
+def propose_other(rng: np.random.Generator, split: str, asked: Sequence[Part]) -> list[Part] | None:
+    """The scene with another ball in it; the yellow one stays last, painted over everything."""
+    free = [colour for colour in _COLOURS if colour not in {part.colour for part in asked}]
+    x = asked[-1].x + float(rng.uniform(2 * RADIUS + 3, 50)) * rng.choice([-1, 1])
+    if not 7 < x < IMAGE_SIZE - 7:
+        return None
+    y, colour = float(rng.uniform(6, 8)), free[int(rng.integers(len(free)))]
+    ball = Part("ball", colour, "circle", (RADIUS,), x, y, density=1.0, role="other", group=OTHER)
+    return [*asked[:-1], ball, asked[-1]]
 
 
 def _ramp_gap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
@@ -84,9 +112,15 @@ def _ramp_gap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return float(np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1)).min())
 
 
+def recolour(parts: Sequence[Part], outcome: str, wanted: str) -> list[Part] | None:
+    """The scene with two bins' colours exchanged, so that the wanted one is the answer."""
+    swap = {outcome: wanted, wanted: outcome}
+    return [replace(part, colour=swap.get(part.colour, part.colour)) if part.kind == "bin" else part for part in parts]
+
+
 def moved(parts: Sequence[Part], dx: float, dy: float = 0.0) -> list[Part]:
-    """The same scene with the ball let go a little aside."""
-    return [part.moved(dx, dy) if part.kind == "ball" else part for part in parts]
+    """The same scene with the yellow ball let go a little aside."""
+    return [part.moved(dx, dy) if part.role == "ball" else part for part in parts]
 
 
 def bin_of_ball(parts: Sequence[Part], pose: Sequence[float]) -> str:
@@ -100,13 +134,26 @@ def bin_of_ball(parts: Sequence[Part], pose: Sequence[float]) -> str:
 
 def judge(parts: Sequence[Part], poses: np.ndarray, touched: bool) -> str | None:
     """Outcome of a run; None when it is unclear or comes too late."""
-    path = poses[-1]
+    return _landed(parts, poses[-1])
+
+
+def fits(parts: Sequence[Part], poses: np.ndarray) -> bool:
+    """Whether the other ball lands too and leaves the yellow one alone."""
+    apart = (np.hypot(*(poses[-1, :, :2] - poses[-2, :, :2]).T) > 2 * RADIUS + 0.7).all()
+    return bool(apart) and _landed(parts, poses[-2]) is not None
+
+
+def _landed(parts: Sequence[Part], path: np.ndarray) -> str | None:
     if path[-1, 1] < _FLOOR - RADIUS - 1.5 or np.abs(path[-1, :2] - path[-3, :2]).max() > 1.0:
         return None
-    side = bin_of_ball(parts, path[-1])
-    return side if side and side == bin_of_ball(parts, path[-3]) else None
+    side = bin_of_ball(parts, path[-1].tolist())
+    return _colour(parts, side) if side == bin_of_ball(parts, path[-3].tolist()) else None
 
 
 def naive(parts: Sequence[Part]) -> str:
     """Straight down."""
-    return bin_at(parts, parts[-1].x) or "middle"
+    return _colour(parts, bin_at(parts, parts[-1].x) or "middle") or ""
+
+
+def _colour(parts: Sequence[Part], side: str) -> str | None:
+    return next((part.colour for part in parts if part.kind == "bin" and part.role == side), None)

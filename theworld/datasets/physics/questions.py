@@ -14,7 +14,7 @@ import numpy as np
 from theworld.datasets.physics import contact, drop, tower
 from theworld.datasets.physics.pictures import PALETTE
 from theworld.datasets.physics.scenes import Clip, outcomes
-from theworld.datasets.physics.simulation import IMAGE_SIZE, Part, box_gap, corners
+from theworld.datasets.physics.simulation import ASKED, IMAGE_SIZE, Part, box_gap, corners
 
 _EIGHTH = IMAGE_SIZE / 8
 _BOUNDARY = 0.6  # px from an eighth's edge within which a position is not asked
@@ -60,28 +60,46 @@ _NOW_WORDING: dict[str, tuple[str, ...]] = {
     "left_right": ("Is {a} left or right of {b}?", "Is {a} on the left or on the right of {b}?"),
     "higher_lower": ("Is {a} higher or lower than {b}?", "Compared with {b}, is {a} higher or lower?"),
     "tilt": ("Which end of {a} is lower, left or right?", "Does {a} slope down to the left or to the right?"),
-    "bin_side": ("Which bin is the ball in: left, middle, right or none?", "Is the ball in the left, middle or right bin, or none?"),
-    "bin_colour": ("What colour is the bin that the ball is in?", "The ball is in a bin of which colour?"),
-    "in_side": ("Is the ball in {a}?", "Does {a} hold the ball?"),
-    "in_colour": ("Is the ball in {a}?", "Does {a} hold the ball?"),
+    "ground": ("What colour is the ground {a}?", "Which colour does the ground {a} have?"),
+    "bin_side": (
+        "Which bin is {a} in: left, middle, right or none?",
+        "Is {a} in the left, middle or right bin, or none?",
+    ),
+    "bin_colour": ("What colour is the bin that {a} is in?", "The bin that {a} is in has which colour?"),
+    "in_colour": ("Is {a} in {b}?", "Does {b} hold {a}?"),
     "touching": ("Is the red ball touching the blue box?", "Are the red ball and the blue box touching?"),
     "touching_other": ("Is the red ball touching {a}?", "Are the red ball and {a} touching?"),
-    "stack": ("Is the stack standing, or has it fallen left or right?", "Has the stack fallen left, fallen right, or is it standing?"),
-    "stack_is": ("{a}",),
+    "stack": (
+        "On which side has {a} fallen: red, blue, or is it standing?",
+        "Has {a} fallen on the red side, on the blue side, or is it standing?",
+    ),
+    "stack_is": ("{b}",),
 }
 _NEXT_WORDING: dict[str, tuple[str, ...]] = {
-    "bin_side": ("Which bin will the ball land in: left, middle or right?", "Will the ball end in the left, middle or right bin?"),
-    "bin_colour": ("What colour is the bin the ball will land in?", "The ball will land in a bin of which colour?"),
-    "in_side": ("Will the ball land in {a}?", "Will the ball end up in {a}?"),
-    "in_colour": ("Will the ball land in {a}?", "Will the ball end up in {a}?"),
+    "bin_colour": ("What colour is the bin {a} will land in?", "{A} will land in a bin of which colour?"),
+    "in_colour": ("Will {a} land in {b}?", "Will {a} end up in {b}?"),
     "touching": ("Will the red ball touch the blue box?", "Will the red ball come to touch the blue box?"),
-    "touching_other": ("Will the red ball touch {a} in the end?", "Will the red ball end up touching {a}?"),
-    "left_right": ("Will the red ball end left or right of the blue box?", "Will the red ball stop left or right of the blue box?"),
-    "stack": ("Will the stack fall left, fall right or stay standing?", "Does the stack stay standing, or will it fall left or right?"),
-    "stack_is": ("{a}",),
+    "touching_other": ("Will the red ball touch {a}?", "Will the red ball come to touch {a}?"),
+    "left_right": (
+        "Will the red ball end left or right of the blue box?",
+        "Will the red ball stop left or right of the blue box?",
+    ),
+    "stack": (
+        "On which side will {a} fall: red, blue, or does it stay standing?",
+        "Will {a} fall on the red side, on the blue side, or stay standing?",
+    ),
+    "stack_is": ("{next_b}",),
 }
-_STACK_NOW = {"left": "Has the stack fallen left?", "right": "Has the stack fallen right?", "standing": "Is the stack standing?"}
-_STACK_NEXT = {"left": "Will the stack fall left?", "right": "Will the stack fall right?", "standing": "Will the stack stay standing?"}
+_STACK_NOW = {
+    "red": "Has {a} fallen on the red side?",
+    "blue": "Has {a} fallen on the blue side?",
+    "standing": "Is {a} standing?",
+}
+_STACK_NEXT = {
+    "red": "Will {a} fall on the red side?",
+    "blue": "Will {a} fall on the blue side?",
+    "standing": "Will {a} stay standing?",
+}
 
 
 def _hash(text: str) -> int:
@@ -108,18 +126,27 @@ class _Asker:
         self.questions: list[Question] = []
 
     def ask(
-        self, topic: str, answer: str, others: Sequence[str] = (), *, a: str = "", b: str = "", place: int | None = None,
-        next_a: str | None = None, forms: Sequence[str] = ("free",),
+        self,
+        topic: str,
+        answer: str,
+        others: Sequence[str] = (),
+        *,
+        a: str = "",
+        b: str = "",
+        next_b: str = "",
+        place: int | None = None,
+        forms: Sequence[str] = ("free",),
     ) -> None:
         """Add a question in the given forms; `others` are the wrong choices, `place` the letter of the right one."""
         for form in forms:
             key = "/".join(part for part in (self.prefix, topic, form, f"{a}-{b}".strip("-").replace(" ", "_")) if part)
+            words = {"a": a, "b": b, "A": a.capitalize(), "next_b": next_b}
             wording = _NOW_WORDING[topic]
-            now_text = wording[_hash(key) % len(wording)].format(a=a, b=b)
+            now_text = wording[_hash(key) % len(wording)].format(**words)
             text = now_text
             if self.kind == "next":
                 wording = _NEXT_WORDING[topic]
-                text = wording[_hash(key) % len(wording)].format(a=a if next_a is None else next_a, b=b)
+                text = wording[_hash(key) % len(wording)].format(**words)
             choices: tuple[str, ...] = ()
             shown = answer
             if form == "choice":
@@ -134,6 +161,7 @@ class _Asker:
 
 
 _BOTH = ("free", "choice")
+_YELLOW = "the yellow ball"
 
 
 def next_questions(clip: Clip) -> list[Question]:
@@ -143,26 +171,25 @@ def next_questions(clip: Clip) -> list[Question]:
     ways = len(options)
     place = clip.slot // ways % ways  # letters and yes/no in balance over a block of indices
     first_yes, second_yes = clip.slot // ways**2 % 2 == 0, clip.slot // ways**2 // 2 % 2 == 0
+    coin = (clip.slot // 2 + clip.slot // 12) % 2
     others = [option for option in options if option != clip.outcome]
     wrong = others[_hash(asker.prefix) % len(others)]
     if clip.family == "drop":
-        colours = {part.role: part.colour for part in clip.parts if part.kind == "bin"}
-        asker.ask("bin_side", clip.outcome, others, place=place, forms=_BOTH)
-        asker.ask("bin_colour", colours[clip.outcome], [colours[o] for o in others], place=(place + 1) % 3, forms=_BOTH)
-        asker.ask("in_side", _yes(first_yes), a=f"the {clip.outcome if first_yes else wrong} bin")
-        asker.ask("in_colour", _yes(second_yes), a=f"the {colours[clip.outcome if second_yes else wrong]} bin")
+        asker.ask("bin_colour", clip.outcome, others, a=_YELLOW, place=place, forms=_BOTH)
+        for yes, form in ((first_yes, "free"), (second_yes, "choice")):
+            about = f"the {clip.outcome if yes else wrong} bin"
+            asker.ask("in_colour", _yes(yes), [_yes(not yes)], a=_YELLOW, b=about, place=coin, forms=(form,))
     elif clip.family == "contact":
         asker.ask("touching", clip.outcome, others, place=place, forms=_BOTH)
         _ask_boxes(asker, clip, -1)
         _ask_red_and_blue(asker, clip, -1, place)
     else:
-        asker.ask("stack", clip.outcome, others, place=place, forms=_BOTH)
+        stack = f"the stack on the {tower.STANDS[0]} stand"
+        asker.ask("stack", clip.outcome, others, a=stack, place=place, forms=_BOTH)
         for yes, form in ((first_yes, "free"), (second_yes, "choice")):
             about = clip.outcome if yes else wrong
-            asker.ask(
-                "stack_is", _yes(yes), [_yes(not yes)], a=_STACK_NOW[about], next_a=_STACK_NEXT[about],
-                place=(clip.slot // 2 + clip.slot // 12) % 2, forms=(form,),
-            )
+            now, after = _STACK_NOW[about].format(a=stack), _STACK_NEXT[about].format(a=stack)
+            asker.ask("stack_is", _yes(yes), [_yes(not yes)], b=now, next_b=after, place=coin, forms=(form,))
     return asker.questions
 
 
@@ -195,9 +222,13 @@ def now_questions(clip: Clip, frame: int) -> list[Question]:
                 a_, b_, i_, j_ = b, a, j, i
             else:
                 a_, b_, i_, j_ = a, b, i, j
-            (ax, ay), (bx, by) = _centre(clip.parts[i_], clip.poses[i_, frame]), _centre(clip.parts[j_], clip.poses[j_, frame])
+            (ax, ay), (bx, by) = _centre(clip.parts[i_], clip.poses[i_, frame]), _centre(
+                clip.parts[j_], clip.poses[j_, frame]
+            )
             if abs(ax - bx) >= _PAIR and {a, b} != {"the red ball", "the blue box"}:
-                asker.ask("left_right", *(("left", ["right"]) if ax < bx else ("right", ["left"])), a=a_, b=b_, forms=_BOTH)
+                asker.ask(
+                    "left_right", *(("left", ["right"]) if ax < bx else ("right", ["left"])), a=a_, b=b_, forms=_BOTH
+                )
             if abs(ay - by) >= _PAIR:
                 asker.ask("higher_lower", "higher" if ay < by else "lower", a=a_, b=b_)
     return asker.questions
@@ -211,23 +242,16 @@ def _names(clip: Clip, frame: int) -> dict[str, int]:
     """Things that have a name of their own in this picture, and their index among the parts."""
     names: dict[str, int] = {}
     for i, part in enumerate(clip.parts):
-        if part.kind in ("ramp", "hill", "box") or (part.kind == "ball" and clip.family == "contact"):
+        if part.kind in ("ramp", "hill", "box", "ball"):
             names[f"the {part.colour} {part.kind}"] = i
-        elif part.kind == "ball":
-            names["the ball"] = i
     obstacles = [i for i, part in enumerate(clip.parts) if part.kind == "obstacle"]
     if len(obstacles) == 1:
         names["the obstacle"] = obstacles[0]
-    blocks = [i for i, part in enumerate(clip.parts) if part.kind == "block"]
-    for material in ("stone", "wood"):
-        of_it = [i for i in blocks if clip.parts[i].colour == material]
-        if len(of_it) == 1:
-            names[f"the {material} block"] = of_it[0]
-    if blocks and tower.state(clip.parts, clip.poses, frame) == "standing":
-        names["the top block"], names["the bottom block"] = blocks[-1], blocks[0]
-        for name in [n for n in names if n not in ("the top block", "the bottom block")]:
-            if names[name] in (blocks[-1], blocks[0]):  # one name for one thing
-                del names[name]
+    for stand in tower.STANDS if clip.family == "tower" else ():
+        if tower.state(clip.parts, clip.poses, frame, stand) == "standing":
+            blocks = [i for i, part in enumerate(clip.parts) if part.kind == "block" and part.role == stand]
+            names[f"the top block on the {stand} stand"] = blocks[-1]
+            names[f"the bottom block on the {stand} stand"] = blocks[0]
     return names
 
 
@@ -254,18 +278,24 @@ def _ask_colours(asker: _Asker, name: str, colour: str) -> None:
 
 def _ask_drop(asker: _Asker, clip: Clip, frame: int) -> None:
     bins = {part.role: part.colour for part in clip.parts if part.kind == "bin"}
-    index = next(i for i, part in enumerate(clip.parts) if part.kind == "ball")
-    side = drop.bin_of_ball(clip.parts, clip.poses[index, frame].tolist())
-    if side:
-        asker.ask("bin_side", side)
-        about = list(bins)[_hash(asker.prefix) % 3] if side == "none" or _hash(asker.prefix + "yes") % 2 else side
-        asker.ask("in_side", _yes(about == side), a=f"the {about} bin")
-        about = list(bins)[_hash(asker.prefix + "c") % 3] if side == "none" or _hash(asker.prefix + "cyes") % 2 else side
-        asker.ask("in_colour", _yes(about == side), a=f"the {bins[about]} bin")
-    if side in bins:
-        asker.ask("bin_side", side, [other for other in bins if other != side], forms=("choice",))
-        asker.ask("bin_colour", bins[side], [colour for colour in bins.values() if colour != bins[side]], forms=_BOTH)
-    _ask_colours(asker, "the ball", clip.parts[index].colour)
+    for index, part in enumerate(clip.parts):
+        if part.kind != "ball":
+            continue
+        name = f"the {part.colour} ball"
+        side = drop.bin_of_ball(clip.parts, clip.poses[index, frame].tolist())
+        if side:
+            asker.ask("bin_side", side, a=name)
+            for form in _BOTH:
+                key = asker.prefix + name + form
+                held = side in bins and _hash(key) % 2 == 0
+                about = side if held else [other for other in bins if other != side][_hash(key + "which") % 2]
+                asker.ask("in_colour", _yes(held), [_yes(not held)], a=name, b=f"the {bins[about]} bin", forms=(form,))
+        if side in bins:
+            asker.ask("bin_side", side, [other for other in bins if other != side], a=name, forms=("choice",))
+            others = [colour for colour in bins.values() if colour != bins[side]]
+            asker.ask("bin_colour", bins[side], others, a=name, forms=_BOTH)
+        if index < len(clip.parts) - 1:
+            _ask_colours(asker, "the other ball", part.colour)
     for side, colour in bins.items():
         _ask_colours(asker, f"the {side} bin", colour)
     asker.ask("count", str(sum(part.kind == "ramp" for part in clip.parts)), a="ramps")
@@ -278,19 +308,28 @@ def _ask_contact(asker: _Asker, clip: Clip, frame: int) -> None:
         asker.ask("touching", answer, ["no" if answer == "yes" else "yes"], forms=_BOTH)
     _ask_boxes(asker, clip, frame)
     _ask_red_and_blue(asker, clip, frame, None)
-    for kind, plural in (("ball", "balls"), ("box", "boxes"), ("obstacle", "obstacles"), ("ramp", "ramps"), ("hill", "hills")):
+    for kind, plural in (
+        ("ball", "balls"),
+        ("box", "boxes"),
+        ("obstacle", "obstacles"),
+        ("ramp", "ramps"),
+        ("hill", "hills"),
+    ):
         asker.ask("count", str(sum(part.kind == kind for part in clip.parts)), a=plural)
     for kind in ("hill", "ramp"):
         only = [part for part in clip.parts if part.kind == kind]
         if len(only) == 1:
             _ask_colours(asker, f"the {kind}", only[0].colour)
+    _ask_colours(
+        asker, "the other ball", next(part.colour for part in clip.parts if part.kind == "ball" and not part.role)
+    )
 
 
 def _ask_boxes(asker: _Asker, clip: Clip, frame: int) -> None:
-    """Whether the red ball touches each of the other boxes."""
+    """Whether the red ball touches the other boxes of its floor."""
     x, y, _ = clip.poses[-1, frame]
     for i, part in enumerate(clip.parts):
-        if part.kind == "box" and part.role != "blue":
+        if part.kind == "box" and part.role != "blue" and part.group == ASKED:
             distance = box_gap((float(x), float(y), contact.RADIUS), part, clip.poses[i, frame].tolist())
             if distance < _TOUCHING_NOW or distance >= contact.APART:
                 asker.ask("touching_other", _yes(distance < _TOUCHING_NOW), a=f"the {part.colour} box")
@@ -305,21 +344,29 @@ def _ask_red_and_blue(asker: _Asker, clip: Clip, frame: int, place: int | None) 
 
 
 def _ask_tower(asker: _Asker, clip: Clip, frame: int) -> None:
-    state = tower.state(clip.parts, clip.poses, frame)
-    if state:
-        asker.ask("stack", state, [o for o in tower.OUTCOMES if o != state], forms=_BOTH)
-        for form in _BOTH:
-            key = asker.prefix + form
-            about = state if _hash(key) % 2 else [o for o in tower.OUTCOMES if o != state][_hash(key + "no") % 2]
-            answer = _yes(about == state)
-            asker.ask("stack_is", answer, ["no" if answer == "yes" else "yes"], a=_STACK_NOW[about], forms=(form,))
+    for stand in tower.STANDS:
+        name = f"the stack on the {stand} stand"
+        state = tower.state(clip.parts, clip.poses, frame, stand)
+        if state:
+            others = [option for option in tower.OUTCOMES if option != state]
+            asker.ask("stack", state, others, a=name, forms=_BOTH)
+            for form in _BOTH:
+                key = asker.prefix + stand + form
+                yes = _hash(key) % 2 == 0
+                about = state if yes else others[_hash(key + "which") % 2]
+                asker.ask("stack_is", _yes(yes), [_yes(not yes)], b=_STACK_NOW[about].format(a=name), forms=(form,))
+        if state == "standing":
+            blocks = [part for part in clip.parts if part.kind == "block" and part.role == stand]
+            asker.ask("count", str(len(blocks)), a=f"blocks on the {stand} stand")
+            for place, block in (("top", blocks[-1]), ("bottom", blocks[0])):
+                other = "wood" if block.colour == "stone" else "stone"
+                asker.ask("material", block.colour, [other], a=f"the {place} block on the {stand} stand", forms=_BOTH)
+        grounds = [part.colour for part in clip.parts if part.kind == "ground" and part.role == stand]
+        for side, colour, other in zip(("left", "right"), grounds, grounds[::-1], strict=True):
+            asker.ask("ground", colour, [other], a=f"{side} of the {stand} stand", forms=_BOTH)
     blocks = [part for part in clip.parts if part.kind == "block"]
-    asker.ask("count", str(len(blocks)), a="blocks")
-    asker.ask("count", str(sum(part.colour == "stone" for part in blocks)), a="stone blocks")
-    asker.ask("count", str(sum(part.colour == "wood" for part in blocks)), a="wood blocks")
-    if state == "standing":
-        asker.ask("material", blocks[-1].colour, ["wood" if blocks[-1].colour == "stone" else "stone"], a="the top block")
-        asker.ask("material", blocks[0].colour, ["wood" if blocks[0].colour == "stone" else "stone"], a="the bottom block")
+    for material in ("stone", "wood"):
+        asker.ask("count", str(sum(part.colour == material for part in blocks)), a=f"{material} blocks")
 
 
 def balanced(questions: Iterable[Question], tolerance: float = 0.01) -> list[Question]:
@@ -331,7 +378,9 @@ def balanced(questions: Iterable[Question], tolerance: float = 0.01) -> list[Que
     listed = list(questions)
     groups: dict[tuple[str, ...], list[Question]] = defaultdict(list)
     for question in listed:
-        groups[question.family, question.kind, question.topic, question.form, str(len(question.choices))].append(question)
+        groups[question.family, question.kind, question.topic, question.form, str(len(question.choices))].append(
+            question
+        )
     kept: set[str] = set()
     for group in groups.values():
         counts = Counter(question.answer for question in group)

@@ -12,15 +12,17 @@ import numpy as np
 
 from theworld.datasets.physics import contact, drop, tower
 from theworld.datasets.physics.pictures import render
-from theworld.datasets.physics.simulation import Part, simulate
+from theworld.datasets.physics.simulation import ASKED, OTHER, Part, simulate_apart
 
 _MODULES: dict[str, ModuleType] = {"drop": drop, "contact": contact, "tower": tower}
 FAMILIES = ("drop", "contact", "tower")
 SPLITS = ("train", "validation", "test", "hard")
 
 _BLOCK = 36  # any 36 indices from a multiple of 36 on have their outcomes, letters and yes/no in exact balance
-_SHIFTS = (-0.5, 0.5, -1.0, 1.0)
+_SHIFTS = (-0.75, 0.75)
 _ATTEMPTS = 20000
+_OTHERS = 8
+_WILD = 1000  # in the place of a split's number
 
 
 @dataclass(frozen=True)
@@ -72,22 +74,59 @@ def make_scene(family: str, split: str, index: int) -> tuple[list[Part], np.ndar
     rng = np.random.default_rng([FAMILIES.index(family), SPLITS.index(split), index, 0])
     lucky = bool(rng.random() < module.NAIVE_RIGHT)  # drawn once, or rejection would favour the easy scenes
     for _ in range(_ATTEMPTS):
-        parts = module.propose(rng, split, wanted, lucky)
-        if parts is None:
+        asked = module.propose_asked(rng, split, wanted, lucky)
+        outcome = None if asked is None else outcome_when_moved(family, asked, 0.0)
+        if asked is None or outcome is None or (module.naive(asked) == outcome) != lucky:
             continue
-        poses, touched = simulate(parts, module.WORLD, module.WATCH)
-        if module.judge(parts, poses, touched) != wanted:
+        if outcome != wanted:
+            asked = module.recolour(asked, outcome, wanted)
+        if asked is None:
             continue
-        if all(outcome_when_moved(family, parts, dx) == wanted for dx in _SHIFTS):
-            return parts, poses, wanted
+        if any(outcome_when_moved(family, asked, dx) != wanted for dx in _SHIFTS):
+            continue
+        for _ in range(_OTHERS):
+            parts = module.propose_other(rng, split, asked)
+            if parts is None:
+                continue
+            poses = simulate_scene(family, parts)
+            if module.fits(parts, poses):
+                return parts, poses, wanted
     raise AssertionError(f"no scene found for {family}/{split}/{index}")
+
+
+def simulate_scene(family: str, parts: Sequence[Part]) -> np.ndarray:
+    """Poses (len(parts), 17, 3) of a whole scene: its two groups never meet, so each runs apart."""
+    world = _MODULES[family].WORLD
+    poses, _ = simulate_apart(parts, world, ASKED)
+    others, _ = simulate_apart(parts, world, OTHER)
+    chosen = [i for i, part in enumerate(parts) if part.group == OTHER]
+    poses[chosen] = others[chosen]
+    return poses
+
+
+def make_wild_frames(family: str, index: int) -> np.ndarray:
+    """A scene as first proposed, whatever becomes of it: (17, 64, 64, 3) uint8; for pretraining, without an answer.
+
+    Several times faster than `make_clip`; its seeds are apart from every split's.
+
+    Raises:
+        ValueError: unknown family or negative index.
+    """
+    _check(family, SPLITS[0], index)
+    module = _MODULES[family]
+    rng = np.random.default_rng([FAMILIES.index(family), _WILD, index, 0])
+    parts = None
+    while parts is None:
+        wanted = module.OUTCOMES[int(rng.integers(len(module.OUTCOMES)))]
+        parts = module.propose(rng, SPLITS[0], wanted, bool(rng.random() < module.NAIVE_RIGHT))
+    return render(parts, simulate_scene(family, parts))
 
 
 def outcome_when_moved(family: str, parts: Sequence[Part], dx: float, dy: float = 0.0) -> str | None:
     """Outcome when the start is moved by (dx, dy) px; None if it becomes unclear."""
     module = _MODULES[family]
     shifted = module.moved(parts, dx, dy)
-    return module.judge(shifted, *simulate(shifted, module.WORLD, module.WATCH))
+    return module.judge(shifted, *simulate_apart(shifted, module.WORLD, ASKED, module.WATCH))
 
 
 def naive_guess(family: str, parts: Sequence[Part]) -> str:
@@ -107,6 +146,4 @@ def make_clip(family: str, split: str, index: int) -> Clip:
         ValueError: unknown family or split, or a negative index.
     """
     parts, poses, outcome = make_scene(family, split, index)
-    return Clip(
-        family, split, index, render(parts, poses), outcome, tuple(parts), poses, _slot(family, split, index)
-    )
+    return Clip(family, split, index, render(parts, poses), outcome, tuple(parts), poses, _slot(family, split, index))

@@ -14,8 +14,10 @@ import pymunk
 NUM_FRAMES = 17
 IMAGE_SIZE = 64
 
-_SUBSTEPS = 10  # at most 0.7 px a substep, so nothing passes through a ramp of 4 px
+_SUBSTEPS = 8  # at most 0.7 px a substep, so nothing passes through a ramp of 4 px
 _WALL = 6.0
+SHARED, ASKED, OTHER = -1, 0, 1
+
 _RED, _TARGET = 1, 2  # collision types of the watched pair
 
 
@@ -31,7 +33,8 @@ class Part:
         x, y: centre at the start, px.
         angle: radians, positive turns the right end down.
         density: 0 for a thing that never moves.
-        role: what it means to its family ("red", "left", ...); unique within the scene when not empty.
+        role: what it means to its family ("red", "left", ...).
+        group: ASKED and OTHER parts never touch each other and are simulated apart; SHARED parts meet both.
     """
 
     kind: str
@@ -43,6 +46,7 @@ class Part:
     angle: float = 0.0
     density: float = 0.0
     role: str = ""
+    group: int = -1
 
     def moved(self, dx: float, dy: float = 0.0) -> "Part":
         return replace(self, x=self.x + dx, y=self.y + dy)
@@ -61,7 +65,12 @@ class World:
 def _local_points(part: Part) -> list[tuple[float, float]]:
     if part.shape == "box":
         half_width, half_height = part.size[0] / 2, part.size[1] / 2
-        return [(-half_width, -half_height), (half_width, -half_height), (half_width, half_height), (-half_width, half_height)]
+        return [
+            (-half_width, -half_height),
+            (half_width, -half_height),
+            (half_width, half_height),
+            (-half_width, half_height),
+        ]
     return [(part.size[i], part.size[i + 1]) for i in range(0, len(part.size), 2)]
 
 
@@ -122,6 +131,17 @@ def simulate(parts: Sequence[Part], world: World, watch: tuple[str, str] | None 
         for i, body in moving:
             poses[i, frame] = (*body.position, body.angle)
     return poses, bool(touched)
+
+
+def simulate_apart(
+    parts: Sequence[Part], world: World, group: int, watch: tuple[str, str] | None = None
+) -> tuple[np.ndarray, bool]:
+    """As `simulate`, with the other group left out: its poses stay those of the start."""
+    chosen = [i for i, part in enumerate(parts) if part.group in (SHARED, group)]
+    some, touched = simulate([parts[i] for i in chosen], world, watch)
+    poses = np.array([[(part.x, part.y, part.angle)] * NUM_FRAMES for part in parts], dtype=np.float64)
+    poses[chosen] = some
+    return poses, touched
 
 
 def box_gap(circle: tuple[float, float, float], box: Part, pose: Sequence[float]) -> float:

@@ -1,113 +1,166 @@
-"""*tower*: a stack of blocks of stone (heavy) and wood (light); does it fall left, fall right or stay standing?
+"""*tower*: two stacks of blocks of stone (heavy) and wood (light); does the one on the yellow stand fall, and to which side?
 
+The sides are named by the colour of the ground there, which changes from stack to stack.
 Whether a stack stands is decided level by level: the centre of mass of all that lies above must be over the area of
-contact. Half of the scenes are picked so that a look at the outlines alone, as if all blocks were of one material, gives
-a wrong answer.
+contact. Scenes are picked so that a look at the outlines alone, as if all blocks were of one material, is right in only
+`NAIVE_RIGHT` of them.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from theworld.datasets.physics.simulation import IMAGE_SIZE, Part, World
+from theworld.datasets.physics.simulation import ASKED, IMAGE_SIZE, OTHER, Part, World
 
-OUTCOMES = ("left", "right", "standing")
-WORLD = World(gravity=3.0, damping=0.85, friction=0.9, iterations=20)
+SIDES = ("red", "blue")  # colours of the ground left and right of the stack, in either order
+STANDS = ("yellow", "purple")  # the stack asked about, and the other
+OUTCOMES = (*SIDES, "standing")
+WORLD = World(gravity=3.0, damping=0.85, friction=0.9, iterations=14)
 WATCH: tuple[str, str] | None = None
-NAIVE_RIGHT = 0.5
+NAIVE_RIGHT = 0.4
 
-GROUND = 58.0
+FLOORS = (27.0, 59.0)  # an upper and a lower floor, so that the two stacks never meet
+THICKNESS = 5.0
 DENSITY = {"stone": 5.0, "wood": 1.0}
 _STANDS, _FALLS = 1.3, -1.6  # px between the centre of mass and the nearest edge of its support
 
 
-def margins(parts: Sequence[Part], uniform: bool = False) -> list[tuple[float, float]]:
-    """For each level, how far the centre of mass of all above is inside the left and the right edge, px."""
-    stack = [part for part in parts if part.kind in ("stand", "block")]
-    result = []
-    for level in range(1, len(stack)):
-        below, above = stack[level - 1], stack[level]
-        low = max(below.x - below.size[0] / 2, above.x - above.size[0] / 2)
-        high = min(below.x + below.size[0] / 2, above.x + above.size[0] / 2)
-        masses = [part.size[0] * part.size[1] * (1.0 if uniform else part.density) for part in stack[level:]]
-        centre = sum(m * part.x for m, part in zip(masses, stack[level:], strict=True)) / sum(masses)
-        result.append((centre - low, high - centre))
+def _margins(x: np.ndarray, width: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """How far the centre of mass of all above is inside the left and right edge of its support, px.
+
+    Arguments are (n, levels), the stand first; the result is (n, levels - 1, 2).
+    """
+    low = np.maximum(x - width / 2, np.roll(x - width / 2, -1, axis=1))[:, :-1]
+    high = np.minimum(x + width / 2, np.roll(x + width / 2, -1, axis=1))[:, :-1]
+    above = np.cumsum((mass * x)[:, :0:-1], axis=1)[:, ::-1] / np.cumsum(mass[:, :0:-1], axis=1)[:, ::-1]
+    return np.stack([above - low, high - above], axis=-1)
+
+
+def _verdicts(margins: np.ndarray, stands: float = 0.0, falls: float = 0.0) -> np.ndarray:
+    """What statics says (n,): 0 left, 1 right, 2 standing; -1 when a margin is thin or levels fall to both sides."""
+    left, right = margins[..., 0].min(1), margins[..., 1].min(1)
+    result = np.full(len(margins), -1)
+    result[(left >= stands) & (right >= stands)] = 2
+    result[(left <= falls) & (right >= stands)] = 0
+    result[(right <= falls) & (left >= stands)] = 1
     return result
 
 
-def verdict(parts: Sequence[Part], uniform: bool = False, stands: float = 0.0, falls: float = 0.0) -> str | None:
-    """What statics says; None when a margin is too thin or levels fall to both sides."""
-    levels = margins(parts, uniform)
-    left, right = min(m[0] for m in levels), min(m[1] for m in levels)
-    if left >= stands and right >= stands:
-        return "standing"
-    if left <= falls and right >= stands:
-        return "left"
-    if right <= falls and left >= stands:
-        return "right"
-    return None
-
-
 def propose(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
-    """One random scene, or None when statics does not promise the wanted answer."""
-    count = 6 if split == "hard" else int(rng.choice([3, 4, 5], p=[0.4, 0.4, 0.2]))
-    for _ in range(200):
-        parts = _stack(rng, count)
-        if verdict(parts, stands=_STANDS, falls=_FALLS) == wanted and (naive(parts) == wanted) == lucky:
-            return parts
-    return None
+    """A random scene, asked stack and other stack; None when statics does not promise the wanted answer."""
+    asked = propose_asked(rng, split, wanted, lucky)
+    return asked if asked is None else propose_other(rng, split, asked)
 
 
-def _stack(rng: np.random.Generator, count: int) -> list[Part]:
-    width, height = float(rng.uniform(9, 16)), float(rng.uniform(4, 7))
-    x, top = float(rng.uniform(27, 37)), GROUND - height
+def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
+    """The stack on the yellow stand and its ground."""
+    return _stack(rng, split, FLOORS[int(rng.integers(2))], wanted, lucky, STANDS[0], ASKED)
+
+
+def propose_other(rng: np.random.Generator, split: str, asked: Sequence[Part]) -> list[Part] | None:
+    """The scene with a stack on a purple stand on the other floor."""
+    floor = next(floor for floor in FLOORS if abs(floor + THICKNESS / 2 - asked[0].y) > 1)
+    outcome, lucky = OUTCOMES[int(rng.integers(3))], bool(rng.random() < NAIVE_RIGHT)
+    other = _stack(rng, split, floor, outcome, lucky, STANDS[1], OTHER)
+    return None if other is None else [*asked, *other]
+
+
+def _stack(
+    rng: np.random.Generator, split: str, floor: float, wanted: str, lucky: bool, role: str, group: int
+) -> list[Part] | None:
+    """Ground, stand and blocks: many stacks at once, and the first that statics finds fitting."""
+    colours = SIDES if rng.random() < 0.5 else SIDES[::-1]
+    count = 5 if split == "hard" else 3 + int(rng.random() < 0.4)
+    tries = 128
+    width = rng.uniform(9, 22, (tries, count + 1))
+    width[:, 0] = rng.uniform(8, 14, tries)
+    height = rng.uniform(4.8, 6.6, (tries, count + 1)) * min(1.0, 4.0 / count)
+    height[:, 0] = 3.5
+    stone = rng.random((tries, count + 1)) < 0.45
+    furthest = (width[:, :-1] + width[:, 1:]) / 2 - 4.0  # at least 4 px of contact
+    step = np.clip(rng.normal(0, 0.45, furthest.shape), -1, 1) * furthest
+    x = np.concatenate([np.zeros((tries, 1)), np.cumsum(step, axis=1)], axis=1) + rng.uniform(25, 39, (tries, 1))
+    volume = width * height
+    verdict = _verdicts(
+        _margins(x, width, volume * np.where(stone, DENSITY["stone"], DENSITY["wood"])), _STANDS, _FALLS
+    )
+    guess = _verdicts(_margins(x, width, volume))
+    side = 2 if wanted == "standing" else list(colours).index(wanted)
+    fits = (verdict == side) & ((guess == verdict) == lucky) & (height.sum(1) < 25.5)
+    if not fits.any():
+        return None
+    i = int(fits.argmax())
+    middle, y = float(x[i, 0]), floor + THICKNESS / 2
     parts = [
-        Part("ground", "black", "box", (64.0, IMAGE_SIZE - GROUND), 32.0, (IMAGE_SIZE + GROUND) / 2),
-        Part("stand", "black", "box", (width, height), x, GROUND - height / 2),
+        Part("ground", colours[0], "box", (middle, THICKNESS), middle / 2, y, role=role, group=group),
+        Part("ground", colours[1], "box", (64 - middle, THICKNESS), (64 + middle) / 2, y, role=role, group=group),
     ]
-    tallest = 7.5 if count > 5 else 8.5
-    for _ in range(count):
-        block_width, block_height = float(rng.uniform(10, 24)), float(rng.uniform(6, tallest))
-        furthest = (width + block_width) / 2 - 4.0  # at least 4 px of contact
-        x = float(np.clip(x + rng.normal(0, 0.45) * furthest, x - furthest, x + furthest))
-        material = "stone" if rng.random() < 0.45 else "wood"
+    top = floor
+    for level in range(count + 1):
+        material = role if level == 0 else "stone" if stone[i, level] else "wood"
+        size = (float(width[i, level]), float(height[i, level]))
+        kind, density = ("block", DENSITY[material]) if level else ("stand", 0.0)
         parts.append(
-            Part("block", material, "box", (block_width, block_height), x, top - block_height / 2, density=DENSITY[material])
+            Part(
+                kind,
+                material,
+                "box",
+                size,
+                float(x[i, level]),
+                top - size[1] / 2,
+                density=density,
+                role=role,
+                group=group,
+            )
         )
-        width, top = block_width, top - block_height
+        top -= size[1]
     return parts
 
 
+def recolour(parts: Sequence[Part], outcome: str, wanted: str) -> list[Part] | None:
+    """Nothing: scenes are proposed with the wanted answer in mind."""
+    return None
+
+
 def moved(parts: Sequence[Part], dx: float, dy: float = 0.0) -> list[Part]:
-    """The same scene with all blocks a little aside of the stand."""
-    return [part.moved(dx) if part.kind == "block" else part for part in parts]
+    """The same scene with the asked blocks a little aside of their stand."""
+    return [part.moved(dx) if part.kind == "block" and part.group == ASKED else part for part in parts]
 
 
-def state(parts: Sequence[Part], poses: np.ndarray, frame: int) -> str:
-    """"standing", "left", "right", or "" while that is a matter of opinion."""
-    blocks = [i for i, part in enumerate(parts) if part.kind == "block"]
+def state(parts: Sequence[Part], poses: np.ndarray, frame: int, role: str = STANDS[0]) -> str:
+    """ "standing", the colour of the side it has fallen on, or "" while that is a matter of opinion."""
+    blocks = [i for i, part in enumerate(parts) if part.kind == "block" and part.role == role]
     shift = poses[blocks, frame, :2] - poses[blocks, 0, :2]
     turn = np.abs(poses[blocks, frame, 2])
     if np.abs(shift).max() < 0.8 and turn.max() < 0.06:
         return "standing"
-    fallen = shift[:, 1] > 5.0
-    if not fallen.any() or np.abs(shift[~fallen]).max(initial=0.0) > 5.0:
+    fallen = shift[:, 1] > 3.5
+    if not fallen.any() or np.abs(shift[~fallen]).max(initial=0.0) > 4.0:
         return ""
-    if (shift[fallen, 0] > 5.0).all():
-        return "right"
-    return "left" if (shift[fallen, 0] < -5.0).all() else ""
+    x = poses[blocks, frame, 0][fallen]
+    stand = next(part for part in parts if part.kind == "stand" and part.role == role)
+    grounds = [part for part in parts if part.kind == "ground" and part.role == role]
+    for ground, away in zip(grounds, (-1, 1), strict=True):
+        if (shift[fallen, 0] * away > 4.0).all() and ((x - stand.x) * away > 3.0).all():
+            return ground.colour
+    return ""
 
 
 def judge(parts: Sequence[Part], poses: np.ndarray, touched: bool) -> str | None:
     """Outcome of a run; None when it is unclear or comes too late."""
     if np.abs(poses[:, -1, :2] - poses[:, -3, :2]).max() > 2.0:
         return None
-    blocks = [i for i, part in enumerate(parts) if part.kind == "block"]
-    if poses[blocks, :, 0].min() < 2 or poses[blocks, :, 0].max() > IMAGE_SIZE - 2:
-        return None
     return state(parts, poses, -1) or None
+
+
+def fits(parts: Sequence[Part], poses: np.ndarray) -> bool:
+    """Whether the other stack, too, stands or has fallen in the end."""
+    return bool(judge(parts, poses, False) and state(parts, poses, -1, STANDS[1]))
 
 
 def naive(parts: Sequence[Part]) -> str:
     """Statics as if all blocks were of one material."""
-    return verdict(parts, uniform=True) or "standing"
+    stack = [part for part in parts if part.kind in ("stand", "block") and part.role == STANDS[0]]
+    x, width, height = np.array([[(part.x, *part.size)] for part in stack]).transpose(2, 1, 0)
+    found = int(_verdicts(_margins(x, width, width * height))[0])
+    return "standing" if found in (-1, 2) else parts[found].colour  # the grounds of the yellow stand come first
