@@ -86,6 +86,8 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if config.world_token_id >= rows:
             raise ValueError(f"world_token_id is {config.world_token_id}, but the vocabulary has {rows} rows.")
         self.vlm = vlm if vlm is not None else Gemma3ForConditionalGeneration(copy.deepcopy(config.vlm_config))
+        # one config object, not two: masks and caches read the attention implementation that the VLM has set on its own
+        config.vlm_config = self.vlm.config
         self.world: WorldModel | None = None
         if config.enable_world:
             parts = world_parts_for(config.max_world_steps) if world_parts is None else tuple(world_parts)

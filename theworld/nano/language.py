@@ -1,0 +1,270 @@
+"""Stage (c): a small Gemma 3 learns to see, and to read world latents, from questions about *now*.
+
+Each chat holds several questions about one picture, coarse and fine; each batch gives the model the picture, the world
+tokens, or both, so that neither way of seeing is neglected. Some batches carry the latents of the following moments as
+well, with questions about now all the same, so that tokens of later moments are told from tokens of now.
+
+Shapes: B chats, F pixel frames, n pictures.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theworld import freezing
+from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
+from theworld.modeling import TheWorldForConditionalGeneration
+from theworld.nano.chats import MODES, ChatWriter, answered_rightly
+from theworld.nano.gemma import build_tokenizer
+from theworld.nano.progress import CsvLog
+from theworld.processing import TheWorldProcessor
+
+logger = logging.getLogger(__name__)
+
+# How the two towers are cut: together 3.9 M parameters, small enough that two copies ship.
+TEXT = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "query_pre_attn_scalar": 64,
+    "sliding_window": 1024,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.04,
+}
+VISION = {
+    "hidden_size": 160,
+    "intermediate_size": 480,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 5,
+    "patch_size": 8,
+}
+TOKENS_PER_IMAGE = 64
+VOCABULARY = 704
+KINDS = (*MODES, "future")  # losses are logged apart
+
+
+@dataclass(frozen=True)
+class LanguageSettings:
+    """How stage (c) is trained.
+
+    Args:
+        clips_per_family: training clips whose pictures are asked about.
+        frames_per_clip: pictures of each; the first frame is always one of them.
+        questions: questions packed into one chat.
+        modes: share of batches that see the picture, the world tokens, both.
+        future: share of the batches with world tokens that also carry the latents of the moments after now.
+    """
+
+    steps: int = 6000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.02
+    clips_per_family: int = 8000
+    frames_per_clip: int = 5
+    questions: int = 6
+    modes: tuple[float, float, float] = (0.45, 0.35, 0.2)
+    future: float = 0.3
+    world_steps: tuple[int, ...] = (1, 2, 4)
+    seed: int = 0
+    workers: int = 2
+
+
+class Asked(NamedTuple):
+    """What stage (c) keeps of a Question; millions of them cross process borders."""
+
+    text: str
+    answer: str
+    family: str
+    topic: str
+
+
+@dataclass
+class Pictures:
+    """Clips with questions about some of their frames.
+
+    `clips` uint8 (n, F, H, W, 3); `entries` name a clip and a frame; `questions` belong to the entries.
+    """
+
+    clips: np.ndarray
+    entries: list[tuple[int, int]]
+    questions: list[list[Asked]]
+
+
+def draw(task: tuple[str, str, int], frames_per_clip: int) -> tuple[np.ndarray, list[tuple[int, list[Asked]]]]:
+    """One clip and the now-questions of some of its frames, the first among them."""
+    clip = make_clip(*task)
+    rng = np.random.default_rng(task[2])
+    later = rng.choice(np.arange(1, len(clip.frames)), size=frames_per_clip - 1, replace=False)
+    frames = [0, *sorted(int(frame) for frame in later)]
+    asked = [
+        (frame, [Asked(q.text, q.answer, q.family, q.topic) for q in now_questions(clip, frame)]) for frame in frames
+    ]
+    return clip.frames, [(frame, questions) for frame, questions in asked if questions]
+
+
+def draw_pictures(split: str, first: int, per_family: int, frames_per_clip: int, workers: int) -> Pictures:
+    """Pictures and now-questions of clips first … first + per_family - 1 of every family."""
+    tasks = [(family, split, index) for index in range(first, first + per_family) for family in FAMILIES]
+    clips, entries, questions = [], [], []
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        drawn = pool.imap(partial(draw, frames_per_clip=frames_per_clip), tasks, chunksize=16)
+        for number, (frames, asked) in enumerate(drawn):
+            clips.append(frames)
+            for frame, own in asked:
+                entries.append((number, frame))
+                questions.append(own)
+    return Pictures(np.stack(clips), entries, questions)
+
+
+def train_tokenizer(clips_per_family: int = 300) -> Any:
+    """A tokenizer over the words of the questions and answers of training clips."""
+    corpus = []
+    for family in FAMILIES:
+        for index in range(clips_per_family):
+            clip = make_clip(family, "train", index)
+            asked = [*next_questions(clip), *now_questions(clip, 0), *now_questions(clip, len(clip.frames) - 1)]
+            corpus += [
+                piece for question in asked for piece in (question.text, question.answer, question.now_form or "")
+            ]
+    return build_tokenizer([*corpus, *["user", "model"] * 200], VOCABULARY)
+
+
+def as_pixels(frames: Tensor) -> Tensor:
+    """uint8 (..., H, W, 3) to float32 (..., 3, H, W) in [-1, 1], for the vision tower and the world model alike."""
+    return (frames.float() / 127.5 - 1).movedim(-1, -3)
+
+
+def clip_latents(model: TheWorldForConditionalGeneration, clips: Tensor) -> Tensor:
+    """Latents (n, C, T, h, w) of clips uint8 (n, F, H, W, 3)."""
+    assert model.world is not None
+    with torch.no_grad():
+        return model.world.encode(as_pixels(clips).transpose(1, 2))
+
+
+def world_of(model: TheWorldForConditionalGeneration, frames: Tensor) -> Tensor:
+    """Latents (n, C, 1, h, w) of single frames uint8 (n, H, W, 3)."""
+    return clip_latents(model, frames[:, None])
+
+
+def learning_rate_at(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Linear warm-up, then a cosine down to nothing."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
+
+
+def train_language(
+    model: TheWorldForConditionalGeneration,
+    processor: TheWorldProcessor,
+    settings: LanguageSettings,
+    folder: Path,
+    device: torch.device,
+) -> dict[str, float]:
+    """Trains Gemma and the projector together; the world model stays as it is.
+
+    Returns:
+        Accuracy on validation now-questions, per mode: the gate of this stage.
+    """
+    started = time.monotonic()
+    pictures = draw_pictures("train", 0, settings.clips_per_family, settings.frames_per_clip, settings.workers)
+    logger.info("%d pictures drawn in %.0f s", len(pictures.entries), time.monotonic() - started)
+    freezing.train_only(model, ("projector", "vision", "language"))
+    model.to(device).train()
+    writer = ChatWriter(processor)
+    turns = [[writer.turn(asked.text, asked.answer) for asked in own] for own in pictures.questions]
+    first_frames = [row for row, (_, frame) in enumerate(pictures.entries) if frame == 0]
+    clips = torch.from_numpy(pictures.clips).to(device)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=settings.weight_decay,
+        fused=device.type == "cuda",
+    )
+    rng = np.random.default_rng(settings.seed)
+    log = CsvLog(folder / "language.csv", ("step", "loss", *KINDS, "seconds"))
+    sums: dict[str, list[Tensor]] = {}
+    for step in range(settings.steps):
+        mode = MODES[rng.choice(len(MODES), p=settings.modes)]
+        future = mode != "picture" and rng.random() < settings.future
+        steps_ahead = int(rng.choice(settings.world_steps)) if future else 0
+        rows = rng.choice(first_frames if future else len(turns), size=settings.batch_size)
+        chats = [[turns[row][i] for i in rng.permutation(len(turns[row]))[: settings.questions]] for row in rows]
+        inputs = writer.batch(chats, mode, steps_ahead).to(device)
+        where = torch.tensor([pictures.entries[row] for row in rows], device=device)
+        frames = clips[where[:, 0], where[:, 1]]
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            if mode != "picture":
+                moments = clips[where[:, 0], : 1 + 4 * steps_ahead] if future else frames[:, None]
+                inputs["world_latents"] = clip_latents(model, moments)
+            if mode != "world":
+                inputs["pixel_values"] = as_pixels(frames)
+            loss = model(**inputs).loss
+        rate = learning_rate_at(step, settings.steps, settings.learning_rate, settings.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        sums.setdefault("future" if future else mode, []).append(loss.detach())
+        if (step + 1) % 100 == 0 or step + 1 == settings.steps:
+            means = {kind: float(torch.stack(own).mean()) for kind, own in sums.items()}
+            overall = float(torch.stack([value for own in sums.values() for value in own]).mean())
+            row = [step + 1, overall, *(means.get(kind, float("nan")) for kind in KINDS), time.monotonic() - started]
+            logger.info("now-questions: %s", log.add(row))
+            sums = {}
+    return now_accuracy(model, processor, settings, device)
+
+
+@torch.no_grad()
+def now_accuracy(
+    model: TheWorldForConditionalGeneration,
+    processor: TheWorldProcessor,
+    settings: LanguageSettings,
+    device: torch.device,
+    clips_per_family: int = 200,
+    batch_size: int = 256,
+) -> dict[str, float]:
+    """Share of validation now-questions answered exactly: one question a chat, by mode and by mode and topic."""
+    model.eval()
+    pictures = draw_pictures("validation", 0, clips_per_family, 2, settings.workers)
+    rng = np.random.default_rng(1)
+    asked = [
+        (entry, question)
+        for entry, own in zip(pictures.entries, pictures.questions, strict=True)
+        for question in (own[i] for i in rng.permutation(len(own))[:4])
+    ]
+    writer = ChatWriter(processor)
+    right: dict[str, list[bool]] = {}
+    for mode in MODES:
+        for start in range(0, len(asked), batch_size):
+            part = asked[start : start + batch_size]
+            inputs = writer.batch([[writer.turn(question.text, question.answer)] for _, question in part], mode).to(
+                device
+            )
+            frames = torch.from_numpy(np.stack([pictures.clips[clip, frame] for (clip, frame), _ in part])).to(device)
+            if mode != "picture":
+                inputs["world_latents"] = world_of(model, frames)
+            if mode != "world":
+                inputs["pixel_values"] = as_pixels(frames)
+            labels = inputs.pop("labels")
+            good = answered_rightly(model(**inputs).logits, labels).tolist()
+            for (_, question), hit in zip(part, good, strict=True):
+                right.setdefault(mode, []).append(hit)
+                right.setdefault(f"{mode}/{question.family}/{question.topic}", []).append(hit)
+    return {key: float(np.mean(hits)) for key, hits in sorted(right.items())}
