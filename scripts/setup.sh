@@ -101,7 +101,7 @@ else
     uv=$(find_uv "$python") || fail "uv could not be installed: install it (https://docs.astral.sh/uv) and check the network."
     locks=(-r requirements.lock)
     [ $DEV = 0 ] || locks+=(-r requirements-dev.lock)
-    say "Installing the locked packages (on Linux about 5 GB, most of it torch and its CUDA libraries)"
+    say "Installing the locked packages (the first time, on Linux, about 5 GB: torch and its CUDA libraries)"
     quiet=--quiet
     [ ! -t 1 ] || quiet= # progress bars for a person at a terminal
     # shellcheck disable=SC2086  # one word or none
