@@ -1,8 +1,8 @@
 """*contact*: will the red ball touch the blue box?
 
-On each of two floors a ball lies on a hill or a tilted ramp (or hangs above one), rolls off and on until something stops
-it. The answer composes where the red ball is, which way it goes, on which side the blue box stands and what stands
-between. Kept are only scenes whose last picture shows the answer: touching then if they ever touched, clearly apart
+On each of two floors a ball lies on a hill or a tilted ramp (or hangs above one), rolls off and on until something
+stops it. The answer composes where the red ball is, which way it goes, on which side the blue box stands and what
+stands between. Kept are only scenes whose last picture shows the answer: touching then if they ever touched, clearly apart
 otherwise.
 """
 
@@ -64,7 +64,7 @@ def _floor(rng: np.random.Generator, split: str, floor: float, colours: list[str
         for _ in range(8):
             x = piece.x + side * float(rng.uniform(5, 50))
             left, right = x - size[0] / 2, x + size[0] / 2
-            if 0 <= left and right <= IMAGE_SIZE and all(left - 3.5 > b or right + 3.5 < a for a, b in taken):
+            if left >= 0 and right <= IMAGE_SIZE and all(left - 3.5 > b or right + 3.5 < a for a, b in taken):
                 break
         else:
             return None

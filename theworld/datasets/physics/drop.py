@@ -67,13 +67,15 @@ def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool
         parts.append(Part("divider", "black", "box", size, left + _DIVIDER_WIDTH / 2, (IMAGE_SIZE + _DIVIDER_TOP) / 2))
     colours = [str(c) for c in rng.permutation(_COLOURS)]
     ball_x = float(rng.uniform(7, IMAGE_SIZE - 7))
+    if bin_at(parts, ball_x) is None:
+        return None
     ramps: list[tuple[float, float, float, float]] = []
     for _ in range(12 * count):
         if len(ramps) == count:
             break
         length = rng.uniform(14, 22) if count > 2 else rng.uniform(15, 26)
         tilt = math.radians(rng.uniform(22, 36)) * rng.choice([-1, 1])
-        x, y = rng.uniform(5, IMAGE_SIZE - 5), rng.uniform(18, 40)
+        x, y = float(rng.uniform(5, IMAGE_SIZE - 5)), float(rng.uniform(18, 40))
         if not ramps and rng.random() < 0.7:  # most scenes have a ramp below the ball
             x = float(np.clip(ball_x + rng.uniform(-0.45, 0.45) * length, 5, IMAGE_SIZE - 5))
         if all(_ramp_gap((x, y, tilt, length), other) > 2 * RADIUS + _THICKNESS + 1.5 for other in ramps):
@@ -82,12 +84,10 @@ def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool
         return None
     for (x, y, tilt, length), colour in zip(ramps, colours, strict=False):
         parts.append(Part("ramp", colour, "box", (float(length), _THICKNESS), float(x), float(y), float(tilt)))
-    if bin_at(parts, ball_x) is None:
-        return None
     if not lucky and all(abs(x - ball_x) > length / 2 * math.cos(tilt) + RADIUS for x, _, tilt, length in ramps):
         return None  # it falls straight down
-    y = float(rng.uniform(6, 8))
-    parts.append(Part("ball", "yellow", "circle", (RADIUS,), ball_x, y, density=1.0, role="ball", group=ASKED))
+    start = float(rng.uniform(6, 8))
+    parts.append(Part("ball", "yellow", "circle", (RADIUS,), ball_x, start, density=1.0, role="ball", group=ASKED))
     return parts
 
 
@@ -97,8 +97,8 @@ def propose_other(rng: np.random.Generator, split: str, asked: Sequence[Part]) -
     x = asked[-1].x + float(rng.uniform(2 * RADIUS + 3, 50)) * rng.choice([-1, 1])
     if not 7 < x < IMAGE_SIZE - 7:
         return None
-    y, colour = float(rng.uniform(6, 8)), free[int(rng.integers(len(free)))]
-    ball = Part("ball", colour, "circle", (RADIUS,), x, y, density=1.0, role="other", group=OTHER)
+    start, colour = float(rng.uniform(6, 8)), free[int(rng.integers(len(free)))]
+    ball = Part("ball", colour, "circle", (RADIUS,), x, start, density=1.0, role="other", group=OTHER)
     return [*asked[:-1], ball, asked[-1]]
 
 

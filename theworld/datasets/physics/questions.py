@@ -370,9 +370,9 @@ def _ask_tower(asker: _Asker, clip: Clip, frame: int) -> None:
 
 
 def balanced(questions: Iterable[Question], tolerance: float = 0.01) -> list[Question]:
-    """The largest subset in which, per (family, kind, topic, form), no answer earns more than chance + `tolerance`.
+    """The largest subset in which, per (family, kind, topic, form), no answer earns over chance + `tolerance`.
 
-    Chance is one over the number of answers (or letters) that occur. Which of equals are kept depends on their ids only;
+    Chance is one over the number of answers (or letters) that occur. Which of equals are kept depends on their ids;
     the order stays. Groups with a single answer are dropped: they ask nothing.
     """
     listed = list(questions)

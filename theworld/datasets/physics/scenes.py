@@ -57,7 +57,8 @@ def _check(family: str, split: str, index: int) -> None:
         raise ValueError(f"index must not be negative, got {index}")
 
 
-def _slot(family: str, split: str, index: int) -> int:
+def slot_of(family: str, split: str, index: int) -> int:
+    """Place of an index in the balancing pattern, 0 to 35; outcome, letters and yes or no follow from it."""
     block = np.random.default_rng([FAMILIES.index(family), SPLITS.index(split), index // _BLOCK, 1])
     return int(block.permutation(_BLOCK)[index % _BLOCK])
 
@@ -70,7 +71,7 @@ def make_scene(family: str, split: str, index: int) -> tuple[list[Part], np.ndar
     """
     _check(family, split, index)
     module = _MODULES[family]
-    wanted = module.OUTCOMES[_slot(family, split, index) % len(module.OUTCOMES)]
+    wanted = module.OUTCOMES[slot_of(family, split, index) % len(module.OUTCOMES)]
     rng = np.random.default_rng([FAMILIES.index(family), SPLITS.index(split), index, 0])
     lucky = bool(rng.random() < module.NAIVE_RIGHT)  # drawn once, or rejection would favour the easy scenes
     for _ in range(_ATTEMPTS):
@@ -146,4 +147,4 @@ def make_clip(family: str, split: str, index: int) -> Clip:
         ValueError: unknown family or split, or a negative index.
     """
     parts, poses, outcome = make_scene(family, split, index)
-    return Clip(family, split, index, render(parts, poses), outcome, tuple(parts), poses, _slot(family, split, index))
+    return Clip(family, split, index, render(parts, poses), outcome, tuple(parts), poses, slot_of(family, split, index))

@@ -1,8 +1,8 @@
-"""*tower*: two stacks of blocks of stone (heavy) and wood (light); does the one on the yellow stand fall, and to which side?
+"""*tower*: two stacks of blocks; does the one on the yellow stand fall, and to which side?
 
-The sides are named by the colour of the ground there, which changes from stack to stack.
-Whether a stack stands is decided level by level: the centre of mass of all that lies above must be over the area of
-contact. Scenes are picked so that a look at the outlines alone, as if all blocks were of one material, is right in only
+Blocks are of stone (heavy) or wood (light). The sides are named by the colour of the ground there, which changes from
+stack to stack. Whether a stack stands is decided level by level: the centre of mass of all that lies above must be over
+the area of contact. Scenes are picked so that a look at the outlines alone, as if all blocks were of one material, is right in only
 `NAIVE_RIGHT` of them.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from theworld.datasets.physics.simulation import ASKED, IMAGE_SIZE, OTHER, Part, World
+from theworld.datasets.physics.simulation import ASKED, OTHER, Part, World
 
 SIDES = ("red", "blue")  # colours of the ground left and right of the stack, in either order
 STANDS = ("yellow", "purple")  # the stack asked about, and the other
