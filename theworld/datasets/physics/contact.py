@@ -1,8 +1,8 @@
 """*contact*: will the red ball touch the blue box?
 
 On each of two floors a ball lies on a hill or a tilted ramp (or hangs above one), rolls off and on until something
-stops it. The answer composes where the red ball is, which way it goes, on which side the blue box stands and what
-stands between. Kept are only scenes whose last picture shows the answer: touching then if they ever touched, clearly apart
+stops it. The answer composes where the red ball is, which way it goes, on which side the blue box stands and what is
+between. Kept are only scenes whose last picture shows the answer: touching then if they ever touched, clearly apart
 otherwise.
 """
 

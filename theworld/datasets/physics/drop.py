@@ -73,8 +73,8 @@ def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool
     for _ in range(12 * count):
         if len(ramps) == count:
             break
-        length = rng.uniform(14, 22) if count > 2 else rng.uniform(15, 26)
-        tilt = math.radians(rng.uniform(22, 36)) * rng.choice([-1, 1])
+        length = float(rng.uniform(14, 22) if count > 2 else rng.uniform(15, 26))
+        tilt = math.radians(rng.uniform(22, 36)) * float(rng.choice([-1, 1]))
         x, y = float(rng.uniform(5, IMAGE_SIZE - 5)), float(rng.uniform(18, 40))
         if not ramps and rng.random() < 0.7:  # most scenes have a ramp below the ball
             x = float(np.clip(ball_x + rng.uniform(-0.45, 0.45) * length, 5, IMAGE_SIZE - 5))

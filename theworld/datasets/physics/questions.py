@@ -13,7 +13,7 @@ import numpy as np
 
 from theworld.datasets.physics import contact, drop, tower
 from theworld.datasets.physics.pictures import PALETTE
-from theworld.datasets.physics.scenes import Clip, outcomes
+from theworld.datasets.physics.scenes import BLOCK, Clip, outcomes
 from theworld.datasets.physics.simulation import ASKED, IMAGE_SIZE, Part, box_gap, corners
 
 _EIGHTH = IMAGE_SIZE / 8
@@ -70,8 +70,8 @@ _NOW_WORDING: dict[str, tuple[str, ...]] = {
     "touching": ("Is the red ball touching the blue box?", "Are the red ball and the blue box touching?"),
     "touching_other": ("Is the red ball touching {a}?", "Are the red ball and {a} touching?"),
     "stack": (
-        "On which side has {a} fallen: red, blue, or is it standing?",
-        "Has {a} fallen on the red side, on the blue side, or is it standing?",
+        "On which side has {a} fallen: {b}, or is it standing?",
+        "Has {a} fallen on the {b} side, or is it standing?",
     ),
     "stack_is": ("{b}",),
 }
@@ -85,20 +85,10 @@ _NEXT_WORDING: dict[str, tuple[str, ...]] = {
         "Will the red ball stop left or right of the blue box?",
     ),
     "stack": (
-        "On which side will {a} fall: red, blue, or does it stay standing?",
-        "Will {a} fall on the red side, on the blue side, or stay standing?",
+        "On which side will {a} fall: {b}, or does it stay standing?",
+        "Will {a} fall on the {b} side, or stay standing?",
     ),
     "stack_is": ("{next_b}",),
-}
-_STACK_NOW = {
-    "red": "Has {a} fallen on the red side?",
-    "blue": "Has {a} fallen on the blue side?",
-    "standing": "Is {a} standing?",
-}
-_STACK_NEXT = {
-    "red": "Will {a} fall on the red side?",
-    "blue": "Will {a} fall on the blue side?",
-    "standing": "Will {a} stay standing?",
 }
 
 
@@ -169,9 +159,11 @@ def next_questions(clip: Clip) -> list[Question]:
     asker = _Asker(clip, "next")
     options = outcomes(clip.family)
     ways = len(options)
-    place = clip.slot // ways % ways  # letters and yes/no in balance over a block of indices
-    first_yes, second_yes = clip.slot // ways**2 % 2 == 0, clip.slot // ways**2 // 2 % 2 == 0
-    coin = (clip.slot // 2 + clip.slot // 12) % 2
+    places = min(ways, 3)
+    place, turn = clip.slot // ways % places, clip.slot // (ways * places)  # in balance over a block of indices
+    first_yes, second_yes, coin = turn % 2 == 0, turn < BLOCK // (ways * places) // 2, (clip.slot // ways + turn) % 2
+    if clip.family == "tower":
+        options = _stack_states(clip, tower.STANDS[0])
     others = [option for option in options if option != clip.outcome]
     wrong = others[_hash(asker.prefix) % len(others)]
     if clip.family == "drop":
@@ -185,10 +177,10 @@ def next_questions(clip: Clip) -> list[Question]:
         _ask_red_and_blue(asker, clip, -1, place)
     else:
         stack = f"the stack on the {tower.STANDS[0]} stand"
-        asker.ask("stack", clip.outcome, others, a=stack, place=place, forms=_BOTH)
+        asker.ask("stack", clip.outcome, others, a=stack, b=" or ".join(options[:2]), place=place, forms=_BOTH)
         for yes, form in ((first_yes, "free"), (second_yes, "choice")):
             about = clip.outcome if yes else wrong
-            now, after = _STACK_NOW[about].format(a=stack), _STACK_NEXT[about].format(a=stack)
+            now, after = _is_stack(stack, about), _will_stack(stack, about)
             asker.ask("stack_is", _yes(yes), [_yes(not yes)], b=now, next_b=after, place=coin, forms=(form,))
     return asker.questions
 
@@ -343,18 +335,33 @@ def _ask_red_and_blue(asker: _Asker, clip: Clip, frame: int, place: int | None) 
         asker.ask("left_right", *sides, a="the red ball", b="the blue box", place=place, forms=_BOTH)
 
 
+def _stack_states(clip: Clip, stand: str) -> tuple[str, ...]:
+    """What can be said of a stack: the colours of its two sides, and standing."""
+    sides = {part.colour for part in clip.parts if part.kind == "ground" and part.role == stand}
+    return tuple(option for option in tower.OUTCOMES if option in sides or option == "standing")
+
+
+def _is_stack(name: str, state: str) -> str:
+    return f"Is {name} standing?" if state == "standing" else f"Has {name} fallen on the {state} side?"
+
+
+def _will_stack(name: str, state: str) -> str:
+    return f"Will {name} stay standing?" if state == "standing" else f"Will {name} fall on the {state} side?"
+
+
 def _ask_tower(asker: _Asker, clip: Clip, frame: int) -> None:
     for stand in tower.STANDS:
         name = f"the stack on the {stand} stand"
         state = tower.state(clip.parts, clip.poses, frame, stand)
         if state:
-            others = [option for option in tower.OUTCOMES if option != state]
-            asker.ask("stack", state, others, a=name, forms=_BOTH)
+            others = [option for option in _stack_states(clip, stand) if option != state]
+            sides = " or ".join(_stack_states(clip, stand)[:2])
+            asker.ask("stack", state, others, a=name, b=sides, forms=_BOTH)
             for form in _BOTH:
                 key = asker.prefix + stand + form
                 yes = _hash(key) % 2 == 0
                 about = state if yes else others[_hash(key + "which") % 2]
-                asker.ask("stack_is", _yes(yes), [_yes(not yes)], b=_STACK_NOW[about].format(a=name), forms=(form,))
+                asker.ask("stack_is", _yes(yes), [_yes(not yes)], b=_is_stack(name, about), forms=(form,))
         if state == "standing":
             blocks = [part for part in clip.parts if part.kind == "block" and part.role == stand]
             asker.ask("count", str(len(blocks)), a=f"blocks on the {stand} stand")
@@ -362,8 +369,10 @@ def _ask_tower(asker: _Asker, clip: Clip, frame: int) -> None:
                 other = "wood" if block.colour == "stone" else "stone"
                 asker.ask("material", block.colour, [other], a=f"the {place} block on the {stand} stand", forms=_BOTH)
         grounds = [part.colour for part in clip.parts if part.kind == "ground" and part.role == stand]
-        for side, colour, other in zip(("left", "right"), grounds, grounds[::-1], strict=True):
-            asker.ask("ground", colour, [other], a=f"{side} of the {stand} stand", forms=_BOTH)
+        for side, colour in zip(("left", "right"), grounds, strict=True):
+            asker.ask(
+                "ground", colour, [c for c in tower.SIDES if c != colour], a=f"{side} of the {stand} stand", forms=_BOTH
+            )
     blocks = [part for part in clip.parts if part.kind == "block"]
     for material in ("stone", "wood"):
         asker.ask("count", str(sum(part.colour == material for part in blocks)), a=f"{material} blocks")

@@ -18,7 +18,7 @@ _MODULES: dict[str, ModuleType] = {"drop": drop, "contact": contact, "tower": to
 FAMILIES = ("drop", "contact", "tower")
 SPLITS = ("train", "validation", "test", "hard")
 
-_BLOCK = 36  # any 36 indices from a multiple of 36 on have their outcomes, letters and yes/no in exact balance
+BLOCK = 72  # any 72 indices from a multiple of 72 on have their outcomes, letters and yes/no in exact balance
 _SHIFTS = (-0.75, 0.75)
 _ATTEMPTS = 20000
 _OTHERS = 8
@@ -58,9 +58,9 @@ def _check(family: str, split: str, index: int) -> None:
 
 
 def slot_of(family: str, split: str, index: int) -> int:
-    """Place of an index in the balancing pattern, 0 to 35; outcome, letters and yes or no follow from it."""
-    block = np.random.default_rng([FAMILIES.index(family), SPLITS.index(split), index // _BLOCK, 1])
-    return int(block.permutation(_BLOCK)[index % _BLOCK])
+    """Place of an index in the balancing pattern, 0 to 71; outcome, letters and yes or no follow from it."""
+    block = np.random.default_rng([FAMILIES.index(family), SPLITS.index(split), index // BLOCK, 1])
+    return int(block.permutation(BLOCK)[index % BLOCK])
 
 
 def make_scene(family: str, split: str, index: int) -> tuple[list[Part], np.ndarray, str]:

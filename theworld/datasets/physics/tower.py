@@ -1,8 +1,8 @@
 """*tower*: two stacks of blocks; does the one on the yellow stand fall, and to which side?
 
 Blocks are of stone (heavy) or wood (light). The sides are named by the colour of the ground there, which changes from
-stack to stack. Whether a stack stands is decided level by level: the centre of mass of all that lies above must be over
-the area of contact. Scenes are picked so that a look at the outlines alone, as if all blocks were of one material, is right in only
+stack to stack. A stack stands if, at every level, the centre of mass of all that lies above is over the contact below.
+Scenes are picked so that a look at the outlines alone, as if all blocks were of one material, is right in only
 `NAIVE_RIGHT` of them.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from theworld.datasets.physics.simulation import ASKED, OTHER, Part, World
 
-SIDES = ("red", "blue")  # colours of the ground left and right of the stack, in either order
+SIDES = ("red", "green", "blue")  # two of them are the colours of the ground left and right of a stack
 STANDS = ("yellow", "purple")  # the stack asked about, and the other
 OUTCOMES = (*SIDES, "standing")
 WORLD = World(gravity=3.0, damping=0.85, friction=0.9, iterations=14)
@@ -60,7 +60,7 @@ def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool
 def propose_other(rng: np.random.Generator, split: str, asked: Sequence[Part]) -> list[Part] | None:
     """The scene with a stack on a purple stand on the other floor."""
     floor = next(floor for floor in FLOORS if abs(floor + THICKNESS / 2 - asked[0].y) > 1)
-    outcome, lucky = OUTCOMES[int(rng.integers(3))], bool(rng.random() < NAIVE_RIGHT)
+    outcome, lucky = OUTCOMES[int(rng.integers(len(OUTCOMES)))], bool(rng.random() < NAIVE_RIGHT)
     other = _stack(rng, split, floor, outcome, lucky, STANDS[1], OTHER)
     return None if other is None else [*asked, *other]
 
@@ -69,8 +69,10 @@ def _stack(
     rng: np.random.Generator, split: str, floor: float, wanted: str, lucky: bool, role: str, group: int
 ) -> list[Part] | None:
     """Ground, stand and blocks: many stacks at once, and the first that statics finds fitting."""
-    colours = SIDES if rng.random() < 0.5 else SIDES[::-1]
-    count = 5 if split == "hard" else 3 + int(rng.random() < 0.4)
+    first = wanted if wanted in SIDES else SIDES[int(rng.integers(3))]
+    second = [colour for colour in SIDES if colour != first][int(rng.integers(2))]
+    colours = (first, second) if rng.random() < 0.5 else (second, first)
+    count = 5 if split == "hard" else 3 + int(rng.random() < 0.5)
     tries = 128
     width = rng.uniform(9, 22, (tries, count + 1))
     width[:, 0] = rng.uniform(8, 14, tries)
@@ -79,13 +81,13 @@ def _stack(
     stone = rng.random((tries, count + 1)) < 0.45
     furthest = (width[:, :-1] + width[:, 1:]) / 2 - 4.0  # at least 4 px of contact
     step = np.clip(rng.normal(0, 0.45, furthest.shape), -1, 1) * furthest
-    x = np.concatenate([np.zeros((tries, 1)), np.cumsum(step, axis=1)], axis=1) + rng.uniform(25, 39, (tries, 1))
+    x = np.concatenate([np.zeros((tries, 1)), np.cumsum(step, axis=1)], axis=1) + rng.uniform(22, 42, (tries, 1))
     volume = width * height
     verdict = _verdicts(
         _margins(x, width, volume * np.where(stone, DENSITY["stone"], DENSITY["wood"])), _STANDS, _FALLS
     )
     guess = _verdicts(_margins(x, width, volume))
-    side = 2 if wanted == "standing" else list(colours).index(wanted)
+    side = 2 if wanted == "standing" else colours.index(wanted)
     fits = (verdict == side) & ((guess == verdict) == lucky) & (height.sum(1) < 25.5)
     if not fits.any():
         return None
