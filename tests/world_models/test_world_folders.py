@@ -85,6 +85,9 @@ def test_shards_are_as_small_as_asked_and_leave_nothing_stale(folder: Path) -> N
     world.save_pretrained(folder)
     assert same_weights(world, CosmosPredict2.from_pretrained(folder))
     assert sorted(p.name for p in folder.parent.iterdir()) == ["world"], "nothing is left beside it"
+    world.prompt_embeds = None
+    world.save_pretrained(folder)
+    assert CosmosPredict2.from_pretrained(folder).prompt_embeds is None
 
 
 def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +101,10 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="No space left"):
         world.save_pretrained(tmp_path / "world")
     assert list(tmp_path.iterdir()) == []
+    tiny_world_folder(tmp_path / "world", seed=1)
+    with pytest.raises(OSError, match="No space left"):
+        world.save_pretrained(tmp_path / "world")
+    assert same_weights(CosmosPredict2.from_pretrained(tmp_path / "world"), tiny_world(1)), "the old save stays"
 
 
 def test_half_a_world_is_not_saved(saved: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Cosmos-Predict2's three components out of a config, checked, and a config out of a folder."""
+"""Cosmos-Predict2's three components out of a config, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from theworld.world_models.diffusers_folder import read_component_config, read_j
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, CosmosTransformer3DModel, FlowMatchEulerDiscreteScheduler
 
+MODEL_INDEX = {
+    "_class_name": "Cosmos2VideoToWorldPipeline",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "transformer": ["diffusers", "CosmosTransformer3DModel"],
+    "vae": ["diffusers", "AutoencoderKLWan"],
+}
+PROMPT_EMBEDS = "prompt_embeds.safetensors"  # ours: keys "default" and "negative", each (L, D)
 ROLLOUT_CONFIG = "rollout_config.json"  # ours: what a config holds beside the three components'
 ROLLOUT_FIELDS = ("text_tokens", "num_inference_steps", "guidance_scale", "sigma_conditioning", "fps")
 
@@ -29,6 +36,17 @@ def read_config(folder: Path) -> CosmosPredict2Config:
         scheduler=read_component_config(folder / "scheduler"),
         **rollout,
     )
+
+
+def file_patterns(parts: Sequence[str]) -> list[str]:
+    """The files of a repository that these parts need."""
+    configs = ["vae/config.json", "transformer/config.json", "scheduler/scheduler_config.json"]
+    patterns = ["model_index.json", ROLLOUT_CONFIG, *configs]
+    if "encoder" in parts or "decoder" in parts:
+        patterns.append("vae/diffusion_pytorch_model*safetensors*")
+    if "transformer" in parts:
+        patterns += ["transformer/diffusion_pytorch_model*safetensors*", PROMPT_EMBEDS]
+    return patterns
 
 
 def _check_keys(name: str, cls: type, config: Mapping[str, Any], extra: Sequence[str] = ()) -> None:

@@ -10,13 +10,9 @@ L prompt tokens of width D.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -25,15 +21,25 @@ from torch import Tensor
 from theworld.configuration import COSMOS_SCHEDULER, CosmosPredict2Config
 from theworld.world_models.base import PARTS, WorldModel, check_parts
 from theworld.world_models.cosmos_components import (
+    MODEL_INDEX,
+    PROMPT_EMBEDS,
     ROLLOUT_CONFIG,
     ROLLOUT_FIELDS,
+    file_patterns,
     new_scheduler,
     new_transformer,
     new_vae,
     read_config,
 )
 from theworld.world_models.cosmos_sampler import denoise, noise_schedule, rollout_noise
-from theworld.world_models.diffusers_folder import check_names, find_folder, read_tensors, read_weights
+from theworld.world_models.diffusers_folder import (
+    check_names,
+    find_folder,
+    read_tensors,
+    read_weights,
+    staged_folder,
+    write_json,
+)
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and `import theworld` reaches this module
     from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
@@ -43,7 +49,6 @@ PART_PREFIXES = {
     "decoder": ("vae.decoder.", "vae.post_quant_conv."),
     "transformer": ("transformer.", "prompt_embeds", "negative_prompt_embeds"),
 }
-PROMPT_EMBEDS = "prompt_embeds.safetensors"
 
 
 class CosmosPredict2(WorldModel):
@@ -208,9 +213,11 @@ class CosmosPredict2(WorldModel):
             raise ValueError(f"num_inference_steps is {steps}; it must be 2 or more, since one step returns noise.")
         guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
 
-        text = [self._text("prompt_embeds", prompt_embeds, latents.shape[0])]
+        prompts = {"prompt_embeds": self.prompt_embeds if prompt_embeds is None else prompt_embeds}
         if guidance > 1:
-            text.append(self._text("negative_prompt_embeds", negative_prompt_embeds, latents.shape[0]))
+            negative = self.negative_prompt_embeds if negative_prompt_embeds is None else negative_prompt_embeds
+            prompts["negative_prompt_embeds"] = negative
+        text = torch.cat([self._text(name, embeds, latents.shape[0]) for name, embeds in prompts.items()])
         noise = rollout_noise(seeds, num_world_steps, (latents.shape[1], latents.shape[3], latents.shape[4]))
         sigma_max = self.config.scheduler.get("sigma_max", COSMOS_SCHEDULER["sigma_max"])
         given = latents.float()
@@ -218,7 +225,7 @@ class CosmosPredict2(WorldModel):
             self.transformer,
             given.detach(),
             noise.to(given.device) * sigma_max,
-            torch.cat(text),
+            text,
             sigmas=noise_schedule(self.config, steps),
             sigma_conditioning=self.config.sigma_conditioning,
             guidance_scale=guidance,
@@ -227,10 +234,9 @@ class CosmosPredict2(WorldModel):
         )
         return torch.cat([given, future], dim=2)
 
-    def _text(self, name: str, given: Tensor | None, n: int) -> Tensor:
-        """(n, L, D) on the transformer's device: the caller's prompt embeddings or the model's own."""
+    def _text(self, name: str, embeds: Tensor | None, n: int) -> Tensor:
+        """Prompt embeddings, (L, D) or (n, L, D), as (n, L, D) on the transformer's device."""
         assert self.transformer is not None
-        embeds = given if given is not None else getattr(self, name)
         if embeds is None:
             raise ValueError(
                 f"This world model came without {PROMPT_EMBEDS}, as published Cosmos-Predict2 repositories do: pass "
@@ -302,7 +308,7 @@ class CosmosPredict2(WorldModel):
                 or of another shape; the message says which and what to do.
         """
         parts = check_parts(parts)
-        folder = find_folder(repo_or_folder, revision, _patterns(parts))
+        folder = find_folder(repo_or_folder, revision, file_patterns(parts))
         model = cls(read_config(folder), parts=())
         model._source = (str(repo_or_folder), revision, dtype)
         model._load(folder, parts, dtype)
@@ -315,7 +321,7 @@ class CosmosPredict2(WorldModel):
         Raises:
             ValueError: as `from_pretrained`.
         """
-        return read_config(find_folder(repo_or_folder, revision, _patterns(())))
+        return read_config(find_folder(repo_or_folder, revision, file_patterns(())))
 
     def load_parts(self, *parts: str) -> None:
         """Loads the named parts that are not in memory yet, frozen, on this model's device.
@@ -333,7 +339,7 @@ class CosmosPredict2(WorldModel):
             )
         name, revision, dtype = self._source
         device = next(self.parameters()).device if self.parts else torch.device("cpu")
-        self._load(find_folder(name, revision, _patterns(wanted)), wanted, dtype)
+        self._load(find_folder(name, revision, file_patterns(wanted)), wanted, dtype)
         prefixes = tuple(prefix for part in wanted for prefix in PART_PREFIXES[part])
         for key, parameter in self.named_parameters():
             if key.startswith(prefixes):
@@ -385,8 +391,6 @@ class CosmosPredict2(WorldModel):
     def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Writes the folder that `from_pretrained` and diffusers' own component loaders read.
 
-        The folder is put together beside its place and moved there at the end, so that nothing half-written stays.
-
         Args:
             max_shard_size: largest weights file, in bytes or as "16MB" (10^6 bytes each).
 
@@ -398,10 +402,7 @@ class CosmosPredict2(WorldModel):
                 raise ValueError(f"A world folder holds every part. {self._missing(part)}")
         assert self.vae is not None
         assert self.transformer is not None
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
-            staged = Path(unfinished)
+        with staged_folder(Path(folder), stale=(PROMPT_EMBEDS,)) as staged:
             self.vae.save_pretrained(staged / "vae", max_shard_size=max_shard_size)
             self.transformer.save_pretrained(staged / "transformer", max_shard_size=max_shard_size)
             new_scheduler(self.config).save_pretrained(staged / "scheduler")
@@ -409,33 +410,5 @@ class CosmosPredict2(WorldModel):
                 embeds = {"default": self.prompt_embeds, "negative": self.negative_prompt_embeds}
                 embeds = {key: value.detach().cpu().contiguous() for key, value in embeds.items()}
                 save_file(embeds, staged / PROMPT_EMBEDS, metadata={"format": "pt"})
-            _write_json(staged / ROLLOUT_CONFIG, {field: getattr(self.config, field) for field in ROLLOUT_FIELDS})
-            _write_json(staged / "model_index.json", _MODEL_INDEX)
-            folder.mkdir(exist_ok=True)
-            for path in sorted(staged.iterdir()):
-                target = folder / path.name
-                if target.is_dir():
-                    shutil.rmtree(target)
-                os.replace(path, target)
-
-
-_MODEL_INDEX = {
-    "_class_name": "Cosmos2VideoToWorldPipeline",
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "transformer": ["diffusers", "CosmosTransformer3DModel"],
-    "vae": ["diffusers", "AutoencoderKLWan"],
-}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _patterns(parts: Sequence[str]) -> list[str]:
-    """The files of a repository that these parts need."""
-    patterns = ["model_index.json", "*/config.json", "scheduler/scheduler_config.json", ROLLOUT_CONFIG]
-    if "encoder" in parts or "decoder" in parts:
-        patterns.append("vae/diffusion_pytorch_model*safetensors*")
-    if "transformer" in parts:
-        patterns += ["transformer/diffusion_pytorch_model*safetensors*", PROMPT_EMBEDS]
-    return patterns
+            write_json(staged / ROLLOUT_CONFIG, {field: getattr(self.config, field) for field in ROLLOUT_FIELDS})
+            write_json(staged / "model_index.json", MODEL_INDEX)

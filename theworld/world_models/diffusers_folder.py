@@ -1,4 +1,4 @@
-"""Strict reading of a model folder in diffusers' layout: one sub-folder a component, a config and safetensors in each.
+"""Strict reading and safe writing of a folder in diffusers' layout: for each component a sub-folder of config and weights.
 
 diffusers' own loaders log missing and unexpected tensors and go on; here either is an error, and only the tensors that
 are asked for are read.
@@ -7,7 +7,11 @@ are asked for are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +169,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or cut short ({error}); download or write it again.") from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object, indented."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def staged_folder(folder: Path, stale: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder to write into, whose entries move into `folder` when the block ends without an error.
+
+    Args:
+        stale: files of an earlier save that go even when this one does not write them.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
+        yield Path(unfinished)
+        folder.mkdir(exist_ok=True)
+        for name in stale:
+            (folder / name).unlink(missing_ok=True)
+        for entry in sorted(Path(unfinished).iterdir()):
+            target = folder / entry.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(entry, target)
