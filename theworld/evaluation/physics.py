@@ -107,7 +107,7 @@ def legal_answers(questions: Sequence[Question]) -> dict[tuple[str, str, str], f
         if question.form == "choice":
             known[group(question)].update("ABCD"[: len(question.choices)])
             known[question.family, question.topic, "free"].update(question.choices)
-        elif question.topic.endswith("colour") and question.answer in PALETTE:
+        elif question.answer in PALETTE:  # a colour: any other would be an answer too, if a wrong one
             known[group(question)].update(PALETTE)
     return {key: frozenset(answers) for key, answers in known.items()}
 
