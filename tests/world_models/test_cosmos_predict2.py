@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.world_models.tiny import TINY_SIZE, tiny_frames, tiny_world, tiny_world_config
+from theworld.configuration import CosmosPredict2Config
 from theworld.world_models import WORLD_MODELS, world_model_class
 from theworld.world_models.base import PARTS
 from theworld.world_models.cosmos_predict2 import PART_PREFIXES, CosmosPredict2
@@ -237,6 +238,15 @@ def test_only_the_asked_parts_exist(parts: tuple[str, ...]) -> None:
 
     assert {name: t.shape for name, t in world.state_dict().items()} == expected
     assert world.parts == parts
+
+
+def test_the_default_config_is_the_published_2b_model() -> None:
+    with torch.device("meta"):
+        world = CosmosPredict2(CosmosPredict2Config())
+    assert world.vae is not None
+    assert world.transformer is not None
+    assert sum(p.numel() for p in world.transformer.parameters()) == 1_956_413_440
+    assert sum(p.numel() for p in world.vae.parameters()) == 126_892_531
 
 
 def test_every_tensor_belongs_to_one_part() -> None:

@@ -81,12 +81,19 @@ def run_pipeline(
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' NumPy use
 @pytest.mark.parametrize(
-    ("num_pictures", "steps", "guidance"),
-    [(1, 5, 1.0), (1, 5, 3.0), (1, 2, 3.0), (5, 4, 3.0)],
-    ids=["no guidance", "guidance", "two steps", "a video so far"],
+    ("num_pictures", "steps", "guidance", "dtype"),
+    [
+        pytest.param(1, 5, 1.0, torch.float32, id="no guidance"),
+        pytest.param(1, 5, 3.0, torch.float32, id="guidance"),
+        pytest.param(1, 2, 3.0, torch.float32, id="two steps"),
+        pytest.param(5, 4, 3.0, torch.float32, id="a video so far"),
+        pytest.param(1, 5, 1.0, torch.bfloat16, id="bfloat16 weights"),
+    ],
 )
-def test_rollout_is_the_pipelines(pipeline_module: object, num_pictures: int, steps: int, guidance: float) -> None:
-    world = tiny_world()
+def test_rollout_is_the_pipelines(
+    pipeline_module: object, num_pictures: int, steps: int, guidance: float, dtype: torch.dtype
+) -> None:
+    world = tiny_world().to(dtype)
     pictures = [picture(seed) for seed in range(num_pictures)]
     latents = world.encode(to_frames(pictures))
     given = latents.shape[2]

@@ -1,4 +1,4 @@
-"""Strict reading and safe writing of a folder in diffusers' layout: for each component a sub-folder of config and weights.
+"""Strict reading and safe writing of a folder in diffusers' layout: a sub-folder of config and weights per component.
 
 diffusers' own loaders log missing and unexpected tensors and go on; here either is an error, and only the tensors that
 are asked for are read.
