@@ -14,7 +14,7 @@ from theworld.datasets.physics.simulation import ASKED, IMAGE_SIZE, OTHER, Part,
 
 SIDES = ("left", "middle", "right")
 OUTCOMES = ("red", "green", "blue")  # colours of the bins, in any order
-WORLD = World(gravity=2.2, damping=0.72, friction=0.25)
+WORLD = World(gravity=2.8, damping=0.67, friction=0.15)
 WATCH: tuple[str, str] | None = None
 NAIVE_RIGHT = 0.38
 
@@ -74,7 +74,7 @@ def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool
         if len(ramps) == count:
             break
         length = float(rng.uniform(14, 22) if count > 2 else rng.uniform(15, 26))
-        tilt = math.radians(rng.uniform(22, 36)) * float(rng.choice([-1, 1]))
+        tilt = math.radians(rng.uniform(26, 40)) * float(rng.choice([-1, 1]))
         x, y = float(rng.uniform(5, IMAGE_SIZE - 5)), float(rng.uniform(18, 40))
         if not ramps and rng.random() < 0.7:  # most scenes have a ramp below the ball
             x = float(np.clip(ball_x + rng.uniform(-0.45, 0.45) * length, 5, IMAGE_SIZE - 5))

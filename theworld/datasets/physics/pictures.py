@@ -27,10 +27,10 @@ _RIM = 1.0
 _YY, _XX = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32) + np.float32(0.5)
 
 
-def _signed_distance(part: Part, poses: np.ndarray) -> np.ndarray:
-    """Distance to the outline, negative inside: poses (f, 3) -> (f, H, W) float32, px."""
+def _signed_distance(part: Part, poses: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+    """Distance to the outline, negative inside: poses (f, 3) -> (f, rows, columns) float32, px."""
     x, y, angle = (poses[:, i].astype(np.float32)[:, None, None] for i in range(3))
-    dx, dy = _XX[None] - x, _YY[None] - y
+    dx, dy = _XX[None, rows, columns] - x, _YY[None, rows, columns] - y
     if part.shape == "circle":
         return np.sqrt(dx * dx + dy * dy) - np.float32(part.size[0])
     c, s = np.cos(angle), np.sin(angle)
@@ -56,8 +56,9 @@ def _paint(frames: np.ndarray, part: Part, poses: np.ndarray) -> None:
     top, bottom = int(max(0, poses[:, 1].min() - reach)), int(min(IMAGE_SIZE, poses[:, 1].max() + reach + 1))
     if left >= right or top >= bottom:
         return
-    window = (slice(None), slice(top, bottom), slice(left, right))
-    distance = _signed_distance(part, poses)[window]
+    rows, columns = slice(top, bottom), slice(left, right)
+    window = (slice(None), rows, columns)
+    distance = _signed_distance(part, poses, rows, columns)
     colour = np.array(PALETTE[part.colour], dtype=np.float32)
     layers = [(distance, colour)]
     if part.kind == "block":

@@ -73,7 +73,7 @@ def _stack(
     second = [colour for colour in SIDES if colour != first][int(rng.integers(2))]
     colours = (first, second) if rng.random() < 0.5 else (second, first)
     count = 5 if split == "hard" else 3 + int(rng.random() < 0.5)
-    tries = 128
+    tries = 256
     width = rng.uniform(9, 22, (tries, count + 1))
     width[:, 0] = rng.uniform(8, 14, tries)
     height = rng.uniform(4.8, 6.6, (tries, count + 1)) * min(1.0, 4.0 / count)
