@@ -31,6 +31,8 @@ BEGIN, END = "<!-- baselines: begin -->", "<!-- baselines: end -->"
 class SmallCNN(nn.Module):
     """64×64 picture -> outcome: four stride-2 stages, coordinates as two more channels, 0.3 M parameters."""
 
+    coordinates: torch.Tensor
+
     def __init__(self, classes: int, width: int = 24) -> None:
         super().__init__()
         widths = (5, width, 2 * width, 3 * width, 4 * width)

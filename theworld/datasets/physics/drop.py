@@ -1,6 +1,6 @@
 """*drop*: two balls are let go above tilted ramps; which of three bins does the yellow one land in?
 
-Bins differ in width and their colours change places; some ramps are never touched. Scenes in which falling straight
+Bins differ in width and their colours change; some ramps are never touched. Scenes in which falling straight
 down would give the right bin are kept to `NAIVE_RIGHT` of all.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from theworld.datasets.physics.simulation import ASKED, IMAGE_SIZE, OTHER, Part, World
 
 SIDES = ("left", "middle", "right")
-OUTCOMES = ("red", "green", "blue")  # colours of the bins, in any order
+OUTCOMES = ("red", "green", "blue", "purple", "orange", "cyan")  # three of them are the colours of the bins
 WORLD = World(gravity=2.8, damping=0.67, friction=0.15)
 WATCH: tuple[str, str] | None = None
 NAIVE_RIGHT = 0.38
@@ -21,7 +21,7 @@ NAIVE_RIGHT = 0.38
 RADIUS = 4.5
 _FLOOR, _DIVIDER_WIDTH, _DIVIDER_TOP = 58.0, 3.0, 47.0
 _THICKNESS = 4.0
-_COLOURS = ("purple", "orange", "cyan", "pink", "brown")
+_COLOURS = (*OUTCOMES, "pink", "brown")
 
 
 def _dividers(rng: np.random.Generator) -> tuple[float, float]:
@@ -48,7 +48,7 @@ def propose(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> l
 
 def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
     """Bins, ramps and the yellow ball; None when they do not fit together."""
-    count = int(rng.choice([4, 5], p=[0.7, 0.3])) if split == "hard" else int(rng.choice([2, 3], p=[0.75, 0.25]))
+    count = 4 if split == "hard" else int(rng.choice([2, 3], p=[0.75, 0.25]))
     dividers = _dividers(rng)
     edges = (
         0.0,
@@ -59,13 +59,13 @@ def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool
         float(IMAGE_SIZE),
     )
     parts = []
-    for side, colour, left, right in zip(SIDES, rng.permutation(OUTCOMES), edges[0::2], edges[1::2], strict=True):
+    for side, colour, left, right in zip(SIDES, rng.permutation(OUTCOMES)[:3], edges[0::2], edges[1::2], strict=True):
         size = (right - left, IMAGE_SIZE - _FLOOR)
         parts.append(Part("bin", str(colour), "box", size, (left + right) / 2, (IMAGE_SIZE + _FLOOR) / 2, role=side))
     for left in dividers:
         size = (_DIVIDER_WIDTH, IMAGE_SIZE - _DIVIDER_TOP)
         parts.append(Part("divider", "black", "box", size, left + _DIVIDER_WIDTH / 2, (IMAGE_SIZE + _DIVIDER_TOP) / 2))
-    colours = [str(c) for c in rng.permutation(_COLOURS)]
+    colours = [str(c) for c in rng.permutation(_COLOURS) if c not in {part.colour for part in parts}]
     ball_x = float(rng.uniform(7, IMAGE_SIZE - 7))
     if bin_at(parts, ball_x) is None:
         return None
@@ -113,9 +113,9 @@ def _ramp_gap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def recolour(parts: Sequence[Part], outcome: str, wanted: str) -> list[Part] | None:
-    """The scene with two bins' colours exchanged, so that the wanted one is the answer."""
+    """The scene with two colours exchanged, so that the wanted one is the answer."""
     swap = {outcome: wanted, wanted: outcome}
-    return [replace(part, colour=swap.get(part.colour, part.colour)) if part.kind == "bin" else part for part in parts]
+    return [replace(part, colour=swap.get(part.colour, part.colour)) for part in parts]
 
 
 def moved(parts: Sequence[Part], dx: float, dy: float = 0.0) -> list[Part]:

@@ -164,6 +164,8 @@ def next_questions(clip: Clip) -> list[Question]:
     first_yes, second_yes, coin = turn % 2 == 0, turn < BLOCK // (ways * places) // 2, (clip.slot // ways + turn) % 2
     if clip.family == "tower":
         options = _stack_states(clip, tower.STANDS[0])
+    elif clip.family == "drop":
+        options = tuple(part.colour for part in clip.parts if part.kind == "bin")
     others = [option for option in options if option != clip.outcome]
     wrong = others[_hash(asker.prefix) % len(others)]
     if clip.family == "drop":
