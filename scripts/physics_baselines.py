@@ -183,10 +183,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--labels", nargs="+", type=int, default=[100, 300, 1000, 3000])
-    parser.add_argument("--test", type=int, default=600, help="test scenes a family")
+    parser.add_argument("--test", type=int, default=500, help="test scenes a family")
     parser.add_argument("--seeds", type=int, default=2, help="CNNs per figure; the mean is shown")
     parser.add_argument(
-        "--steps", type=int, default=700, help="most optimiser steps of a CNN; half for 300 labels or fewer"
+        "--steps", type=int, default=600, help="most optimiser steps of a CNN; half for 300 labels or fewer"
     )
     parser.add_argument("--quick", action="store_true", help="small and rough: a minute")
     parser.add_argument("--json", type=Path)

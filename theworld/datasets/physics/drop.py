@@ -139,7 +139,11 @@ def judge(parts: Sequence[Part], poses: np.ndarray, touched: bool) -> str | None
 
 def fits(parts: Sequence[Part], poses: np.ndarray) -> bool:
     """Whether the other ball lands too and leaves the yellow one alone."""
-    apart = (np.hypot(*(poses[-1, :, :2] - poses[-2, :, :2]).T) > 2 * RADIUS + 0.7).all()
+    offset = poses[-1, :, :2] - poses[-2, :, :2]
+    step = np.diff(offset, axis=0)
+    # nearest point of each stretch between two frames, lest they pass through each other there
+    along = np.clip(-(offset[:-1] * step).sum(-1) / np.maximum((step**2).sum(-1), 1e-9), 0, 1)
+    apart = np.hypot(*(offset[:-1] + along[:, None] * step).T).min() > 2 * RADIUS + 0.5
     return bool(apart) and _landed(parts, poses[-2]) is not None
 
 

@@ -161,7 +161,7 @@ def next_questions(clip: Clip) -> list[Question]:
     ways = len(options)
     places = min(ways, 3)
     place, turn = clip.slot // ways % places, clip.slot // (ways * places)  # in balance over a block of indices
-    first_yes, second_yes, coin = turn % 2 == 0, turn < BLOCK // (ways * places) // 2, (clip.slot // ways + turn) % 2
+    first_yes, second_yes, coin = turn % 2 == 0, turn < BLOCK // (ways * places) // 2, clip.slot // ways % 2
     if clip.family == "tower":
         options = _stack_states(clip, tower.STANDS[0])
     elif clip.family == "drop":

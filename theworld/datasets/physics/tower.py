@@ -150,14 +150,26 @@ def state(parts: Sequence[Part], poses: np.ndarray, frame: int, role: str = STAN
 
 def judge(parts: Sequence[Part], poses: np.ndarray, touched: bool) -> str | None:
     """Outcome of a run; None when it is unclear or comes too late."""
-    if np.abs(poses[:, -1, :2] - poses[:, -3, :2]).max() > 2.0:
+    if np.abs(poses[:, -1, :2] - poses[:, -3, :2]).max() > 2.0 or not _below_ceiling(parts, poses, STANDS[0]):
         return None
     return state(parts, poses, -1) or None
 
 
+def _below_ceiling(parts: Sequence[Part], poses: np.ndarray, role: str) -> bool:
+    """Whether no corner of a falling block reaches the floor above, or leaves the picture."""
+    blocks = [i for i, part in enumerate(parts) if part.kind == "block" and part.role == role]
+    size = np.array([parts[i].size for i in blocks])[:, None] / 2  # (blocks, 1, 2)
+    angle = poses[blocks, :, 2]
+    top = poses[blocks, :, 1] - np.abs(size[..., 0] * np.sin(angle)) - np.abs(size[..., 1] * np.cos(angle))
+    ceiling = FLOORS[0] + THICKNESS if parts[blocks[0]].y > FLOORS[0] else 0.0
+    return bool(top.min() > ceiling - 0.5)
+
+
 def fits(parts: Sequence[Part], poses: np.ndarray) -> bool:
     """Whether the other stack, too, stands or has fallen in the end."""
-    return bool(judge(parts, poses, False) and state(parts, poses, -1, STANDS[1]))
+    return bool(
+        judge(parts, poses, False) and state(parts, poses, -1, STANDS[1]) and _below_ceiling(parts, poses, STANDS[1])
+    )
 
 
 def naive(parts: Sequence[Part]) -> str:
