@@ -1,7 +1,7 @@
 """Physics clips for training, drawn by worker processes into shard files while the accelerator learns.
 
 A shard is one `.npy` file, uint8 (clips, frames, height, width, 3), the same number of clips of every family. Training
-shards carry no label of any kind, and most of their scenes are unfiltered. Labelled shards (a `.json` with family and
+shards carry no label of any kind, and half of their scenes are unfiltered. Labelled shards (a `.json` with family and
 outcome beside the `.npy`) come from the validation split and serve measurement only. Nothing here imports torch, so
 that a worker starts in a moment.
 """
@@ -38,17 +38,17 @@ class ClipSettings:
         workers: processes; leave a core or two for the training loop.
         per_family: clips of each family in a shard.
         wild_per_family: scenes of each family in a training shard as they were first proposed, clear outcome or not.
-            They cost a tenth of a `make_clip`, which rejects most proposals, and obey the same physics.
+            They cost a third of a `make_clip`, which rejects most proposals, and obey the same physics.
         max_clips: training clips in all.
         labelled_per_family: validation clips of each family, drawn after `head_start` training shards.
         max_waiting: training shards that may lie unread; workers pause beyond it, which bounds the folder's size.
     """
 
     workers: int = 14
-    per_family: int = 32
-    wild_per_family: int = 64
+    per_family: int = 48
+    wild_per_family: int = 48
     max_clips: int = 800_000
-    labelled_per_family: int = 3200
+    labelled_per_family: int = 3216
     head_start: int = 56
     max_waiting: int = 120
 
