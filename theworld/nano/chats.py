@@ -1,7 +1,7 @@
 """Chats about pictures as token ids, put together fast enough to train on: thousands a second and core.
 
-The processor is what people use; it writes one chat in some milliseconds. Here the pieces are tokenised once and joined.
-A test holds both to the same ids.
+The processor is what people use; it writes one chat in some milliseconds. Here the pieces are tokenised once and
+joined. A test holds both to the same ids.
 
 Shapes: B chats, L tokens, n pictures.
 """

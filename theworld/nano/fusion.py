@@ -1,8 +1,8 @@
 """Stage (d): what happens next, from few labels; and the two controls that show what imagining was worth.
 
-`fused` learns its projector and a LoRA from imagined futures of labelled scenes. `matched-control` learns the same LoRA
-and `direct` the whole of Gemma, from the same questions, without any world tokens. All three see the same scenes, in the
-same order, for the same number of steps.
+`fused` learns its projector and a LoRA from imagined futures of labelled scenes. `matched-control` learns the same
+LoRA and `direct` the whole of Gemma, from the same questions, without any world tokens. All three see the same scenes,
+in the same order, for the same number of steps.
 
 Shapes: n pictures, C latent channels, T latent frames, h×w latent grid.
 """
@@ -22,7 +22,7 @@ from theworld import freezing
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
 from theworld.modeling import TheWorldForConditionalGeneration
 from theworld.nano.chats import ChatWriter, answered_rightly
-from theworld.nano.language import Asked, as_pixels, clip_latents, learning_rate_at
+from theworld.nano.language import Asked, as_pixels, clip_latents, each, learning_rate_at
 from theworld.nano.progress import CsvLog
 from theworld.processing import TheWorldProcessor
 
@@ -72,6 +72,7 @@ class FusionSettings:
     now_questions: int = 2
     evaluate_every: int = 150
     seed: int = 0
+    workers: int = 2
 
 
 @dataclass
@@ -84,17 +85,21 @@ class Scenes:
     now: list[list[Asked]]
 
 
-def draw_scenes(split: str, first: int, per_family: int) -> Scenes:
+def draw_scene(task: tuple[str, str, int]) -> tuple[np.ndarray, list[Asked], list[Asked]]:
+    """One clip, its questions about what happens, and those about its first frame."""
+    clip = make_clip(*task)
+    asked = [
+        [Asked(q.text, q.answer, q.family, q.topic) for q in own]
+        for own in (next_questions(clip), now_questions(clip, 0))
+    ]
+    return clip.frames, asked[0], asked[1]
+
+
+def draw_scenes(split: str, first: int, per_family: int, workers: int) -> Scenes:
     """Scenes first … first + per_family - 1 of every family, with their questions."""
-    frames, families, what_happens, now = [], [], [], []
-    for index in range(first, first + per_family):
-        for family in FAMILIES:
-            clip = make_clip(family, split, index)
-            frames.append(clip.frames)
-            families.append(family)
-            what_happens.append([Asked(q.text, q.answer, family, q.topic) for q in next_questions(clip)])
-            now.append([Asked(q.text, q.answer, family, q.topic) for q in now_questions(clip, 0)])
-    return Scenes(torch.from_numpy(np.stack(frames)), families, what_happens, now)
+    tasks = [(family, split, index) for index in range(first, first + per_family) for family in FAMILIES]
+    frames, what_happens, now = zip(*each(draw_scene, tasks, workers), strict=True)
+    return Scenes(torch.from_numpy(np.stack(frames)), [task[0] for task in tasks], list(what_happens), list(now))
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from theworld import freezing
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
@@ -65,6 +67,8 @@ class LanguageSettings:
         frames_per_clip: pictures of each; the first frame is always one of them.
         questions: questions packed into one chat.
         modes: share of batches that see the picture, the world tokens, both.
+        validation_clips: clips of each family that the gate is measured on.
+        tokenizer_clips: training clips of each family whose words make the vocabulary.
         future: share of the batches with world tokens that also carry the latents of the moments after now.
     """
 
@@ -79,6 +83,8 @@ class LanguageSettings:
     modes: tuple[float, float, float] = (0.45, 0.35, 0.2)
     future: float = 0.3
     world_steps: tuple[int, ...] = (1, 2, 4)
+    validation_clips: int = 200
+    tokenizer_clips: int = 200
     seed: int = 0
     workers: int = 2
 
@@ -104,6 +110,15 @@ class Pictures:
     questions: list[list[Asked]]
 
 
+def each(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
+    """`function` of every task, in order, by so many processes; by none but this one when `workers` is 0."""
+    if workers == 0:
+        yield from map(function, tasks)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(function, tasks, chunksize=8)
+
+
 def draw(task: tuple[str, str, int], frames_per_clip: int) -> tuple[np.ndarray, list[tuple[int, list[Asked]]]]:
     """One clip and the now-questions of some of its frames, the first among them."""
     clip = make_clip(*task)
@@ -120,26 +135,25 @@ def draw_pictures(split: str, first: int, per_family: int, frames_per_clip: int,
     """Pictures and now-questions of clips first … first + per_family - 1 of every family."""
     tasks = [(family, split, index) for index in range(first, first + per_family) for family in FAMILIES]
     clips, entries, questions = [], [], []
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        drawn = pool.imap(partial(draw, frames_per_clip=frames_per_clip), tasks, chunksize=16)
-        for number, (frames, asked) in enumerate(drawn):
-            clips.append(frames)
-            for frame, own in asked:
-                entries.append((number, frame))
-                questions.append(own)
+    for number, (frames, asked) in enumerate(each(partial(draw, frames_per_clip=frames_per_clip), tasks, workers)):
+        clips.append(frames)
+        for frame, own in asked:
+            entries.append((number, frame))
+            questions.append(own)
     return Pictures(np.stack(clips), entries, questions)
 
 
-def train_tokenizer(clips_per_family: int = 300) -> Any:
+def words_of(task: tuple[str, str, int]) -> list[str]:
+    """All that is asked and answered about one clip's first and last frame."""
+    clip = make_clip(*task)
+    asked = [*next_questions(clip), *now_questions(clip, 0), *now_questions(clip, len(clip.frames) - 1)]
+    return [piece for question in asked for piece in (question.text, question.answer, question.now_form or "")]
+
+
+def train_tokenizer(clips_per_family: int, workers: int) -> PreTrainedTokenizerFast:
     """A tokenizer over the words of the questions and answers of training clips."""
-    corpus = []
-    for family in FAMILIES:
-        for index in range(clips_per_family):
-            clip = make_clip(family, "train", index)
-            asked = [*next_questions(clip), *now_questions(clip, 0), *now_questions(clip, len(clip.frames) - 1)]
-            corpus += [
-                piece for question in asked for piece in (question.text, question.answer, question.now_form or "")
-            ]
+    tasks = [(family, "train", index) for family in FAMILIES for index in range(clips_per_family)]
+    corpus = [piece for words in each(words_of, tasks, workers) for piece in words]
     return build_tokenizer([*corpus, *["user", "model"] * 200], VOCABULARY)
 
 
@@ -237,12 +251,11 @@ def now_accuracy(
     processor: TheWorldProcessor,
     settings: LanguageSettings,
     device: torch.device,
-    clips_per_family: int = 200,
     batch_size: int = 256,
 ) -> dict[str, float]:
     """Share of validation now-questions answered exactly: one question a chat, by mode and by mode and topic."""
     model.eval()
-    pictures = draw_pictures("validation", 0, clips_per_family, 2, settings.workers)
+    pictures = draw_pictures("validation", 0, settings.validation_clips, 2, settings.workers)
     rng = np.random.default_rng(1)
     asked = [
         (entry, question)

@@ -62,12 +62,12 @@ class NanoSettings:
 
 
 def new_fusion(
-    work: Path, world_parts: Sequence[str], **config: Any
+    work: Path, world_parts: Sequence[str], world: Path | None = None, **config: Any
 ) -> tuple[TheWorldForConditionalGeneration, TheWorldProcessor]:
     """A fresh fusion of the work folder's bases, fp32, and its processor."""
     model = TheWorldForConditionalGeneration.from_base_models(
         str(work / "gemma"),
-        str(work / "world"),
+        str(world or work / "world"),
         dtype=torch.float32,
         world_parts=world_parts,
         **{**FUSION_CONFIG, **config},
@@ -75,19 +75,25 @@ def new_fusion(
     return model, TheWorldProcessor.from_config(model.config)
 
 
-def run_language(work: Path, settings: NanoSettings, device: torch.device) -> dict[str, float]:
-    """Stage (c): writes `gemma/` and `reader/`, and returns the gate's accuracies."""
-    tokenizer = train_tokenizer()
+def run_language(
+    work: Path, settings: NanoSettings, device: torch.device, world: Path | None = None
+) -> dict[str, float]:
+    """Stage (c): writes `gemma/` and `reader/`, and returns the gate's accuracies.
+
+    Args:
+        world: world folder whose VAE encoder gives the latents; `work/world` unless (b) is still writing that.
+    """
+    tokenizer = train_tokenizer(settings.language.tokenizer_clips, settings.language.workers)
     config = build_config(tokenizer, settings.text, {"image_size": IMAGE_SIZE, **settings.vision}, TOKENS_PER_IMAGE)
     gemma = build_model(config, tokenizer, settings.language.seed)
     gemma.save_pretrained(work / "gemma")
     build_processor(tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE).save_pretrained(work / "gemma")
-    model, processor = new_fusion(work, ("encoder",))
+    model, processor = new_fusion(work, ("encoder",), world)
     gate = train_language(model, processor, settings.language, work, device)
     model.to("cpu")
     model.vlm.to(torch.bfloat16).save_pretrained(work / "gemma")
     freezing.train_only(model, ("projector",))
-    model.config.trained_parts = ["projector"]
+    model.config.vlm_name_or_path, model.config.world_name_or_path = str(work / "gemma"), str(work / "world")
     model.save_pretrained(work / "reader")
     write_json(work / "language.json", {"settings": asdict(settings.language), "gate": GATE, "accuracy": gate})
     for mode in ("picture", "world"):
@@ -104,8 +110,8 @@ def run_fusion(
         work / "reader", dtype=torch.float32, world_parts=("encoder", "transformer")
     ).to(device)
     fusion = settings.fusion
-    scenes = draw_scenes("train", LABELLED_FROM, fusion.scenes_per_family)
-    validation = draw_scenes("validation", 0, fusion.validation_scenes)
+    scenes = draw_scenes("train", LABELLED_FROM, fusion.scenes_per_family, fusion.workers)
+    validation = draw_scenes("validation", 0, fusion.validation_scenes, fusion.workers)
     scenes.clips, validation.clips = scenes.clips.to(device), validation.clips.to(device)
     futures = imagined_futures(reader, scenes, fusion)
     validation_futures = imagined_futures(reader, validation, fusion, first_seed=500_000)

@@ -1,0 +1,104 @@
+"""Claims about stages (c) and (d): chats equal the processor's, and both stages run end to end and learn."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import CORPUS, tiny_bases, tiny_model
+from theworld import TheWorld
+from theworld.api import user_turn
+from theworld.datasets.physics import make_clip
+from theworld.nano.chats import ANSWER_OPENING, ChatWriter, answered_rightly
+from theworld.nano.fusion import FusionSettings
+from theworld.nano.language import LanguageSettings
+from theworld.nano.recipe import NanoSettings, run_fusion, run_language
+from theworld.nano.world import NANO_VAE, nano_world_config
+from theworld.world_models.cosmos_predict2 import CosmosPredict2
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return tiny_bases(tmp_path_factory.mktemp("bases"))
+
+
+@pytest.mark.parametrize("mode", ["picture", "both"])
+def test_chats_equal_the_processors(bases: dict[str, str], mode: str) -> None:
+    _, processor = tiny_model(bases)
+    writer = ChatWriter(processor)
+    prompt = processor.apply_chat_template(user_turn(1, CORPUS[0]), add_generation_prompt=True)
+    picture = np.zeros((32, 32, 3), dtype=np.uint8)
+    theirs = processor(
+        images=picture, text=prompt, add_special_tokens=False, return_tensors="pt", enable_world=mode == "both",
+        num_world_steps=2,
+    )  # fmt: skip
+    ours = writer.batch([[writer.turn(CORPUS[0], "yes")]], mode, 2)
+    length = theirs["input_ids"].shape[1]
+    assert torch.equal(ours.input_ids[:, :length], theirs["input_ids"])
+    assert torch.equal(ours.token_type_ids[:, :length], theirs["token_type_ids"])
+    answer = ours.input_ids[0, length:]
+    assert processor.tokenizer.decode(answer) == "yes<end_of_turn>"
+    assert torch.equal(ours.labels[0, length:], answer)
+    assert (ours.labels[0, :length] == -100).all()
+
+
+def test_labels_cover_every_answer_and_nothing_else(bases: dict[str, str]) -> None:
+    _, processor = tiny_model(bases)
+    writer = ChatWriter(processor)
+    batch = writer.batch(
+        [[writer.turn("Is it red?", "yes"), writer.turn("Where?", "left")], [writer.turn("a", "b")]], "picture"
+    )
+    learned = [processor.tokenizer.decode(row[row != -100]) for row in batch.labels]
+    assert learned == ["yes<end_of_turn>left<end_of_turn>", "b<end_of_turn>"]
+    text = processor.tokenizer.decode(batch.input_ids[0])
+    assert text.endswith(
+        f"Is it red?{ANSWER_OPENING}yes<end_of_turn>\n<start_of_turn>user\nWhere?{ANSWER_OPENING}left<end_of_turn>"
+    )
+    assert batch.attention_mask.sum(1)[1] < batch.attention_mask.sum(1)[0] == batch.input_ids.shape[1]
+
+
+def test_one_wrong_token_makes_an_answer_wrong() -> None:
+    labels = torch.tensor([[-100, 3, 1], [-100, 3, 1], [-100, -100, 2]])
+    logits = torch.zeros(3, 3, 5)
+    for row, tokens in enumerate([(3, 1), (3, 2), (0, 2)]):
+        for place, token in enumerate(tokens):
+            logits[row, place, token] = 1.0
+    assert answered_rightly(logits, labels).tolist() == [True, False, True]
+
+
+def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = nano_world_config(2)
+    config.vae = {**NANO_VAE, "base_dim": 4}
+    config.transformer.update(num_attention_heads=1, num_layers=1, adaln_lora_dim=4)
+    CosmosPredict2(config).to(torch.bfloat16).save_pretrained(tmp_path / "world")
+    settings = NanoSettings(
+        language=LanguageSettings(steps=12, warmup=2, batch_size=8, clips_per_family=2, workers=0, validation_clips=1, tokenizer_clips=2),
+        fusion=FusionSettings(
+            steps=4, warmup=1, batch_size=4, scenes_per_family=2, validation_scenes=1, futures=2, evaluate_every=2, workers=0
+        ),
+        text={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 1024},
+        vision={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8},
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        gate = run_language(tmp_path, settings, torch.device("cpu"))
+    assert {"picture", "world", "both"} <= set(gate)
+    assert "gate" in caplog.text, "a model that learned nothing does not pass in silence"
+    results = run_fusion(tmp_path, settings, torch.device("cpu"))
+    assert set(results) == {"fused", "matched-control", "direct"}
+    trained = {kind: json.loads((tmp_path / kind / "config.json").read_text())["trained_parts"] for kind in results}
+    assert trained == {"fused": ["projector", "lora"], "matched-control": ["lora"], "direct": ["vision", "language"]}
+    for kind in results:  # the names of the shipped bases, put back to where this run's lie
+        file = tmp_path / kind / "config.json"
+        text = file.read_text().replace("nano/gemma", str(tmp_path / "gemma"))
+        file.write_text(text.replace("nano/cosmos", str(tmp_path / "world")))
+    frame = make_clip("drop", "test", 0).frames[0]
+    fused = TheWorld.from_pretrained(tmp_path / "fused")
+    answer = fused.generate(frame, "Which bin?", max_new_tokens=4, num_world_steps=2)
+    assert isinstance(answer, str)
+    assert TheWorld.from_pretrained(tmp_path / "direct").model.world is None
