@@ -41,7 +41,9 @@ class Painter:
 
 def item(shade: int, now_form: str | None = "Where is it?") -> Item:
     frames = np.stack([np.full((4, 4, 3), min(255, shade + 100 * (moment > 0)), np.uint8) for moment in range(17)])
-    return Item(f"{shade}", "drop", "topic", "free", frames[0], "Where will it be?", "left", frozenset(), now_form, frames)
+    return Item(
+        f"{shade}", "drop", "topic", "free", frames[0], "Where will it be?", "left", frozenset(), now_form, frames
+    )
 
 
 @pytest.fixture

@@ -29,7 +29,11 @@ def test_answers_topics_and_forms_come_out_even() -> None:
     chosen = physics.choose_one_each(scenes)
     assert [one.id.split("/")[0] for one in chosen] == [str(scene) for scene in range(90)]
     counts = Counter((one.topic, one.form, one.answer) for one in chosen)
-    for topic, form, answers in (("side", "free", ("left", "middle", "right")), ("side", "choice", "ABC"), ("inside", "free", ("yes", "no"))):
+    for topic, form, answers in (
+        ("side", "free", ("left", "middle", "right")),
+        ("side", "choice", "ABC"),
+        ("inside", "free", ("yes", "no")),
+    ):
         numbers = [counts[topic, form, answer] for answer in answers]
         assert max(numbers) - min(numbers) <= 2, (topic, form, numbers)
         assert sum(numbers) >= 15

@@ -14,7 +14,8 @@ def items(n: int) -> list[Item]:
     picture = np.zeros((2, 2, 3), np.uint8)
     families = ("drop", "tower")
     return [
-        Item(str(i), families[i % 2], "topic", "free", picture, "Which?", "yes", frozenset({"yes", "no"})) for i in range(n)
+        Item(str(i), families[i % 2], "topic", "free", picture, "Which?", "yes", frozenset({"yes", "no"}))
+        for i in range(n)
     ]
 
 

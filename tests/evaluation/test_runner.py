@@ -7,7 +7,7 @@ import pytest
 
 from theworld.api import TheWorld
 from theworld.evaluation import runner
-from theworld.evaluation.arms import choose
+from theworld.evaluation.arms import ARMS, choose
 from theworld.evaluation.items import Item
 
 
@@ -43,9 +43,8 @@ def run(family: Path, items: list[Item], arms: str, **options: int) -> dict[str,
 
 
 def test_every_arm_answers_every_question_and_the_future_matters(family: Path, items: list[Item]) -> None:
-    arms = "direct,fused,fused-0,shuffled,zero,imagined-image,true-image,oracle-future,wrong-future,matched-control,no-world"
-    answers = run(family, items, arms)
-    assert list(answers) == arms.split(",")
+    answers = run(family, items, ",".join(reversed(ARMS)))
+    assert list(answers) == list(reversed(ARMS))
     assert {len(texts) for texts in answers.values()} == {len(items)}
     for arm in ("fused-0", "shuffled", "zero", "no-world", "imagined-image"):
         assert answers[arm] != answers["fused"], arm

@@ -54,7 +54,11 @@ def test_scores_by_family_and_counts_what_is_no_answer() -> None:
     found = score(items, ["yes", "perhaps", "Left."])
     assert (found["accuracy"], found["n"], found["unparsed"]) == (pytest.approx(2 / 3), 3, 1)
     assert found["by_family"]["drop"]["accuracy"] == 0.5
-    assert found["by_family"]["tower"] == {"accuracy": 1.0, "n": 1, "interval_95": found["by_family"]["tower"]["interval_95"]}
+    assert found["by_family"]["tower"] == {
+        "accuracy": 1.0,
+        "n": 1,
+        "interval_95": found["by_family"]["tower"]["interval_95"],
+    }
     assert found["interval_95"][0] < 2 / 3 < found["interval_95"][1]
 
 

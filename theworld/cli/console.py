@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 
+PLAIN_WIDTH = 140  # columns of a table in a file or a pipe
 LINE_EVERY = 10.0  # seconds between plain lines where there is no terminal to draw a bar on
 
 Step = Callable[[str, int, int], None]
@@ -18,19 +20,19 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def stdout() -> Console:
+    """A console for tables: as wide as the terminal, and wide enough for every table where there is none."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+
 def say(text: str) -> None:
     """One line on stderr."""
     stderr().print(text, markup=False)
 
 
 def say_error(text: str) -> None:
-    stderr().print(f"[bold red]Error:[/] {_escape(text)}")
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+    stderr().print(f"[bold red]Error:[/] {escape(text)}")
 
 
 @contextmanager

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from theworld.cli import options
-from theworld.cli.console import counting, say
+from theworld.cli.console import counting, say, stdout
 from theworld.cli.loading import load, note_for
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from theworld.api import TheWorld
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model against its controls.")
@@ -30,10 +32,14 @@ def evaluate() -> None:
 @app.command("physics")
 def physics(
     model: options.Model = "nano",
-    arms: Annotated[str, typer.Option("--arms", help="Comma-separated; `--arms list` names them all.")] = "fused,fused-0",
+    arms: Annotated[
+        str, typer.Option("--arms", help="Comma-separated; `--arms list` names them all.")
+    ] = "fused,fused-0",
     split: Annotated[str, typer.Option("--split", help="train, validation, test or hard.")] = "test",
     limit: Annotated[int, typer.Option("--limit", metavar="K", min=1, help="Questions in all.")] = 300,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Picks the scenes and the rollouts' noise.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="S", min=0, help="Picks the scenes and the rollouts' noise.")
+    ] = 0,
     steps: options.Steps = None,
     output: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write results here, and predictions beside it.")
@@ -141,7 +147,9 @@ def control_places(model: str, wanted: set[str], given: list[str]) -> dict[str, 
     for name in wanted:
         place = checkpoints.resolve(places[name])
         if model != "nano" and place == places[name] and not Path(place).is_dir() and name not in "".join(given):
-            raise ValueError(f"there is no {place} for the arm {name!r}; give --control {name}=FOLDER, or leave it out.")
+            raise ValueError(
+                f"there is no {place} for the arm {name!r}; give --control {name}=FOLDER, or leave it out."
+            )
     return {name: places[name] for name in sorted(wanted)}
 
 
@@ -164,7 +172,6 @@ def device_name(device: str | None) -> str:
 
 
 def list_arms() -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from theworld.evaluation.arms import ARMS
@@ -172,20 +179,26 @@ def list_arms() -> None:
     table = Table("arm", "what is asked", box=None, padding=(0, 2, 0, 0))
     for name, arm in ARMS.items():
         table.add_row(name, arm.meaning)
-    Console(highlight=False).print(table)
+    stdout().print(table)
+
+
+def figures(name: str, *columns: str) -> Table:
+    """A table of a name and figures that are never cut."""
+    from rich.table import Table
+
+    table = Table(name, box=None, padding=(0, 2, 0, 0))
+    table.columns[0].no_wrap = True
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 def show(content: Mapping[str, Any]) -> None:
     """Accuracy by arm and family, and paired differences, as tables on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
+    console = stdout()
     scores = {**content["arms"], "(commonest answer)": content["commonest_answer"]}
     families = list(content["commonest_answer"]["by_family"])
-    table = Table("arm", "right", "95 %", *families, "unparsed", "n")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = figures("arm", "right", "95 %", *families, "unparsed", "n")
     for name, score in scores.items():
         by_family = [f"{100 * score['by_family'][family]['accuracy']:.1f}" for family in families]
         low, high = score["interval_95"]
@@ -199,9 +212,8 @@ def show(content: Mapping[str, Any]) -> None:
         )
     console.print(table)
     if content["paired"]:
-        table = Table("paired", "points", "95 %", "p (McNemar)", *families)
-        for column in table.columns[1:]:
-            column.justify = "right"
+        table = figures("paired", "points", "95 %", "p (McNemar)", *families)
+        console.print()
         for name, pair in content["paired"].items():
             by_family = [f"{100 * pair['by_family'][family]['difference']:+.1f}" for family in families]
             low, high = pair["interval_95"]

@@ -18,7 +18,9 @@ DEFAULT_STEPS = 4  # for a model whose own number is 0: an animation of nothing 
 
 def imagine(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="The picture of now.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="FILE.gif, FILE.mp4 or FILE.png (a strip).")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="FILE.gif, FILE.mp4 or FILE.png (a strip).")
+    ],
     model: options.Model = "nano",
     steps: options.Steps = None,
     seed: options.Seed = 0,

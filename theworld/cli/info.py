@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from theworld.cli import options
-from theworld.cli.console import waiting
+from theworld.cli.console import stdout, waiting
 
 if TYPE_CHECKING:
     from theworld.configuration import TheWorldConfig
@@ -49,6 +49,7 @@ def describe(model: str, world_model: str) -> dict[str, Any]:
     rows = freezing.count_parameters(built)
     total, trainable = sum(row.total for row in rows), sum(row.trainable for row in rows)
     grid = config.world_grid()
+    assert not isinstance(config.vlm_config, dict)  # only its declaration allows one
     tokens: dict[str, Any] = {"per_image": config.vlm_config.mm_tokens_per_image + 2}  # and its begin and end
     if config.enable_world:
         tokens.update(
@@ -81,7 +82,7 @@ def read_config(model: str, world_model: str) -> TheWorldConfig:
 
     from theworld import checkpoints
     from theworld.configuration import CosmosPredict2Config, TheWorldConfig
-    from theworld.world_models.cosmos_components import read_config as read_world_config
+    from theworld.world_models import world_model_class
 
     place = checkpoints.resolve(model)
     values = checkpoints.read_json(place)
@@ -89,10 +90,10 @@ def read_config(model: str, world_model: str) -> TheWorldConfig:
         return TheWorldConfig.from_dict(values)
     if values.get("model_type") != "gemma3":
         raise ValueError(f"{model} is a {values.get('model_type')!r} model; info reads TheWorld and Gemma 3 models.")
-    world: CosmosPredict2Config = read_world_config(checkpoints.resolve(world_model))
+    world_class = world_model_class(CosmosPredict2Config.model_type)
     return TheWorldConfig(
         vlm_config=AutoConfig.from_pretrained(place),
-        world_config=world,
+        world_config=world_class.read_config(checkpoints.resolve(world_model)),
         vlm_name_or_path=model,
         world_name_or_path=world_model,
     )
@@ -107,10 +108,9 @@ def labels(folder: str) -> dict[str, Any] | None:
 
 def show(content: dict[str, Any]) -> None:
     """The same as tables, on stdout."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = stdout()
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     facts.add_row("vision-language model", str(content["vision_language_model"]))
     facts.add_row("world model", str(content["world_model"] or "none"))
@@ -132,9 +132,7 @@ def show(content: dict[str, Any]) -> None:
         column.justify = "right"
     total = content["total_parameters"]
     for row in content["parameters"]:
-        table.add_row(
-            row["part"], f"{row['total']:,}", f"{row['trainable']:,}", f"{100 * row['total'] / total:.2f} %"
-        )
+        table.add_row(row["part"], f"{row['total']:,}", f"{row['trainable']:,}", f"{100 * row['total'] / total:.2f} %")
     trainable = content["trainable_parameters"]
     table.add_row("all", f"{total:,}", f"{trainable:,}", f"{100 * trainable / total:.4f} % trainable", style="bold")
     console.print()

@@ -53,9 +53,7 @@ def check_device(device: str | None) -> None:
         raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs that torch can use.")
 
 
-def load(
-    model: str, steps: int | None = None, device: str | None = None, enable_world: bool = True
-) -> TheWorld:
+def load(model: str, steps: int | None = None, device: str | None = None, enable_world: bool = True) -> TheWorld:
     """A trained model, or two base models freshly fused, as far as a call needs it.
 
     Raises:

@@ -20,7 +20,9 @@ def nano() -> None:
 @app.command("scene")
 def scene(
     family: Annotated[str, typer.Argument(metavar="FAMILY", help="drop, contact or tower.")],
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the first picture (.png).")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the first picture (.png).")
+    ] = None,
     truth: Annotated[
         str | None, typer.Option("--truth", metavar="FILE", help="Write what happens (.gif, .mp4 or .png strip).")
     ] = None,
@@ -51,7 +53,9 @@ def scene(
             "outcome": clip.outcome,
             "picture": output,
             "truth": truth,
-            "questions": [{"question": q.text, "answer": q.answer, "topic": q.topic, "form": q.form} for q in questions],
+            "questions": [
+                {"question": q.text, "answer": q.answer, "topic": q.topic, "form": q.form} for q in questions
+            ],
         }
         typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
         return

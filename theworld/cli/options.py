@@ -16,7 +16,9 @@ def _remember(ctx: typer.Context, wanted: bool) -> bool:
 Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="nano, a model folder, or a Hub id.")]
 Steps = Annotated[
     int | None,
-    typer.Option("--steps", metavar="N", min=0, help="World steps to imagine, 4 frames each. Default: the model's own."),
+    typer.Option(
+        "--steps", metavar="N", min=0, help="World steps to imagine, 4 frames each. Default: the model's own."
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Another number imagines another future.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, … Default: a GPU if there is one.")]

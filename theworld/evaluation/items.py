@@ -65,9 +65,7 @@ def other_pictures(items: Sequence[Item], seed: int) -> list[Any]:
         raise ValueError("another picture's future needs a second picture; ask more questions (--limit).")
     following = {name: _cycle(pictures, seed) for name, pictures in families.items() if len(pictures) > 1}
     following_any = _cycle(everything, seed)
-    return [
-        everything[following.get(item.family, following_any)[key]] for key, item in zip(keys, items, strict=True)
-    ]
+    return [everything[following.get(item.family, following_any)[key]] for key, item in zip(keys, items, strict=True)]
 
 
 def _cycle(pictures: dict[str, Any], seed: int) -> dict[str, str]:

@@ -1,0 +1,312 @@
+"""Every verb on tiny models, in process: results on stdout, progress and notes on stderr, one sentence for an error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from theworld import __version__, checkpoints
+from theworld.cli import app, is_out_of_memory, one_sentence
+from theworld.cli.eval import control_places
+
+QUESTION = "Which bin will the ball land in?"
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments: str | Path) -> Result:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result
+
+
+def fail(*arguments: str | Path) -> str:
+    """The one line a failing command says; nothing of it on stdout."""
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("Error: ")
+    assert "Traceback" not in line
+    return line.removeprefix("Error: ")
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "now.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def shipped(family: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny models stand where the shipped ones are."""
+    monkeypatch.setattr(checkpoints, "SHIPPED_WEIGHTS", family)
+    return family
+
+
+# ------------------------------------------------------------------------------------------------------ the command
+
+
+def test_help_names_every_verb_and_loads_no_library() -> None:
+    script = (
+        "import sys; from theworld.cli import app; from typer.testing import CliRunner;"
+        "print(CliRunner().invoke(app, ['--help']).stdout);"
+        "heavy = {'torch', 'transformers', 'diffusers', 'numpy', 'pymunk'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in ("ask", "imagine", "info", "eval", "nano"):
+        assert f" {verb} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("ask",), ("imagine",), ("info",), ("eval",), ("eval", "physics"), ("nano",), ("nano", "scene")]
+)
+def test_every_verb_has_help(command: tuple[str, ...]) -> None:
+    assert "Usage" in succeed(*command, "--help").stdout
+
+
+def test_version() -> None:
+    assert succeed("--version").stdout == f"theworld {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ask",),
+        ("ask", "only-one"),
+        ("imagine", "a.png"),
+        ("ask", "a.png", "?", "--steps", "two"),
+        ("dance",),
+        ("--loud",),
+    ],
+)
+def test_wrong_usage_exits_2(arguments: tuple[str, ...]) -> None:
+    assert run(*arguments).exit_code == 2
+
+
+def test_debug_shows_the_traceback(family: Path) -> None:
+    result = run("ask", "nowhere.png", QUESTION, "--model", family / "fused", "--debug")
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+def test_errors_of_the_system_are_sentences() -> None:
+    assert one_sentence(PermissionError(13, "Permission denied", "a.gif")) == "Permission denied: a.gif"
+    assert one_sentence(ValueError("two\n lines")) == "two lines"
+    assert "memory" in one_sentence(MemoryError())
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …"))
+    assert not is_out_of_memory(RuntimeError("shapes"))
+
+
+# -------------------------------------------------------------------------------------------------------------- ask
+
+
+def test_ask_streams_what_generate_answers(family: Path, picture: Path) -> None:
+    from theworld.api import TheWorld
+
+    model = TheWorld.from_pretrained(family / "fused", device="cpu")
+    answer = model.generate(str(picture), QUESTION, max_new_tokens=6, num_world_steps=1, seed=3)
+    options = ("--model", family / "fused", "--steps", "1", "--seed", "3", "--max-new-tokens", "6", "--device", "cpu")
+    result = succeed("ask", picture, QUESTION, *options)
+    assert result.stdout.strip() == answer
+    content = json.loads(succeed("ask", picture, QUESTION, *options, "--json").stdout)
+    assert content["answer"] == answer
+    assert (content["num_world_steps"], content["seed"], content["question"]) == (1, 3, QUESTION)
+    assert "note" not in content
+
+
+def test_ask_takes_several_pictures(family: Path, picture: Path) -> None:
+    result = succeed("ask", picture, picture, QUESTION, "-m", family / "fused", "--max-new-tokens", "2", "--json")
+    assert json.loads(result.stdout)["images"] == [str(picture)] * 2
+
+
+def test_every_nano_answer_says_what_nano_knows(shipped: Path, picture: Path) -> None:
+    result = succeed("ask", picture, QUESTION, "--max-new-tokens", "2")
+    assert len([line for line in result.stderr.splitlines() if "nano knows only the scenes it ships with" in line]) == 1
+    assert "nano knows" not in result.stdout
+    content = json.loads(succeed("ask", picture, QUESTION, "--max-new-tokens", "2", "--json").stdout)
+    assert "nano knows only the scenes it ships with" in content["note"]
+
+
+def test_an_untrained_projector_is_not_used_silently(family: Path, picture: Path) -> None:
+    said = fail("ask", picture, QUESTION, "--model", family / "untrained")
+    assert "no trained projector" in said
+    assert "`theworld train`" in said
+    # a plain Gemma has none either, and neither case waits for weights
+    assert "no trained projector" in fail("ask", picture, QUESTION, "--model", family / "bases" / "gemma")
+    without = succeed(
+        "ask", picture, QUESTION, "-m", family / "untrained", "--no-world", "--max-new-tokens", "2", "--json"
+    )
+    assert json.loads(without.stdout)["num_world_steps"] is None
+
+
+def test_ask_says_what_is_wrong(family: Path, picture: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not a picture")
+    model = ("--model", family / "fused")
+    assert "nowhere.png" in fail("ask", "nowhere.png", QUESTION, *model)
+    assert "broken.png" in fail("ask", broken, QUESTION, *model)
+    assert "this model takes 0 to 4" in fail("ask", picture, QUESTION, *model, "--steps", "9")
+    assert "no-such-model" in fail("ask", picture, QUESTION, "--model", tmp_path / "no-such-model")
+    assert "is no device" in fail("ask", picture, QUESTION, *model, "--device", "gpu")
+    assert "not shipped" in fail("ask", picture, QUESTION, "--model", "nano/huge")
+
+
+# ---------------------------------------------------------------------------------------------------------- imagine
+
+
+@pytest.mark.parametrize("extension", ["gif", "mp4", "png"])
+def test_imagine_writes_each_format(shipped: Path, picture: Path, tmp_path: Path, extension: str) -> None:
+    output = tmp_path / "new" / f"future.{extension}"
+    result = succeed("imagine", picture, "-o", output, "--steps", "1")
+    assert result.stdout.strip() == str(output)
+    assert "nano knows only" in result.stderr
+    frames = iio.imread(output) if extension != "png" else iio.imread(output)[None]
+    assert len(frames) >= {"gif": 5, "mp4": 5, "png": 1}[extension]
+    assert frames.std() > 0
+
+
+def test_imagine_depends_on_the_seed_alone(family: Path, picture: Path, tmp_path: Path) -> None:
+    def strip(name: str, seed: int) -> bytes:
+        model = family / "untrained"  # no projector stands between a picture and its future
+        succeed("imagine", picture, "-o", tmp_path / name, "--steps", "1", "--seed", str(seed), "--model", model)
+        return (tmp_path / name).read_bytes()
+
+    assert strip("a.png", 1) == strip("b.png", 1) != strip("c.png", 2)
+
+
+def test_imagine_says_what_is_wrong_before_it_loads(family: Path, picture: Path, tmp_path: Path) -> None:
+    assert ".gif, .mp4, .png" in fail("imagine", picture, "-o", tmp_path / "a.jpg", "--model", "no/such-model")
+    assert "nowhere.png" in fail("imagine", "nowhere.png", "-o", tmp_path / "a.gif", "--model", family / "fused")
+    assert "cannot imagine" in fail("imagine", picture, "-o", tmp_path / "a.gif", "--model", family / "direct")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------- info
+
+
+def test_info_counts_what_a_loaded_model_has(family: Path) -> None:
+    from theworld.api import TheWorld
+
+    content = json.loads(succeed("info", family / "fused", "--json").stdout)
+    model = TheWorld.from_pretrained(family / "fused", num_world_steps=4, device="cpu")
+    model.decode(model.imagine(np.zeros((32, 32, 3), np.uint8)))  # every part of the world model is in memory now
+    table = [{"part": row.part, "total": row.total, "trainable": row.trainable} for row in model.parameter_table()]
+    assert content["parameters"] == table
+    assert content["trainable_parameters"] == model.get_trainable_parameters()[0]
+    assert content["tokens"] == {"per_image": 18, "per_world_step": 16, "world_now": 18, "world_default": 50}
+    assert content["trained_parts"] == ["projector"]
+
+
+def test_info_as_text(family: Path) -> None:
+    text = succeed("info", family / "fused").stdout
+    for expected in ("tokens per world step", "16 (a 4×4 latent grid)", "world_transformer", "projector"):
+        assert expected in text
+    assert "none" in succeed("info", family / "direct").stdout
+
+
+def test_info_of_a_plain_gemma_is_of_the_fusion_it_would_become(family: Path) -> None:
+    bases = family / "bases"
+    content = json.loads(succeed("info", bases / "gemma", "--world-model", bases / "cosmos", "--json").stdout)
+    assert [row["part"] for row in content["parameters"] if row["trainable"]] == ["projector"]
+    assert content["trained_parts"] == []
+
+
+def test_info_says_what_is_wrong(family: Path, tmp_path: Path) -> None:
+    assert "no config.json" in fail("info", tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert "'llama' model" in fail("info", tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------- eval
+
+
+def test_eval_physics_writes_scores_and_predictions(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "results" / "nano.json"
+    monkeypatch.setattr(sys, "argv", ["/bin/theworld", "eval", "physics", "--model", "my model"])
+    arms = "fused,fused-0,matched-control,direct,imagined-image,shuffled"
+    (shipped / "direct" / "provenance.json").write_text('{"labels": {"labelled": 900, "unlabelled": 0}}')
+    command = ("eval", "physics", "--arms", arms, "--limit", "4", "--seed", "2", "--steps", "1", "--json", output)
+    result = succeed(*command, "--device", "cpu", "--batch-size", "3")
+    (shipped / "direct" / "provenance.json").unlink()
+    content = json.loads(output.read_text())
+    assert list(content["arms"]) == arms.split(",")
+    for score in content["arms"].values():
+        assert set(score) == {"accuracy", "n", "interval_95", "by_family", "unparsed"}
+        assert score["n"] == 4
+        assert sum(family["n"] for family in score["by_family"].values()) == 4
+    assert set(content["paired"]) == {f"fused-minus-{arm}" for arm in arms.split(",")[1:]}
+    assert (content["model"], content["seed"], content["split"], content["steps"]) == ("nano", 2, "test", 1)
+    assert content["command"] == "theworld eval physics --model 'my model'"
+    assert content["labels"] == {"direct": {"labelled": 900, "unlabelled": 0}}
+    assert content["controls"] == {"direct": "nano/direct", "matched-control": "nano/matched-control"}
+    assert {"versions", "seconds", "note"} <= set(content)
+    lines = (output.parent / "nano.predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    assert set(json.loads(lines[0])["predictions"]) == set(arms.split(","))
+    for shown in ("imagined-image", "fused − shuffled", "(commonest answer)"):
+        assert shown in result.stdout
+
+
+def test_eval_lists_its_arms() -> None:
+    assert "wrong-future" in succeed("eval", "physics", "--arms", "list").stdout
+
+
+def test_eval_says_what_is_wrong(family: Path, tmp_path: Path) -> None:
+    model = ("--model", family / "fused", "--limit", "1")
+    assert "no arm 'fusd'" in fail("eval", "physics", *model, "--arms", "fusd")
+    assert "no split 'tset'" in fail("eval", "physics", *model, "--split", "tset")
+    assert "at most 4 world steps" in fail("eval", "physics", *model, "--steps", "5")
+    assert "write NAME=MODEL" in fail("eval", "physics", *model, "--arms", "direct", "--control", "direct")
+
+
+def test_controls_are_found_beside_the_model_or_where_one_says(family: Path) -> None:
+    wanted = {"direct"}
+    assert control_places("nano", wanted, ["direct=" + str(family / "direct")]) == {"direct": str(family / "direct")}
+    assert control_places(str(family / "fused"), wanted, []) == {"direct": str(family / "direct")}
+    with pytest.raises(ValueError, match="--control direct=FOLDER"):
+        control_places("user/model", wanted, [])
+    with pytest.raises(ValueError, match="there is no .*direct for the arm"):
+        control_places(str(family / "bases" / "gemma"), wanted, [])
+
+
+# ------------------------------------------------------------------------------------------------------------- nano
+
+
+def test_nano_scene_gives_a_picture_its_questions_and_the_truth(tmp_path: Path) -> None:
+    from theworld.datasets.physics import make_clip, next_questions
+
+    picture, truth = tmp_path / "new" / "first.png", tmp_path / "truth.gif"
+    result = succeed("nano", "scene", "drop", "--index", "1", "-o", picture, "--truth", truth, "--json")
+    content = json.loads(result.stdout)
+    clip = make_clip("drop", "test", 1)
+    assert content["outcome"] == clip.outcome
+    assert [(q["question"], q["answer"]) for q in content["questions"]] == [
+        (q.text, q.answer) for q in next_questions(clip)
+    ]
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(picture)), clip.frames[0]
+    )  # exactly what the model was made for
+    assert len(iio.imread(truth)) == len(clip.frames)
+    text = succeed("nano", "scene", "drop", "--index", "1").stdout
+    assert f"{next_questions(clip)[0].text}  →  {next_questions(clip)[0].answer}" in text
+
+
+def test_nano_scene_says_what_is_wrong(tmp_path: Path) -> None:
+    assert "unknown family 'pour'" in fail("nano", "scene", "pour")
+    assert "does not end in .png" in fail("nano", "scene", "drop", "-o", tmp_path / "a.jpg")
+    assert list(tmp_path.iterdir()) == []
