@@ -24,7 +24,7 @@ def test_ids_are_unique_and_questions_repeat_exactly(clips: list[Clip]) -> None:
         questions = next_questions(clip) + now_questions(clip, 0) + now_questions(clip, 16)
         assert len({question.id for question in questions}) == len(questions)
         assert questions == next_questions(clip) + now_questions(clip, 0) + now_questions(clip, 16)
-        assert 4 <= len(next_questions(clip)) <= 8
+        assert 2 <= len(next_questions(clip)) <= 8
 
 
 def test_choices_hold_the_answer_once(clips: list[Clip]) -> None:
@@ -44,7 +44,7 @@ def test_now_forms_ask_the_last_picture_for_the_same_answer(clips: list[Clip]) -
             assert question.kind == "next"
             assert question.now_form is not None
             assert "ill " not in question.now_form
-            if question.topic in ("bin_colour", "touching", "stack", "left_right"):
+            if question.topic in ("bin_colour", "touching", "stack"):
                 assert read(question) in states[question.topic, question.form]
             if question.topic in ("bin_colour", "touching", "stack"):
                 assert read(question) == clip.outcome
@@ -75,11 +75,14 @@ def test_answers_about_a_planted_scene() -> None:
     assert said["count", "boxes"] == "1"
     assert said["count", "hills"] == "0"
     assert said["touching", "free"] == "no"
-    assert said["left_right", "the_red_ball-the_blue_box"] == "left"
+    pair = next(
+        q for q in now_questions(planted(), 0) if q.topic == "left_right" and {"red", "blue"} <= set(q.text.split())
+    )
+    assert read(pair) == ("left" if pair.text.index("red") < pair.text.index("blue") else "right")
     after = {q.topic: q.answer for q in now_questions(planted(), 16) if q.form == "free" and q.topic == "touching"}
     assert after == {"touching": "yes"}
     asked = {q.topic for q in next_questions(planted())}
-    assert asked == {"touching", "left_right"}
+    assert asked == {"touching"}
 
 
 def test_what_a_picture_leaves_open_is_not_asked() -> None:

@@ -80,10 +80,6 @@ _NEXT_WORDING: dict[str, tuple[str, ...]] = {
     "in_colour": ("Will {a} land in {b}?", "Will {a} end up in {b}?"),
     "touching": ("Will the red ball touch the blue box?", "Will the red ball come to touch the blue box?"),
     "touching_other": ("Will the red ball touch {a}?", "Will the red ball come to touch {a}?"),
-    "left_right": (
-        "Will the red ball end left or right of the blue box?",
-        "Will the red ball stop left or right of the blue box?",
-    ),
     "stack": (
         "On which side will {a} fall: {b}, or does it stay standing?",
         "Will {a} fall on the {b} side, or stay standing?",
@@ -175,8 +171,7 @@ def next_questions(clip: Clip) -> list[Question]:
             asker.ask("in_colour", _yes(yes), [_yes(not yes)], a=_YELLOW, b=about, place=coin, forms=(form,))
     elif clip.family == "contact":
         asker.ask("touching", clip.outcome, others, place=place, forms=_BOTH)
-        _ask_boxes(asker, clip, -1)
-        _ask_red_and_blue(asker, clip, -1, place)
+        _ask_boxes(asker, clip, -1, _BOTH)
     else:
         stack = f"the stack on the {tower.STANDS[0]} stand"
         asker.ask("stack", clip.outcome, others, a=stack, b=" or ".join(options[:2]), place=place, forms=_BOTH)
@@ -219,7 +214,7 @@ def now_questions(clip: Clip, frame: int) -> list[Question]:
             (ax, ay), (bx, by) = _centre(clip.parts[i_], clip.poses[i_, frame]), _centre(
                 clip.parts[j_], clip.poses[j_, frame]
             )
-            if abs(ax - bx) >= _PAIR and {a, b} != {"the red ball", "the blue box"}:
+            if abs(ax - bx) >= _PAIR:
                 asker.ask(
                     "left_right", *(("left", ["right"]) if ax < bx else ("right", ["left"])), a=a_, b=b_, forms=_BOTH
                 )
@@ -300,8 +295,7 @@ def _ask_contact(asker: _Asker, clip: Clip, frame: int) -> None:
     if distance < _TOUCHING_NOW or distance >= contact.APART:
         answer = _yes(distance < _TOUCHING_NOW)
         asker.ask("touching", answer, ["no" if answer == "yes" else "yes"], forms=_BOTH)
-    _ask_boxes(asker, clip, frame)
-    _ask_red_and_blue(asker, clip, frame, None)
+    _ask_boxes(asker, clip, frame, _BOTH)
     for kind, plural in (
         ("ball", "balls"),
         ("box", "boxes"),
@@ -319,22 +313,15 @@ def _ask_contact(asker: _Asker, clip: Clip, frame: int) -> None:
     )
 
 
-def _ask_boxes(asker: _Asker, clip: Clip, frame: int) -> None:
+def _ask_boxes(asker: _Asker, clip: Clip, frame: int, forms: Sequence[str] = ("free",)) -> None:
     """Whether the red ball touches the other boxes of its floor."""
     x, y, _ = clip.poses[-1, frame]
     for i, part in enumerate(clip.parts):
         if part.kind == "box" and part.role != "blue" and part.group == ASKED:
             distance = box_gap((float(x), float(y), contact.RADIUS), part, clip.poses[i, frame].tolist())
             if distance < _TOUCHING_NOW or distance >= contact.APART:
-                asker.ask("touching_other", _yes(distance < _TOUCHING_NOW), a=f"the {part.colour} box")
-
-
-def _ask_red_and_blue(asker: _Asker, clip: Clip, frame: int, place: int | None) -> None:
-    blue = next(i for i, part in enumerate(clip.parts) if part.role == "blue")
-    offset = float(clip.poses[-1, frame, 0] - clip.poses[blue, frame, 0])
-    if abs(offset) >= _PAIR:
-        sides = ("left", ["right"]) if offset < 0 else ("right", ["left"])
-        asker.ask("left_right", *sides, a="the red ball", b="the blue box", place=place, forms=_BOTH)
+                near = distance < _TOUCHING_NOW
+                asker.ask("touching_other", _yes(near), [_yes(not near)], a=f"the {part.colour} box", forms=forms)
 
 
 def _stack_states(clip: Clip, stand: str) -> tuple[str, ...]:

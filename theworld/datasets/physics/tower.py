@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from theworld.datasets.physics.simulation import ASKED, OTHER, Part, World
+from theworld.datasets.physics.simulation import ASKED, IMAGE_SIZE, OTHER, Part, World
 
 SIDES = ("red", "green", "blue")  # two of them are the colours of the ground left and right of a stack
 STANDS = ("yellow", "purple")  # the stack asked about, and the other
@@ -89,6 +89,9 @@ def _stack(
     guess = _verdicts(_margins(x, width, volume))
     side = 2 if wanted == "standing" else colours.index(wanted)
     fits = (verdict == side) & ((guess == verdict) == lucky) & (height.sum(1) < 25.5)
+    fits &= ((x - width / 2).min(1) > 3) & (
+        (x + width / 2).max(1) < IMAGE_SIZE - 3
+    )  # nothing leans on the edge at first
     if not fits.any():
         return None
     i = int(fits.argmax())
