@@ -14,7 +14,7 @@ import typer
 
 from theworld.cli import options
 from theworld.cli.console import counting, say, stdout
-from theworld.cli.loading import load, note_for
+from theworld.cli.loading import check_trained, load, note_for
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,7 +70,11 @@ def physics(
     chosen = choose([name.strip() for name in arms.split(",") if name.strip()])
     places = control_places(model, {arm.weights for arm in chosen.values() if arm.weights}, control or [])
     note = note_for(model)
-    # the picking comes before torch: worker processes start in a moment then
+    number = world_steps(model, steps)
+    readers = [name for name, arm in chosen.items() if arm.reads_tokens]
+    if readers:
+        check_trained(model, f"leave out the arms that read them ({', '.join(readers)})")
+    # before any model: a wrong split is told at once, and scenes are made while the memory is free
     from theworld.evaluation.physics import pick
 
     with counting() as step:
@@ -81,7 +85,6 @@ def physics(
     def load_weights(weights: str | None) -> TheWorld:
         return load(model if weights is None else places[weights], device=device)
 
-    number = world_steps(model, steps)
     with counting() as step:
         predictions = run_arms(
             items, chosen, load_weights, num_world_steps=number, seed=seed, batch_size=batch_size, progress=step
@@ -127,7 +130,7 @@ def control_places(model: str, wanted: set[str], given: list[str]) -> dict[str, 
     """Where each trained control is: as given, or beside the model (`nano/NAME`, a sibling folder NAME).
 
     Raises:
-        ValueError: one that is not there, or a `--control` that is not NAME=MODEL.
+        ValueError: one that is not there, a Hub id whose control nobody named, or a `--control` that is not NAME=MODEL.
     """
     from theworld import checkpoints
 
@@ -145,11 +148,7 @@ def control_places(model: str, wanted: set[str], given: list[str]) -> dict[str, 
         else:
             raise ValueError(f"the arm {name!r} needs its trained weights; give --control {name}=FOLDER.")
     for name in wanted:
-        place = checkpoints.resolve(places[name])
-        if model != "nano" and place == places[name] and not Path(place).is_dir() and name not in "".join(given):
-            raise ValueError(
-                f"there is no {place} for the arm {name!r}; give --control {name}=FOLDER, or leave it out."
-            )
+        checkpoints.read_json(checkpoints.resolve(places[name]))  # told now, not when half the arms have run
     return {name: places[name] for name in sorted(wanted)}
 
 

@@ -25,8 +25,12 @@ def note_for(model: str) -> str | None:
     return NANO_NOTE if folder.is_relative_to(checkpoints.SHIPPED_WEIGHTS) else None
 
 
-def check_trained(model: str) -> None:
-    """Stops before anything is loaded when world tokens would go through a projector that never learned."""
+def check_trained(model: str, otherwise: str = "ask without world tokens (--no-world)") -> None:
+    """Stops before anything is loaded when world tokens would go through a projector that never learned.
+
+    Args:
+        otherwise: what else a person can do.
+    """
     from theworld import checkpoints
 
     config = checkpoints.read_json(checkpoints.resolve(model))
@@ -35,7 +39,7 @@ def check_trained(model: str) -> None:
     if config.get("enable_world", True) and untrained:
         raise ValueError(
             f"{model} has no trained projector, so world tokens would be noise to it; train one with `theworld train`, "
-            "use a trained model (--model nano), or ask without world tokens (--no-world)."
+            f"use a trained model (--model nano), or {otherwise}."
         )
 
 

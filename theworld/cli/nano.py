@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="The shipped model: its scenes, and
 
 @app.callback()
 def nano() -> None:
-    """Keeps `scene` a name of its own while it is the only one."""
+    """The shipped model: its scenes, and the recipe that made it."""
 
 
 @app.command("scene")
@@ -63,6 +63,45 @@ def scene(
         typer.echo(output)
     for question in questions:
         typer.echo(f"{question.text}  →  {question.answer}")
+
+
+@app.command("train")
+def train(
+    work: Annotated[str, typer.Option("--work", metavar="DIR", help="Where stages put and find their results.")],
+    scale: Annotated[
+        str, typer.Option("--scale", help="shipped (one large GPU) or laptop (two CPU cores, a smaller model).")
+    ] = "shipped",
+    stages: Annotated[
+        str, typer.Option("--stages", help="Some of world,language,fusion, in that order.")
+    ] = "world,language,fusion",
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Put the result in this package, as what `nano` names.")
+    ] = False,
+    device: options.Device = None,
+    debug: options.Debug = False,
+) -> None:
+    """Make nano from nothing: world model, language model, fusion and its two controls.
+
+    Example: theworld nano train --work checkpoints/nano --scale laptop
+    """
+    import logging
+    import shlex
+    import sys
+    from pathlib import Path
+
+    import torch
+
+    from theworld.nano import recipe
+
+    if scale not in recipe.SCALES:
+        raise ValueError(f"there is no scale {scale!r}; choose one of {', '.join(recipe.SCALES)}.")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    wanted = [stage for stage in stages.split(",") if stage]
+    recipe.train(Path(work), recipe.SCALES[scale](), wanted, where)
+    if publish:
+        command = shlex.join(["theworld", *sys.argv[1:]])
+        recipe.publish(Path(work), recipe.provenance(scale, where, command))
 
 
 def write_picture(pixels: object, path: str) -> None:

@@ -72,12 +72,12 @@ def versions() -> dict[str, str]:
 
 
 def provenance(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `provenance.json` beside a model's weights says; empty where there is none."""
-    path = Path(folder) / PROVENANCE
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
+    """What `provenance.json` beside a model's weights, or beside its folder, says; empty where there is none."""
+    for path in (Path(folder) / PROVENANCE, Path(folder).parent / PROVENANCE):
+        if path.is_file():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return content if isinstance(content, dict) else {}
+    return {}
 
 
 def prediction_lines(items: Sequence[Item], predictions: Mapping[str, Sequence[str]]) -> str:
