@@ -1,21 +1,25 @@
 """How nano is made, from nothing, in four stages; each writes a folder that the next one reads.
 
-    (a) vae          clips without labels          -> world/vae
-    (b) transformer  clips without labels          -> world/transformer
-    (c) language     questions about now           -> gemma/, reader/ (its projector)
-    (d) fusion       questions about what happens  -> fused/, matched-control/, direct/
+    world     (a) VAE and (b) transformer, from clips without labels   -> world/, foresight.csv
+    language  (c) Gemma, from questions about now                      -> gemma/, reader/ (its projector)
+    fusion    (d) from questions about what happens                    -> fused/, matched-control/, direct/
 
-`theworld nano train` runs it. The shipped weights under `weights/` are the work folder of one run, in bfloat16; their
-`provenance.json` says which.
+`theworld nano train` runs it. Stage (c) needs only the VAE, so it may run beside (b). The shipped weights under
+`weights/` are the work folder of one run, in bfloat16; their `provenance.json` says which.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +27,12 @@ import torch
 
 from theworld import freezing
 from theworld.checkpoints import SHIPPED_WEIGHTS
-from theworld.datasets.physics import IMAGE_SIZE
+from theworld.configuration import CosmosPredict2Config
+from theworld.datasets.physics import FAMILIES, IMAGE_SIZE, NUM_FRAMES
 from theworld.modeling import TheWorldForConditionalGeneration
+from theworld.nano.buffers import FrameBuffer
+from theworld.nano.clips import ClipFactory, ClipSettings, load_labelled
+from theworld.nano.foresight import Foresight, ForesightSettings
 from theworld.nano.fusion import KINDS, LABELLED_FROM, LORA, FusionSettings, draw_scenes, imagined_futures, train_fusion
 from theworld.nano.gemma import build_config, build_model, build_processor
 from theworld.nano.language import (
@@ -35,6 +43,8 @@ from theworld.nano.language import (
     train_language,
     train_tokenizer,
 )
+from theworld.nano.vae import VAESettings, train_vae
+from theworld.nano.world import TransformerSettings, nano_world_config, new_world, save_world, train_transformer
 from theworld.processing import TheWorldProcessor
 
 logger = logging.getLogger(__name__)
@@ -53,12 +63,89 @@ GATE = 0.97  # of now-questions, from the picture alone and from world tokens al
 
 @dataclass(frozen=True)
 class NanoSettings:
-    """All settings of a run; the defaults made the shipped model."""
+    """All settings of a run; the defaults make the shipped model.
 
+    Args:
+        capacity: clips that the accelerator's memory holds.
+        denoise_steps: numbers of denoise steps that foresight is measured with at the end.
+    """
+
+    world: CosmosPredict2Config = field(default_factory=nano_world_config)
+    clips: ClipSettings = field(default_factory=ClipSettings)
+    capacity: int = 150_000
+    vae: VAESettings = field(default_factory=VAESettings)
+    transformer: TransformerSettings = field(default_factory=TransformerSettings)
+    foresight: ForesightSettings = field(default_factory=ForesightSettings)
+    denoise_steps: tuple[int, ...] = (2, 4, 10, 20)
     language: LanguageSettings = field(default_factory=LanguageSettings)
     fusion: FusionSettings = field(default_factory=FusionSettings)
     text: dict[str, Any] = field(default_factory=lambda: dict(TEXT))
     vision: dict[str, Any] = field(default_factory=lambda: dict(VISION))
+
+
+def laptop_settings() -> NanoSettings:
+    """A smaller model in about an hour and a half on two CPU cores: the whole way, not the shipped quality."""
+    world = nano_world_config(4)
+    world.vae["base_dim"] = 8
+    world.transformer.update(num_attention_heads=2, num_layers=6, adaln_lora_dim=16, patch_size=[1, 2, 2])
+    return NanoSettings(
+        world=world,
+        clips=ClipSettings(
+            workers=1, per_family=8, wild_per_family=24, max_clips=24_000, labelled_per_family=304, head_start=4
+        ),
+        capacity=12_000,
+        vae=VAESettings(
+            seconds=900, phases=((0.45, 1, 32), (1.0, 5, 6)), learning_rate=2e-3, min_clips=300,
+            log_seconds=20, checkpoint_seconds=120, measure_seconds=300,
+        ),
+        transformer=TransformerSettings(
+            seconds=2100, batch=32, learning_rate=2e-3, ema=0.998, min_clips=300, encode_every=10, encode_clips=16,
+            max_clips=24_000, log_seconds=20, checkpoint_seconds=120, measure_seconds=700,
+        ),
+        foresight=ForesightSettings(scenes=40, reader_steps=300, reader_batch=64),
+        denoise_steps=(2, 4, 10),
+        language=LanguageSettings(steps=2000, batch_size=24, clips_per_family=500, workers=1, validation_clips=60),
+        fusion=FusionSettings(steps=300, batch_size=24, validation_scenes=40, futures=2, workers=1),
+        text={**TEXT, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 2,
+              "num_key_value_heads": 2},
+        vision={**VISION, "hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 3,
+                "num_attention_heads": 3},
+    )  # fmt: skip
+
+
+SCALES = {"shipped": NanoSettings, "laptop": laptop_settings}
+
+
+def run_world(work: Path, settings: NanoSettings, device: torch.device) -> Path:
+    """Stages (a) and (b): writes `world/`, the curve of foresight and a sheet of imagined futures.
+
+    `untrained/` holds the finished VAE with a fresh transformer as soon as there is one, for stage (c).
+    """
+    shape = (NUM_FRAMES, IMAGE_SIZE, IMAGE_SIZE)
+    shards = work / "shards"
+    with (
+        ClipFactory(shards, settings.clips, FAMILIES) as factory,
+        FrameBuffer(shards, settings.capacity, shape, device) as frames,
+    ):
+        vae = train_vae(settings.vae, settings.world, frames, work, device, check=factory.check)
+        fresh = new_world(settings.world, vae)
+        assert fresh.transformer is not None
+        save_world(work / "untrained", settings.world, vae, fresh, fresh.transformer.state_dict())
+        while (labelled := load_labelled(shards, settings.clips, FAMILIES)) is None:
+            factory.check()
+            time.sleep(1)
+        foresight = Foresight(labelled, vae, settings.foresight, device)
+        curve = work / "foresight.csv"
+
+        def measure(folder: Path, step: int, clips: int) -> None:
+            foresight.record(curve, folder, step, clips, (4,))
+
+        world = train_transformer(
+            settings.transformer, settings.world, vae, frames, work, device, check=factory.check, measure=measure
+        )
+    foresight.record(curve, world, -1, -1, settings.denoise_steps)
+    foresight.contact_sheet(work / "sheet.png", world, max(settings.denoise_steps))
+    return world
 
 
 def new_fusion(
@@ -131,6 +218,46 @@ def run_fusion(
         model.save_pretrained(work / kind)
     write_json(work / "fusion.json", {"settings": asdict(fusion), "validation": results})
     return results
+
+
+def train(work: Path, settings: NanoSettings, stages: Sequence[str], device: torch.device) -> None:
+    """Runs stages in their order; each reads what the ones before it left in `work`."""
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise ValueError(f"there is no stage {unknown[0]!r}; choose among {', '.join(STAGES)}.")
+    work.mkdir(parents=True, exist_ok=True)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    if "world" in stages:
+        run_world(work, settings, device)
+    if "language" in stages:
+        world = work / ("world" if (work / "world").is_dir() else "untrained")
+        if not world.is_dir():
+            raise ValueError(f"{work} has no world model yet; run the stage `world` first.")
+        run_language(work, settings, device, world)
+    if "fusion" in stages:
+        if not (work / "reader").is_dir():
+            raise ValueError(f"{work} has no language model yet; run the stage `language` first.")
+        run_fusion(work, settings, device)
+
+
+def provenance(scale: str, device: torch.device, command: str) -> dict[str, Any]:
+    """What the shipped weights say of themselves: command, commit, machine, versions and how much each stage saw."""
+    settings = SCALES[scale]()
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=SHIPPED_WEIGHTS.parent)
+    return {
+        "scale": scale,
+        "command": command,
+        "commit": git.stdout.strip() or "unknown: not run from a checkout",
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": where,
+        "versions": {name: version(name) for name in ("torch", "transformers", "diffusers", "pymunk")},
+        "labelled_scenes_per_family": settings.fusion.scenes_per_family,
+        "unlabelled_clips": settings.clips.max_clips,
+        "clips_asked_about_now_per_family": settings.language.clips_per_family,
+    }
 
 
 def publish(work: Path, provenance: dict[str, Any], weights: Path = SHIPPED_WEIGHTS) -> None:
