@@ -12,7 +12,7 @@ import numpy as np
 
 from theworld.datasets.physics import contact, drop, tower
 from theworld.datasets.physics.pictures import render
-from theworld.datasets.physics.simulation import ASKED, OTHER, Part, simulate_apart
+from theworld.datasets.physics.simulation import ASKED, OTHER, Part, simulate, simulate_apart
 
 _MODULES: dict[str, ModuleType] = {"drop": drop, "contact": contact, "tower": tower}
 FAMILIES = ("drop", "contact", "tower")
@@ -120,7 +120,8 @@ def make_wild_frames(family: str, index: int) -> np.ndarray:
     while parts is None:
         wanted = module.OUTCOMES[int(rng.integers(len(module.OUTCOMES)))]
         parts = module.propose(rng, SPLITS[0], wanted, bool(rng.random() < module.NAIVE_RIGHT))
-    return render(parts, simulate_scene(family, parts))
+    poses, _ = simulate(parts, module.WORLD)  # all together: here the two parts may well meet
+    return render(parts, poses)
 
 
 def outcome_when_moved(family: str, parts: Sequence[Part], dx: float, dy: float = 0.0) -> str | None:
