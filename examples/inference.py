@@ -28,7 +28,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     print(f"Loading {arguments.model} …", flush=True)
-    model = TheWorld.from_pretrained(arguments.model, device=arguments.device)
+    # two world steps are what this model imagines from here on, unless a call says otherwise
+    model = TheWorld.from_pretrained(arguments.model, num_world_steps=2, device=arguments.device)
     if not model.projector_is_trained:
         raise SystemExit(f"{arguments.model} has no trained projector; train one with `theworld train` first.")
     if arguments.model == "nano":
@@ -36,17 +37,18 @@ def main() -> None:
 
     # 1. No future: the world model only encodes the picture of now.
     clip = make_clip("drop", "test", 0)
-    show(model, "No future (0 world steps)", clip, now_questions(clip, frame=0)[0], 0, arguments.output / "1-now.gif")
+    question = next(question for question in now_questions(clip, frame=0) if question.topic == "colour")
+    show(model, "1. No future", clip, question, 0, arguments.output / "1-now.gif")
 
     # 2. Four world steps: sixteen frames of future are imagined, and the model reads them.
-    show(model, "Four world steps", clip, next_questions(clip)[0], 4, arguments.output / "2-future.gif")
-
-    # 3. A runtime override: a model that looks two steps ahead by default is asked to look four ahead.
-    clip = make_clip("tower", "test", 1)
-    model.config.num_world_steps = 2
     question = next_questions(clip)[0]
-    show(model, "Two world steps, this model's default now", clip, question, None, arguments.output / "3-default.gif")
-    show(model, "The same question, overridden to four", clip, question, 4, arguments.output / "3-override.gif")
+    show(model, "2. Four world steps", clip, question, 4, arguments.output / "2-four-steps.gif")
+
+    # 3. A runtime override: the same question at the model's own two steps, and at four.
+    clip = make_clip("tower", "test", 1)
+    question = next_questions(clip)[0]
+    show(model, "3. The model's own two world steps", clip, question, None, arguments.output / "3-two-steps.gif")
+    show(model, "   … and four, for this call alone", clip, question, 4, arguments.output / "3-four-steps.gif")
 
 
 def show(model: TheWorld, title: str, clip: Clip, question: Question, num_world_steps: int | None, path: Path) -> None:

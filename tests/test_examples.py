@@ -28,8 +28,8 @@ def test_inference_shows_three_scenarios(
     printed = capsys.readouterr().out
     assert [printed.count(word) for word in ("question:", "answer:", "truth:")] == [4, 4, 4]
     pictures = sorted((tmp_path / "outputs").iterdir())
-    assert [path.name for path in pictures] == ["1-now.gif", "2-future.gif", "3-default.gif", "3-override.gif"]
-    assert [len(iio.imread(path)) for path in pictures] == [1, 17, 9, 17]
+    assert [path.name for path in pictures] == ["1-now.gif", "2-four-steps.gif", "3-four-steps.gif", "3-two-steps.gif"]
+    assert [len(iio.imread(path)) for path in pictures] == [1, 17, 17, 9]
 
 
 def test_inference_does_not_use_an_untrained_projector(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:

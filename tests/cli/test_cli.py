@@ -207,7 +207,7 @@ def test_info_counts_what_a_loaded_model_has(family: Path) -> None:
     assert content["parameters"] == table
     assert content["trainable_parameters"] == model.get_trainable_parameters()[0]
     assert content["tokens"] == {"per_image": 18, "per_world_step": 16, "world_now": 18, "world_default": 50}
-    assert content["trained_parts"] == ["projector"]
+    assert content["trained_parts"] == ["projector", "lora"]
 
 
 def test_info_as_text(family: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.tiny import tiny_bases, tiny_model
 from theworld import freezing
 
-CONTROLS = ("matched-control", "direct")
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
 
 
 def tiny_family(folder: Path) -> Path:
@@ -15,10 +15,13 @@ def tiny_family(folder: Path) -> Path:
     bases = tiny_bases(folder / "bases")
     model, _ = tiny_model(bases)
     model.save_pretrained(folder / "untrained")
-    freezing.train_only(model, ["projector"])
-    model.save_pretrained(folder / "fused")
-    for name in CONTROLS:
-        control, _ = tiny_model(bases, enable_world=False)
-        freezing.train_only(control, ["language"])
-        control.save_pretrained(folder / name)
+    kinds = {
+        "fused": (["projector", "lora"], {"lora": LORA}),
+        "matched-control": (["lora"], {"lora": LORA, "enable_world": False}),
+        "direct": (["vision", "language"], {"enable_world": False}),
+    }
+    for name, (parts, config) in kinds.items():
+        model, _ = tiny_model(bases, **config)
+        freezing.train_only(model, parts)
+        model.save_pretrained(folder / name)
     return folder

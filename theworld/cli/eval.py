@@ -193,7 +193,7 @@ def figures(name: str, *columns: str) -> Table:
 
 
 def show(content: Mapping[str, Any]) -> None:
-    """Accuracy by arm and family, and paired differences, as tables on stdout."""
+    """Accuracy by arm and family, and paired differences with exact McNemar p, as tables on stdout."""
     console = stdout()
     scores = {**content["arms"], "(commonest answer)": content["commonest_answer"]}
     families = list(content["commonest_answer"]["by_family"])
@@ -211,7 +211,7 @@ def show(content: Mapping[str, Any]) -> None:
         )
     console.print(table)
     if content["paired"]:
-        table = figures("paired", "points", "95 %", "p (McNemar)", *families)
+        table = figures("paired", "points", "95 %", "p", *families)
         console.print()
         for name, pair in content["paired"].items():
             by_family = [f"{100 * pair['by_family'][family]['difference']:+.1f}" for family in families]

@@ -21,8 +21,8 @@ def note_for(model: str) -> str | None:
     """The line that goes with every answer of the shipped model; None for any other."""
     from theworld import checkpoints
 
-    folder = Path(checkpoints.resolve(model))
-    return NANO_NOTE if folder.is_relative_to(checkpoints.SHIPPED_WEIGHTS) else None
+    folder = Path(checkpoints.resolve(model)).resolve()
+    return NANO_NOTE if folder.is_relative_to(checkpoints.SHIPPED_WEIGHTS.resolve()) else None
 
 
 def check_trained(model: str, otherwise: str = "ask without world tokens (--no-world)") -> None:
