@@ -37,7 +37,7 @@ def main() -> None:
 
     # 1. No future: the world model only encodes the picture of now.
     clip = make_clip("drop", "test", 0)
-    question = next(question for question in now_questions(clip, frame=0) if question.topic == "colour")
+    question = next(question for question in now_questions(clip, frame=0) if question.topic == "count")
     show(model, "1. No future", clip, question, 0, arguments.output / "1-now.gif")
 
     # 2. Four world steps: sixteen frames of future are imagined, and the model reads them.
