@@ -239,7 +239,7 @@ def test_eval_physics_writes_scores_and_predictions(
     output = tmp_path / "results" / "nano.json"
     monkeypatch.setattr(sys, "argv", ["/bin/theworld", "eval", "physics", "--model", "my model"])
     arms = "fused,fused-0,matched-control,direct,imagined-image,shuffled"
-    (shipped / "direct" / "provenance.json").write_text('{"labels": {"labelled": 900, "unlabelled": 0}}')
+    (shipped / "direct" / "provenance.json").write_text('{"labelled_scenes_per_family": 300}')
     command = ("eval", "physics", "--arms", arms, "--limit", "4", "--seed", "2", "--steps", "1", "--json", output)
     result = succeed(*command, "--device", "cpu", "--batch-size", "3")
     (shipped / "direct" / "provenance.json").unlink()
@@ -252,7 +252,7 @@ def test_eval_physics_writes_scores_and_predictions(
     assert set(content["paired"]) == {f"fused-minus-{arm}" for arm in arms.split(",")[1:]}
     assert (content["model"], content["seed"], content["split"], content["steps"]) == ("nano", 2, "test", 1)
     assert content["command"] == "theworld eval physics --model 'my model'"
-    assert content["labels"] == {"direct": {"labelled": 900, "unlabelled": 0}}
+    assert content["labels"] == {"model": {}, "direct": {"labelled_scenes_per_family": 300}, "matched-control": {}}
     assert content["controls"] == {"direct": "nano/direct", "matched-control": "nano/matched-control"}
     assert {"versions", "seconds", "note"} <= set(content)
     lines = (output.parent / "nano.predictions.jsonl").read_text().splitlines()

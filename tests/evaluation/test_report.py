@@ -61,13 +61,15 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "new" / "a.json").read_text() == "1"
 
 
-def test_provenance_is_read_beside_the_weights_or_beside_their_folder(tmp_path: Path) -> None:
+def test_labels_are_read_beside_the_weights_or_beside_their_folder(tmp_path: Path) -> None:
     (tmp_path / "fused").mkdir()
-    assert report.provenance(tmp_path / "fused") == {}
-    (tmp_path / "provenance.json").write_text('{"labels": {"labelled": 900}}')
-    assert report.provenance(tmp_path / "fused")["labels"] == {"labelled": 900}
-    (tmp_path / "fused" / "provenance.json").write_text('{"labels": {"labelled": 300}}')
-    assert report.provenance(tmp_path / "fused")["labels"] == {"labelled": 300}
+    assert report.labels(tmp_path / "fused") == {}
+    (tmp_path / "provenance.json").write_text(
+        '{"labelled_scenes_per_family": 300, "unlabelled_clips": 9, "commit": "a"}'
+    )
+    assert report.labels(tmp_path / "fused") == {"labelled_scenes_per_family": 300, "unlabelled_clips": 9}
+    (tmp_path / "fused" / "provenance.json").write_text('{"labelled_scenes_per_family": 100}')
+    assert report.labels(tmp_path / "fused") == {"labelled_scenes_per_family": 100}
 
 
 def test_versions_name_what_decides_the_numbers() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import sys
 from typing import Annotated, Any
 
@@ -71,8 +70,8 @@ def before_any_verb(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    # Progress and errors are ours to show; libraries speak only when something is wrong.
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # logging stays as Python has it, warnings on stderr: only the first set-up counts, and `nano train` has one
+    return
 
 
 app.command("ask")(ask.ask)

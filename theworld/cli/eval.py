@@ -64,6 +64,7 @@ def physics(
     if arms.strip() == "list":
         list_arms()
         return
+    from theworld import checkpoints
     from theworld.evaluation.arms import choose
 
     started = time.perf_counter()
@@ -79,7 +80,7 @@ def physics(
 
     with counting() as step:
         items = pick(split, limit, seed, progress=lambda done, total: step("Making scenes", done, total))
-    from theworld.evaluation.report import prediction_lines, predictions_path, results, versions, write_text
+    from theworld.evaluation.report import labels, prediction_lines, predictions_path, results, versions, write_text
     from theworld.evaluation.runner import run_arms
 
     def load_weights(weights: str | None) -> TheWorld:
@@ -102,7 +103,7 @@ def physics(
         "versions": versions(),
         "device": device_name(device),
         "seconds": round(time.perf_counter() - started, 1),
-        "labels": labels({"model": model, **places}),
+        "labels": {name: labels(checkpoints.resolve(place)) for name, place in {"model": model, **places}.items()},
     }
     if note:
         content["note"] = note
@@ -150,15 +151,6 @@ def control_places(model: str, wanted: set[str], given: list[str]) -> dict[str, 
     for name in wanted:
         checkpoints.read_json(checkpoints.resolve(places[name]))  # told now, not when half the arms have run
     return {name: places[name] for name in sorted(wanted)}
-
-
-def labels(places: Mapping[str, str]) -> dict[str, Any]:
-    """How many labelled and unlabelled scenes each model saw, where its provenance says."""
-    from theworld import checkpoints
-    from theworld.evaluation.report import provenance
-
-    found = {name: provenance(checkpoints.resolve(place)).get("labels") for name, place in places.items()}
-    return {name: counts for name, counts in found.items() if counts is not None}
 
 
 def device_name(device: str | None) -> str:

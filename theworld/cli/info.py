@@ -38,6 +38,7 @@ def describe(model: str, world_model: str) -> dict[str, Any]:
     import torch
 
     from theworld import checkpoints, freezing
+    from theworld.evaluation.report import labels
     from theworld.modeling import TheWorldForConditionalGeneration
     from theworld.world_models.base import PARTS
 
@@ -99,13 +100,6 @@ def read_config(model: str, world_model: str) -> TheWorldConfig:
     )
 
 
-def labels(folder: str) -> dict[str, Any] | None:
-    """How many labels a model saw, where its provenance says."""
-    from theworld.evaluation.report import provenance
-
-    return provenance(folder).get("labels")
-
-
 def show(content: dict[str, Any]) -> None:
     """The same as tables, on stdout."""
     from rich.table import Table
@@ -125,6 +119,8 @@ def show(content: dict[str, Any]) -> None:
         facts.add_row("tokens per world step", f"{tokens['per_world_step']:,} (a {height}×{width} latent grid)")
         facts.add_row("world tokens of now", f"{tokens['world_now']:,}")
         facts.add_row(f"world tokens at {content['num_world_steps']} steps", f"{tokens['world_default']:,}")
+    for name, count in content["labels"].items():
+        facts.add_row(name.replace("_", " "), f"{count:,}")
     console.print(f"[bold]{content['model']}[/]")
     console.print(facts)
     table = Table("part", "parameters", "trainable", "share", box=None, padding=(0, 2, 0, 0))

@@ -15,7 +15,8 @@ from theworld.evaluation import scoring, statistics
 from theworld.evaluation.items import Item
 
 PACKAGES = ("theworld", "torch", "transformers", "diffusers", "peft", "numpy")
-PROVENANCE = "provenance.json"  # beside a model's weights: how they were made, and on how many labels
+PROVENANCE = "provenance.json"  # beside a model's weights: how they were made, and from how many scenes
+LABEL_COUNTS = ("labelled_scenes_per_family", "unlabelled_clips", "clips_asked_about_now_per_family")
 REFERENCE = "fused"
 
 
@@ -78,6 +79,12 @@ def provenance(folder: str | os.PathLike[str]) -> dict[str, Any]:
             content = json.loads(path.read_text(encoding="utf-8"))
             return content if isinstance(content, dict) else {}
     return {}
+
+
+def labels(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """How many labelled and unlabelled scenes a model saw, as its provenance says; empty where that is not known."""
+    content = provenance(folder)
+    return {name: content[name] for name in LABEL_COUNTS if name in content}
 
 
 def prediction_lines(items: Sequence[Item], predictions: Mapping[str, Sequence[str]]) -> str:
