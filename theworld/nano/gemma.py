@@ -125,6 +125,15 @@ def build_model(
     """A randomly initialised Gemma 3 that stops at the end of its turn."""
     torch.manual_seed(seed)
     model = Gemma3ForConditionalGeneration(config)
+    # transformers starts this at zero, for loading; from nothing, no gradient would reach the vision tower
+    torch.nn.init.normal_(
+        model.model.multi_modal_projector.mm_input_projection_weight, std=config.vision_config.hidden_size**-0.5
+    )
+    # each sub-layer adds little at first, so that the words and pictures put in are not drowned by six layers of noise
+    small = (2 * config.text_config.num_hidden_layers) ** -0.5
+    for name, parameter in model.named_parameters():
+        if name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
+            torch.nn.init.constant_(parameter, small - 1)  # Gemma's norms multiply by 1 + weight
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from theworld import freezing
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
+from theworld.datasets.physics.pictures import BACKGROUND, PALETTE
 from theworld.modeling import TheWorldForConditionalGeneration
 from theworld.nano.chats import MODES, ChatWriter, answered_rightly
 from theworld.nano.gemma import build_tokenizer
@@ -44,7 +45,7 @@ TEXT = {
     "query_pre_attn_scalar": 64,
     "sliding_window": 1024,
     "max_position_embeddings": 4096,
-    "initializer_range": 0.04,
+    "initializer_range": 0.07,  # 1/√192: text embeddings, which Gemma multiplies by √D, then have unit size
 }
 VISION = {
     "hidden_size": 160,
@@ -55,6 +56,7 @@ VISION = {
 }
 TOKENS_PER_IMAGE = 64
 VOCABULARY = 704
+SURE = 12  # of 255: how far a pixel may be from a colour to be called by its name
 KINDS = (*MODES, "future")  # losses are logged apart
 
 
@@ -66,6 +68,7 @@ class LanguageSettings:
         clips_per_family: training clips whose pictures are asked about.
         frames_per_clip: pictures of each; the first frame is always one of them.
         questions: questions packed into one chat.
+        cells: questions about the colour of a cell drawn for each picture, beside those about things.
         modes: share of batches that see the picture, the world tokens, both.
         validation_clips: clips of each family that the gate is measured on.
         tokenizer_clips: training clips of each family whose words make the vocabulary.
@@ -80,11 +83,13 @@ class LanguageSettings:
     clips_per_family: int = 8000
     frames_per_clip: int = 5
     questions: int = 6
+    cells: int = 8
     modes: tuple[float, float, float] = (0.45, 0.35, 0.2)
     future: float = 0.3
     world_steps: tuple[int, ...] = (1, 2, 4)
     validation_clips: int = 200
     tokenizer_clips: int = 200
+    evaluate_every: int = 1000
     seed: int = 0
     workers: int = 2
 
@@ -119,23 +124,57 @@ def each(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> 
         yield from pool.imap(function, tasks, chunksize=8)
 
 
-def draw(task: tuple[str, str, int], frames_per_clip: int) -> tuple[np.ndarray, list[tuple[int, list[Asked]]]]:
+def cell_questions(picture: np.ndarray, family: str, count: int, rng: np.random.Generator) -> list[Asked]:
+    """What colour is where, in up to `count` of the 8×8 cells of a picture (H, W, 3) uint8, mostly of things.
+
+    The plainest questions there are: the words name a place, the answer stands there. They teach where to look and what
+    colours are called, without which questions about things ("where is the red ball?") stay at chance for long.
+    """
+    side = picture.shape[0] // 8
+    centre = side // 2
+    samples = picture[centre - 1 :: side, centre - 1 :: side].astype(np.int32)  # (8, 8, 3), upper left of each middle
+    others = picture[centre::side, centre::side].astype(np.int32)
+    names = ["empty", *PALETTE]
+    colours = np.array([BACKGROUND, *PALETTE.values()])  # (colours, 3)
+    distance = np.maximum(
+        np.abs(samples[:, :, None] - colours).max(-1), np.abs(others[:, :, None] - colours).max(-1)
+    )  # (8, 8, colours)
+    nearest = distance.argmin(-1)
+    sure = distance.min(-1) <= SURE
+    full, empty = np.argwhere(sure & (nearest > 0)), np.argwhere(sure & (nearest == 0))
+    chosen = [*rng.permutation(full)[: count - count // 4], *rng.permutation(empty)[: count // 4]]
+    return [
+        Asked(f"What colour is at column {column + 1}, row {row + 1}?", names[nearest[row, column]], family, "cell")
+        for row, column in chosen
+    ]
+
+
+def draw(
+    task: tuple[str, str, int], frames_per_clip: int, cells: int
+) -> tuple[np.ndarray, list[tuple[int, list[Asked]]]]:
     """One clip and the now-questions of some of its frames, the first among them."""
     clip = make_clip(*task)
     rng = np.random.default_rng(task[2])
     later = rng.choice(np.arange(1, len(clip.frames)), size=frames_per_clip - 1, replace=False)
     frames = [0, *sorted(int(frame) for frame in later)]
     asked = [
-        (frame, [Asked(q.text, q.answer, q.family, q.topic) for q in now_questions(clip, frame)]) for frame in frames
+        (
+            frame,
+            [Asked(q.text, q.answer, q.family, q.topic) for q in now_questions(clip, frame)]
+            + cell_questions(clip.frames[frame], clip.family, cells, rng),
+        )
+        for frame in frames
     ]
     return clip.frames, [(frame, questions) for frame, questions in asked if questions]
 
 
-def draw_pictures(split: str, first: int, per_family: int, frames_per_clip: int, workers: int) -> Pictures:
+def draw_pictures(split: str, first: int, per_family: int, frames_per_clip: int, cells: int, workers: int) -> Pictures:
     """Pictures and now-questions of clips first … first + per_family - 1 of every family."""
     tasks = [(family, split, index) for index in range(first, first + per_family) for family in FAMILIES]
     clips, entries, questions = [], [], []
-    for number, (frames, asked) in enumerate(each(partial(draw, frames_per_clip=frames_per_clip), tasks, workers)):
+    for number, (frames, asked) in enumerate(
+        each(partial(draw, frames_per_clip=frames_per_clip, cells=cells), tasks, workers)
+    ):
         clips.append(frames)
         for frame, own in asked:
             entries.append((number, frame))
@@ -147,7 +186,9 @@ def words_of(task: tuple[str, str, int]) -> list[str]:
     """All that is asked and answered about one clip's first and last frame."""
     clip = make_clip(*task)
     asked = [*next_questions(clip), *now_questions(clip, 0), *now_questions(clip, len(clip.frames) - 1)]
-    return [piece for question in asked for piece in (question.text, question.answer, question.now_form or "")]
+    words = [piece for question in asked for piece in (question.text, question.answer, question.now_form or "")]
+    cells = cell_questions(clip.frames[0], clip.family, 8, np.random.default_rng(task[2]))
+    return [*words, *(piece for question in cells for piece in (question.text, question.answer))]
 
 
 def train_tokenizer(clips_per_family: int, workers: int) -> PreTrainedTokenizerFast:
@@ -194,7 +235,9 @@ def train_language(
         Accuracy on validation now-questions, per mode: the gate of this stage.
     """
     started = time.monotonic()
-    pictures = draw_pictures("train", 0, settings.clips_per_family, settings.frames_per_clip, settings.workers)
+    pictures = draw_pictures(
+        "train", 0, settings.clips_per_family, settings.frames_per_clip, settings.cells, settings.workers
+    )
     logger.info("%d pictures drawn in %.0f s", len(pictures.entries), time.monotonic() - started)
     freezing.train_only(model, ("projector", "vision", "language"))
     model.to(device).train()
@@ -211,6 +254,9 @@ def train_language(
     )
     rng = np.random.default_rng(settings.seed)
     log = CsvLog(folder / "language.csv", ("step", "loss", *KINDS, "seconds"))
+    curve = CsvLog(folder / "language_accuracy.csv", ("step", *MODES))
+    held_out = draw_pictures("validation", 0, settings.validation_clips, 2, 0, settings.workers)
+    accuracy: dict[str, float] = {}
     sums: dict[str, list[Tensor]] = {}
     for step in range(settings.steps):
         mode = MODES[rng.choice(len(MODES), p=settings.modes)]
@@ -242,20 +288,23 @@ def train_language(
             row = [step + 1, overall, *(means.get(kind, float("nan")) for kind in KINDS), time.monotonic() - started]
             logger.info("now-questions: %s", log.add(row))
             sums = {}
-    return now_accuracy(model, processor, settings, device)
+        if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
+            accuracy = now_accuracy(model, processor, held_out, device)
+            logger.info("now-questions right: %s", curve.add((step + 1, *(accuracy[mode] for mode in MODES))))
+            model.train()
+    return accuracy
 
 
 @torch.no_grad()
 def now_accuracy(
     model: TheWorldForConditionalGeneration,
     processor: TheWorldProcessor,
-    settings: LanguageSettings,
+    pictures: Pictures,
     device: torch.device,
     batch_size: int = 256,
 ) -> dict[str, float]:
-    """Share of validation now-questions answered exactly: one question a chat, by mode and by mode and topic."""
+    """Share of now-questions answered exactly: one question a chat, by mode and by mode and topic."""
     model.eval()
-    pictures = draw_pictures("validation", 0, settings.validation_clips, 2, settings.workers)
     rng = np.random.default_rng(1)
     asked = [
         (entry, question)
