@@ -147,7 +147,7 @@ def test_save_and_load_give_the_same_answers(bases: dict[str, str], tmp_path: Pa
 
 
 def test_full_export_needs_nothing_else(bases: dict[str, str], tmp_path: Path) -> None:
-    model, processor = tiny_model(bases)
+    model, _ = tiny_model(bases)
     model.save_pretrained(tmp_path / "full", full=True)
     moved = tmp_path / "moved"
     (tmp_path / "full").rename(moved)

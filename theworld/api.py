@@ -153,7 +153,7 @@ class TheWorld(nn.Module):
         """Parameters and trainable ones, a row a part in memory."""
         return freezing.count_parameters(self.model)
 
-    # ---------------------------------------------------------------------------------------------- from image to answer
+    # --------------------------------------------------------------------------------------------- from image to answer
 
     def prepare(
         self,

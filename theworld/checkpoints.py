@@ -1,8 +1,8 @@
 """Adapter folders: find, read and write them. Files only; the model that fills them is in `modeling`.
 
-An adapter folder holds `config.json` (a TheWorldConfig: base models' ids and revisions, and which parts were trained) and
-`model.safetensors` (those parts and nothing else). A base id that starts with `./` lies inside the folder, which is
-how a full export stays in one piece.
+An adapter folder holds `config.json` (a TheWorldConfig: base models' ids and revisions, and which parts were trained)
+and `model.safetensors` (those parts and nothing else). A base id that starts with `./` lies inside the folder, which
+is how a full export stays in one piece.
 """
 
 from __future__ import annotations

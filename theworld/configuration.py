@@ -143,12 +143,10 @@ class TheWorldConfig(PreTrainedConfig):
         trained_parts: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        if isinstance(vlm_config, dict):
-            vlm_config = Gemma3Config(**vlm_config)
+        self.vlm_config = Gemma3Config(**vlm_config) if isinstance(vlm_config, dict) else vlm_config or Gemma3Config()
         if isinstance(world_config, dict):
             world_config = CosmosPredict2Config(**world_config)
-        self.vlm_config = vlm_config if vlm_config is not None else Gemma3Config()
-        self.world_config = world_config if world_config is not None else CosmosPredict2Config()
+        self.world_config = world_config or CosmosPredict2Config()
         self.vlm_name_or_path = vlm_name_or_path
         self.vlm_revision = vlm_revision
         self.world_name_or_path = world_name_or_path

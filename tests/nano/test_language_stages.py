@@ -34,9 +34,13 @@ def test_chats_equal_the_processors(bases: dict[str, str], mode: str) -> None:
     prompt = processor.apply_chat_template(user_turn(1, CORPUS[0]), add_generation_prompt=True)
     picture = np.zeros((32, 32, 3), dtype=np.uint8)
     theirs = processor(
-        images=picture, text=prompt, add_special_tokens=False, return_tensors="pt", enable_world=mode == "both",
+        images=picture,
+        text=prompt,
+        add_special_tokens=False,
+        return_tensors="pt",
+        enable_world=mode == "both",
         num_world_steps=2,
-    )  # fmt: skip
+    )
     ours = writer.batch([[writer.turn(CORPUS[0], "yes")]], mode, 2)
     length = theirs["input_ids"].shape[1]
     assert torch.equal(ours.input_ids[:, :length], theirs["input_ids"])
@@ -77,14 +81,37 @@ def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.
     config.transformer.update(num_attention_heads=1, num_layers=1, adaln_lora_dim=4)
     CosmosPredict2(config).to(torch.bfloat16).save_pretrained(tmp_path / "world")
     settings = NanoSettings(
-        language=LanguageSettings(steps=12, warmup=2, batch_size=8, clips_per_family=2, workers=0, validation_clips=1, tokenizer_clips=2),
-        fusion=FusionSettings(
-            steps=4, warmup=1, batch_size=4, scenes_per_family=2, validation_scenes=1, futures=2, evaluate_every=2, workers=0
+        language=LanguageSettings(
+            steps=12, warmup=2, batch_size=8, clips_per_family=2, workers=0, validation_clips=1, tokenizer_clips=2
         ),
-        text={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-              "num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 1024},
-        vision={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8},
-    )  # fmt: skip
+        fusion=FusionSettings(
+            steps=4,
+            warmup=1,
+            batch_size=4,
+            scenes_per_family=2,
+            validation_scenes=1,
+            futures=2,
+            evaluate_every=2,
+            workers=0,
+        ),
+        text={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 1024,
+        },
+        vision={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "patch_size": 8,
+        },
+    )
     with caplog.at_level(logging.WARNING):
         gate = run_language(tmp_path, settings, torch.device("cpu"))
     assert {"picture", "world", "both"} <= set(gate)

@@ -50,7 +50,6 @@ def describe(model: str, world_model: str) -> dict[str, Any]:
     rows = freezing.count_parameters(built)
     total, trainable = sum(row.total for row in rows), sum(row.trainable for row in rows)
     grid = config.world_grid()
-    assert not isinstance(config.vlm_config, dict)  # only its declaration allows one
     tokens: dict[str, Any] = {"per_image": config.vlm_config.mm_tokens_per_image + 2}  # and its begin and end
     if config.enable_world:
         tokens.update(
