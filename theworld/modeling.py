@@ -37,7 +37,7 @@ from theworld.configuration import CosmosPredict2Config, TheWorldConfig
 from theworld.processing import TheWorldProcessor
 from theworld.projector import WorldProjector
 from theworld.world_models import world_model_class
-from theworld.world_models.base import WorldModel
+from theworld.world_models.base import PARTS, WorldModel
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +121,13 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         **config_values: Any,
     ) -> TheWorldForConditionalGeneration:
         """A fresh fusion of two published models; its projector is untrained."""
-        world_class = world_model_class(CosmosPredict2Config.model_type)
+        world_config = None  # without a world nothing of it is read
+        if config_values.get("enable_world", True):
+            world_class = world_model_class(CosmosPredict2Config.model_type)
+            world_config = world_class.read_config(checkpoints.resolve(world_name_or_path), revision=world_revision)
         config = TheWorldConfig(
             vlm_config=AutoConfig.from_pretrained(checkpoints.resolve(vlm_name_or_path), revision=vlm_revision),
-            world_config=world_class.read_config(checkpoints.resolve(world_name_or_path), revision=world_revision),
+            world_config=world_config,
             vlm_name_or_path=vlm_name_or_path,
             vlm_revision=vlm_revision,
             world_name_or_path=world_name_or_path,
@@ -246,6 +249,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         TheWorldProcessor.from_config(self.config, inside).write_base(folder / "vlm")
         if self.world is not None:
             config.world_name_or_path, config.world_revision = "./world", None
+            self.world.load_parts(*PARTS)  # an export without its decoder could never show what it imagines
             self.world.save_pretrained(folder / "world")
 
     # ------------------------------------------------------------------------------------------ what transformers asks
@@ -310,7 +314,12 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         latents = self.world.encode(world_frames)
         if num_world_steps == 0:
             return latents
-        return self.world.rollout(latents, num_world_steps, seeds=seeds, progress=progress, **rollout)
+        sampling = {
+            "num_inference_steps": self.config.world_config.num_inference_steps,
+            "guidance_scale": self.config.world_config.guidance_scale,
+            **rollout,
+        }
+        return self.world.rollout(latents, num_world_steps, seeds=seeds, progress=progress, **sampling)
 
     def world_tokens(
         self,
@@ -388,7 +397,8 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 and bool((input_ids == self.config.world_token_id).any())
             ):
                 raise ValueError(
-                    "the prompt has world placeholders, but no world_frames, world_latents or world_embeds came with it."
+                    "the prompt has world placeholders, but no world_frames, world_latents or world_embeds came "
+                    "with it."
                 )
             return self.vlm(input_ids=input_ids, inputs_embeds=inputs_embeds, pixel_values=pixel_values, **passed_on)
         if input_ids is None or inputs_embeds is not None:

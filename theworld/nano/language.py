@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
 from theworld import freezing
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
 from theworld.datasets.physics.pictures import BACKGROUND, PALETTE
 from theworld.modeling import TheWorldForConditionalGeneration
-from theworld.nano.chats import MODES, ChatWriter, answered_rightly
+from theworld.nano.chats import MODES, ChatBatch, ChatWriter, Turn, answered_rightly
 from theworld.nano.gemma import build_tokenizer
 from theworld.nano.progress import CsvLog
 from theworld.processing import TheWorldProcessor
@@ -71,11 +72,13 @@ class LanguageSettings:
         cells: questions about the colour of a cell drawn for each picture, beside those about things.
         modes: share of batches that see the picture, the world tokens, both.
         validation_clips: clips of each family that the gate is measured on.
+        workers: processes that draw clips before training.
+        loaders: processes that write batches during training; none means that the training loop does.
         tokenizer_clips: training clips of each family whose words make the vocabulary.
         future: share of the batches with world tokens that also carry the latents of the moments after now.
     """
 
-    steps: int = 6000
+    steps: int = 8000
     batch_size: int = 128
     learning_rate: float = 1e-3
     warmup: int = 200
@@ -92,6 +95,7 @@ class LanguageSettings:
     evaluate_every: int = 1000
     seed: int = 0
     workers: int = 2
+    loaders: int = 0
 
 
 class Asked(NamedTuple):
@@ -215,6 +219,71 @@ def world_of(model: TheWorldForConditionalGeneration, frames: Tensor) -> Tensor:
     return clip_latents(model, frames[:, None])
 
 
+class NowChats(IterableDataset[tuple[str, int, ChatBatch, Tensor]]):
+    """Batches of chats without end: mode, world steps, chats, and (B, 2) int64 naming each chat's clip and frame.
+
+    Each loader process draws from a seed of its own; the order is the same in every run with as many of them.
+    """
+
+    def __init__(
+        self,
+        turns: list[list[Turn]],
+        entries: list[tuple[int, int]],
+        writer: ChatWriter,
+        settings: LanguageSettings,
+    ) -> None:
+        self.turns, self.entries, self.writer, self.settings = turns, entries, writer, settings
+        self.first_frames = [row for row, (_, frame) in enumerate(entries) if frame == 0]
+
+    def __iter__(self) -> Iterator[tuple[str, int, ChatBatch, Tensor]]:
+        settings, worker = self.settings, get_worker_info()
+        rng = np.random.default_rng([settings.seed, worker.id if worker is not None else 0])
+        while True:
+            mode = MODES[rng.choice(len(MODES), p=settings.modes)]
+            future = mode != "picture" and rng.random() < settings.future
+            steps_ahead = int(rng.choice(settings.world_steps)) if future else 0
+            rows = rng.choice(self.first_frames if future else len(self.turns), size=settings.batch_size)
+            chats = [
+                [self.turns[row][i] for i in rng.permutation(len(self.turns[row]))[: settings.questions]]
+                for row in rows
+            ]
+            places = torch.tensor([self.entries[row] for row in rows])
+            yield mode, steps_ahead, self.writer.batch(chats, mode, steps_ahead), places
+
+
+@torch.no_grad()
+def place_positions(model: TheWorldForConditionalGeneration, rms: float = 0.7) -> None:
+    """Starts every position embedding as sines and cosines of row and column, as large as what it is added to.
+
+    From zero, what stands where is learned along the order of tokens, that is by rows; columns stay unread for
+    thousands of steps.
+    """
+    # found by its end: where in the tower it stands differs between versions of transformers
+    (vision,) = (
+        parameter
+        for name, parameter in model.vlm.model.vision_tower.named_parameters()
+        if name.endswith("embeddings.position_embedding.weight")
+    )
+    side, width = round(vision.shape[0] ** 0.5), vision.shape[1]
+    grid = torch.cat(
+        [waves(side, width // 2).repeat_interleave(side, 0), waves(side, width - width // 2).repeat(side, 1)], 1
+    )
+    vision.copy_(grid * rms)
+    projector = model.projector
+    rows, columns = waves(len(projector.row), projector.row.shape[1]), waves(
+        len(projector.column), projector.column.shape[1]
+    )
+    projector.row.copy_(rows * rms)
+    projector.column.copy_(columns.flip(1) * rms)  # flipped, so that a row is not taken for a column
+
+
+def waves(places: int, width: int) -> Tensor:
+    """(places, width) of unit root mean square: sines and cosines of wavelengths from 2 to 4·places cells."""
+    wavelengths = 2.0 * (2.0 * places) ** torch.linspace(0, 1, (width + 1) // 2)
+    angles = 2 * torch.pi * torch.arange(places)[:, None] / wavelengths
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width] * 2**0.5
+
+
 def learning_rate_at(step: int, steps: int, peak: float, warmup: int) -> float:
     """Linear warm-up, then a cosine down to nothing."""
     if step < warmup:
@@ -243,7 +312,12 @@ def train_language(
     model.to(device).train()
     writer = ChatWriter(processor)
     turns = [[writer.turn(asked.text, asked.answer) for asked in own] for own in pictures.questions]
-    first_frames = [row for row, (_, frame) in enumerate(pictures.entries) if frame == 0]
+    chats = NowChats(turns, pictures.entries, writer, settings)
+    loader = iter(
+        DataLoader(
+            chats, batch_size=None, num_workers=settings.loaders, prefetch_factor=4 if settings.loaders else None
+        )
+    )
     clips = torch.from_numpy(pictures.clips).to(device)
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
@@ -252,27 +326,23 @@ def train_language(
         weight_decay=settings.weight_decay,
         fused=device.type == "cuda",
     )
-    rng = np.random.default_rng(settings.seed)
     log = CsvLog(folder / "language.csv", ("step", "loss", *KINDS, "seconds"))
     curve = CsvLog(folder / "language_accuracy.csv", ("step", *MODES))
     held_out = draw_pictures("validation", 0, settings.validation_clips, 2, 0, settings.workers)
     accuracy: dict[str, float] = {}
     sums: dict[str, list[Tensor]] = {}
     for step in range(settings.steps):
-        mode = MODES[rng.choice(len(MODES), p=settings.modes)]
-        future = mode != "picture" and rng.random() < settings.future
-        steps_ahead = int(rng.choice(settings.world_steps)) if future else 0
-        rows = rng.choice(first_frames if future else len(turns), size=settings.batch_size)
-        chats = [[turns[row][i] for i in rng.permutation(len(turns[row]))[: settings.questions]] for row in rows]
-        inputs = writer.batch(chats, mode, steps_ahead).to(device)
-        where = torch.tensor([pictures.entries[row] for row in rows], device=device)
-        frames = clips[where[:, 0], where[:, 1]]
+        mode, steps_ahead, batch, places = next(loader)
+        inputs = batch.to(device)
+        where = places.to(device)  # (B, 2): clip, frame
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             if mode != "picture":
-                moments = clips[where[:, 0], : 1 + 4 * steps_ahead] if future else frames[:, None]
+                moments = clips[where[:, 0], where[:, 1]][:, None]
+                if steps_ahead:
+                    moments = clips[where[:, 0], : 1 + 4 * steps_ahead]
                 inputs["world_latents"] = clip_latents(model, moments)
             if mode != "world":
-                inputs["pixel_values"] = as_pixels(frames)
+                inputs["pixel_values"] = as_pixels(clips[where[:, 0], where[:, 1]])
             loss = model(**inputs).loss
         rate = learning_rate_at(step, settings.steps, settings.learning_rate, settings.warmup)
         for group in optimizer.param_groups:
@@ -281,7 +351,7 @@ def train_language(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        sums.setdefault("future" if future else mode, []).append(loss.detach())
+        sums.setdefault("future" if steps_ahead else mode, []).append(loss.detach())
         if (step + 1) % 100 == 0 or step + 1 == settings.steps:
             means = {kind: float(torch.stack(own).mean()) for kind, own in sums.items()}
             overall = float(torch.stack([value for own in sums.values() for value in own]).mean())

@@ -40,6 +40,7 @@ from theworld.nano.language import (
     TOKENS_PER_IMAGE,
     VISION,
     LanguageSettings,
+    place_positions,
     train_language,
     train_tokenizer,
 )
@@ -176,6 +177,7 @@ def run_language(
     gemma.save_pretrained(work / "gemma")
     build_processor(tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE).save_pretrained(work / "gemma")
     model, processor = new_fusion(work, ("encoder",), world)
+    place_positions(model)
     gate = train_language(model, processor, settings.language, work, device)
     model.to("cpu")
     model.vlm.to(torch.bfloat16).save_pretrained(work / "gemma")
