@@ -92,6 +92,7 @@ class TheWorld(nn.Module):
         inside = str(model.config._name_or_path)
         self.processor = TheWorldProcessor.from_config(model.config, checkpoints.resolve(inside) if inside else None)
         self._warned = False
+        self.eval()  # as transformers hands models out; call train() to train
 
     def _freeze(self, vision: bool, language: bool, vae: bool) -> None:
         parts = [] if self.model.world is None else ["projector"]

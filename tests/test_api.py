@@ -1,0 +1,181 @@
+"""Claims about the façade: every call of the source document, on tiny bases in the published layout."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.tiny import TINY_SIZE, tiny_bases
+from theworld import TheWorld
+
+QUESTION = "Which bin will the ball land in?"
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return tiny_bases(tmp_path_factory.mktemp("bases"))
+
+
+def build(bases: dict[str, str], **arguments) -> TheWorld:
+    values = {"num_world_steps": 2, "max_world_steps": 4, "world_image_size": TINY_SIZE, **arguments}
+    return TheWorld(bases["vlm_name_or_path"], cosmos_model_name=bases["world_name_or_path"], **values)
+
+
+@pytest.fixture(scope="module")
+def model(bases: dict[str, str]) -> TheWorld:
+    return build(bases)
+
+
+def pixels(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (TINY_SIZE, TINY_SIZE, 3), dtype=np.uint8)
+
+
+def test_every_form_of_a_picture_gives_one_answer(model: TheWorld, tmp_path: Path) -> None:
+    array = pixels()
+    picture = Image.fromarray(array)
+    picture.save(tmp_path / "picture.png")
+    tensor = torch.from_numpy(array).permute(2, 0, 1)[None]
+    forms = [picture, array, tensor, tensor.float() / 255, tmp_path / "picture.png", str(tmp_path / "picture.png")]
+    forms.append((tmp_path / "picture.png").read_bytes())
+    answers = {model.generate(form, QUESTION, max_new_tokens=4) for form in forms}
+    assert len(answers) == 1
+    assert isinstance(answers.pop(), str)
+
+
+def test_steps_at_run_time_override_the_models_own(model: TheWorld) -> None:
+    short, long = model.forward(pixels(), QUESTION, num_world_steps=0), model.forward(pixels(), QUESTION)
+    per_frame = model.config.world_tokens_per_frame()
+    assert long.logits.shape[1] - short.logits.shape[1] == 2 * per_frame
+    with pytest.raises(ValueError, match="num_world_steps is 5; this model takes 0 to 4"):
+        model.generate(pixels(), QUESTION, num_world_steps=5)
+
+
+def test_a_batch_answers_as_single_questions_do(model: TheWorld) -> None:
+    questions, pictures = [QUESTION, "yes"], [pixels(0), pixels(1)]
+    together = model.generate(pictures, questions, max_new_tokens=4)
+    assert together == [model.generate(p, q, max_new_tokens=4) for p, q in zip(pictures, questions, strict=True)]
+    with pytest.raises(ValueError, match="1 pictures were given for 2 questions"):
+        model.generate(pictures[:1], questions)
+
+
+def test_the_stream_is_the_answer(model: TheWorld) -> None:
+    assert "".join(model.stream(pixels(), QUESTION, max_new_tokens=6)).strip() == model.generate(
+        pixels(), QUESTION, max_new_tokens=6
+    )
+
+
+def test_a_failure_while_streaming_reaches_the_reader(model: TheWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model.model, "generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(model.stream(pixels(), QUESTION))
+
+
+def test_several_pictures_in_one_question(model: TheWorld) -> None:
+    inputs = model.prepare([pixels(0), pixels(1)], QUESTION)
+    assert inputs["pixel_values"].shape[0] == 2
+    assert inputs["world_frames"].shape[0] == 1, "world_images='first' imagines the first picture only"
+
+
+def test_imagined_latents_can_be_given_back(model: TheWorld) -> None:
+    latents = model.imagine(pixels(), 2)
+    assert latents.shape == (1, 4, 3, 4, 4)
+    assert model.generate(pixels(), QUESTION, 5, world_latents=latents) == model.generate(pixels(), QUESTION, 5)
+    assert not torch.equal(latents, model.imagine(pixels(), 2, seed=1))
+    assert torch.equal(latents, model.imagine([pixels(1), pixels()], 2)[1:]) or torch.allclose(
+        latents, model.imagine([pixels(1), pixels()], 2)[1:], atol=1e-5
+    )
+    frames = model.decode(latents)
+    assert frames.shape == (1, 9, TINY_SIZE, TINY_SIZE, 3)
+    assert frames.dtype == np.uint8
+
+
+def test_labels_as_text_cover_exactly_the_answer(model: TheWorld) -> None:
+    inputs = model.prepare([pixels(0), pixels(1)], [QUESTION, "yes"], ["left", "the right one"])
+    learned = [row[row != -100] for row in inputs["labels"]]
+    assert [model.processor.tokenizer.decode(ids) for ids in learned] == [
+        "left<end_of_turn>",
+        "the right one<end_of_turn>",
+    ]
+    with pytest.raises(ValueError, match="labels are"):
+        model.forward(pixels(), QUESTION, labels=torch.zeros(1, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("switches", "parts"),
+    [
+        ({}, {"projector"}),
+        ({"freeze_gemma_vision": False}, {"projector", "vision"}),
+        ({"freeze_gemma_language": False}, {"projector", "language"}),
+        ({"freeze_cosmos_vae": False}, {"projector", "vae_encoder"}),
+    ],
+)
+def test_freeze_switches(bases: dict[str, str], switches: dict[str, bool], parts: set[str]) -> None:
+    model = build(bases, **switches)
+    assert {row.part for row in model.parameter_table() if row.trainable} == parts
+    trainable, total, percent = model.get_trainable_parameters()
+    assert trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert total == sum(p.numel() for p in model.parameters())
+    assert percent == pytest.approx(100 * trainable / total)
+
+
+def test_save_and_load_checkpoint(bases: dict[str, str], tmp_path: Path) -> None:
+    model = build(bases)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    model.forward(pixels(), QUESTION, labels="left").loss.backward()
+    optimizer.step()
+    model.save_checkpoint(tmp_path / "my_checkpoint.pt", optimizer=optimizer, epoch=5)
+    saved = {name: tensor.clone() for name, tensor in model.model.adapter_tensors().items()}
+    model.forward(pixels(), QUESTION, labels="left").loss.backward()
+    optimizer.step()
+    info = model.load_checkpoint(tmp_path / "my_checkpoint.pt", optimizer=optimizer)
+    assert info == {"epoch": 5, "step": None}
+    for name, tensor in model.model.adapter_tensors().items():
+        assert torch.equal(tensor, saved[name]), name
+    assert [path.name for path in tmp_path.iterdir()] == ["my_checkpoint.pt"], "nothing half-written beside it"
+
+
+def test_a_pickle_with_code_is_refused(model: TheWorld, tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (exec, ("raise SystemExit('ran')",))
+
+    torch.save({"model": Attack()}, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match="holds more than tensors"):
+        model.load_checkpoint(tmp_path / "bad.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "bad.pt").read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"cut\.pt"):
+        model.load_checkpoint(tmp_path / "cut.pt")
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+        model.load_checkpoint(tmp_path / "none.pt")
+
+
+def test_from_pretrained_with_a_checkpoint_name(bases: dict[str, str], tmp_path: Path) -> None:
+    model = build(bases)
+    model.save_pretrained(tmp_path / "checkpoint-1000")
+    folder = tmp_path / "checkpoint-1000"
+    torch.save(dict(model.model.adapter_tensors()), folder / "pytorch_model.bin")
+    for name in ("checkpoint-1000", "checkpoint-1000/pytorch_model.bin"):
+        loaded = TheWorld.from_pretrained(tmp_path, checkpoint_name=name)
+        assert loaded.generate(pixels(), QUESTION, 4) == model.generate(pixels(), QUESTION, 4)
+
+
+def test_an_untrained_projector_is_told_once(bases: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    model = build(bases)
+    for _ in range(2):
+        model.generate(pixels(), QUESTION, 2)
+    assert sum("untrained" in record.message for record in caplog.records) == 1
+    model.generate(pixels(), QUESTION, 2, enable_world=False)
+
+
+def test_a_gif_is_read_as_its_first_frame(model: TheWorld) -> None:
+    file = io.BytesIO()
+    Image.fromarray(pixels(0)).save(file, "PNG")
+    assert model.imagine(file.getvalue(), 0).shape == (1, 4, 1, 4, 4)
