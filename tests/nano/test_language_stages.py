@@ -14,9 +14,10 @@ from tests.tiny import CORPUS, tiny_bases, tiny_model
 from theworld import TheWorld
 from theworld.api import user_turn
 from theworld.datasets.physics import make_clip
+from theworld.datasets.physics.pictures import BACKGROUND, PALETTE
 from theworld.nano.chats import ANSWER_OPENING, ChatWriter, answered_rightly
 from theworld.nano.fusion import FusionSettings
-from theworld.nano.language import LanguageSettings
+from theworld.nano.language import LanguageSettings, NowChats, cell_questions, place_positions
 from theworld.nano.recipe import NanoSettings, run_fusion, run_language
 from theworld.nano.world import NANO_VAE, nano_world_config
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
@@ -73,6 +74,45 @@ def test_one_wrong_token_makes_an_answer_wrong() -> None:
         for place, token in enumerate(tokens):
             logits[row, place, token] = 1.0
     assert answered_rightly(logits, labels).tolist() == [True, False, True]
+
+
+def test_every_place_starts_with_an_embedding_of_its_own(bases: dict[str, str]) -> None:
+    model, _ = tiny_model(bases)
+    place_positions(model, rms=0.7)
+    projector = model.projector
+    cells = (projector.row[:, None] + projector.column[None]).flatten(0, 1)
+    (vision,) = (p for name, p in model.vlm.model.vision_tower.named_parameters() if "position_embedding" in name)
+    for places in (cells, vision):
+        distance = torch.cdist(places, places) + 10 * torch.eye(len(places))
+        assert distance.min() > 0.5, "two places look alike"
+    assert projector.row.square().mean().sqrt().item() == pytest.approx(0.7, rel=0.1)
+
+
+def test_cells_are_called_by_the_colour_in_their_middle() -> None:
+    picture = np.empty((64, 64, 3), dtype=np.uint8)
+    picture[:] = BACKGROUND
+    picture[8:16, 24:32] = PALETTE["red"]  # row 2, column 4
+    picture[40:48, 0:8] = (1, 200, 1)  # no colour of ours: not asked
+    asked = cell_questions(picture, "drop", 8, np.random.default_rng(0))
+    assert ("What colour is at column 4, row 2?", "red") in {(question.text, question.answer) for question in asked}
+    assert {question.answer for question in asked} == {"red", "empty"}
+    assert not any("column 1, row 6" in question.text for question in asked)
+
+
+def test_loaders_write_the_same_chats_every_time(bases: dict[str, str]) -> None:
+    _, processor = tiny_model(bases)
+    writer = ChatWriter(processor)
+    turns = [[writer.turn(CORPUS[0], "yes"), writer.turn("Where?", "left")]] * 3
+    settings = LanguageSettings(batch_size=4, modes=(0.0, 1.0, 0.0), future=1.0)
+    entries = [(0, 0), (0, 5), (1, 0)]
+    (mode, steps, batch, places), (_, _, again, _) = (
+        next(iter(NowChats(turns, entries, writer, settings))) for _ in range(2)
+    )
+    assert torch.equal(batch.input_ids, again.input_ids)
+    assert mode == "world"
+    assert (places[:, 1] == 0).all(), "a clip's later moments are those after its first frame"
+    count = (batch.input_ids == processor.config.world_token_id).sum(1)
+    assert (count == processor.config.world_token_count(steps)).all()
 
 
 def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
