@@ -122,7 +122,7 @@ def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.
     CosmosPredict2(config).to(torch.bfloat16).save_pretrained(tmp_path / "world")
     settings = NanoSettings(
         language=LanguageSettings(
-            steps=12, warmup=2, batch_size=8, clips_per_family=2, workers=0, validation_clips=1, tokenizer_clips=2
+            steps=4, warmup=1, batch_size=8, clips_per_family=2, workers=0, validation_clips=1, tokenizer_clips=2
         ),
         fusion=FusionSettings(
             steps=4,
