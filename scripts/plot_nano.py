@@ -1,0 +1,147 @@
+"""Draws the curves of docs/nano/ from the CSV files that the recipe of nano wrote there.
+
+python scripts/plot_nano.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+FAMILIES = ("drop", "contact", "tower")
+COLOURS = {"drop": "tab:blue", "contact": "tab:red", "tower": "tab:green"}
+GATE = 97  # % of now-questions
+Rows = list[dict[str, str]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("docs/nano"), help="where the CSVs are and the PNGs go")
+    folder: Path = parser.parse_args().folder
+    for name, draw in FIGURES.items():
+        figure = draw(folder)
+        figure.tight_layout()
+        figure.savefig(folder / f"{name}.png", dpi=110)
+        plt.close(figure)
+        print(folder / f"{name}.png")
+
+
+def read(path: Path) -> Rows:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def column(rows: Rows, name: str, times: float = 1.0) -> list[float]:
+    return [float(row[name]) * times for row in rows]
+
+
+def axes(
+    count: int = 1, titles: tuple[str, ...] = (), width: float = 5.0, height: float = 3.6
+) -> tuple[plt.Figure, list[Axes]]:
+    figure, grid = plt.subplots(1, count, figsize=(width * count, height), squeeze=False)
+    places = list(grid[0])
+    for place, title in zip(places, titles, strict=False):
+        place.set_title(title, fontsize=10)
+    for place in places:
+        place.grid(alpha=0.3)
+    return figure, places
+
+
+def foresight(folder: Path) -> plt.Figure:
+    rows = [row for row in read(folder / "foresight.csv") if int(row["step"]) > 0]
+    figure, places = axes(2, ("Stage (b): foresight against steps", "… against unlabelled clips, enlarged"))
+    for place, name, scale in ((places[0], "step", 1.0), (places[1], "clips", 1e-3)):
+        for family in FAMILIES:
+            own = [row for row in rows if row["family"] == family]
+            shares = column(own, "foresight", 100)
+            place.plot(column(own, name, scale), shares, "o-", ms=3, label=family, color=COLOURS[family])
+            place.axhline(100 * float(own[0]["commonest"]), color=COLOURS[family], ls=":", lw=1)
+        place.set_xlim(left=0)
+        place.set_ylabel("outcome read from the future, %")
+    places[0].set_ylim(0, 103)
+    places[1].set_ylim(90, 100.5)
+    places[0].legend(title="dotted: commonest outcome", fontsize=8, title_fontsize=8, loc="center right")
+    places[0].set_xlabel("steps of the transformer")
+    places[1].set_xlabel("clips, thousands")
+    return figure
+
+
+def vae(folder: Path) -> plt.Figure:
+    loss, measured = read(folder / "vae_loss.csv"), read(folder / "vae_measure.csv")
+    figure, (left, right) = axes(2, ("Stage (a): loss of the VAE", "Stage (a): PSNR of reconstructed clips"))
+    left.plot(column(loss, "seconds"), column(loss, "loss"), lw=1)
+    left.set_yscale("log")
+    left.set_ylabel("loss; dashed: windows of 1, 5, 17 frames")
+    for first, second in pairwise(loss):
+        if first["frames"] != second["frames"]:
+            left.axvline(float(second["seconds"]), color="grey", ls="--", lw=1)
+    right.plot(column(measured, "seconds"), column(measured, "psnr"), "o-", ms=3, label="all pixels")
+    right.plot(column(measured, "seconds"), column(measured, "psnr_moving"), "o-", ms=3, label="moving pixels")
+    right.set_ylabel("dB")
+    right.legend(fontsize=8)
+    for place in (left, right):
+        place.set_xlabel("seconds")
+    return figure
+
+
+def transformer(folder: Path) -> plt.Figure:
+    rows = read(folder / "transformer_loss.csv")
+    figure, (left, right) = axes(2, ("Stage (b): loss of the transformer", "Stage (b): learning rate"))
+    left.plot(column(rows, "step"), column(rows, "loss"), lw=1)
+    left.set_yscale("log")
+    left.set_ylabel("loss")
+    right.plot(column(rows, "step"), column(rows, "lr"), lw=1)
+    right.set_ylim(bottom=0)
+    right.set_ylabel("learning rate; cut before 0")
+    for place in (left, right):
+        place.set_xlabel("steps")
+    return figure
+
+
+def language(folder: Path) -> plt.Figure:
+    loss, accuracy = read(folder / "language.csv"), read(folder / "language_accuracy.csv")
+    figure, (left, right) = axes(2, ("Stage (c): loss", "Stage (c): now-questions of validation"))
+    for name, label in (
+        ("picture", "picture"), ("world", "world tokens"), ("both", "both"), ("future", "with later moments"),
+    ):  # fmt: skip
+        left.plot(column(loss, "step"), column(loss, name), lw=1, label=label)
+    left.set_ylim(0.2, 0.8)
+    left.set_ylabel("loss (the first steps are above 0.8)")
+    for name, label in (("picture", "picture alone"), ("world", "world tokens alone"), ("both", "both")):
+        right.plot(column(accuracy, "step"), column(accuracy, name, 100), "o-", ms=3, label=label)
+    right.axhline(GATE, color="black", ls="--", lw=1, label=f"gate, {GATE} %")
+    right.set_ylim(0, 100)
+    right.set_ylabel("right, %")
+    for place in (left, right):
+        place.set_xlabel("steps")
+        place.legend(fontsize=8)
+    return figure
+
+
+def fusion(folder: Path) -> plt.Figure:
+    kinds = ("fused", "matched-control", "direct")
+    figure, places = axes(4, ("all", *FAMILIES), width=3.6)
+    for kind in kinds:
+        rows = read(folder / f"{kind}.csv")
+        for place, name in zip(places, ("validation", *FAMILIES), strict=True):
+            place.plot(column(rows, "step"), column(rows, name, 100), "o-", ms=3, label=kind)
+    for place in places:
+        place.set_ylim(30, 100)
+        place.set_xlabel("steps")
+    places[0].set_ylabel("right, % of what-happens questions")
+    places[0].legend(fontsize=8)
+    return figure
+
+
+FIGURES = {"foresight": foresight, "vae": vae, "transformer": transformer, "language": language, "fusion": fusion}
+
+if __name__ == "__main__":
+    main()
