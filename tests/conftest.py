@@ -7,12 +7,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Two cores: one thread a worker under pytest-xdist, both cores without it. In the environment, so that the programs a
+# test starts keep to it too: two such programs with two threads each take ten times as long as with one.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
 from hypothesis import settings
 
-# Two cores: one thread a worker under pytest-xdist, both cores without it.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 # Property tests: the same examples every run, and no deadline on a busy machine.

@@ -48,7 +48,11 @@ def tiny_gemma_folder(folder: Path, seed: int = 0, hidden_size: int = 32) -> Pat
         },
         tokens_per_image=16,
     )
-    build_model(config, tokenizer, seed).save_pretrained(folder)
+    model = build_model(config, tokenizer, seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
+            torch.nn.init.zeros_(parameter)  # layers at full strength: an untrained model would repeat its last token
+    model.save_pretrained(folder)
     build_processor(tokenizer, TINY_SIZE, 16).save_pretrained(folder)
     return folder
 
