@@ -58,7 +58,7 @@ NANO_TRANSFORMER: dict[str, Any] = {
 }
 
 
-def nano_world_config(num_inference_steps: int = 10) -> CosmosPredict2Config:
+def nano_world_config(num_inference_steps: int = 4) -> CosmosPredict2Config:
     """The shipped world model's config: Cosmos-Predict2's classes, small, without guidance."""
     return CosmosPredict2Config(
         vae=dict(NANO_VAE),
