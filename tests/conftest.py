@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Two cores: one thread a worker under pytest-xdist, both cores without it. In the environment, so that the programs a
-# test starts keep to it too: two such programs with two threads each take ten times as long as with one.
+# test starts keep to it too: threads that find no free core make each other wait, and all of it slow.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
