@@ -366,7 +366,7 @@ class TheWorld(nn.Module):
             self._warned = True
             logger.warning(
                 "The projector of this model is untrained, so its world tokens mean nothing to the language model yet; "
-                "train it (docs/training) or load a trained model with TheWorld.from_pretrained."
+                "train it, or load a trained model with TheWorld.from_pretrained."
             )
 
     # ------------------------------------------------------------------------------------------------ checkpoints

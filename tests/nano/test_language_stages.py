@@ -16,10 +16,13 @@ from theworld.api import user_turn
 from theworld.datasets.physics import make_clip
 from theworld.datasets.physics.pictures import BACKGROUND, PALETTE
 from theworld.nano.chats import ANSWER_OPENING, ChatWriter, answered_rightly
+from theworld.nano.clips import ClipSettings
+from theworld.nano.foresight import ForesightSettings
 from theworld.nano.fusion import FusionSettings
 from theworld.nano.language import LanguageSettings, NowChats, cell_questions, place_positions
-from theworld.nano.recipe import NanoSettings, run_fusion, run_language
-from theworld.nano.world import NANO_VAE, nano_world_config
+from theworld.nano.recipe import NanoSettings, run_fusion, run_language, run_world
+from theworld.nano.vae import VAESettings
+from theworld.nano.world import NANO_VAE, TransformerSettings, nano_world_config
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 
 
@@ -169,3 +172,26 @@ def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.
     answer = fused.generate(frame, "Which bin?", max_new_tokens=4, num_world_steps=2)
     assert isinstance(answer, str)
     assert TheWorld.from_pretrained(tmp_path / "direct").model.world is None
+
+
+@pytest.mark.slow  # half a minute, most of it the wall-clock budgets of the two stages
+def test_the_world_stage_runs_from_scenes_to_a_folder(tmp_path: Path) -> None:
+    world = nano_world_config(3)
+    world.vae["base_dim"] = 4
+    world.transformer.update(num_attention_heads=1, num_layers=1, adaln_lora_dim=4)
+    settings = NanoSettings(
+        world=world,
+        clips=ClipSettings(
+            workers=1, per_family=1, wild_per_family=2, max_clips=60, labelled_per_family=6, head_start=2
+        ),
+        capacity=60,
+        vae=VAESettings(seconds=10, phases=((0.4, 1, 8), (1.0, 5, 2)), min_clips=9, measure_seconds=4),
+        transformer=TransformerSettings(seconds=5, batch=4, min_clips=9, encode_clips=4, max_clips=40),
+        foresight=ForesightSettings(scenes=2, reader_steps=5, reader_batch=4),
+        denoise_steps=(2,),
+    )
+    folder = run_world(tmp_path, settings, torch.device("cpu"))
+    assert CosmosPredict2.from_pretrained(folder).parts == ("encoder", "decoder", "transformer")
+    for curve in ("vae_loss.csv", "vae_measure.csv", "transformer_loss.csv", "foresight.csv"):
+        assert len((tmp_path / curve).read_text().splitlines()) > 1, curve
+    assert (tmp_path / "sheet.png").stat().st_size > 0

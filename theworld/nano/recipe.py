@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,7 +32,7 @@ from theworld.datasets.physics import FAMILIES, IMAGE_SIZE, NUM_FRAMES
 from theworld.modeling import TheWorldForConditionalGeneration
 from theworld.nano.buffers import FrameBuffer
 from theworld.nano.clips import ClipFactory, ClipSettings, load_labelled
-from theworld.nano.foresight import Foresight, ForesightSettings
+from theworld.nano.foresight import Foresight, ForesightSettings, reconstruction_psnr
 from theworld.nano.fusion import KINDS, LABELLED_FROM, LORA, FusionSettings, draw_scenes, imagined_futures, train_fusion
 from theworld.nano.gemma import build_config, build_model, build_processor
 from theworld.nano.language import (
@@ -47,6 +47,9 @@ from theworld.nano.language import (
 from theworld.nano.vae import VAESettings, train_vae
 from theworld.nano.world import TransformerSettings, nano_world_config, new_world, save_world, train_transformer
 from theworld.processing import TheWorldProcessor
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +136,15 @@ def run_world(work: Path, settings: NanoSettings, device: torch.device) -> Path:
         ClipFactory(shards, settings.clips, FAMILIES) as factory,
         FrameBuffer(shards, settings.capacity, shape, device) as frames,
     ):
-        vae = train_vae(settings.vae, settings.world, frames, work, device, check=factory.check)
+
+        def psnr(vae: AutoencoderKLWan) -> dict[str, float] | None:
+            clips = load_labelled(shards, settings.clips, FAMILIES)
+            if clips is None:
+                return None
+            some = torch.from_numpy(clips.frames[:: max(1, len(clips.frames) // 512)])
+            return reconstruction_psnr(vae, some.to(device))
+
+        vae = train_vae(settings.vae, settings.world, frames, work, device, check=factory.check, measure=psnr)
         fresh = new_world(settings.world, vae)
         assert fresh.transformer is not None
         save_world(work / "untrained", settings.world, vae, fresh, fresh.transformer.state_dict())
