@@ -19,7 +19,7 @@ from theworld.nano.chats import ANSWER_OPENING, ChatWriter, answered_rightly
 from theworld.nano.clips import ClipSettings
 from theworld.nano.foresight import ForesightSettings
 from theworld.nano.fusion import FusionSettings
-from theworld.nano.language import LanguageSettings, NowChats, cell_questions, place_positions
+from theworld.nano.language import Asked, LanguageSettings, NowChats, Turns, cell_questions, place_positions
 from theworld.nano.recipe import NanoSettings, run_fusion, run_language, run_world
 from theworld.nano.vae import VAESettings
 from theworld.nano.world import NANO_VAE, TransformerSettings, nano_world_config
@@ -105,7 +105,7 @@ def test_cells_are_called_by_the_colour_in_their_middle() -> None:
 def test_loaders_write_the_same_chats_every_time(bases: dict[str, str]) -> None:
     _, processor = tiny_model(bases)
     writer = ChatWriter(processor)
-    turns = [[writer.turn(CORPUS[0], "yes"), writer.turn("Where?", "left")]] * 3
+    turns = [Turns([writer.turn(CORPUS[0], "yes")], [writer.turn("Where?", "left")])] * 3
     settings = LanguageSettings(batch_size=4, modes=(0.0, 1.0, 0.0), future=1.0)
     entries = [(0, 0), (0, 5), (1, 0)]
     (mode, steps, batch, places), (_, _, again, _) = (
@@ -116,6 +116,17 @@ def test_loaders_write_the_same_chats_every_time(bases: dict[str, str]) -> None:
     assert (places[:, 1] == 0).all(), "a clip's later moments are those after its first frame"
     count = (batch.input_ids == processor.config.world_token_id).sum(1)
     assert (count == processor.config.world_token_count(steps)).all()
+
+
+def test_half_of_a_chat_asks_for_exact_places(bases: dict[str, str]) -> None:
+    writer = ChatWriter(tiny_model(bases)[1])
+    asked = [Asked(f"{topic} {i}?", "yes", "drop", topic) for topic in ("row", "count") for i in range(9)]
+    turns = Turns.of(asked, writer)
+    assert (len(turns.fine), len(turns.coarse)) == (9, 9)
+    drawn = turns.draw(6, np.random.default_rng(0))
+    fine = {turn.question.tobytes() for turn in turns.fine}
+    assert sum(turn.question.tobytes() in fine for turn in drawn) == 3 == len(drawn) - 3
+    assert len(Turns([], turns.coarse).draw(6, np.random.default_rng(0))) == 6
 
 
 def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

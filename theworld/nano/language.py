@@ -58,6 +58,7 @@ VISION = {
 TOKENS_PER_IMAGE = 64
 VOCABULARY = 704
 SURE = 12  # of 255: how far a pixel may be from a colour to be called by its name
+FINE = ("cell", "column", "row")  # topics that only a model that looks at one place can answer
 KINDS = (*MODES, "future")  # losses are logged apart
 
 
@@ -68,7 +69,7 @@ class LanguageSettings:
     Args:
         clips_per_family: training clips whose pictures are asked about.
         frames_per_clip: pictures of each; the first frame is always one of them.
-        questions: questions packed into one chat.
+        questions: questions packed into one chat, half of them about exact places.
         cells: questions about the colour of a cell drawn for each picture, beside those about things.
         modes: share of batches that see the picture, the world tokens, both.
         validation_clips: clips of each family that the gate is measured on.
@@ -85,8 +86,8 @@ class LanguageSettings:
     weight_decay: float = 0.02
     clips_per_family: int = 8000
     frames_per_clip: int = 5
-    questions: int = 6
-    cells: int = 8
+    questions: int = 12
+    cells: int = 12
     modes: tuple[float, float, float] = (0.45, 0.35, 0.2)
     future: float = 0.3
     world_steps: tuple[int, ...] = (1, 2, 4)
@@ -219,6 +220,28 @@ def world_of(model: TheWorldForConditionalGeneration, frames: Tensor) -> Tensor:
     return clip_latents(model, frames[:, None])
 
 
+@dataclass(frozen=True)
+class Turns:
+    """Questions about one picture as turns: where exactly things are, and everything else."""
+
+    fine: list[Turn]
+    coarse: list[Turn]
+
+    @classmethod
+    def of(cls, questions: Sequence[Asked], writer: ChatWriter) -> Turns:
+        parts: tuple[list[Turn], list[Turn]] = ([], [])
+        for asked in questions:
+            parts[asked.topic not in FINE].append(writer.turn(asked.text, asked.answer))
+        return cls(*parts)
+
+    def draw(self, count: int, rng: np.random.Generator) -> list[Turn]:
+        """`count` turns at most in random order, half of them fine ones while there are enough."""
+        fine = [self.fine[i] for i in rng.permutation(len(self.fine))[: count - count // 2]]
+        coarse = [self.coarse[i] for i in rng.permutation(len(self.coarse))[: count - len(fine)]]
+        both = fine + coarse
+        return [both[i] for i in rng.permutation(len(both))]
+
+
 class NowChats(IterableDataset[tuple[str, int, ChatBatch, Tensor]]):
     """Batches of chats without end: mode, world steps, chats, and (B, 2) int64 naming each chat's clip and frame.
 
@@ -227,7 +250,7 @@ class NowChats(IterableDataset[tuple[str, int, ChatBatch, Tensor]]):
 
     def __init__(
         self,
-        turns: list[list[Turn]],
+        turns: list[Turns],
         entries: list[tuple[int, int]],
         writer: ChatWriter,
         settings: LanguageSettings,
@@ -243,10 +266,7 @@ class NowChats(IterableDataset[tuple[str, int, ChatBatch, Tensor]]):
             future = mode != "picture" and rng.random() < settings.future
             steps_ahead = int(rng.choice(settings.world_steps)) if future else 0
             rows = rng.choice(self.first_frames if future else len(self.turns), size=settings.batch_size)
-            chats = [
-                [self.turns[row][i] for i in rng.permutation(len(self.turns[row]))[: settings.questions]]
-                for row in rows
-            ]
+            chats = [self.turns[row].draw(settings.questions, rng) for row in rows]
             places = torch.tensor([self.entries[row] for row in rows])
             yield mode, steps_ahead, self.writer.batch(chats, mode, steps_ahead), places
 
@@ -311,7 +331,7 @@ def train_language(
     freezing.train_only(model, ("projector", "vision", "language"))
     model.to(device).train()
     writer = ChatWriter(processor)
-    turns = [[writer.turn(asked.text, asked.answer) for asked in own] for own in pictures.questions]
+    turns = [Turns.of(own, writer) for own in pictures.questions]
     chats = NowChats(turns, pictures.entries, writer, settings)
     loader = iter(
         DataLoader(
