@@ -6,6 +6,7 @@ model checks features against them, and `theworld info` prints them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -143,10 +144,13 @@ class TheWorldConfig(PreTrainedConfig):
         trained_parts: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        self.vlm_config = Gemma3Config(**vlm_config) if isinstance(vlm_config, dict) else vlm_config or Gemma3Config()
+        vlm = Gemma3Config(**vlm_config) if isinstance(vlm_config, dict) else vlm_config or Gemma3Config()
         if isinstance(world_config, dict):
             world_config = CosmosPredict2Config(**world_config)
-        self.world_config = world_config or CosmosPredict2Config()
+        # copies: PreTrainedConfig sets the attention implementation of its sub-configs, and a loaded model that shares
+        # its config with us would lose its own, and with it, silently, its masks
+        self.vlm_config = copy.deepcopy(vlm)
+        self.world_config = copy.deepcopy(world_config or CosmosPredict2Config())
         self.vlm_name_or_path = vlm_name_or_path
         self.vlm_revision = vlm_revision
         self.world_name_or_path = world_name_or_path

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,12 @@ from theworld import TheWorld
 from theworld.api import user_turn
 from theworld.datasets.physics import make_clip
 from theworld.datasets.physics.pictures import BACKGROUND, PALETTE
-from theworld.nano.chats import ANSWER_OPENING, ChatWriter, answered_rightly
+from theworld.nano.chats import ANSWER_OPENING, QUESTION_OPENING, ChatWriter, TurnTable, answered_rightly
 from theworld.nano.clips import ClipSettings
 from theworld.nano.foresight import ForesightSettings
 from theworld.nano.fusion import FusionSettings
-from theworld.nano.language import Asked, LanguageSettings, NowChats, Turns, cell_questions, place_positions
+from theworld.nano.language import LanguageSettings, NowBatches, clip_latents, place_positions
+from theworld.nano.now import COLOUR_NAMES, cell_colours, cell_questions, draw_pictures, scan_questions
 from theworld.nano.recipe import NanoSettings, run_fusion, run_language, run_world
 from theworld.nano.vae import VAESettings
 from theworld.nano.world import NANO_VAE, TransformerSettings, nano_world_config
@@ -102,31 +105,93 @@ def test_cells_are_called_by_the_colour_in_their_middle() -> None:
     assert not any("column 1, row 6" in question.text for question in asked)
 
 
-def test_loaders_write_the_same_chats_every_time(bases: dict[str, str]) -> None:
-    _, processor = tiny_model(bases)
-    writer = ChatWriter(processor)
-    turns = [Turns([writer.turn(CORPUS[0], "yes")], [writer.turn("Where?", "left")])] * 3
-    settings = LanguageSettings(batch_size=4, modes=(0.0, 1.0, 0.0), future=1.0)
-    entries = [(0, 0), (0, 5), (1, 0)]
-    (mode, steps, batch, places), (_, _, again, _) = (
-        next(iter(NowChats(turns, entries, writer, settings))) for _ in range(2)
-    )
-    assert torch.equal(batch.input_ids, again.input_ids)
-    assert mode == "world"
-    assert (places[:, 1] == 0).all(), "a clip's later moments are those after its first frame"
-    count = (batch.input_ids == processor.config.world_token_id).sum(1)
-    assert (count == processor.config.world_token_count(steps)).all()
-
-
-def test_half_of_a_chat_asks_for_exact_places(bases: dict[str, str]) -> None:
+def test_a_table_of_turns_gives_the_writers_chats(bases: dict[str, str]) -> None:
     writer = ChatWriter(tiny_model(bases)[1])
-    asked = [Asked(f"{topic} {i}?", "yes", "drop", topic) for topic in ("row", "count") for i in range(9)]
-    turns = Turns.of(asked, writer)
-    assert (len(turns.fine), len(turns.coarse)) == (9, 9)
-    drawn = turns.draw(6, np.random.default_rng(0))
-    fine = {turn.question.tobytes() for turn in turns.fine}
-    assert sum(turn.question.tobytes() in fine for turn in drawn) == 3 == len(drawn) - 3
-    assert len(Turns([], turns.coarse).draw(6, np.random.default_rng(0))) == 6
+    known = [
+        {"cell": [("Is it red?", "yes"), ("Where?", "left")], "scan": [("Which colours?", "red no red")]},
+        {"cell": [("Where?", "right")], "scan": []},
+    ]
+    table = TurnTable(writer, known, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    for mode, steps in (("picture", 0), ("world", 1), ("both", 2)):
+        batch = table.draw(torch.tensor([0, 1, 0]), {"cell": 2, "scan": 1}, mode, steps, generator, multiple=8)
+        assert batch.input_ids.shape[1] % 8 == 0
+        closing = len(writer.ids(QUESTION_OPENING))
+        for row, (picture, turns) in enumerate(((0, 3), (1, 1), (0, 3))):
+            pairs = [pair for own in known[picture].values() for pair in own]
+            length = int(batch.attention_mask[row].sum())
+            assert (batch.attention_mask[row, :length] == 1).all(), "padding is on the right"
+            matches = [
+                order
+                for order in itertools.permutations(pairs)
+                if torch.equal(
+                    (own := writer.batch([[writer.turn(*pair) for pair in order]], mode, steps)).input_ids[0],
+                    batch.input_ids[row, : length - closing],
+                )
+                and torch.equal(own.labels[0], batch.labels[row, : length - closing])
+                and torch.equal(own.token_type_ids[0], batch.token_type_ids[row, : length - closing])
+            ]
+            assert [len(match) for match in matches] == [turns], "each turn once, in some order"
+            assert (batch.labels[row, length - closing :] == -100).all()
+
+
+def test_fewer_turns_than_there_are_are_drawn_without_repeating(bases: dict[str, str]) -> None:
+    writer = ChatWriter(tiny_model(bases)[1])
+    answers = ["yes", "no", "left", "right", "middle"]
+    table = TurnTable(writer, [{"cell": [("Where?", answer) for answer in answers]}], torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(20):
+        batch = table.draw(torch.tensor([0]), {"cell": 2}, "picture", 0, generator)
+        text = writer.processor.tokenizer.decode(batch.labels[0][batch.labels[0] != -100])
+        drawn = text.split("<end_of_turn>")[:-1]
+        assert len(set(drawn)) == 2
+        seen |= set(drawn)
+    assert seen == set(answers)
+
+
+def test_batches_read_what_they_ask_about(bases: dict[str, str]) -> None:
+    """Latents and pictures belong to the frame that the questions are about, and are the same in every run."""
+    model, processor = tiny_model(bases)
+    settings = LanguageSettings(batch_size=8, modes=(0.0, 0.0, 1.0), future=0.5, late=1.0, world_steps=(1, 2))
+    pictures = draw_pictures("train", 0, 1, 5, 4, 0)
+    pictures.clips = np.ascontiguousarray(pictures.clips[:, :, ::2, ::2])  # the tiny world is half as wide
+
+    def batches() -> Iterator[tuple[str, int, dict[str, torch.Tensor]]]:
+        return iter(NowBatches(model, pictures, ChatWriter(processor), settings, torch.device("cpu")))
+
+    ahead = set()
+    for (mode, steps, inputs), (_, _, again) in itertools.islice(zip(batches(), batches(), strict=True), 24):
+        ahead.add(steps)
+        assert mode == "both"
+        assert torch.equal(inputs["input_ids"], again["input_ids"])
+        count = (inputs["input_ids"] == processor.config.world_token_id).sum(1)
+        assert (count == processor.config.world_token_count(steps)).all()
+        assert inputs["world_latents"].shape[2] == 1 + steps
+        frames = ((inputs["pixel_values"] + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).numpy()
+        for frame, latents in zip(frames, inputs["world_latents"], strict=True):
+            clip, number = next((c, f) for c, f in pictures.entries if np.array_equal(pictures.clips[c, f], frame))
+            if steps or number % 4:
+                alone = clip_latents(model, torch.from_numpy(frame)[None, None])
+                torch.testing.assert_close(latents[:, :1], alone[0], atol=1e-4, rtol=1e-4)
+            elif number:
+                whole = clip_latents(model, torch.from_numpy(pictures.clips[clip])[None])[0]
+                torch.testing.assert_close(latents[:, 0], whole[:, number // 4], atol=1e-4, rtol=1e-4)
+            assert steps == 0 or number == 0, "a clip's later moments are those after its first frame"
+    assert ahead == {0, 1, 2}
+
+
+def test_scans_say_what_stands_along_a_line_and_where_things_are() -> None:
+    clip = make_clip("drop", "train", 0)
+    asked = scan_questions(clip, 0, 100, np.random.default_rng(0))
+    colours = cell_colours(clip.frames[0])
+    answers = {question.text: question.answer for question in asked}
+    for name, line in (("row 8", colours[7]), ("column 2", colours[:, 1])):
+        words = answers[f"Which colours are in {name}?"].split()
+        assert [COLOUR_NAMES.index(word) if word != "unsure" else -1 for word in words] == line.tolist()
+    ball = next(part for part in clip.parts if part.kind == "ball" and part.colour == "yellow")
+    x, y = (int(number) for number in answers["Where exactly is the yellow ball?"].split())
+    assert (x, y) == (int(ball.x / 2), int(ball.y / 2))
 
 
 def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,14 +1,15 @@
-"""Chats about pictures as token ids, put together fast enough to train on: thousands a second and core.
+"""Chats about pictures as token ids, put together fast enough to train on.
 
 The processor is what people use; it writes one chat in some milliseconds. Here the pieces are tokenised once and
-joined. A test holds both to the same ids.
+joined: chat by chat (`ChatWriter`), or a batch at a time on the accelerator (`TurnTable`). A test holds all to the same
+ids.
 
-Shapes: B chats, L tokens, n pictures.
+Shapes: B chats, K turns a chat, L tokens, n pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +54,8 @@ class ChatWriter:
         self.pad_token_id = processor.tokenizer.pad_token_id
         self._known: dict[str, np.ndarray] = {}  # the same words are asked thousands of times
 
-    def _ids(self, text: str) -> np.ndarray:
+    def ids(self, text: str) -> np.ndarray:
+        """Ids of a piece of a chat, int32; no special tokens but those written in it."""
         if text not in self._known:
             ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
             self._known[text] = np.array(ids, dtype=np.int32)
@@ -61,19 +63,19 @@ class ChatWriter:
 
     def turn(self, question: str, answer: str) -> Turn:
         """A question and its answer."""
-        return Turn(self._ids(question), self._ids(f"{answer}<end_of_turn>"))
+        return Turn(self.ids(question), self.ids(f"{answer}<end_of_turn>"))
 
     def prefix(self, mode: str, num_world_steps: int) -> np.ndarray:
         """Ids of all that stands before the first question."""
         picture = self.processor.full_image_sequence if mode != "world" else ""
         count = self.processor.config.world_token_count(num_world_steps)
         world = WORLD_TOKEN * count if mode != "picture" else ""
-        return self._ids(f"<bos><start_of_turn>user\n{picture}{world}")
+        return self.ids(f"<bos><start_of_turn>user\n{picture}{world}")
 
     def batch(self, chats: Sequence[Sequence[Turn]], mode: str, num_world_steps: int = 0) -> ChatBatch:
         """Chats of one or more turns each, all about one picture and with the same number of world steps."""
         prefix = self.prefix(mode, num_world_steps)
-        opening, closing = self._ids(ANSWER_OPENING), self._ids(QUESTION_OPENING)
+        opening, closing = self.ids(ANSWER_OPENING), self.ids(QUESTION_OPENING)
         rows, labels = [], []
         for chat in chats:
             pieces, learned = [prefix], [False]
@@ -92,6 +94,82 @@ class ChatWriter:
             target[row, : len(tokens)][know] = tokens[know]
         types = (ids == self.image_token_id).astype(np.int64)
         return ChatBatch(*(torch.from_numpy(array) for array in (ids, mask, types, target)))
+
+
+class TurnTable:
+    """Every turn as a row of one array of ids, so that drawing a batch of chats is a few gathers on the accelerator.
+
+    Each turn ends with the opening of the next question, where nothing is learned.
+
+    Args:
+        questions: for each picture and kind of question, (text, answer) pairs; every picture names the same kinds.
+        device: where batches are drawn.
+    """
+
+    def __init__(
+        self,
+        writer: ChatWriter,
+        questions: Sequence[Mapping[str, Sequence[tuple[str, str]]]],
+        device: torch.device,
+    ) -> None:
+        self.writer, self.device = writer, device
+        rows: dict[tuple[str, str], int] = {}
+        self._turns: dict[str, Tensor] = {}  # kind -> (pictures, most) row of each turn, -1 where there is none
+        for kind in questions[0]:
+            known = [[rows.setdefault(pair, len(rows)) for pair in own[kind]] for own in questions]
+            table = np.full((len(known), max(1, *map(len, known))), -1, dtype=np.int32)
+            for picture, own_rows in enumerate(known):
+                table[picture, : len(own_rows)] = own_rows
+            self._turns[kind] = torch.from_numpy(table).to(device)
+        opening, closing = writer.ids(ANSWER_OPENING), writer.ids(QUESTION_OPENING)
+        turns = [(turn.question, opening, turn.answer, closing) for turn in (writer.turn(*pair) for pair in rows)]
+        lengths = np.array([sum(map(len, pieces)) for pieces in turns])
+        filled = np.arange(lengths.max()) < lengths[:, None]  # (turns, longest)
+        ids, learned = np.zeros(filled.shape, dtype=np.int32), np.zeros(filled.shape, dtype=bool)
+        ids[filled] = np.concatenate([piece for pieces in turns for piece in pieces])
+        learned[filled] = np.concatenate(
+            [np.full(len(piece), place == 2) for pieces in turns for place, piece in enumerate(pieces)]
+        )
+        self._ids = torch.from_numpy(ids).to(device)
+        self._filled = torch.from_numpy(filled).to(device)
+        self._learned = torch.from_numpy(learned).to(device)
+
+    def draw(
+        self,
+        pictures: Tensor,
+        counts: Mapping[str, int],
+        mode: str,
+        num_world_steps: int,
+        generator: torch.Generator,
+        multiple: int = 1,
+    ) -> ChatBatch:
+        """One chat about each of `pictures` (B,): `counts` turns of each kind at most, none twice, in random order.
+
+        Args:
+            multiple: the length of a batch is rounded up to a multiple of it.
+        """
+        drawn = []
+        for kind, count in counts.items():
+            own = self._turns[kind][pictures]  # (B, most)
+            keys = torch.rand(own.shape, device=self.device, generator=generator).masked_fill(own < 0, 2.0)
+            drawn.append(own.gather(1, keys.argsort(1)[:, :count]))
+        turns = torch.cat(drawn, dim=1)  # (B, K), -1 where a picture has too few
+        order = torch.rand(turns.shape, device=self.device, generator=generator).argsort(1)
+        turns = turns.gather(1, order)
+        filled = (self._filled[turns] & (turns >= 0)[..., None]).flatten(1)  # (B, K·longest)
+        prefix = torch.from_numpy(self.writer.prefix(mode, num_world_steps)).to(self.device)
+        place = filled.cumsum(1) - 1 + len(prefix)  # where each id goes in its chat
+        longest = int(place[:, -1].max()) + 1
+        shape = (len(pictures), -(-longest // multiple) * multiple)
+        row = torch.arange(shape[0], device=self.device)[:, None].expand_as(place)[filled]
+        place, new = place[filled], self._ids[turns].flatten(1)[filled].long()
+        ids = torch.full(shape, self.writer.pad_token_id, device=self.device)
+        ids[:, : len(prefix)] = prefix
+        ids[row, place] = new
+        labels = torch.full(shape, IGNORED, device=self.device)
+        labels[row, place] = torch.where(self._learned[turns].flatten(1)[filled], new, IGNORED)
+        mask = (torch.arange(shape[1], device=self.device) < len(prefix) + filled.sum(1, keepdim=True)).long()
+        return ChatBatch(ids, mask, (ids == self.writer.image_token_id).long(), labels)
 
 
 def answered_rightly(logits: Tensor, labels: Tensor) -> Tensor:

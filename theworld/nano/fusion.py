@@ -22,7 +22,8 @@ from theworld import freezing
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
 from theworld.modeling import TheWorldForConditionalGeneration
 from theworld.nano.chats import ChatWriter, answered_rightly
-from theworld.nano.language import Asked, as_pixels, clip_latents, each, learning_rate_at
+from theworld.nano.language import as_pixels, clip_latents, learning_rate_at
+from theworld.nano.now import Asked, each
 from theworld.nano.progress import CsvLog
 from theworld.processing import TheWorldProcessor
 

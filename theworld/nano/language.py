@@ -10,26 +10,22 @@ Shapes: B chats, F pixel frames, n pictures.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
 from theworld import freezing
-from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
-from theworld.datasets.physics.pictures import BACKGROUND, PALETTE
+from theworld.datasets.physics import FAMILIES
 from theworld.modeling import TheWorldForConditionalGeneration
-from theworld.nano.chats import MODES, ChatBatch, ChatWriter, Turn, answered_rightly
+from theworld.nano.chats import MODES, ChatWriter, TurnTable, answered_rightly
 from theworld.nano.gemma import build_tokenizer
+from theworld.nano.now import Pictures, draw_pictures, each, words_of
 from theworld.nano.progress import CsvLog
 from theworld.processing import TheWorldProcessor
 
@@ -57,9 +53,8 @@ VISION = {
 }
 TOKENS_PER_IMAGE = 64
 VOCABULARY = 704
-SURE = 12  # of 255: how far a pixel may be from a colour to be called by its name
-FINE = ("cell", "column", "row")  # topics that only a model that looks at one place can answer
 KINDS = (*MODES, "future")  # losses are logged apart
+GATE_QUESTIONS = 4  # of each validation picture
 
 
 @dataclass(frozen=True)
@@ -67,133 +62,40 @@ class LanguageSettings:
     """How stage (c) is trained.
 
     Args:
+        learning_rate: of AdamW, for embeddings, norms and the vision tower's ends.
+        muon_learning_rate: of Muon, for the matrices inside the layers; 0 leaves them to AdamW as well.
         clips_per_family: training clips whose pictures are asked about.
         frames_per_clip: pictures of each; the first frame is always one of them.
-        questions: questions packed into one chat, half of them about exact places.
-        cells: questions about the colour of a cell drawn for each picture, beside those about things.
+        turns: questions of each kind (see `theworld.nano.now`) packed into one chat.
+        per_kind: questions of each kind kept of a picture.
         modes: share of batches that see the picture, the world tokens, both.
-        validation_clips: clips of each family that the gate is measured on.
-        workers: processes that draw clips before training.
-        loaders: processes that write batches during training; none means that the training loop does.
-        tokenizer_clips: training clips of each family whose words make the vocabulary.
         future: share of the batches with world tokens that also carry the latents of the moments after now.
+        late: share of later pictures whose latents are taken from their clip's, where they stand for four frames,
+            rather than from the picture alone; both are the same moment, but they are not the same numbers.
+        validation_clips: clips of each family that the gate is measured on.
+        tokenizer_clips: training clips of each family whose words make the vocabulary.
+        workers: processes that draw clips before training.
     """
 
-    steps: int = 8000
+    steps: int = 16000
     batch_size: int = 128
     learning_rate: float = 1e-3
+    muon_learning_rate: float = 0.0
     warmup: int = 200
     weight_decay: float = 0.02
     clips_per_family: int = 8000
     frames_per_clip: int = 5
-    questions: int = 12
-    cells: int = 12
+    turns: dict[str, int] = field(default_factory=lambda: {"benchmark": 6, "cell": 3, "scan": 3})
+    per_kind: int = 12
     modes: tuple[float, float, float] = (0.45, 0.35, 0.2)
-    future: float = 0.3
+    future: float = 0.25
+    late: float = 0.5
     world_steps: tuple[int, ...] = (1, 2, 4)
     validation_clips: int = 200
     tokenizer_clips: int = 200
     evaluate_every: int = 1000
     seed: int = 0
     workers: int = 2
-    loaders: int = 0
-
-
-class Asked(NamedTuple):
-    """What stage (c) keeps of a Question; millions of them cross process borders."""
-
-    text: str
-    answer: str
-    family: str
-    topic: str
-
-
-@dataclass
-class Pictures:
-    """Clips with questions about some of their frames.
-
-    `clips` uint8 (n, F, H, W, 3); `entries` name a clip and a frame; `questions` belong to the entries.
-    """
-
-    clips: np.ndarray
-    entries: list[tuple[int, int]]
-    questions: list[list[Asked]]
-
-
-def each(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
-    """`function` of every task, in order, by so many processes; by none but this one when `workers` is 0."""
-    if workers == 0:
-        yield from map(function, tasks)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(function, tasks, chunksize=8)
-
-
-def cell_questions(picture: np.ndarray, family: str, count: int, rng: np.random.Generator) -> list[Asked]:
-    """What colour is where, in up to `count` of the 8×8 cells of a picture (H, W, 3) uint8, mostly of things.
-
-    The plainest questions there are: the words name a place, the answer stands there. They teach where to look and what
-    colours are called, without which questions about things ("where is the red ball?") stay at chance for long.
-    """
-    side = picture.shape[0] // 8
-    centre = side // 2
-    samples = picture[centre - 1 :: side, centre - 1 :: side].astype(np.int32)  # (8, 8, 3), upper left of each middle
-    others = picture[centre::side, centre::side].astype(np.int32)
-    names = ["empty", *PALETTE]
-    colours = np.array([BACKGROUND, *PALETTE.values()])  # (colours, 3)
-    distance = np.maximum(
-        np.abs(samples[:, :, None] - colours).max(-1), np.abs(others[:, :, None] - colours).max(-1)
-    )  # (8, 8, colours)
-    nearest = distance.argmin(-1)
-    sure = distance.min(-1) <= SURE
-    full, empty = np.argwhere(sure & (nearest > 0)), np.argwhere(sure & (nearest == 0))
-    chosen = [*rng.permutation(full)[: count - count // 4], *rng.permutation(empty)[: count // 4]]
-    return [
-        Asked(f"What colour is at column {column + 1}, row {row + 1}?", names[nearest[row, column]], family, "cell")
-        for row, column in chosen
-    ]
-
-
-def draw(
-    task: tuple[str, str, int], frames_per_clip: int, cells: int
-) -> tuple[np.ndarray, list[tuple[int, list[Asked]]]]:
-    """One clip and the now-questions of some of its frames, the first among them."""
-    clip = make_clip(*task)
-    rng = np.random.default_rng(task[2])
-    later = rng.choice(np.arange(1, len(clip.frames)), size=frames_per_clip - 1, replace=False)
-    frames = [0, *sorted(int(frame) for frame in later)]
-    asked = [
-        (
-            frame,
-            [Asked(q.text, q.answer, q.family, q.topic) for q in now_questions(clip, frame)]
-            + cell_questions(clip.frames[frame], clip.family, cells, rng),
-        )
-        for frame in frames
-    ]
-    return clip.frames, [(frame, questions) for frame, questions in asked if questions]
-
-
-def draw_pictures(split: str, first: int, per_family: int, frames_per_clip: int, cells: int, workers: int) -> Pictures:
-    """Pictures and now-questions of clips first … first + per_family - 1 of every family."""
-    tasks = [(family, split, index) for index in range(first, first + per_family) for family in FAMILIES]
-    clips, entries, questions = [], [], []
-    for number, (frames, asked) in enumerate(
-        each(partial(draw, frames_per_clip=frames_per_clip, cells=cells), tasks, workers)
-    ):
-        clips.append(frames)
-        for frame, own in asked:
-            entries.append((number, frame))
-            questions.append(own)
-    return Pictures(np.stack(clips), entries, questions)
-
-
-def words_of(task: tuple[str, str, int]) -> list[str]:
-    """All that is asked and answered about one clip's first and last frame."""
-    clip = make_clip(*task)
-    asked = [*next_questions(clip), *now_questions(clip, 0), *now_questions(clip, len(clip.frames) - 1)]
-    words = [piece for question in asked for piece in (question.text, question.answer, question.now_form or "")]
-    cells = cell_questions(clip.frames[0], clip.family, 8, np.random.default_rng(task[2]))
-    return [*words, *(piece for question in cells for piece in (question.text, question.answer))]
 
 
 def train_tokenizer(clips_per_family: int, workers: int) -> PreTrainedTokenizerFast:
@@ -220,55 +122,70 @@ def world_of(model: TheWorldForConditionalGeneration, frames: Tensor) -> Tensor:
     return clip_latents(model, frames[:, None])
 
 
-@dataclass(frozen=True)
-class Turns:
-    """Questions about one picture as turns: where exactly things are, and everything else."""
+class NowBatches:
+    """Batches of chats about pictures, drawn where the model is: ids, and the picture or latents they are about.
 
-    fine: list[Turn]
-    coarse: list[Turn]
-
-    @classmethod
-    def of(cls, questions: Sequence[Asked], writer: ChatWriter) -> Turns:
-        parts: tuple[list[Turn], list[Turn]] = ([], [])
-        for asked in questions:
-            parts[asked.topic not in FINE].append(writer.turn(asked.text, asked.answer))
-        return cls(*parts)
-
-    def draw(self, count: int, rng: np.random.Generator) -> list[Turn]:
-        """`count` turns at most in random order, half of them fine ones while there are enough."""
-        fine = [self.fine[i] for i in rng.permutation(len(self.fine))[: count - count // 2]]
-        coarse = [self.coarse[i] for i in rng.permutation(len(self.coarse))[: count - len(fine)]]
-        both = fine + coarse
-        return [both[i] for i in rng.permutation(len(both))]
-
-
-class NowChats(IterableDataset[tuple[str, int, ChatBatch, Tensor]]):
-    """Batches of chats without end: mode, world steps, chats, and (B, 2) int64 naming each chat's clip and frame.
-
-    Each loader process draws from a seed of its own; the order is the same in every run with as many of them.
+    Everything is held on the accelerator: clips, their latents, and every turn.
     """
 
     def __init__(
         self,
-        turns: list[Turns],
-        entries: list[tuple[int, int]],
+        model: TheWorldForConditionalGeneration,
+        pictures: Pictures,
         writer: ChatWriter,
         settings: LanguageSettings,
+        device: torch.device,
     ) -> None:
-        self.turns, self.entries, self.writer, self.settings = turns, entries, writer, settings
-        self.first_frames = [row for row, (_, frame) in enumerate(entries) if frame == 0]
+        self.settings, self.device = settings, device
+        pairs = [
+            {kind: [(asked.text, asked.answer) for asked in own[kind]] for kind in settings.turns}
+            for own in pictures.questions
+        ]
+        self.turns = TurnTable(writer, pairs, device)
+        self.clips = torch.from_numpy(pictures.clips).to(device)
+        self.entries = torch.tensor(pictures.entries, device=device)  # (pictures, 2): clip, frame
+        self.first_frames = (self.entries[:, 1] == 0).nonzero()[:, 0]
+        self.factor = model.config.world_config.temporal_factor
+        self.moments = torch.cat(  # (pictures, C, 1, h, w), each frame encoded alone
+            [clip_latents(model, self.clips[c, f][:, None]) for c, f in (e.T for e in self.entries.split(512))]
+        )
+        self.whole = torch.cat([clip_latents(model, part) for part in self.clips.split(128)])  # (clips, C, T, h, w)
 
-    def __iter__(self) -> Iterator[tuple[str, int, ChatBatch, Tensor]]:
-        settings, worker = self.settings, get_worker_info()
-        rng = np.random.default_rng([settings.seed, worker.id if worker is not None else 0])
+    def __iter__(self) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
+        """Mode, world steps after now, and the model's inputs, without end; the same in every run."""
+        settings = self.settings
+        rng = np.random.default_rng(settings.seed)
+        generator = torch.Generator(self.device).manual_seed(settings.seed)
         while True:
             mode = MODES[rng.choice(len(MODES), p=settings.modes)]
             future = mode != "picture" and rng.random() < settings.future
             steps_ahead = int(rng.choice(settings.world_steps)) if future else 0
-            rows = rng.choice(self.first_frames if future else len(self.turns), size=settings.batch_size)
-            chats = [self.turns[row].draw(settings.questions, rng) for row in rows]
-            places = torch.tensor([self.entries[row] for row in rows])
-            yield mode, steps_ahead, self.writer.batch(chats, mode, steps_ahead), places
+            rows = torch.randint(
+                len(self.first_frames if future else self.entries),
+                (settings.batch_size,),
+                device=self.device,
+                generator=generator,
+            )
+            rows = self.first_frames[rows] if future else rows
+            batch = self.turns.draw(rows, settings.turns, mode, steps_ahead, generator, multiple=64)
+            inputs = vars(batch).copy()
+            clip, frame = self.entries[rows].T
+            if mode != "picture":
+                inputs["world_latents"] = (
+                    self.whole[clip, :, : 1 + steps_ahead]
+                    if steps_ahead
+                    else self.latents_of(rows, torch.rand(len(rows), device=self.device, generator=generator))
+                )
+            if mode != "world":
+                inputs["pixel_values"] = as_pixels(self.clips[clip, frame])
+            yield mode, steps_ahead, inputs
+
+    def latents_of(self, rows: Tensor, chance: Tensor) -> Tensor:
+        """Latents (B, C, 1, h, w) of single pictures; where `chance` (B,) says so, those of the moment in its clip."""
+        clip, frame = self.entries[rows].T
+        late = (frame > 0) & (frame % self.factor == 0) & (chance < self.settings.late)
+        inside = self.whole[clip, :, frame // self.factor][:, :, None]
+        return torch.where(late[:, None, None, None, None], inside, self.moments[rows])
 
 
 @torch.no_grad()
@@ -311,6 +228,30 @@ def learning_rate_at(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
 
 
+def build_optimizers(
+    model: TheWorldForConditionalGeneration, settings: LanguageSettings, device: torch.device
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all that learns, or Muon for the matrices inside the layers and AdamW for the rest."""
+    learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    matrices = [p for name, p in learning.items() if ".layers." in name and p.ndim == 2]
+    optimizers: list[torch.optim.Optimizer] = []
+    if settings.muon_learning_rate:
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=settings.muon_learning_rate, weight_decay=settings.weight_decay)
+        )
+    inside = {id(parameter) for parameter in matrices} if settings.muon_learning_rate else set()
+    optimizers.append(
+        torch.optim.AdamW(
+            [parameter for parameter in learning.values() if id(parameter) not in inside],
+            lr=settings.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=settings.weight_decay,
+            fused=device.type == "cuda",
+        )
+    )
+    return optimizers
+
+
 def train_language(
     model: TheWorldForConditionalGeneration,
     processor: TheWorldProcessor,
@@ -325,52 +266,31 @@ def train_language(
     """
     started = time.monotonic()
     pictures = draw_pictures(
-        "train", 0, settings.clips_per_family, settings.frames_per_clip, settings.cells, settings.workers
+        "train", 0, settings.clips_per_family, settings.frames_per_clip, settings.per_kind, settings.workers
     )
+    held_out = draw_pictures("validation", 0, settings.validation_clips, 2, GATE_QUESTIONS, settings.workers)
     logger.info("%d pictures drawn in %.0f s", len(pictures.entries), time.monotonic() - started)
     freezing.train_only(model, ("projector", "vision", "language"))
     model.to(device).train()
-    writer = ChatWriter(processor)
-    turns = [Turns.of(own, writer) for own in pictures.questions]
-    chats = NowChats(turns, pictures.entries, writer, settings)
-    loader = iter(
-        DataLoader(
-            chats, batch_size=None, num_workers=settings.loaders, prefetch_factor=4 if settings.loaders else None
-        )
-    )
-    clips = torch.from_numpy(pictures.clips).to(device)
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=settings.learning_rate,
-        betas=(0.9, 0.98),
-        weight_decay=settings.weight_decay,
-        fused=device.type == "cuda",
-    )
+    batches = iter(NowBatches(model, pictures, ChatWriter(processor), settings, device))
+    optimizers = build_optimizers(model, settings, device)
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     log = CsvLog(folder / "language.csv", ("step", "loss", *KINDS, "seconds"))
     curve = CsvLog(folder / "language_accuracy.csv", ("step", *MODES))
-    held_out = draw_pictures("validation", 0, settings.validation_clips, 2, 0, settings.workers)
+    topics = CsvLog(folder / "language_topics.csv", ("step", "mode", "family", "topic", "right"))
     accuracy: dict[str, float] = {}
     sums: dict[str, list[Tensor]] = {}
     for step in range(settings.steps):
-        mode, steps_ahead, batch, places = next(loader)
-        inputs = batch.to(device)
-        where = places.to(device)  # (B, 2): clip, frame
+        mode, steps_ahead, inputs = next(batches)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            if mode != "picture":
-                moments = clips[where[:, 0], where[:, 1]][:, None]
-                if steps_ahead:
-                    moments = clips[where[:, 0], : 1 + 4 * steps_ahead]
-                inputs["world_latents"] = clip_latents(model, moments)
-            if mode != "world":
-                inputs["pixel_values"] = as_pixels(clips[where[:, 0], where[:, 1]])
             loss = model(**inputs).loss
-        rate = learning_rate_at(step, settings.steps, settings.learning_rate, settings.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step, settings.steps, peak, settings.warmup)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         sums.setdefault("future" if steps_ahead else mode, []).append(loss.detach())
         if (step + 1) % 100 == 0 or step + 1 == settings.steps:
             means = {kind: float(torch.stack(own).mean()) for kind, own in sums.items()}
@@ -381,6 +301,9 @@ def train_language(
         if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
             accuracy = now_accuracy(model, processor, held_out, device)
             logger.info("now-questions right: %s", curve.add((step + 1, *(accuracy[mode] for mode in MODES))))
+            for key, right in accuracy.items():
+                if "/" in key:
+                    topics.add((step + 1, *key.split("/"), right))
             model.train()
     return accuracy
 
@@ -395,11 +318,10 @@ def now_accuracy(
 ) -> dict[str, float]:
     """Share of now-questions answered exactly: one question a chat, by mode and by mode and topic."""
     model.eval()
-    rng = np.random.default_rng(1)
     asked = [
         (entry, question)
         for entry, own in zip(pictures.entries, pictures.questions, strict=True)
-        for question in (own[i] for i in rng.permutation(len(own))[:4])
+        for question in own["benchmark"]
     ]
     writer = ChatWriter(processor)
     right: dict[str, list[bool]] = {}

@@ -119,7 +119,7 @@ def laptop_settings() -> NanoSettings:
 
 def shipped_settings() -> NanoSettings:
     """The shipped model, on one large GPU and 16 CPU cores."""
-    return NanoSettings(language=LanguageSettings(workers=14, loaders=6), fusion=FusionSettings(workers=14))
+    return NanoSettings(language=LanguageSettings(workers=14), fusion=FusionSettings(workers=14))
 
 
 SCALES = {"shipped": shipped_settings, "laptop": laptop_settings}

@@ -1,6 +1,6 @@
 """Small physical scenes with questions about now and about what happens (see docs/physics.md)."""
 
-from theworld.datasets.physics.questions import Question, balanced, next_questions, now_questions
+from theworld.datasets.physics.questions import Question, balanced, next_questions, now_questions, things
 from theworld.datasets.physics.scenes import FAMILIES, SPLITS, Clip, make_clip, make_wild_frames
 from theworld.datasets.physics.simulation import IMAGE_SIZE, NUM_FRAMES
 
@@ -16,4 +16,5 @@ __all__ = [
     "make_wild_frames",
     "next_questions",
     "now_questions",
+    "things",
 ]

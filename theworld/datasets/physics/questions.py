@@ -223,6 +223,19 @@ def now_questions(clip: Clip, frame: int) -> list[Question]:
     return asker.questions
 
 
+def things(clip: Clip, frame: int) -> dict[str, tuple[float, float]]:
+    """Things with a name of their own that are wholly in the picture `clip.frames[frame]`, and where their middle is.
+
+    Returns:
+        Name to (x, y) in px from the upper left corner, in the order of painting.
+    """
+    return {
+        name: _centre(clip.parts[i], clip.poses[i, frame])
+        for name, i in _names(clip, frame).items()
+        if _inside(clip.parts[i], clip.poses[i, frame])
+    }
+
+
 def _yes(true: bool) -> str:
     return "yes" if true else "no"
 
