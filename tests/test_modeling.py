@@ -12,9 +12,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Gemma3ForCo
 from transformers.models.gemma3 import Gemma3Processor
 
 from tests.tiny import tiny_bases, tiny_model
-from theworld import freezing
+from tests.world_models.tiny import TINY_SIZE
+from theworld import TheWorldConfig, freezing
 from theworld.modeling import TheWorldForConditionalGeneration
 from theworld.processing import TheWorldProcessor
+from theworld.world_models.cosmos_predict2 import CosmosPredict2
 
 TOLERANCE = 1e-4
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
@@ -58,6 +60,21 @@ def test_world_off_is_gemma_bit_for_bit(bases: dict[str, str]) -> None:
         assert torch.equal(model(**ours).logits, gemma(**theirs).logits)
     with torch.no_grad():
         assert not torch.equal(model(**ours).logits, gemma(**theirs).logits), "the LoRA is there when it is on"
+
+
+def test_a_loaded_gemma_keeps_its_causal_mask_when_it_is_injected(bases: dict[str, str]) -> None:
+    """TheWorldConfig is given the very config that the Gemma at hand runs on, as a caller naturally would."""
+    vlm = Gemma3ForConditionalGeneration.from_pretrained(bases["vlm_name_or_path"])
+    world_config = CosmosPredict2.read_config(bases["world_name_or_path"])
+    config = TheWorldConfig(
+        vlm_config=vlm.config, world_config=world_config, world_image_size=TINY_SIZE, enable_world=False
+    )
+    assert vlm.config.get_text_config()._attn_implementation == "sdpa"
+    model = TheWorldForConditionalGeneration(config, vlm=vlm).eval()
+    ids = torch.tensor([[2, 20, 30, 40, 50]])
+    with torch.no_grad():
+        whole, start = model(input_ids=ids).logits, model(input_ids=ids[:, :3]).logits
+    torch.testing.assert_close(whole[:, :3], start, atol=1e-5, rtol=1e-5)
 
 
 def test_world_tokens_change_logits(fused) -> None:

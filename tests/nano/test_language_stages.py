@@ -23,7 +23,7 @@ from theworld.nano.foresight import ForesightSettings
 from theworld.nano.fusion import FusionSettings
 from theworld.nano.language import LanguageSettings, NowBatches, clip_latents, place_positions
 from theworld.nano.now import COLOUR_NAMES, cell_colours, cell_questions, draw_pictures, scan_questions
-from theworld.nano.recipe import NanoSettings, run_fusion, run_language, run_world
+from theworld.nano.recipe import NanoSettings, run_fusion, run_language, run_world, with_values
 from theworld.nano.vae import VAESettings
 from theworld.nano.world import NANO_VAE, TransformerSettings, nano_world_config
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
@@ -192,6 +192,25 @@ def test_scans_say_what_stands_along_a_line_and_where_things_are() -> None:
     ball = next(part for part in clip.parts if part.kind == "ball" and part.colour == "yellow")
     x, y = (int(number) for number in answers["Where exactly is the yellow ball?"].split())
     assert (x, y) == (int(ball.x / 2), int(ball.y / 2))
+
+
+def test_settings_are_changed_by_name_and_unknown_ones_refused() -> None:
+    changes = ["language.steps=7", "language.turns.scan=0", "fusion.world_steps=[0, 4]", "vae.learning_rate=1"]
+    settings = with_values(NanoSettings(), changes)
+    assert (settings.language.steps, settings.language.turns["scan"]) == (7, 0)
+    assert settings.language.turns["cell"] == LanguageSettings().turns["cell"]
+    assert settings.fusion.world_steps == (0, 4)
+    assert settings.vae.learning_rate == 1.0
+    assert NanoSettings().language.steps != 7
+    for wrong, said in (
+        ("language.stepps=7", "did you mean 'steps'"),
+        ("langage.steps=7", "did you mean 'language'"),
+        ("language.steps", "language.steps=4000"),
+        ("language.steps=many", "give int, like"),
+        ("language.steps.more=1", "has no parts"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            with_values(NanoSettings(), [wrong])
 
 
 def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

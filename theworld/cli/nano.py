@@ -77,6 +77,10 @@ def train(
     publish: Annotated[
         bool, typer.Option("--publish", help="Put the result in this package, as what `nano` names.")
     ] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as language.steps=4000; may be repeated."),
+    ] = None,
     device: options.Device = None,
     debug: options.Debug = False,
 ) -> None:
@@ -98,10 +102,11 @@ def train(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     wanted = [stage for stage in stages.split(",") if stage]
-    recipe.train(Path(work), recipe.SCALES[scale](), wanted, where)
+    settings = recipe.with_values(recipe.SCALES[scale](), changes or [])
+    recipe.train(Path(work), settings, wanted, where)
     if publish:
         command = shlex.join(["theworld", *sys.argv[1:]])
-        recipe.publish(Path(work), recipe.provenance(scale, where, command))
+        recipe.publish(Path(work), recipe.provenance(scale, settings, where, command))
 
 
 def write_picture(pixels: object, path: str) -> None:

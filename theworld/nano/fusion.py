@@ -21,8 +21,8 @@ from torch import Tensor
 from theworld import freezing
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
 from theworld.modeling import TheWorldForConditionalGeneration
-from theworld.nano.chats import ChatWriter, answered_rightly
-from theworld.nano.language import as_pixels, clip_latents, learning_rate_at
+from theworld.nano.chats import ChatWriter, TurnTable, answered_rightly
+from theworld.nano.language import as_pixels, clip_latents, compile_layers, learning_rate_at
 from theworld.nano.now import Asked, each
 from theworld.nano.progress import CsvLog
 from theworld.processing import TheWorldProcessor
@@ -54,6 +54,7 @@ class FusionSettings:
         world_steps: numbers of world steps to draw from, and how often.
         dropped: share of batches with the world off.
         next_questions, now_questions: questions of each kind packed into one chat.
+        compile: compile the language model's layers; worth it on a GPU.
     """
 
     steps: int = 1500
@@ -71,9 +72,10 @@ class FusionSettings:
     dropped: float = 0.15
     next_questions: int = 3
     now_questions: int = 2
-    evaluate_every: int = 150
+    evaluate_every: int = 250
     seed: int = 0
     workers: int = 2
+    compile: bool = False
 
 
 @dataclass
@@ -155,8 +157,14 @@ def train_fusion(
     freezing.train_only(model, parts)
     model.to(device)
     writer = ChatWriter(processor)
-    what_happens = [[writer.turn(q.text, q.answer) for q in own] for own in scenes.what_happens]
-    now = [[writer.turn(q.text, q.answer) for q in own] for own in scenes.now]
+    pairs = [
+        {"next": [(q.text, q.answer) for q in what_happens], "now": [(q.text, q.answer) for q in now]}
+        for what_happens, now in zip(scenes.what_happens, scenes.now, strict=True)
+    ]
+    turns = TurnTable(writer, pairs, device)
+    counts = {"next": settings.next_questions, "now": settings.now_questions}
+    if settings.compile:
+        compile_layers(model)
     peak = settings.direct_learning_rate if "language" in parts else settings.learning_rate
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
@@ -164,30 +172,25 @@ def train_fusion(
         betas=(0.9, 0.98),
         weight_decay=settings.weight_decay,
     )
+    # drawn alike for all kinds, so that they see the same scenes and questions
     rng = np.random.default_rng(settings.seed)
+    generator = torch.Generator(device).manual_seed(settings.seed)
     log = CsvLog(folder / f"{kind}.csv", ("step", "loss", "validation", *FAMILIES, "seconds"))
     started, losses = time.monotonic(), []
     accuracy: dict[str, float] = {}
     for step in range(settings.steps):
-        rows = rng.choice(len(what_happens), size=settings.batch_size)
-        chats = [
-            [what_happens[row][i] for i in rng.permutation(len(what_happens[row]))[: settings.next_questions]]
-            + [now[row][i] for i in rng.permutation(len(now[row]))[: settings.now_questions]]
-            for row in rows
-        ]
-        chats = [[chat[i] for i in rng.permutation(len(chat))] for chat in chats]
-        # drawn for the controls as well, so that all see the same scenes and questions
+        rows = torch.randint(len(scenes.clips), (settings.batch_size,), device=device, generator=generator)
         steps_ahead = int(rng.choice(settings.world_steps, p=settings.world_steps_share))
         dropped, true = rng.random() < settings.dropped, rng.random() < settings.true_futures
         which = rng.integers(len(futures[steps_ahead]) - 1)
         mode = "both" if world_on and not dropped else "picture"
-        inputs = writer.batch(chats, mode, steps_ahead).to(device)
+        inputs = vars(turns.draw(rows, counts, mode, steps_ahead, generator, multiple=64)).copy()
         inputs["pixel_values"] = as_pixels(scenes.clips[rows, 0].to(device))
         if mode == "both":
-            inputs["world_latents"] = futures[steps_ahead][-1 if true else which][torch.from_numpy(rows)].to(device)
+            inputs["world_latents"] = futures[steps_ahead][-1 if true else which][rows].to(device)
         model.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = model(**inputs).loss
+            loss = model(**inputs, use_cache=False).loss
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings.steps, peak, settings.warmup)
         optimizer.zero_grad(set_to_none=True)
@@ -198,7 +201,8 @@ def train_fusion(
         if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
             steps_seen = max(settings.world_steps) if world_on else None
             read = None if steps_seen is None else validation_futures[steps_seen][0]
-            accuracy = next_accuracy(model, writer, validation, read, device)
+            with torch.compiler.set_stance("force_eager"):
+                accuracy = next_accuracy(model, writer, validation, read, device)
             row = [step + 1, float(torch.stack(losses).mean()), accuracy["all"]]
             row += [accuracy[family] for family in FAMILIES]
             logger.info("%s: %s", kind, log.add([*row, time.monotonic() - started]))
@@ -232,7 +236,9 @@ def next_accuracy(
         if latents is not None:
             inputs["world_latents"] = latents[rows.to(latents.device)].to(device)
         labels = inputs.pop("labels")
-        for (row, _), hit in zip(part, answered_rightly(model(**inputs).logits, labels).tolist(), strict=True):
+        for (row, _), hit in zip(
+            part, answered_rightly(model(**inputs, use_cache=False).logits, labels).tolist(), strict=True
+        ):
             hits.setdefault("all", []).append(hit)
             hits.setdefault(scenes.families[row], []).append(hit)
     return {key: float(np.mean(own)) for key, own in hits.items()}

@@ -63,7 +63,8 @@ class LanguageSettings:
 
     Args:
         learning_rate: of AdamW, for embeddings, norms and the vision tower's ends.
-        muon_learning_rate: of Muon, for the matrices inside the layers; 0 leaves them to AdamW as well.
+        muon_learning_rate: of Muon (https://kellerjordan.github.io/posts/muon), for the matrices inside the layers; 0
+            leaves them to AdamW as well, with which sides stay at chance for thousands of steps (docs/LOG.md).
         clips_per_family: training clips whose pictures are asked about.
         frames_per_clip: pictures of each; the first frame is always one of them.
         turns: questions of each kind (see `theworld.nano.now`) packed into one chat.
@@ -75,12 +76,13 @@ class LanguageSettings:
         validation_clips: clips of each family that the gate is measured on.
         tokenizer_clips: training clips of each family whose words make the vocabulary.
         workers: processes that draw clips before training.
+        compile: compile the language model's layers; worth it on a GPU.
     """
 
     steps: int = 16000
     batch_size: int = 128
     learning_rate: float = 1e-3
-    muon_learning_rate: float = 0.0
+    muon_learning_rate: float = 0.02
     warmup: int = 200
     weight_decay: float = 0.02
     clips_per_family: int = 8000
@@ -96,6 +98,7 @@ class LanguageSettings:
     evaluate_every: int = 1000
     seed: int = 0
     workers: int = 2
+    compile: bool = False
 
 
 def train_tokenizer(clips_per_family: int, workers: int) -> PreTrainedTokenizerFast:
@@ -228,6 +231,13 @@ def learning_rate_at(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
 
 
+def compile_layers(model: TheWorldForConditionalGeneration) -> None:
+    """Compiles each of Gemma's layers in place; batches of many lengths share two or three compilations."""
+    torch.compiler.reset()  # an earlier model's compilations count towards the limit of this one's
+    for layer in model.language_model.layers:  # type: ignore[union-attr]
+        layer.compile()
+
+
 def build_optimizers(
     model: TheWorldForConditionalGeneration, settings: LanguageSettings, device: torch.device
 ) -> list[torch.optim.Optimizer]:
@@ -274,6 +284,8 @@ def train_language(
     model.to(device).train()
     batches = iter(NowBatches(model, pictures, ChatWriter(processor), settings, device))
     optimizers = build_optimizers(model, settings, device)
+    if settings.compile:
+        compile_layers(model)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     log = CsvLog(folder / "language.csv", ("step", "loss", *KINDS, "seconds"))
     curve = CsvLog(folder / "language_accuracy.csv", ("step", *MODES))
@@ -283,7 +295,7 @@ def train_language(
     for step in range(settings.steps):
         mode, steps_ahead, inputs = next(batches)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = model(**inputs).loss
+            loss = model(**inputs, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, peak in zip(optimizers, peaks, strict=True):
@@ -299,7 +311,8 @@ def train_language(
             logger.info("now-questions: %s", log.add(row))
             sums = {}
         if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
-            accuracy = now_accuracy(model, processor, held_out, device)
+            with torch.compiler.set_stance("force_eager"):  # its batches come in other sizes
+                accuracy = now_accuracy(model, processor, held_out, device)
             logger.info("now-questions right: %s", curve.add((step + 1, *(accuracy[mode] for mode in MODES))))
             for key, right in accuracy.items():
                 if "/" in key:
@@ -337,7 +350,7 @@ def now_accuracy(
             if mode != "world":
                 inputs["pixel_values"] = as_pixels(frames)
             labels = inputs.pop("labels")
-            good = answered_rightly(model(**inputs).logits, labels).tolist()
+            good = answered_rightly(model(**inputs, use_cache=False).logits, labels).tolist()
             for (_, question), hit in zip(part, good, strict=True):
                 right.setdefault(mode, []).append(hit)
                 right.setdefault(f"{mode}/{question.family}/{question.topic}", []).append(hit)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -119,10 +120,53 @@ def laptop_settings() -> NanoSettings:
 
 def shipped_settings() -> NanoSettings:
     """The shipped model, on one large GPU and 16 CPU cores."""
-    return NanoSettings(language=LanguageSettings(workers=14), fusion=FusionSettings(workers=14))
+    return NanoSettings(
+        language=LanguageSettings(workers=14, compile=True), fusion=FusionSettings(workers=14, compile=True)
+    )
 
 
 SCALES = {"shipped": shipped_settings, "laptop": laptop_settings}
+
+
+def with_values(settings: NanoSettings, assignments: Sequence[str]) -> NanoSettings:
+    """Settings with some changed, each as `language.steps=4000`; values are JSON, or text where they are not.
+
+    Raises:
+        ValueError: no such setting (the nearest one is named), or no `=`.
+    """
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"{assignment!r} is no setting; write it as language.steps=4000.")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        settings = _replaced(settings, key, key.split("."), value)
+    return settings
+
+
+def _replaced(settings: Any, key: str, path: Sequence[str], value: Any) -> Any:
+    """A copy of a dataclass or dict with the value at `path` changed to one of the same type."""
+    name, *rest = path
+    known = [field.name for field in fields(settings)] if is_dataclass(settings) else list(settings)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(known)}."
+        raise ValueError(f"there is no setting {key!r}; {hint}")
+    old = settings[name] if isinstance(settings, dict) else getattr(settings, name)
+    new = value
+    if rest:
+        if not (is_dataclass(old) or isinstance(old, dict)):
+            raise ValueError(f"there is no setting {key!r}; {name!r} has no parts.")
+        new = _replaced(old, key, rest, value)
+    elif isinstance(old, tuple) and isinstance(value, list):
+        new = tuple(value)
+    elif isinstance(old, float) and type(value) is int:
+        new = float(value)
+    elif type(value) is not type(old):
+        raise ValueError(f"{key} is {value!r}; give {type(old).__name__}, like {old!r}.")
+    return {**settings, name: new} if isinstance(settings, dict) else replace(settings, **{name: new})
 
 
 def run_world(work: Path, settings: NanoSettings, device: torch.device) -> Path:
@@ -260,9 +304,8 @@ def train(work: Path, settings: NanoSettings, stages: Sequence[str], device: tor
         run_fusion(work, settings, device)
 
 
-def provenance(scale: str, device: torch.device, command: str) -> dict[str, Any]:
+def provenance(scale: str, settings: NanoSettings, device: torch.device, command: str) -> dict[str, Any]:
     """What the shipped weights say of themselves: command, commit, machine, versions and how much each stage saw."""
-    settings = SCALES[scale]()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=SHIPPED_WEIGHTS.parent)
     return {
