@@ -114,8 +114,8 @@ def test_a_table_of_turns_gives_the_writers_chats(bases: dict[str, str]) -> None
     table = TurnTable(writer, known, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     for mode, steps in (("picture", 0), ("world", 1), ("both", 2)):
-        batch = table.draw(torch.tensor([0, 1, 0]), {"cell": 2, "scan": 1}, mode, steps, generator, multiple=8)
-        assert batch.input_ids.shape[1] % 8 == 0
+        batch = table.draw(torch.tensor([0, 1, 0]), {"cell": 2, "scan": 1}, mode, steps, generator, room=300)
+        assert batch.input_ids.shape[1] == len(writer.prefix(mode, steps)) + 300
         closing = len(writer.ids(QUESTION_OPENING))
         for row, (picture, turns) in enumerate(((0, 3), (1, 1), (0, 3))):
             pairs = [pair for own in known[picture].values() for pair in own]
@@ -142,12 +142,24 @@ def test_fewer_turns_than_there_are_are_drawn_without_repeating(bases: dict[str,
     generator = torch.Generator().manual_seed(0)
     seen = set()
     for _ in range(20):
-        batch = table.draw(torch.tensor([0]), {"cell": 2}, "picture", 0, generator)
+        batch = table.draw(torch.tensor([0]), {"cell": 2}, "picture", 0, generator, room=100)
         text = writer.processor.tokenizer.decode(batch.labels[0][batch.labels[0] != -100])
         drawn = text.split("<end_of_turn>")[:-1]
         assert len(set(drawn)) == 2
         seen |= set(drawn)
     assert seen == set(answers)
+
+
+def test_turns_that_do_not_fit_are_left_out_whole(bases: dict[str, str]) -> None:
+    writer = ChatWriter(tiny_model(bases)[1])
+    known = [("Where?", "left"), ("Is it red?", "yes")]
+    table = TurnTable(writer, [{"cell": known}], torch.device("cpu"))
+    room = max(len(writer.batch([[writer.turn(*pair)]], "world").input_ids[0]) for pair in known)
+    room += len(writer.ids(QUESTION_OPENING)) - len(writer.prefix("world", 0))  # enough for either, not for both
+    for seed in range(9):
+        batch = table.draw(torch.tensor([0]), {"cell": 2}, "world", 0, torch.Generator().manual_seed(seed), room)
+        answer = writer.processor.tokenizer.decode(batch.labels[0][batch.labels[0] != -100])
+        assert answer in ("left<end_of_turn>", "yes<end_of_turn>")
 
 
 def test_batches_read_what_they_ask_about(bases: dict[str, str]) -> None:

@@ -103,10 +103,9 @@ def train(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     wanted = [stage for stage in stages.split(",") if stage]
     settings = recipe.with_values(recipe.SCALES[scale](), changes or [])
-    recipe.train(Path(work), settings, wanted, where)
+    recipe.train(Path(work), settings, wanted, where, shlex.join(["theworld", *sys.argv[1:]]))
     if publish:
-        command = shlex.join(["theworld", *sys.argv[1:]])
-        recipe.publish(Path(work), recipe.provenance(scale, settings, where, command))
+        recipe.publish(Path(work))
 
 
 def write_picture(pixels: object, path: str) -> None:

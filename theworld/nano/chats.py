@@ -141,12 +141,14 @@ class TurnTable:
         mode: str,
         num_world_steps: int,
         generator: torch.Generator,
-        multiple: int = 1,
+        room: int,
     ) -> ChatBatch:
         """One chat about each of `pictures` (B,): `counts` turns of each kind at most, none twice, in random order.
 
+        Nothing here waits for the accelerator, so that the next batch is drawn while it still learns from the last.
+
         Args:
-            multiple: the length of a batch is rounded up to a multiple of it.
+            room: tokens for the turns of a chat; those that no longer fit are left out, whole.
         """
         drawn = []
         for kind, count in counts.items():
@@ -156,19 +158,20 @@ class TurnTable:
         turns = torch.cat(drawn, dim=1)  # (B, K), -1 where a picture has too few
         order = torch.rand(turns.shape, device=self.device, generator=generator).argsort(1)
         turns = turns.gather(1, order)
-        filled = (self._filled[turns] & (turns >= 0)[..., None]).flatten(1)  # (B, K·longest)
+        filled = self._filled[turns] & (turns >= 0)[..., None]  # (B, K, longest)
+        fits = filled.sum(2).cumsum(1) <= room
+        filled = (filled & fits[..., None]).flatten(1)
         prefix = torch.from_numpy(self.writer.prefix(mode, num_world_steps)).to(self.device)
-        place = filled.cumsum(1) - 1 + len(prefix)  # where each id goes in its chat
-        longest = int(place[:, -1].max()) + 1
-        shape = (len(pictures), -(-longest // multiple) * multiple)
-        row = torch.arange(shape[0], device=self.device)[:, None].expand_as(place)[filled]
-        place, new = place[filled], self._ids[turns].flatten(1)[filled].long()
-        ids = torch.full(shape, self.writer.pad_token_id, device=self.device)
+        length = len(prefix) + room
+        # where each id goes in its chat; what is not there goes into one column too many, which is cut off
+        place = torch.where(filled, filled.cumsum(1) - 1 + len(prefix), length)
+        new = self._ids[turns].flatten(1).long()
+        empty = torch.full((len(pictures), length + 1), self.writer.pad_token_id, device=self.device)
+        ids = empty.scatter(1, place, new)[:, :length]
         ids[:, : len(prefix)] = prefix
-        ids[row, place] = new
-        labels = torch.full(shape, IGNORED, device=self.device)
-        labels[row, place] = torch.where(self._learned[turns].flatten(1)[filled], new, IGNORED)
-        mask = (torch.arange(shape[1], device=self.device) < len(prefix) + filled.sum(1, keepdim=True)).long()
+        targets = torch.where(self._learned[turns].flatten(1), new, IGNORED)
+        labels = torch.full_like(empty, IGNORED).scatter(1, place, targets)[:, :length]
+        mask = (torch.arange(length, device=self.device) < len(prefix) + filled.sum(1, keepdim=True)).long()
         return ChatBatch(ids, mask, (ids == self.writer.image_token_id).long(), labels)
 
 

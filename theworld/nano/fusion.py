@@ -54,6 +54,8 @@ class FusionSettings:
         world_steps: numbers of world steps to draw from, and how often.
         dropped: share of batches with the world off.
         next_questions, now_questions: questions of each kind packed into one chat.
+        room: tokens for the turns of one chat.
+        kinds: which of KINDS to train.
         compile: compile the language model's layers; worth it on a GPU.
     """
 
@@ -72,6 +74,8 @@ class FusionSettings:
     dropped: float = 0.15
     next_questions: int = 3
     now_questions: int = 2
+    room: int = 192
+    kinds: tuple[str, ...] = tuple(KINDS)
     evaluate_every: int = 250
     seed: int = 0
     workers: int = 2
@@ -184,7 +188,7 @@ def train_fusion(
         dropped, true = rng.random() < settings.dropped, rng.random() < settings.true_futures
         which = rng.integers(len(futures[steps_ahead]) - 1)
         mode = "both" if world_on and not dropped else "picture"
-        inputs = vars(turns.draw(rows, counts, mode, steps_ahead, generator, multiple=64)).copy()
+        inputs = vars(turns.draw(rows, counts, mode, steps_ahead, generator, settings.room)).copy()
         inputs["pixel_values"] = as_pixels(scenes.clips[rows, 0].to(device))
         if mode == "both":
             inputs["world_latents"] = futures[steps_ahead][-1 if true else which][rows].to(device)
@@ -192,7 +196,7 @@ def train_fusion(
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = model(**inputs, use_cache=False).loss
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, settings.steps, peak, settings.warmup)
+            group["lr"] = learning_rate_at(step, step / settings.steps, peak, settings.warmup)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -10,6 +10,7 @@ Shapes: B chats, F pixel frames, n pictures.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from theworld.modeling import TheWorldForConditionalGeneration
 from theworld.nano.chats import MODES, ChatWriter, TurnTable, answered_rightly
 from theworld.nano.gemma import build_tokenizer
 from theworld.nano.now import Pictures, draw_pictures, each, words_of
-from theworld.nano.progress import CsvLog
+from theworld.nano.progress import CsvLog, StageClock
 from theworld.processing import TheWorldProcessor
 
 logger = logging.getLogger(__name__)
@@ -62,12 +63,14 @@ class LanguageSettings:
     """How stage (c) is trained.
 
     Args:
+        seconds: wall-clock budget that the learning rate follows, as in the world stage; None means `steps` steps.
         learning_rate: of AdamW, for embeddings, norms and the vision tower's ends.
         muon_learning_rate: of Muon (https://kellerjordan.github.io/posts/muon), for the matrices inside the layers; 0
             leaves them to AdamW as well, with which sides stay at chance for thousands of steps (docs/LOG.md).
         clips_per_family: training clips whose pictures are asked about.
         frames_per_clip: pictures of each; the first frame is always one of them.
         turns: questions of each kind (see `theworld.nano.now`) packed into one chat.
+        room: tokens for the turns of one chat; twelve take 320 on average, and fewer than 384 in 99 chats of 100.
         per_kind: questions of each kind kept of a picture.
         modes: share of batches that see the picture, the world tokens, both.
         future: share of the batches with world tokens that also carry the latents of the moments after now.
@@ -79,7 +82,8 @@ class LanguageSettings:
         compile: compile the language model's layers; worth it on a GPU.
     """
 
-    steps: int = 16000
+    steps: int = 12000
+    seconds: float | None = None
     batch_size: int = 128
     learning_rate: float = 1e-3
     muon_learning_rate: float = 0.02
@@ -88,6 +92,7 @@ class LanguageSettings:
     clips_per_family: int = 8000
     frames_per_clip: int = 5
     turns: dict[str, int] = field(default_factory=lambda: {"benchmark": 6, "cell": 3, "scan": 3})
+    room: int = 384
     per_kind: int = 12
     modes: tuple[float, float, float] = (0.45, 0.35, 0.2)
     future: float = 0.25
@@ -170,7 +175,7 @@ class NowBatches:
                 generator=generator,
             )
             rows = self.first_frames[rows] if future else rows
-            batch = self.turns.draw(rows, settings.turns, mode, steps_ahead, generator, multiple=64)
+            batch = self.turns.draw(rows, settings.turns, mode, steps_ahead, generator, settings.room)
             inputs = vars(batch).copy()
             clip, frame = self.entries[rows].T
             if mode != "picture":
@@ -224,11 +229,9 @@ def waves(places: int, width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width] * 2**0.5
 
 
-def learning_rate_at(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, then a cosine down to nothing."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
+def learning_rate_at(step: int, share: float, peak: float, warmup: int) -> float:
+    """Linear warm-up by steps, times a cosine down to nothing by the share of the training that is done."""
+    return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def compile_layers(model: TheWorldForConditionalGeneration) -> None:
@@ -292,7 +295,9 @@ def train_language(
     topics = CsvLog(folder / "language_topics.csv", ("step", "mode", "family", "topic", "right"))
     accuracy: dict[str, float] = {}
     sums: dict[str, list[Tensor]] = {}
-    for step in range(settings.steps):
+    clock = StageClock(settings.seconds or math.inf)
+    step, share = 0, 0.0
+    while share < 1.0:
         mode, steps_ahead, inputs = next(batches)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = model(**inputs, use_cache=False).loss
@@ -300,23 +305,25 @@ def train_language(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, settings.steps, peak, settings.warmup)
+                group["lr"] = learning_rate_at(step, share, peak, settings.warmup)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         sums.setdefault("future" if steps_ahead else mode, []).append(loss.detach())
-        if (step + 1) % 100 == 0 or step + 1 == settings.steps:
+        step += 1
+        share = clock.share() if settings.seconds is not None else step / settings.steps
+        if step % 100 == 0 or share == 1.0:
             means = {kind: float(torch.stack(own).mean()) for kind, own in sums.items()}
             overall = float(torch.stack([value for own in sums.values() for value in own]).mean())
-            row = [step + 1, overall, *(means.get(kind, float("nan")) for kind in KINDS), time.monotonic() - started]
+            row = [step, overall, *(means.get(kind, float("nan")) for kind in KINDS), time.monotonic() - started]
             logger.info("now-questions: %s", log.add(row))
             sums = {}
-        if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
+        if step % settings.evaluate_every == 0 or share == 1.0:
             with torch.compiler.set_stance("force_eager"):  # its batches come in other sizes
                 accuracy = now_accuracy(model, processor, held_out, device)
-            logger.info("now-questions right: %s", curve.add((step + 1, *(accuracy[mode] for mode in MODES))))
+            logger.info("now-questions right: %s", curve.add((step, *(accuracy[mode] for mode in MODES))))
             for key, right in accuracy.items():
                 if "/" in key:
-                    topics.add((step + 1, *key.split("/"), right))
+                    topics.add((step, *key.split("/"), right))
             model.train()
     return accuracy
 

@@ -57,12 +57,7 @@ logger = logging.getLogger(__name__)
 STAGES = ("world", "language", "fusion")
 MAX_SHARD = "15MB"
 # of every fusion of nano's bases
-FUSION_CONFIG: dict[str, Any] = {
-    "world_image_size": IMAGE_SIZE,
-    "num_world_steps": 4,
-    "max_world_steps": 4,
-    "projector": "linear",
-}
+FUSION_CONFIG: dict[str, Any] = {"world_image_size": IMAGE_SIZE, "num_world_steps": 4, "max_world_steps": 4}
 GATE = 0.97  # of now-questions, from the picture alone and from world tokens alone
 
 
@@ -72,6 +67,7 @@ class NanoSettings:
 
     Args:
         capacity: clips that the accelerator's memory holds.
+        projector: `linear` or `mlp`.
         denoise_steps: numbers of denoise steps that foresight is measured with at the end.
     """
 
@@ -84,6 +80,7 @@ class NanoSettings:
     denoise_steps: tuple[int, ...] = (2, 4, 10, 20)
     language: LanguageSettings = field(default_factory=LanguageSettings)
     fusion: FusionSettings = field(default_factory=FusionSettings)
+    projector: str = "linear"
     text: dict[str, Any] = field(default_factory=lambda: dict(TEXT))
     vision: dict[str, Any] = field(default_factory=lambda: dict(VISION))
 
@@ -236,7 +233,7 @@ def run_language(
     gemma = build_model(config, tokenizer, settings.language.seed)
     gemma.save_pretrained(work / "gemma")
     build_processor(tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE).save_pretrained(work / "gemma")
-    model, processor = new_fusion(work, ("encoder",), world)
+    model, processor = new_fusion(work, ("encoder",), world, projector=settings.projector)
     place_positions(model)
     gate = train_language(model, processor, settings.language, work, device)
     model.to("cpu")
@@ -251,9 +248,7 @@ def run_language(
     return gate
 
 
-def run_fusion(
-    work: Path, settings: NanoSettings, device: torch.device, kinds: Sequence[str] = tuple(KINDS)
-) -> dict[str, dict[str, float]]:
+def run_fusion(work: Path, settings: NanoSettings, device: torch.device) -> dict[str, dict[str, float]]:
     """Stage (d): writes a folder a kind, and returns their accuracies on validation questions."""
     reader = TheWorldForConditionalGeneration.from_pretrained(
         work / "reader", dtype=torch.float32, world_parts=("encoder", "transformer")
@@ -265,10 +260,16 @@ def run_fusion(
     futures = imagined_futures(reader, scenes, fusion)
     validation_futures = imagined_futures(reader, validation, fusion, first_seed=500_000)
     results = {}
-    for kind in kinds:
+    for kind in fusion.kinds:
         parts, world_on = KINDS[kind]
         torch.manual_seed(fusion.seed)
-        model, processor = new_fusion(work, ("encoder",), enable_world=world_on, lora=LORA if "lora" in parts else None)
+        model, processor = new_fusion(
+            work,
+            ("encoder",),
+            enable_world=world_on,
+            projector=settings.projector,
+            lora=LORA if "lora" in parts else None,
+        )
         if "projector" in parts:
             model.projector.load_state_dict(reader.projector.state_dict())
         # the controls are asked without world tokens, but their questions are written by the same processor
@@ -278,12 +279,12 @@ def run_fusion(
         model.to("cpu", torch.bfloat16)
         model.config.vlm_name_or_path, model.config.world_name_or_path = "nano/gemma", "nano/cosmos"
         model.save_pretrained(work / kind)
-    write_json(work / "fusion.json", {"settings": asdict(fusion), "validation": results})
+        write_json(work / f"{kind}.json", {"settings": asdict(fusion), "validation": results[kind]})
     return results
 
 
-def train(work: Path, settings: NanoSettings, stages: Sequence[str], device: torch.device) -> None:
-    """Runs stages in their order; each reads what the ones before it left in `work`."""
+def train(work: Path, settings: NanoSettings, stages: Sequence[str], device: torch.device, command: str = "") -> None:
+    """Runs stages in their order; each reads what the ones before it left in `work`, and adds to `provenance.json`."""
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"there is no stage {unknown[0]!r}; choose among {', '.join(STAGES)}.")
@@ -293,41 +294,50 @@ def train(work: Path, settings: NanoSettings, stages: Sequence[str], device: tor
         torch.backends.cudnn.benchmark = True
     if "world" in stages:
         run_world(work, settings, device)
+        record(work, "world", settings, device, command)
     if "language" in stages:
         world = work / ("world" if (work / "world").is_dir() else "untrained")
         if not world.is_dir():
             raise ValueError(f"{work} has no world model yet; run the stage `world` first.")
         run_language(work, settings, device, world)
+        record(work, "language", settings, device, command)
     if "fusion" in stages:
         if not (work / "reader").is_dir():
             raise ValueError(f"{work} has no language model yet; run the stage `language` first.")
         run_fusion(work, settings, device)
+        record(work, "fusion", settings, device, command)
 
 
-def provenance(scale: str, settings: NanoSettings, device: torch.device, command: str) -> dict[str, Any]:
-    """What the shipped weights say of themselves: command, commit, machine, versions and how much each stage saw."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+def record(work: Path, stage: str, settings: NanoSettings, device: torch.device, command: str) -> None:
+    """Adds to `work/provenance.json` how a stage was run: command, commit, machine, versions, settings."""
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=SHIPPED_WEIGHTS.parent)
-    return {
-        "scale": scale,
+    own = {"world": ("clips", "vae", "transformer"), "language": ("language",), "fusion": ("fusion",)}[stage]
+    entry = {
+        "stage": stage,
         "command": command,
         "commit": git.stdout.strip() or "unknown: not run from a checkout",
         "date": datetime.now(UTC).date().isoformat(),
-        "device": where,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
         "versions": {name: version(name) for name in ("torch", "transformers", "diffusers", "pymunk")},
-        "labelled_scenes_per_family": settings.fusion.scenes_per_family,
-        "unlabelled_clips": settings.clips.max_clips,
-        "clips_asked_about_now_per_family": settings.language.clips_per_family,
+        "settings": {name: asdict(getattr(settings, name)) for name in own},
     }
+    file = work / "provenance.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"runs": []}
+    if stage == "world":
+        content["unlabelled_clips"] = settings.clips.max_clips
+    if stage == "fusion":
+        content["labelled_scenes_per_family"] = settings.fusion.scenes_per_family
+    content["runs"].append(entry)
+    write_json(file, content)
 
 
-def publish(work: Path, provenance: dict[str, Any], weights: Path = SHIPPED_WEIGHTS) -> None:
-    """Copies a run's models over the shipped ones."""
+def publish(work: Path, weights: Path = SHIPPED_WEIGHTS) -> None:
+    """Copies a work folder's models, and how they were made, over the shipped ones."""
     for name, made in {"cosmos": "world", "gemma": "gemma", **{kind: kind for kind in KINDS}}.items():
         if (weights / name).exists():
             shutil.rmtree(weights / name)
         shutil.copytree(work / made, weights / name)
-    write_json(weights / "provenance.json", provenance)
+    shutil.copy(work / "provenance.json", weights / "provenance.json")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
