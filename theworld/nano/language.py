@@ -63,7 +63,7 @@ class LanguageSettings:
     """How stage (c) is trained.
 
     Args:
-        seconds: wall-clock budget that the learning rate follows, as in the world stage; None means `steps` steps.
+        seconds: wall-clock budget that the learning rate follows, as in the world stage; 0 means `steps` steps.
         learning_rate: of AdamW, for embeddings, norms and the vision tower's ends.
         muon_learning_rate: of Muon (https://kellerjordan.github.io/posts/muon), for the matrices inside the layers; 0
             leaves them to AdamW as well, with which sides stay at chance for thousands of steps (docs/LOG.md).
@@ -83,7 +83,7 @@ class LanguageSettings:
     """
 
     steps: int = 12000
-    seconds: float | None = None
+    seconds: float = 0.0
     batch_size: int = 128
     learning_rate: float = 1e-3
     muon_learning_rate: float = 0.02
@@ -310,7 +310,7 @@ def train_language(
             optimizer.zero_grad(set_to_none=True)
         sums.setdefault("future" if steps_ahead else mode, []).append(loss.detach())
         step += 1
-        share = clock.share() if settings.seconds is not None else step / settings.steps
+        share = clock.share() if settings.seconds else step / settings.steps
         if step % 100 == 0 or share == 1.0:
             means = {kind: float(torch.stack(own).mean()) for kind, own in sums.items()}
             overall = float(torch.stack([value for own in sums.values() for value in own]).mean())
