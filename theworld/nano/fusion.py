@@ -186,7 +186,7 @@ def train_fusion(
         rows = torch.randint(len(scenes.clips), (settings.batch_size,), device=device, generator=generator)
         steps_ahead = int(rng.choice(settings.world_steps, p=settings.world_steps_share))
         dropped, true = rng.random() < settings.dropped, rng.random() < settings.true_futures
-        which = rng.integers(len(futures[steps_ahead]) - 1)
+        which = rng.integers(settings.futures if steps_ahead else 1)
         mode = "both" if world_on and not dropped else "picture"
         inputs = vars(turns.draw(rows, counts, mode, steps_ahead, generator, settings.room)).copy()
         inputs["pixel_values"] = as_pixels(scenes.clips[rows, 0].to(device))

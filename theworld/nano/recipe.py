@@ -257,8 +257,10 @@ def run_fusion(work: Path, settings: NanoSettings, device: torch.device) -> dict
     scenes = draw_scenes("train", LABELLED_FROM, fusion.scenes_per_family, fusion.workers)
     validation = draw_scenes("validation", 0, fusion.validation_scenes, fusion.workers)
     scenes.clips, validation.clips = scenes.clips.to(device), validation.clips.to(device)
-    futures = imagined_futures(reader, scenes, fusion)
-    validation_futures = imagined_futures(reader, validation, fusion, first_seed=500_000)
+    futures, validation_futures = {}, {}
+    if any(KINDS[kind][1] for kind in fusion.kinds):  # the controls read none
+        futures = imagined_futures(reader, scenes, fusion)
+        validation_futures = imagined_futures(reader, validation, fusion, first_seed=500_000)
     results = {}
     for kind in fusion.kinds:
         parts, world_on = KINDS[kind]
@@ -332,8 +334,16 @@ def record(work: Path, stage: str, settings: NanoSettings, device: torch.device,
 
 
 def publish(work: Path, weights: Path = SHIPPED_WEIGHTS) -> None:
-    """Copies a work folder's models, and how they were made, over the shipped ones."""
-    for name, made in {"cosmos": "world", "gemma": "gemma", **{kind: kind for kind in KINDS}}.items():
+    """Copies a work folder's models, and how they were made, over the shipped ones.
+
+    Raises:
+        ValueError: a model is missing in `work`; the shipped ones are as they were.
+    """
+    parts = {"cosmos": "world", "gemma": "gemma", **{kind: kind for kind in KINDS}}
+    missing = [made for made in (*parts.values(), "provenance.json") if not (work / made).exists()]
+    if missing:
+        raise ValueError(f"{work} has no {', no '.join(missing)} to publish; run the stages that make them first.")
+    for name, made in parts.items():
         if (weights / name).exists():
             shutil.rmtree(weights / name)
         shutil.copytree(work / made, weights / name)
