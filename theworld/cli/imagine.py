@@ -22,6 +22,7 @@ def imagine(
         str, typer.Option("--output", "-o", metavar="FILE", help="FILE.gif, FILE.mp4 or FILE.png (a strip).")
     ],
     model: options.Model = "nano",
+    world_model: options.WorldModel = None,
     steps: options.Steps = None,
     seed: options.Seed = 0,
     fps: Annotated[float, typer.Option("--fps", help="Frames a second of the animation.")] = 8.0,
@@ -39,7 +40,7 @@ def imagine(
     rollout_extension(output)  # a wrong name is told before a model is loaded
     note = note_for(model)
     pictures = read_pictures([image])
-    the_model = load(model, steps, device)
+    the_model = load(model, steps, device, world_model=world_model)
     chosen = steps if steps is not None else the_model.config.num_world_steps or DEFAULT_STEPS
     with counting() as step:
         latents = the_model.imagine(
