@@ -23,6 +23,7 @@ from theworld.configuration import TheWorldConfig
 from theworld.images import load_image, load_images, to_frames, to_pixels
 from theworld.modeling import TheWorldForConditionalGeneration, world_parts_for
 from theworld.processing import TheWorldProcessor
+from theworld.world_models import guardrail
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +166,7 @@ class TheWorld(nn.Module):
         num_world_steps: int | None = None,
         seed: int = 0,
         enable_world: bool | None = None,
+        world_prompt: str | Sequence[str] | None = None,
     ) -> BatchFeature:
         """Chat-formatted model inputs, left-padded, on this model's device.
 
@@ -173,6 +175,7 @@ class TheWorld(nn.Module):
                 asks without a picture.
             question: one or a list.
             answer: with it the answer's turn is added and `labels` hold its ids, -100 elsewhere.
+            world_prompt: what the imagined future shows, one for all questions or one each.
         """
         questions = [question] if isinstance(question, str) else list(question)
         pictures = group_pictures(image, question)
@@ -190,6 +193,7 @@ class TheWorld(nn.Module):
             num_world_steps=self.config.num_world_steps if num_world_steps is None else num_world_steps,
             seed=seed,
             enable_world=enable_world,
+            world_prompt=world_prompt,
             padding=True,
             padding_side="left",
             add_special_tokens=False,  # the template has written <bos>
@@ -215,6 +219,7 @@ class TheWorld(nn.Module):
         text: str | Sequence[str],
         labels: str | Sequence[str] | Tensor | None = None,
         num_world_steps: int | None = None,
+        world_prompt: str | Sequence[str] | None = None,
     ) -> Any:
         """Logits, and the loss when there are labels.
 
@@ -223,17 +228,19 @@ class TheWorld(nn.Module):
             text: the question or questions.
             labels: answers as text, or label ids (B, L) in step with `prepare(image, text)["input_ids"]`.
             num_world_steps: overrides the model's own number.
+            world_prompt: as in `generate`.
         """
         self._warn_if_untrained()
         if isinstance(labels, Tensor):
-            inputs = self.prepare(image, text, num_world_steps=num_world_steps)
+            inputs = self.prepare(image, text, num_world_steps=num_world_steps, world_prompt=world_prompt)
             if labels.shape != inputs["input_ids"].shape:
                 raise ValueError(
                     f"labels are {tuple(labels.shape)} but the prompt is {tuple(inputs['input_ids'].shape)}; give the "
                     "answers as text, or label ids in step with prepare(image, text)['input_ids']."
                 )
             return self.model(**inputs, labels=labels.to(self.device))
-        return self.model(**self.prepare(image, text, labels, num_world_steps=num_world_steps))
+        inputs = self.prepare(image, text, labels, num_world_steps=num_world_steps, world_prompt=world_prompt)
+        return self.model(**inputs)
 
     def generate(
         self,
@@ -246,6 +253,7 @@ class TheWorld(nn.Module):
         seed: int = 0,
         enable_world: bool | None = None,
         world_latents: Tensor | None = None,
+        world_prompt: str | Sequence[str] | None = None,
         progress: Progress | None = None,
     ) -> Any:
         """The answer to one question, or a list of answers to a list of questions in one batch.
@@ -257,10 +265,21 @@ class TheWorld(nn.Module):
             seed: another number imagines another future of the same picture.
             enable_world: False asks Gemma alone.
             world_latents: (n, C, T, h, w) to read instead of imagining, as `imagine` returns them.
+            world_prompt: what the imagined future shows ("the cup is pushed to the left"), one for all questions or
+                one each; None or an empty one leaves it to the picture. It needs a world model with a text encoder.
             progress: called with (denoise steps done, of how many) while it imagines.
         """
         inputs, arguments = self._generation(
-            image, question, max_new_tokens, temperature, num_world_steps, seed, enable_world, world_latents, progress
+            image,
+            question,
+            max_new_tokens,
+            temperature,
+            num_world_steps,
+            seed,
+            enable_world,
+            world_latents,
+            world_prompt,
+            progress,
         )
         ids = self.model.generate(**inputs, **arguments)[:, inputs["input_ids"].shape[1] :]
         answers = [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
@@ -277,11 +296,21 @@ class TheWorld(nn.Module):
         seed: int = 0,
         enable_world: bool | None = None,
         world_latents: Tensor | None = None,
+        world_prompt: str | Sequence[str] | None = None,
         progress: Progress | None = None,
     ) -> Iterator[str]:
         """The answer in pieces, as it is written; arguments as in `generate`."""
         inputs, arguments = self._generation(
-            image, question, max_new_tokens, temperature, num_world_steps, seed, enable_world, world_latents, progress
+            image,
+            question,
+            max_new_tokens,
+            temperature,
+            num_world_steps,
+            seed,
+            enable_world,
+            world_latents,
+            world_prompt,
+            progress,
         )
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         with ThreadPoolExecutor(max_workers=1) as executor:
@@ -301,17 +330,28 @@ class TheWorld(nn.Module):
         seed: int,
         enable_world: bool | None,
         world_latents: Tensor | None,
+        world_prompt: str | Sequence[str] | None,
         progress: Progress | None,
     ) -> tuple[BatchFeature, dict[str, Any]]:
         """Model inputs with the future already imagined, and `generate`'s arguments."""
         if world_latents is not None:
+            if world_prompt is not None:
+                raise ValueError("world_latents are imagined already, so no world_prompt can steer them; give one.")
             num_world_steps = world_latents.shape[2] - 1
-        inputs = self.prepare(image, question, num_world_steps=num_world_steps, seed=seed, enable_world=enable_world)
+        inputs = self.prepare(
+            image,
+            question,
+            num_world_steps=num_world_steps,
+            seed=seed,
+            enable_world=enable_world,
+            world_prompt=world_prompt,
+        )
         if "world_frames" in inputs:
             self._warn_if_untrained()
             frames, seeds, steps = (inputs.pop(name) for name in ("world_frames", "world_seeds", "num_world_steps"))
+            prompts = inputs.pop("world_prompt", None)
             if world_latents is None:
-                world_latents = self._imagine(frames, int(steps[0]), seeds.tolist(), progress)
+                world_latents = self._imagine(frames, int(steps[0]), seeds.tolist(), progress, prompts)
             inputs["world_latents"] = world_latents.to(self.device)
         elif world_latents is not None:
             raise ValueError("world_latents were given, but the world is off or there is no picture.")
@@ -323,17 +363,35 @@ class TheWorld(nn.Module):
     # --------------------------------------------------------------------------------------------------- the future
 
     def imagine(
-        self, image: Any, num_world_steps: int | None = None, *, seed: int = 0, progress: Progress | None = None
+        self,
+        image: Any,
+        num_world_steps: int | None = None,
+        *,
+        seed: int = 0,
+        world_prompt: str | Sequence[str] | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
-        """Latents of now and the imagined next moments, one row a picture: (n, C, 1 + num_world_steps, h, w)."""
+        """Latents of now and the imagined next moments, one row a picture: (n, C, 1 + num_world_steps, h, w).
+
+        `world_prompt` says what they show, one for all pictures or one each.
+        """
         steps = self.config.num_world_steps if num_world_steps is None else num_world_steps
-        inputs = self.processor.world_inputs(load_images(image), self.config.check_world_steps(steps), seed)
-        return self._imagine(inputs["world_frames"].to(self.device), steps, inputs["world_seeds"].tolist(), progress)
+        steps = self.config.check_world_steps(steps)
+        inputs = self.processor.world_inputs(load_images(image), steps, seed, world_prompt)
+        frames, seeds, prompts = inputs["world_frames"], inputs["world_seeds"].tolist(), inputs.get("world_prompt")
+        return self._imagine(frames.to(self.device), steps, seeds, progress, prompts)
 
     @torch.no_grad()
-    def _imagine(self, frames: Tensor, steps: int, seeds: Sequence[int], progress: Progress | None) -> Tensor:
+    def _imagine(
+        self,
+        frames: Tensor,
+        steps: int,
+        seeds: Sequence[int],
+        progress: Progress | None,
+        world_prompt: Sequence[str] | None,
+    ) -> Tensor:
         self._load_world_parts(*world_parts_for(steps))
-        return self.model.world_latents_of(frames, steps, seeds, progress)
+        return self.model.world_latents_of(frames, steps, seeds, progress, world_prompt)
 
     @torch.no_grad()
     def encode(self, clip: Sequence[Any]) -> Tensor:
@@ -343,10 +401,28 @@ class TheWorld(nn.Module):
         return self._world().encode(frames.to(self.device))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """Latents (n, C, T, h, w) to frames (n, F, H, W, 3) uint8 that people can look at; F = 1 + 4·(T - 1)."""
+    def decode(self, latents: Tensor, *, for_people: bool = True) -> np.ndarray:
+        """Latents (n, C, T, h, w) to frames (n, F, H, W, 3) uint8 that people can look at; F = 1 + 4·(T - 1).
+
+        With NVIDIA's weights the frames pass NVIDIA's guardrail first.
+
+        Args:
+            for_people: False for frames that no person sees, such as a picture for the language model to read.
+
+        Raises:
+            ValueError: no guardrail where one is needed, or frames that it refuses.
+        """
+        checked = for_people and self.needs_guardrail
+        if checked:
+            guardrail.require_installed()  # said before anything is loaded
         self._load_world_parts("decoder")
-        return to_pixels(self._world().decode(latents.to(self.device)))
+        frames = to_pixels(self._world().decode(latents.to(self.device)))
+        return guardrail.check_frames(frames, self.device) if checked else frames
+
+    @property
+    def needs_guardrail(self) -> bool:
+        """Whether NVIDIA's guardrail checks people's world prompts, and the frames that people see."""
+        return bool(self._world().needs_guardrail)
 
     def _world(self) -> Any:
         if self.model.world is None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import torch
+from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from theworld.configuration import CosmosPredict2Config
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
@@ -56,6 +59,31 @@ def tiny_world(seed: int = 0, **changes: Any) -> CosmosPredict2:
 def tiny_world_folder(folder: Path, max_shard_size: int | str = "5GB", seed: int = 0) -> Path:
     """Writes a tiny world model into `folder` and returns it."""
     tiny_world(seed).save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
+
+
+def tiny_published_folder(folder: Path, seed: int = 0) -> Path:
+    """A tiny world model in the layout NVIDIA publishes: a T5 and its tokenizer, and nothing that only we write."""
+    tiny_world_folder(folder, seed=seed)
+    (folder / "rollout_config.json").unlink()
+    (folder / "prompt_embeds.safetensors").unlink()
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", -9.0),
+        ("▁", -2.0),
+        *((letter, -3.0) for letter in ascii_letters),
+    ]
+    T5TokenizerFast(pieces, extra_ids=0, model_max_length=512).save_pretrained(folder / "tokenizer")
+    config = T5Config(
+        vocab_size=len(pieces), d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        T5EncoderModel(config).to(torch.bfloat16).save_pretrained(folder / "text_encoder")
     return folder
 
 

@@ -21,6 +21,7 @@ def ask(
     model: options.Model = "nano",
     steps: options.Steps = None,
     seed: options.Seed = 0,
+    prompt: options.WorldPrompt = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 128,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy, larger is freer.")] = 0.0,
     world: Annotated[bool, typer.Option("--world/--no-world", help="Off asks without world tokens.")] = True,
@@ -49,6 +50,7 @@ def ask(
             temperature=temperature,
             seed=seed,
             enable_world=None if world else False,
+            world_prompt=prompt,
             progress=lambda done, total: step("Imagining", done, total),
         )
         first = next(pieces, "")
@@ -70,6 +72,7 @@ def ask(
         "model": model,
         "num_world_steps": the_model.config.num_world_steps if world and the_model.config.enable_world else None,
         "seed": seed,
+        **({} if prompt is None else {"world_prompt": prompt}),
         "seconds": {"load": round(loaded - started, 2), "answer": round(time.perf_counter() - loaded, 2)},
     }
     typer.echo(json.dumps({**content, "note": note} if note else content, ensure_ascii=False, indent=2))
