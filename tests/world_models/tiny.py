@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from string import ascii_letters
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from theworld.configuration import CosmosPredict2Config
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
+from theworld.world_models.prompts import DEFAULT_NEGATIVE_PROMPT
 
 TINY_SIZE = 32  # pixels a side: 4×4 latent cells
 
@@ -70,13 +72,10 @@ def tiny_published_folder(folder: Path, seed: int = 0) -> Path:
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"]}
     (folder / "model_index.json").write_text(json.dumps(index))
-    pieces = [
-        ("<pad>", 0.0),
-        ("</s>", 0.0),
-        ("<unk>", -9.0),
-        ("▁", -2.0),
-        *((letter, -3.0) for letter in ascii_letters),
-    ]
+    words = sorted({f"▁{word}" for word in re.findall(r"\w+", DEFAULT_NEGATIVE_PROMPT)})
+    scores = {"<pad>": 0.0, "</s>": 0.0, "<unk>": -99.0, "▁": -5.0}
+    scores |= dict.fromkeys(words, -2.0) | dict.fromkeys(ascii_letters, -6.0)
+    pieces = list(scores.items())
     T5TokenizerFast(pieces, extra_ids=0, model_max_length=512).save_pretrained(folder / "tokenizer")
     config = T5Config(
         vocab_size=len(pieces), d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
