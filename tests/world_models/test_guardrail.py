@@ -8,64 +8,26 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
 
+from tests.world_models.guardrail_stand_in import guardrail_calls, guardrail_installed
 from tests.world_models.tiny import tiny_published_folder, tiny_world, tiny_world_config, tiny_world_folder
 from theworld import checkpoints
 from theworld.world_models import guardrail
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 
-STAND_IN = """
-import numpy as np
-import torch
-
-torch.set_grad_enabled(False)
-calls = []
-
-
-class CosmosSafetyChecker:
-    def __init__(self):
-        torch.set_grad_enabled(False)
-        calls.append("loaded")
-
-    def to(self, device):
-        calls.append(str(device))
-
-    def check_text_safety(self, prompt):
-        torch.set_grad_enabled(False)
-        calls.append(prompt)
-        return "weapon" not in prompt
-
-    def check_video_safety(self, frames):
-        assert frames.dtype == np.uint8 and frames.ndim == 4
-        calls.append(frames.shape)
-        return None if frames.max() == 255 else frames // 2
-"""
-
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The stand-in, not imported yet: its `calls` are read through sys.modules."""
-    (tmp_path / "site" / "cosmos_guardrail").mkdir(parents=True)
-    (tmp_path / "site" / "cosmos_guardrail" / "__init__.py").write_text(STAND_IN)
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.delitem(sys.modules, "cosmos_guardrail", raising=False)
-    guardrail._checker.cache_clear()
-    yield
-    guardrail._checker.cache_clear()
-    sys.modules.pop("cosmos_guardrail", None)
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with guardrail_installed(tmp_path / "site", monkeypatch):
+        yield
     assert torch.is_grad_enabled()
-
-
-def calls() -> list[object]:
-    return list(sys.modules["cosmos_guardrail"].calls)
 
 
 @pytest.mark.usefixtures("package")
@@ -96,7 +58,7 @@ def test_autograd_is_as_it_was() -> None:
 def test_it_is_loaded_once_and_waits_on_the_cpu() -> None:
     guardrail.check_prompt("a cup", "meta")
     guardrail.check_prompt("a ball", "meta")
-    assert calls() == ["loaded", "meta", "a cup", "cpu", "meta", "a ball", "cpu"]
+    assert guardrail_calls() == ["loaded", "meta", "a cup", "cpu", "meta", "a ball", "cpu"]
 
 
 @pytest.mark.usefixtures("package")
@@ -105,7 +67,7 @@ def test_frames_come_back_as_it_gives_them() -> None:
     checked = guardrail.check_frames(frames)
     assert checked.dtype == np.uint8
     assert (checked == 50).all()
-    assert calls().count((5, 4, 4, 3)) == 2, "clip by clip"
+    assert guardrail_calls().count((5, 4, 4, 3)) == 2, "clip by clip"
     frames[1] = 255
     with pytest.raises(ValueError, match="refuses the imagined frames"):
         guardrail.check_frames(frames)
