@@ -271,7 +271,7 @@ def test_ask_and_imagine_take_a_prompt(adapter: Path, picture: str, tmp_path: Pa
     code, out, err = run("imagine", picture, "-o", tmp_path / "future.png", *common)
     assert code == 0, err
     assert json.loads(out)["world_prompt"] == CUP
-    assert guardrail_calls().count(CUP) >= 2
+    assert guardrail_calls().count(CUP) == 1, "a prompt that passed has passed"
     run("imagine", picture, "-o", tmp_path / "plain.png", *common[:4])
     assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "future.png").read_bytes()
 

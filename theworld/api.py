@@ -390,6 +390,8 @@ class TheWorld(nn.Module):
         progress: Progress | None,
         world_prompt: Sequence[str] | None,
     ) -> Tensor:
+        if world_prompt:
+            self._world().check_takes_prompts()  # said before the transformer is loaded
         self._load_world_parts(*world_parts_for(steps))
         return self.model.world_latents_of(frames, steps, seeds, progress, world_prompt)
 

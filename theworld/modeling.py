@@ -205,9 +205,10 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inside = str(Path(model) / subfolder) if Path(model).is_dir() else None
         loaded = cls._with_bases(config, dtype, world_parts, inside, **kwargs)
         loaded.load_adapter_tensors(checkpoints.read_tensors(model, f"{subfolder}{filename}", revision), str(model))
-        prompts = checkpoints.find_optional_file(model, f"{subfolder}{PROMPT_EMBEDS}", revision)
-        if loaded.world is not None and prompts is not None:
-            loaded.world.keep_prompts(checkpoints.read_tensors(str(prompts.parent), prompts.name), str(prompts))
+        if loaded.world is not None:
+            prompts = checkpoints.find_optional_file(model, f"{subfolder}{PROMPT_EMBEDS}", revision)
+            if prompts is not None:
+                loaded.world.keep_prompts(checkpoints.read_tensors(str(prompts.parent), prompts.name), str(prompts))
         loaded.config._name_or_path = os.fspath(pretrained_model_name_or_path)
         return loaded
 

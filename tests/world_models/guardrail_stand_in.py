@@ -47,8 +47,10 @@ def guardrail_installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.delitem(sys.modules, "cosmos_guardrail", raising=False)
     guardrail._checker.cache_clear()
+    guardrail._passes.cache_clear()
     yield
     guardrail._checker.cache_clear()
+    guardrail._passes.cache_clear()
     sys.modules.pop("cosmos_guardrail", None)
 
 

@@ -42,6 +42,7 @@ def hf_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the guardrail was asked; it lets everything pass."""
     seen: list[str] = []
+    monkeypatch.setattr(guardrail, "require_installed", lambda: None)
     monkeypatch.setattr(guardrail, "check_prompt", lambda prompt, device: seen.append(prompt))
     return seen
 
@@ -255,3 +256,20 @@ def test_prompts_need_the_transformer(published: Path, asked: list[str]) -> None
     world = CosmosPredict2.from_pretrained(published, parts=("encoder",))
     with pytest.raises(ValueError, match=r"no transformer in memory .* load_parts\('transformer'\)"):
         world.embed_prompts([CUP])
+
+
+def test_a_loop_over_pictures_asks_once(
+    published: Path, asked: list[str], read: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = CosmosPredict2.from_pretrained(published)
+    first = world.embed_prompts([CUP])
+    monkeypatch.setattr(prompts, "find_folder", lambda *arguments: pytest.fail("the folder was looked for again"))
+    assert torch.equal(world.embed_prompts(["", CUP, CUP])[1:], first.expand(2, -1, -1))
+
+
+def test_an_encoder_that_does_not_fit_on_the_gpu_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = torch.nn.Linear(10, 99)  # 4,356 bytes
+    for free, device in ((6000, "cuda:1"), (5000, "cpu")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda where, free=free: (free, 80_000))
+        assert prompts._roomy(torch.device("cuda:1"), encoder) == torch.device(device)
+    assert prompts._roomy(torch.device("cpu"), encoder) == torch.device("cpu")

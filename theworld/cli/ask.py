@@ -12,7 +12,7 @@ import typer
 
 from theworld.cli import options
 from theworld.cli.console import counting, say
-from theworld.cli.loading import check_trained, load, note_for
+from theworld.cli.loading import check_prompt, check_trained, load, note_for
 
 
 def ask(
@@ -38,6 +38,7 @@ def ask(
     pictures = read_pictures(images)
     if world:
         check_trained(model)
+        check_prompt(model, prompt)
     the_model = load(model, steps, device, enable_world=world)
     loaded = time.perf_counter()
     if not as_json and note:

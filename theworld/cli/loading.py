@@ -43,6 +43,25 @@ def check_trained(model: str, otherwise: str = "ask without world tokens (--no-w
         )
 
 
+def check_prompt(model: str, prompt: str | None) -> None:
+    """Stops before any weights are read when the model's world cannot take a prompt."""
+    if not prompt:
+        return
+    from theworld import checkpoints
+    from theworld.configuration import CosmosPredict2Config, TheWorldConfig
+    from theworld.world_models import world_model_class
+
+    folder = checkpoints.resolve(model)
+    values = checkpoints.read_json(folder)
+    if values.get("model_type") != TheWorldConfig.model_type:
+        return  # a fresh fusion has nothing to say yet
+    name, revision = values.get("world_name_or_path"), values.get("world_revision")
+    world = world_model_class(CosmosPredict2Config.model_type).from_pretrained(
+        checkpoints.resolve(str(name), folder), parts=(), revision=None if revision is None else str(revision)
+    )
+    world.check_takes_prompts()
+
+
 def check_device(device: str | None) -> None:
     """Raises a ValueError for a device that this machine does not have."""
     if device is None:

@@ -89,6 +89,10 @@ class WorldModel(nn.Module, ABC):
         """Whether these weights' licence wants people's prompts, and frames that people see, checked."""
 
     @abstractmethod
+    def check_takes_prompts(self) -> None:
+        """Raises a ValueError when `embed_prompts` would need something that is not there; loads nothing."""
+
+    @abstractmethod
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Prompts to the (n, L, D) embeddings that `rollout` takes; an empty prompt is the model's own default."""
 

@@ -46,6 +46,8 @@ from theworld.world_models.prompts import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMP
 if TYPE_CHECKING:  # diffusers takes seconds to import, and `import theworld` reaches this module
     from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
 
+RECENT_PROMPTS = 64  # 1 MB each
+
 PART_PREFIXES = {
     "encoder": ("vae.encoder.", "vae.quant_conv."),
     "decoder": ("vae.decoder.", "vae.post_quant_conv."),
@@ -85,6 +87,8 @@ class CosmosPredict2(WorldModel):
         self.register_buffer("negative_prompt_embeds", None)
         self._source: tuple[str, str | None, torch.dtype | None] | None = None  # what load_parts reads from
         self._embedded: dict[str, Tensor] = {}  # default prompts that the source does not have
+        self._text_encoder_is_there: bool | None = None  # not known before somebody asks: a repository is asked once
+        self._recent: dict[str, Tensor] = {}  # prompts that people wrote, for a loop over pictures
         new_scheduler(config)  # says now, not at the first rollout, that the config is wrong
         if "encoder" in parts or "decoder" in parts:
             self._take_vae(new_vae(config), parts)
@@ -265,18 +269,26 @@ class CosmosPredict2(WorldModel):
             ValueError: no text encoder, no guardrail where one is needed, or a prompt that it refuses or is too long.
         """
         written = list(dict.fromkeys(prompt for prompt in prompts if prompt))
-        if written and not self._has_text_encoder():
+        if written:
+            self.check_takes_prompts()
+        if self.needs_guardrail:
+            for prompt in written:
+                guardrail.check_prompt(prompt, self._device())
+        new = [prompt for prompt in written if prompt not in self._recent]
+        known = {prompt: self._recent[prompt] for prompt in written if prompt not in new} | self._embed(new)
+        self._recent = dict([*self._recent.items(), *((prompt, known[prompt]) for prompt in new)][-RECENT_PROMPTS:])
+        assert self.prompt_embeds is not None
+        known[""] = self.prompt_embeds.cpu()
+        return torch.stack([known[prompt].float() for prompt in prompts])
+
+    def check_takes_prompts(self) -> None:
+        if not self._has_text_encoder():
             raise ValueError(
                 "This world model has no text encoder, so it cannot take a world prompt; leave the prompt out, or use "
                 "a Cosmos-Predict2 repository, which has one."
             )
         if self.needs_guardrail:
-            for prompt in written:
-                guardrail.check_prompt(prompt, self._device())
-        known = self._embed(written)
-        assert self.prompt_embeds is not None
-        known[""] = self.prompt_embeds.cpu()
-        return torch.stack([known[prompt].float() for prompt in prompts])
+            guardrail.require_installed()
 
     def _embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Embeddings of `prompts`, and the default ones where they are missing: the text encoder is read once."""
@@ -297,7 +309,9 @@ class CosmosPredict2(WorldModel):
         return known
 
     def _has_text_encoder(self) -> bool:
-        return self._source is not None and has_text_encoder(self._source[0], self._source[1])
+        if self._text_encoder_is_there is None:
+            self._text_encoder_is_there = self._source is not None and has_text_encoder(*self._source[:2])
+        return self._text_encoder_is_there
 
     def _device(self) -> torch.device:
         return next(self.parameters()).device if self.parts else torch.device("cpu")

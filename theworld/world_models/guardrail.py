@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ def require_installed() -> None:
 
 def check_prompt(prompt: str, device: torch.device | str = "cpu") -> None:
     """Raises a ValueError for a prompt that the guardrail refuses, or when there is no guardrail to ask."""
-    if not _on(device, "check_text_safety", prompt):
+    if not _passes(prompt, str(device)):
         raise ValueError(f"NVIDIA's guardrail refuses the world prompt {prompt!r}; write another one.")
 
 
@@ -50,6 +50,11 @@ def check_frames(frames: np.ndarray, device: torch.device | str = "cpu") -> np.n
     if any(clip is None for clip in checked):
         raise ValueError("NVIDIA's guardrail refuses the imagined frames; imagine another future (another seed).")
     return np.stack([np.asarray(clip) for clip in checked]).astype(np.uint8)
+
+
+@lru_cache(maxsize=1024)  # one prompt for a thousand pictures is checked once
+def _passes(prompt: str, device: str) -> bool:
+    return bool(_on(device, "check_text_safety", prompt))
 
 
 def _on(device: torch.device | str, method: str, argument: Any) -> Any:

@@ -120,15 +120,25 @@ def encode_texts(
         raise ValueError(
             f"The text encoder of {folder} is {encoder.config.d_model} wide; its transformer reads {width}."
         )
+    device = _roomy(torch.device(device), encoder)
     encoder = encoder.to(device).eval()
     embeds = []
     for row in ids:
         hidden = encoder(row.to(device), attention_mask=torch.ones_like(row).to(device)).last_hidden_state[0]
         embeds.append(torch.nn.functional.pad(hidden.to("cpu", dtype), (0, 0, 0, length - hidden.shape[0])))
     del encoder
-    if torch.device(device).type == "cuda":
-        torch.cuda.empty_cache()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # 9.7 GB that the rollout, or another program, may want
     return embeds
+
+
+def _roomy(device: torch.device, encoder: torch.nn.Module) -> torch.device:
+    """`device`, or the CPU where a GPU has no room for the encoder beside what lies there: slower, and it works."""
+    if device.type != "cuda":
+        return device
+    needed = sum(parameter.nbytes for parameter in encoder.parameters())
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if free > 1.2 * needed else torch.device("cpu")
 
 
 # -- the cache --------------------------------------------------------------------------------------------------------
