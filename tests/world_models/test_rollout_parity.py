@@ -29,7 +29,7 @@ STEPS = 2  # N
 # passes. A single step from sigma 80 subtracts numbers of order 240, which float32 holds to 1.5e-5: measured 3e-5.
 TOLERANCE = 1e-5
 ONE_STEP_TOLERANCE = 1e-4
-PROMPTED_TOLERANCE = 1e-4
+PROMPTED_TOLERANCE = 1e-5  # measured 4e-6, where the prompt moves them by 0.17
 
 
 class NothingToCheck:
