@@ -7,7 +7,6 @@ it switches autograd off for the whole process.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 from huggingface_hub import constants
 
 from tests.world_models.guardrail_stand_in import guardrail_calls, guardrail_installed
-from tests.world_models.tiny import tiny_published_folder, tiny_world, tiny_world_config, tiny_world_folder
+from tests.world_models.tiny import hub_copy, tiny_published_folder, tiny_world, tiny_world_config, tiny_world_folder
 from theworld import checkpoints
 from theworld.world_models import guardrail
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
@@ -97,15 +96,6 @@ def test_what_fails_inside_it_is_a_sentence(tmp_path: Path, code: str, message: 
 
 
 # -- whose weights ----------------------------------------------------------------------------------------------------
-
-
-def hub_copy(folder: Path, cache: Path, name: str) -> str:
-    """`folder` as the Hub's cache holds a repository."""
-    repository = cache / f"models--{name.replace('/', '--')}"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
-    return name
 
 
 def test_weights_of_our_own_need_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, T5EncoderModel
 
-from tests.world_models.tiny import tiny_frames, tiny_published_folder, tiny_world, tiny_world_folder
+from tests.world_models.tiny import hub_copy, tiny_frames, tiny_published_folder, tiny_world, tiny_world_folder
 from theworld.world_models import guardrail, prompts
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 from theworld.world_models.prompts import DEFAULT_NEGATIVE_PROMPT, cache_file, embed_prompts, encode_texts
@@ -156,13 +156,30 @@ def test_a_cache_that_cannot_be_written_costs_no_answer(
     assert "could not be kept" in caplog.text
 
 
+def test_a_repository_is_known_by_its_commit(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: list[list[str]]
+) -> None:
+    """Another commit is another encoder; a cached prompt needs none of the encoder's gigabytes."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    name = hub_copy(published, tmp_path / "hub", "nvidia/Cosmos-Tiny")
+    (first,) = embed_prompts(name, None, [CUP], SHAPE)
+    snapshots = tmp_path / "hub" / "models--nvidia--Cosmos-Tiny" / "snapshots"
+    shutil.rmtree(snapshots / ("0" * 40) / "text_encoder")
+    assert torch.equal(embed_prompts(name, "main", [CUP], SHAPE)[0], first)
+    assert read == [[CUP]]
+    (snapshots / ("0" * 40)).rename(snapshots / ("1" * 40))
+    (snapshots.parent / "refs" / "main").write_text("1" * 40)
+    with pytest.raises(ValueError, match=r"nvidia/Cosmos-Tiny has its text_encoder/config\.json not here.*go online"):
+        embed_prompts(name, None, [CUP], SHAPE)
+
+
 # -- a folder that does not fit ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["text_encoder/config.json", "tokenizer/tokenizer_config.json"])
 def test_missing_files_are_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(ValueError, match=f"{name} is missing"):
+    with pytest.raises(ValueError, match=f"has its {name} not here"):
         embed_prompts(folder, None, [CUP], SHAPE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from string import ascii_letters
 from typing import Any
@@ -84,6 +85,15 @@ def tiny_published_folder(folder: Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         T5EncoderModel(config).to(torch.bfloat16).save_pretrained(folder / "text_encoder")
     return folder
+
+
+def hub_copy(folder: Path, cache: Path, name: str) -> str:
+    """`folder` as the Hub's cache holds a repository."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+    return name
 
 
 def tiny_frames(n: int = 1, num_frames: int = 1, seed: int = 0) -> torch.Tensor:

@@ -71,6 +71,12 @@ def embed_prompts(
     unknown = [prompt for prompt in files if prompt not in known]
     if unknown:
         whole = find_folder(repo_or_folder, revision, (*INDEX_FILES, *ENCODER_FILES))
+        for name in ("text_encoder/config.json", "tokenizer/tokenizer_config.json"):
+            if not (whole / name).is_file():  # offline, the Hub's cache hands out what it has
+                raise ValueError(
+                    f"{repo_or_folder} has its {name} not here, and a prompt that is not cached needs it; go online "
+                    "once (HF_HUB_OFFLINE unset), or copy text_encoder/ and tokenizer/ into the folder."
+                )
         for prompt, embeds in zip(unknown, encode_texts(whole, unknown, shape, device), strict=True):
             known[prompt] = embeds
             _write_cached(files[prompt], embeds)
@@ -96,8 +102,6 @@ def encode_texts(
     from transformers import AutoTokenizer, T5EncoderModel
 
     length, width = shape
-    for name in ("text_encoder/config.json", "tokenizer/tokenizer_config.json"):
-        read_json(folder / name)  # says which file is missing or broken
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         ids = [tokenizer(text, return_tensors="pt").input_ids for text in texts]
