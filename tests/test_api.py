@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,9 +171,46 @@ def test_from_pretrained_with_a_checkpoint_name(bases: dict[str, str], tmp_path:
 def test_an_untrained_projector_is_told_once(bases: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     model = build(bases)
     for _ in range(2):
-        model.generate(pixels(), QUESTION, 2)
+        model.generate(pixels(), QUESTION, 2, mode="tokens")
     assert sum("untrained" in record.message for record in caplog.records) == 1
     model.generate(pixels(), QUESTION, 2, enable_world=False)
+
+
+def test_without_training_the_future_is_shown_as_pictures(
+    bases: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One picture a world step, the last frame of each, behind the picture of now; and the prompt says so."""
+    model = build(bases)
+    asked: dict[str, Any] = {}
+    prepare = model.prepare
+
+    def spy(image: Any, question: Any, *rest: Any, **arguments: Any) -> Any:
+        asked.update(image=image, question=question, **arguments)
+        return prepare(image, question, *rest, **arguments)
+
+    monkeypatch.setattr(model, "prepare", spy)
+    answer = model.generate(pixels(), QUESTION, 4, num_world_steps=2, seed=3)
+    frames = model.decode(model.imagine(pixels(), 2, seed=3))[0]
+    assert len(asked["image"]) == 3
+    assert np.array_equal(np.asarray(asked["image"][0]), pixels())
+    assert np.array_equal(asked["image"][1], frames[4])
+    assert np.array_equal(asked["image"][2], frames[8])
+    assert asked["question"] == (
+        "Picture 1 shows what is there now. Pictures 2 to 3 show what is imagined to happen next, in order of time."
+        f"\n\n{QUESTION}"
+    )
+    assert asked["enable_world"] is False
+    assert answer == model.generate(
+        [pixels(), frames[4], frames[8]], asked["question"], 4, enable_world=False
+    ), "the frames are ordinary pictures to Gemma"
+    assert answer == model.generate(pixels(), QUESTION, 4, mode="frames", seed=3, num_world_steps=2)
+    batch = model.generate([pixels(), pixels(1)], [QUESTION, QUESTION], 4, num_world_steps=2, seed=3)
+    assert batch[0] == answer
+    latents = model.imagine(pixels(), 2, seed=3)
+    assert answer == "".join(model.stream(pixels(), QUESTION, 4, mode="frames", world_latents=latents)).strip()
+    model.generate(pixels(), QUESTION, 4, num_world_steps=0)
+    assert isinstance(asked["image"], np.ndarray), "nothing imagined: the picture alone"
+    assert asked["enable_world"] is False
 
 
 def test_a_gif_is_read_as_its_first_frame(model: TheWorld) -> None:

@@ -110,9 +110,11 @@ def test_a_prompt_steers_every_call(model: TheWorld) -> None:
     torch.testing.assert_close(logits, read, atol=1e-5, rtol=0)
     assert not torch.allclose(logits, model.forward(pixels(), QUESTION).logits, atol=1e-4)
 
-    answer = model.generate(pixels(), QUESTION, 5, world_prompt=CUP)
-    assert answer == model.generate(pixels(), QUESTION, 5, world_latents=cup)
-    assert "".join(model.stream(pixels(), QUESTION, 5, world_prompt=CUP)).strip() == answer
+    for mode in ("tokens", "frames"):
+        answer = model.generate(pixels(), QUESTION, 5, world_prompt=CUP, mode=mode)
+        assert answer == model.generate(pixels(), QUESTION, 5, world_latents=cup, mode=mode)
+        assert "".join(model.stream(pixels(), QUESTION, 5, world_prompt=CUP, mode=mode)).strip() == answer
+    assert not any(isinstance(call, tuple) for call in guardrail_calls()), "no person saw the frames"
 
 
 def _reading(model: TheWorld, latents: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -127,7 +129,7 @@ def test_the_processor_and_model_alone_do_the_same(model: TheWorld) -> None:
     inputs = model.prepare(pixels(), QUESTION, world_prompt=CUP)
     ids = model.model.generate(**inputs, max_new_tokens=5, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     text = model.processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
-    assert text == model.generate(pixels(), QUESTION, 5, world_prompt=CUP)
+    assert text == model.generate(pixels(), QUESTION, 5, world_prompt=CUP, mode="tokens")
 
 
 @pytest.mark.usefixtures("checked")

@@ -22,7 +22,7 @@ from theworld import checkpoints, freezing
 from theworld.configuration import TheWorldConfig
 from theworld.images import load_image, load_images, to_frames, to_pixels
 from theworld.modeling import TheWorldForConditionalGeneration, world_parts_for
-from theworld.processing import TheWorldProcessor
+from theworld.processing import TheWorldProcessor, prompts_each
 from theworld.world_models import guardrail
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_GEMMA = "google/gemma-3-4b-it"
 DEFAULT_COSMOS = "nvidia/Cosmos-Predict2-2B-Video2World"
 IGNORED = -100  # label of a token that is not learned
+MODES = ("tokens", "frames")  # how the future reaches the language model: as world tokens, or as further pictures
 
 Progress = Callable[[int, int], None]
 
@@ -155,6 +156,20 @@ class TheWorld(nn.Module):
         """Parameters and trainable ones, a row a part in memory."""
         return freezing.count_parameters(self.model)
 
+    def mode_of(self, mode: str | None = None, num_world_steps: int | None = None) -> str:
+        """How a call with this `mode` would answer: `tokens`, `frames`, or `picture` where nothing is imagined or read.
+
+        None means world tokens where the projector has learned to make them, and imagined frames where it has not.
+        """
+        if mode is not None and mode not in MODES:
+            raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}.")
+        if self.model.world is None:
+            return "picture"
+        if (mode or ("tokens" if self.projector_is_trained else "frames")) == "tokens":
+            return "tokens"
+        steps = self.config.num_world_steps if num_world_steps is None else num_world_steps
+        return "frames" if steps else "picture"
+
     # --------------------------------------------------------------------------------------------- from image to answer
 
     def prepare(
@@ -254,6 +269,7 @@ class TheWorld(nn.Module):
         enable_world: bool | None = None,
         world_latents: Tensor | None = None,
         world_prompt: str | Sequence[str] | None = None,
+        mode: str | None = None,
         progress: Progress | None = None,
     ) -> Any:
         """The answer to one question, or a list of answers to a list of questions in one batch.
@@ -267,6 +283,8 @@ class TheWorld(nn.Module):
             world_latents: (n, C, T, h, w) to read instead of imagining, as `imagine` returns them.
             world_prompt: what the imagined future shows ("the cup is pushed to the left"), one for all questions or
                 one each; None or an empty one leaves it to the picture. It needs a world model with a text encoder.
+            mode: `tokens` reads the future as world tokens; `frames` shows it as further pictures, which needs no
+                training; None takes tokens where the projector is trained (see `mode_of`).
             progress: called with (denoise steps done, of how many) while it imagines.
         """
         inputs, arguments = self._generation(
@@ -279,6 +297,7 @@ class TheWorld(nn.Module):
             enable_world,
             world_latents,
             world_prompt,
+            mode,
             progress,
         )
         ids = self.model.generate(**inputs, **arguments)[:, inputs["input_ids"].shape[1] :]
@@ -297,6 +316,7 @@ class TheWorld(nn.Module):
         enable_world: bool | None = None,
         world_latents: Tensor | None = None,
         world_prompt: str | Sequence[str] | None = None,
+        mode: str | None = None,
         progress: Progress | None = None,
     ) -> Iterator[str]:
         """The answer in pieces, as it is written; arguments as in `generate`."""
@@ -310,6 +330,7 @@ class TheWorld(nn.Module):
             enable_world,
             world_latents,
             world_prompt,
+            mode,
             progress,
         )
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -331,6 +352,7 @@ class TheWorld(nn.Module):
         enable_world: bool | None,
         world_latents: Tensor | None,
         world_prompt: str | Sequence[str] | None,
+        mode: str | None,
         progress: Progress | None,
     ) -> tuple[BatchFeature, dict[str, Any]]:
         """Model inputs with the future already imagined, and `generate`'s arguments."""
@@ -338,6 +360,18 @@ class TheWorld(nn.Module):
             if world_prompt is not None:
                 raise ValueError("world_latents are imagined already, so no world_prompt can steer them; give one.")
             num_world_steps = world_latents.shape[2] - 1
+        if enable_world is not False and image is not None:
+            how = self.mode_of(mode, num_world_steps)
+            if how == "picture" and any(prompts_each(world_prompt, None)):
+                raise ValueError("a world prompt steers imagined steps, and num_world_steps is 0; ask for 1 or more.")
+            if how == "frames":
+                image, question = self._with_frames(
+                    image, question, num_world_steps, seed, world_latents, world_prompt, progress
+                )
+            if how != "tokens":
+                if mode is None:
+                    self._warn_if_untrained()
+                enable_world, world_latents, world_prompt = False, None, None
         inputs = self.prepare(
             image,
             question,
@@ -359,6 +393,39 @@ class TheWorld(nn.Module):
             raise ValueError(f"temperature is {temperature}; 0 is greedy, larger is freer.")
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         return inputs, {"max_new_tokens": max_new_tokens, **sampling}
+
+    def _with_frames(
+        self,
+        image: Any,
+        question: str | Sequence[str],
+        num_world_steps: int | None,
+        seed: int,
+        world_latents: Tensor | None,
+        world_prompt: str | Sequence[str] | None,
+        progress: Progress | None,
+    ) -> tuple[list[Any], str | list[str]]:
+        """The pictures with the last frame of each imagined world step behind them, and the question introduced."""
+        groups = group_pictures(image, question)
+        if not all(groups):
+            raise ValueError("imagined frames need a picture for each question.")
+        every = self.config.world_images == "all"
+        chosen = [picture for own in groups for picture in (own if every else own[:1])]
+        if world_latents is None:
+            prompts = prompts_each(world_prompt, len(groups))
+            steering = [text for own, text in zip(groups, prompts, strict=True) for _ in (own if every else own[:1])]
+            world_latents = self.imagine(chosen, num_world_steps, seed=seed, world_prompt=steering, progress=progress)
+        factor = self.config.world_config.temporal_factor
+        frames = iter(
+            self.decode(world_latents, for_people=False)[:, factor::factor]
+        )  # each (N, H, W, 3): where a world step ends
+        shown, texts = [], []
+        for own, text in zip(groups, [question] if isinstance(question, str) else question, strict=True):
+            imagined = [frame for _ in (own if every else own[:1]) for frame in next(frames)]
+            now, after = numbered(1, len(own)), numbered(len(own) + 1, len(own) + len(imagined))
+            introduction = f"{now} what is there now. {after} what is imagined to happen next, in order of time."
+            shown.append([*own, *imagined])
+            texts.append(f"{introduction}\n\n{text}")
+        return (shown[0], texts[0]) if isinstance(question, str) else (shown, texts)
 
     # --------------------------------------------------------------------------------------------------- the future
 
@@ -443,8 +510,9 @@ class TheWorld(nn.Module):
         if not self.projector_is_trained and not self.training and not self._warned:
             self._warned = True
             logger.warning(
-                "The projector of this model is untrained, so its world tokens mean nothing to the language model yet; "
-                "train it, or load a trained model with TheWorld.from_pretrained."
+                "The projector of this model is untrained, so its world tokens mean nothing to the language model yet: "
+                "unless mode='tokens' asks for them, answers come from imagined frames shown as pictures, or with 0 "
+                "world steps from the picture alone; train it, or load a trained model with TheWorld.from_pretrained."
             )
 
     # ------------------------------------------------------------------------------------------------ checkpoints
@@ -511,6 +579,11 @@ def _load(
 def user_turn(num_pictures: int, question: str) -> list[dict[str, Any]]:
     """A chat of one user turn: pictures first, then the question."""
     return [{"role": "user", "content": [*[{"type": "image"}] * num_pictures, {"type": "text", "text": question}]}]
+
+
+def numbered(first: int, last: int) -> str:
+    """`Picture 1 shows`, `Pictures 2 to 5 show`."""
+    return f"Picture {first} shows" if first == last else f"Pictures {first} to {last} show"
 
 
 def group_pictures(image: Any, question: str | Sequence[str]) -> list[list[Any]]:

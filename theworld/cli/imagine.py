@@ -22,6 +22,7 @@ def imagine(
         str, typer.Option("--output", "-o", metavar="FILE", help="FILE.gif, FILE.mp4 or FILE.png (a strip).")
     ],
     model: options.Model = "nano",
+    world_model: options.WorldModel = None,
     steps: options.Steps = None,
     seed: options.Seed = 0,
     prompt: options.WorldPrompt = None,
@@ -41,8 +42,8 @@ def imagine(
     rollout_extension(output)  # a wrong name is told before a model is loaded
     note = note_for(model)
     pictures = read_pictures([image])
-    check_prompt(model, prompt)
-    the_model = load(model, steps, device)
+    check_prompt(model, prompt, world_model)
+    the_model = load(model, steps, device, world_model=world_model)
     if the_model.needs_guardrail:
         guardrail.require_installed()  # said before the future is imagined, not after
     chosen = steps if steps is not None else the_model.config.num_world_steps or DEFAULT_STEPS

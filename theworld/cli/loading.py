@@ -25,39 +25,44 @@ def note_for(model: str) -> str | None:
     return NANO_NOTE if folder.is_relative_to(checkpoints.SHIPPED_WEIGHTS.resolve()) else None
 
 
-def check_trained(model: str, otherwise: str = "ask without world tokens (--no-world)") -> None:
+def has_trained_projector(model: str) -> bool:
+    """Whether world tokens would mean something to this model; true as well where it has none. Loads nothing."""
+    from theworld import checkpoints
+
+    config = checkpoints.read_json(checkpoints.resolve(model))
+    parts = config.get("trained_parts") or []
+    return not config.get("enable_world", True) or (isinstance(parts, list) and "projector" in parts)
+
+
+def check_trained(model: str, otherwise: str) -> None:
     """Stops before anything is loaded when world tokens would go through a projector that never learned.
 
     Args:
         otherwise: what else a person can do.
     """
-    from theworld import checkpoints
-
-    config = checkpoints.read_json(checkpoints.resolve(model))
-    parts = config.get("trained_parts") or []
-    untrained = not isinstance(parts, list) or "projector" not in parts
-    if config.get("enable_world", True) and untrained:
+    if not has_trained_projector(model):
         raise ValueError(
             f"{model} has no trained projector, so world tokens would be noise to it; train one with `theworld train`, "
             f"use a trained model (--model nano), or {otherwise}."
         )
 
 
-def check_prompt(model: str, prompt: str | None) -> None:
+def check_prompt(model: str, prompt: str | None, world_model: str | None = None) -> None:
     """Stops before any weights are read when the model's world cannot take a prompt."""
     if not prompt:
         return
     from theworld import checkpoints
+    from theworld.api import DEFAULT_COSMOS
     from theworld.configuration import CosmosPredict2Config, TheWorldConfig
     from theworld.world_models import world_model_class
 
     folder = checkpoints.resolve(model)
     values = checkpoints.read_json(folder)
-    if values.get("model_type") != TheWorldConfig.model_type:
-        return  # a fresh fusion has nothing to say yet
-    name, revision = values.get("world_name_or_path"), values.get("world_revision")
+    name, revision = world_model or DEFAULT_COSMOS, None
+    if values.get("model_type") == TheWorldConfig.model_type:
+        name, revision = str(values.get("world_name_or_path")), values.get("world_revision")
     world = world_model_class(CosmosPredict2Config.model_type).from_pretrained(
-        checkpoints.resolve(str(name), folder), parts=(), revision=None if revision is None else str(revision)
+        checkpoints.resolve(name, folder), parts=(), revision=None if revision is None else str(revision)
     )
     world.check_takes_prompts()
 
@@ -76,15 +81,24 @@ def check_device(device: str | None) -> None:
         raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs that torch can use.")
 
 
-def load(model: str, steps: int | None = None, device: str | None = None, enable_world: bool = True) -> TheWorld:
+def load(
+    model: str,
+    steps: int | None = None,
+    device: str | None = None,
+    enable_world: bool = True,
+    world_model: str | None = None,
+) -> TheWorld:
     """A trained model, or two base models freshly fused, as far as a call needs it.
+
+    Args:
+        world_model: of a fresh fusion; None is the default one.
 
     Raises:
         ValueError: no such model, or one that cannot be read; the sentence says which.
     """
     with waiting(f"Loading {model} …"):
         from theworld import checkpoints
-        from theworld.api import TheWorld
+        from theworld.api import DEFAULT_COSMOS, TheWorld
         from theworld.configuration import TheWorldConfig
 
         _quieten()
@@ -92,7 +106,13 @@ def load(model: str, steps: int | None = None, device: str | None = None, enable
         values = checkpoints.read_json(checkpoints.resolve(model))
         if values.get("model_type") == TheWorldConfig.model_type:
             return TheWorld.from_pretrained(model, num_world_steps=steps, device=device)
-        return TheWorld(model, num_world_steps=steps, device=device, enable_world=enable_world)
+        return TheWorld(
+            model,
+            num_world_steps=steps,
+            cosmos_model_name=world_model or DEFAULT_COSMOS,
+            device=device,
+            enable_world=enable_world,
+        )
 
 
 def _quieten() -> None:
