@@ -22,7 +22,8 @@ from theworld import checkpoints, freezing
 from theworld.configuration import TheWorldConfig
 from theworld.images import load_image, load_images, to_frames, to_pixels
 from theworld.modeling import TheWorldForConditionalGeneration, world_parts_for
-from theworld.processing import TheWorldProcessor
+from theworld.processing import TheWorldProcessor, prompts_each
+from theworld.world_models import guardrail
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +181,7 @@ class TheWorld(nn.Module):
         num_world_steps: int | None = None,
         seed: int = 0,
         enable_world: bool | None = None,
+        world_prompt: str | Sequence[str] | None = None,
     ) -> BatchFeature:
         """Chat-formatted model inputs, left-padded, on this model's device.
 
@@ -188,6 +190,7 @@ class TheWorld(nn.Module):
                 asks without a picture.
             question: one or a list.
             answer: with it the answer's turn is added and `labels` hold its ids, -100 elsewhere.
+            world_prompt: what the imagined future shows, one for all questions or one each.
         """
         questions = [question] if isinstance(question, str) else list(question)
         pictures = group_pictures(image, question)
@@ -205,6 +208,7 @@ class TheWorld(nn.Module):
             num_world_steps=self.config.num_world_steps if num_world_steps is None else num_world_steps,
             seed=seed,
             enable_world=enable_world,
+            world_prompt=world_prompt,
             padding=True,
             padding_side="left",
             add_special_tokens=False,  # the template has written <bos>
@@ -230,6 +234,7 @@ class TheWorld(nn.Module):
         text: str | Sequence[str],
         labels: str | Sequence[str] | Tensor | None = None,
         num_world_steps: int | None = None,
+        world_prompt: str | Sequence[str] | None = None,
     ) -> Any:
         """Logits, and the loss when there are labels.
 
@@ -238,17 +243,19 @@ class TheWorld(nn.Module):
             text: the question or questions.
             labels: answers as text, or label ids (B, L) in step with `prepare(image, text)["input_ids"]`.
             num_world_steps: overrides the model's own number.
+            world_prompt: as in `generate`.
         """
         self._warn_if_untrained()
         if isinstance(labels, Tensor):
-            inputs = self.prepare(image, text, num_world_steps=num_world_steps)
+            inputs = self.prepare(image, text, num_world_steps=num_world_steps, world_prompt=world_prompt)
             if labels.shape != inputs["input_ids"].shape:
                 raise ValueError(
                     f"labels are {tuple(labels.shape)} but the prompt is {tuple(inputs['input_ids'].shape)}; give the "
                     "answers as text, or label ids in step with prepare(image, text)['input_ids']."
                 )
             return self.model(**inputs, labels=labels.to(self.device))
-        return self.model(**self.prepare(image, text, labels, num_world_steps=num_world_steps))
+        inputs = self.prepare(image, text, labels, num_world_steps=num_world_steps, world_prompt=world_prompt)
+        return self.model(**inputs)
 
     def generate(
         self,
@@ -261,6 +268,7 @@ class TheWorld(nn.Module):
         seed: int = 0,
         enable_world: bool | None = None,
         world_latents: Tensor | None = None,
+        world_prompt: str | Sequence[str] | None = None,
         mode: str | None = None,
         progress: Progress | None = None,
     ) -> Any:
@@ -273,6 +281,8 @@ class TheWorld(nn.Module):
             seed: another number imagines another future of the same picture.
             enable_world: False asks Gemma alone.
             world_latents: (n, C, T, h, w) to read instead of imagining, as `imagine` returns them.
+            world_prompt: what the imagined future shows ("the cup is pushed to the left"), one for all questions or
+                one each; None or an empty one leaves it to the picture. It needs a world model with a text encoder.
             mode: `tokens` reads the future as world tokens; `frames` shows it as further pictures, which needs no
                 training; None takes tokens where the projector is trained (see `mode_of`).
             progress: called with (denoise steps done, of how many) while it imagines.
@@ -286,6 +296,7 @@ class TheWorld(nn.Module):
             seed,
             enable_world,
             world_latents,
+            world_prompt,
             mode,
             progress,
         )
@@ -304,6 +315,7 @@ class TheWorld(nn.Module):
         seed: int = 0,
         enable_world: bool | None = None,
         world_latents: Tensor | None = None,
+        world_prompt: str | Sequence[str] | None = None,
         mode: str | None = None,
         progress: Progress | None = None,
     ) -> Iterator[str]:
@@ -317,6 +329,7 @@ class TheWorld(nn.Module):
             seed,
             enable_world,
             world_latents,
+            world_prompt,
             mode,
             progress,
         )
@@ -338,26 +351,41 @@ class TheWorld(nn.Module):
         seed: int,
         enable_world: bool | None,
         world_latents: Tensor | None,
+        world_prompt: str | Sequence[str] | None,
         mode: str | None,
         progress: Progress | None,
     ) -> tuple[BatchFeature, dict[str, Any]]:
         """Model inputs with the future already imagined, and `generate`'s arguments."""
         if world_latents is not None:
+            if world_prompt is not None:
+                raise ValueError("world_latents are imagined already, so no world_prompt can steer them; give one.")
             num_world_steps = world_latents.shape[2] - 1
         if enable_world is not False and image is not None:
             how = self.mode_of(mode, num_world_steps)
+            if how == "picture" and any(prompts_each(world_prompt, None)):
+                raise ValueError("a world prompt steers imagined steps, and num_world_steps is 0; ask for 1 or more.")
             if how == "frames":
-                image, question = self._with_frames(image, question, num_world_steps, seed, world_latents, progress)
+                image, question = self._with_frames(
+                    image, question, num_world_steps, seed, world_latents, world_prompt, progress
+                )
             if how != "tokens":
                 if mode is None:
                     self._warn_if_untrained()
-                enable_world, world_latents = False, None
-        inputs = self.prepare(image, question, num_world_steps=num_world_steps, seed=seed, enable_world=enable_world)
+                enable_world, world_latents, world_prompt = False, None, None
+        inputs = self.prepare(
+            image,
+            question,
+            num_world_steps=num_world_steps,
+            seed=seed,
+            enable_world=enable_world,
+            world_prompt=world_prompt,
+        )
         if "world_frames" in inputs:
             self._warn_if_untrained()
             frames, seeds, steps = (inputs.pop(name) for name in ("world_frames", "world_seeds", "num_world_steps"))
+            prompts = inputs.pop("world_prompt", None)
             if world_latents is None:
-                world_latents = self._imagine(frames, int(steps[0]), seeds.tolist(), progress)
+                world_latents = self._imagine(frames, int(steps[0]), seeds.tolist(), progress, prompts)
             inputs["world_latents"] = world_latents.to(self.device)
         elif world_latents is not None:
             raise ValueError("world_latents were given, but the world is off or there is no picture.")
@@ -373,6 +401,7 @@ class TheWorld(nn.Module):
         num_world_steps: int | None,
         seed: int,
         world_latents: Tensor | None,
+        world_prompt: str | Sequence[str] | None,
         progress: Progress | None,
     ) -> tuple[list[Any], str | list[str]]:
         """The pictures with the last frame of each imagined world step behind them, and the question introduced."""
@@ -382,9 +411,13 @@ class TheWorld(nn.Module):
         every = self.config.world_images == "all"
         chosen = [picture for own in groups for picture in (own if every else own[:1])]
         if world_latents is None:
-            world_latents = self.imagine(chosen, num_world_steps, seed=seed, progress=progress)
+            prompts = prompts_each(world_prompt, len(groups))
+            steering = [text for own, text in zip(groups, prompts, strict=True) for _ in (own if every else own[:1])]
+            world_latents = self.imagine(chosen, num_world_steps, seed=seed, world_prompt=steering, progress=progress)
         factor = self.config.world_config.temporal_factor
-        frames = iter(self.decode(world_latents)[:, factor::factor])  # each (N, H, W, 3): where a world step ends
+        frames = iter(
+            self.decode(world_latents, for_people=False)[:, factor::factor]
+        )  # each (N, H, W, 3): where a world step ends
         shown, texts = [], []
         for own, text in zip(groups, [question] if isinstance(question, str) else question, strict=True):
             imagined = [frame for _ in (own if every else own[:1]) for frame in next(frames)]
@@ -397,17 +430,37 @@ class TheWorld(nn.Module):
     # --------------------------------------------------------------------------------------------------- the future
 
     def imagine(
-        self, image: Any, num_world_steps: int | None = None, *, seed: int = 0, progress: Progress | None = None
+        self,
+        image: Any,
+        num_world_steps: int | None = None,
+        *,
+        seed: int = 0,
+        world_prompt: str | Sequence[str] | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
-        """Latents of now and the imagined next moments, one row a picture: (n, C, 1 + num_world_steps, h, w)."""
+        """Latents of now and the imagined next moments, one row a picture: (n, C, 1 + num_world_steps, h, w).
+
+        `world_prompt` says what they show, one for all pictures or one each.
+        """
         steps = self.config.num_world_steps if num_world_steps is None else num_world_steps
-        inputs = self.processor.world_inputs(load_images(image), self.config.check_world_steps(steps), seed)
-        return self._imagine(inputs["world_frames"].to(self.device), steps, inputs["world_seeds"].tolist(), progress)
+        steps = self.config.check_world_steps(steps)
+        inputs = self.processor.world_inputs(load_images(image), steps, seed, world_prompt)
+        frames, seeds, prompts = inputs["world_frames"], inputs["world_seeds"].tolist(), inputs.get("world_prompt")
+        return self._imagine(frames.to(self.device), steps, seeds, progress, prompts)
 
     @torch.no_grad()
-    def _imagine(self, frames: Tensor, steps: int, seeds: Sequence[int], progress: Progress | None) -> Tensor:
+    def _imagine(
+        self,
+        frames: Tensor,
+        steps: int,
+        seeds: Sequence[int],
+        progress: Progress | None,
+        world_prompt: Sequence[str] | None,
+    ) -> Tensor:
+        if world_prompt:
+            self._world().check_takes_prompts()  # said before the transformer is loaded
         self._load_world_parts(*world_parts_for(steps))
-        return self.model.world_latents_of(frames, steps, seeds, progress)
+        return self.model.world_latents_of(frames, steps, seeds, progress, world_prompt)
 
     @torch.no_grad()
     def encode(self, clip: Sequence[Any]) -> Tensor:
@@ -417,10 +470,28 @@ class TheWorld(nn.Module):
         return self._world().encode(frames.to(self.device))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """Latents (n, C, T, h, w) to frames (n, F, H, W, 3) uint8 that people can look at; F = 1 + 4·(T - 1)."""
+    def decode(self, latents: Tensor, *, for_people: bool = True) -> np.ndarray:
+        """Latents (n, C, T, h, w) to frames (n, F, H, W, 3) uint8 that people can look at; F = 1 + 4·(T - 1).
+
+        With NVIDIA's weights the frames pass NVIDIA's guardrail first.
+
+        Args:
+            for_people: False for frames that no person sees, such as a picture for the language model to read.
+
+        Raises:
+            ValueError: no guardrail where one is needed, or frames that it refuses.
+        """
+        checked = for_people and self.needs_guardrail
+        if checked:
+            guardrail.require_installed()  # said before anything is loaded
         self._load_world_parts("decoder")
-        return to_pixels(self._world().decode(latents.to(self.device)))
+        frames = to_pixels(self._world().decode(latents.to(self.device)))
+        return guardrail.check_frames(frames, self.device) if checked else frames
+
+    @property
+    def needs_guardrail(self) -> bool:
+        """Whether NVIDIA's guardrail checks people's world prompts, and the frames that people see."""
+        return bool(self._world().needs_guardrail)
 
     def _world(self) -> Any:
         if self.model.world is None:

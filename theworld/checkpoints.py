@@ -81,6 +81,17 @@ def find_file(model: str, filename: str, revision: str | None = None) -> Path:
         raise ValueError(f"{model} is neither a folder nor a readable Hub repository: {error}") from error
 
 
+def find_optional_file(model: str, filename: str, revision: str | None = None) -> Path | None:
+    """As `find_file`, with None for a file that is not there, or not in the cache while there is no network."""
+    if Path(model).is_dir():
+        path = Path(model) / filename
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(model, filename, revision=revision))
+    except EntryNotFoundError:  # also LocalEntryNotFoundError
+        return None
+
+
 def read_json(model: str, filename: str = CONFIG_FILE, revision: str | None = None) -> dict[str, object]:
     """A JSON file of a model folder or repository, as a dict."""
     path = find_file(model, filename, revision)

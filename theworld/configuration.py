@@ -36,6 +36,7 @@ COSMOS_SCHEDULER: dict[str, Any] = {
     "sigma_data": 1.0,
     "final_sigmas_type": "sigma_min",
 }
+WEIGHTS_FROM = ("own", "nvidia")
 WAN_LATENT_CHANNELS = 16  # AutoencoderKLWan's default z_dim, for a vae dict that leaves it out
 
 PROJECTORS = ("linear", "mlp")
@@ -54,6 +55,11 @@ class CosmosPredict2Config(PreTrainedConfig):
         guidance_scale: classifier-free guidance; 1.0 switches it off and halves the work.
         sigma_conditioning: noise level that the conditioning frames carry.
         fps: frames a second the transformer is told, which scales its temporal rotary embedding.
+        weights_from: whose weights these are, `own` (trained from nothing) or `nvidia` (theirs, or tuned from theirs).
+            Written into a world folder; a folder that does not say is taken for NVIDIA's.
+
+    Raises:
+        ValueError: another `weights_from`.
     """
 
     model_type = "cosmos_predict2"
@@ -68,6 +74,7 @@ class CosmosPredict2Config(PreTrainedConfig):
         guidance_scale: float = 7.0,
         sigma_conditioning: float = 0.0001,
         fps: int = 16,
+        weights_from: str = "own",
         **kwargs: Any,
     ) -> None:
         self.vae = dict(vae or {})
@@ -78,6 +85,9 @@ class CosmosPredict2Config(PreTrainedConfig):
         self.guidance_scale = guidance_scale
         self.sigma_conditioning = sigma_conditioning
         self.fps = fps
+        self.weights_from = weights_from
+        if weights_from not in WEIGHTS_FROM:
+            raise ValueError(f"weights_from is {weights_from!r}; choose one of {', '.join(WEIGHTS_FROM)}.")
         super().__init__(**kwargs)
 
     @property

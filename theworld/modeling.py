@@ -34,14 +34,15 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3CausalLMOutputWithP
 
 from theworld import checkpoints, freezing
 from theworld.configuration import CosmosPredict2Config, TheWorldConfig
-from theworld.processing import TheWorldProcessor
+from theworld.processing import TheWorldProcessor, prompts_each
 from theworld.projector import WorldProjector
 from theworld.world_models import world_model_class
 from theworld.world_models.base import PARTS, WorldModel
+from theworld.world_models.cosmos_components import PROMPT_EMBEDS
 
 logger = logging.getLogger(__name__)
 
-WORLD_INPUTS = ("world_frames", "world_latents", "world_embeds", "world_seeds", "num_world_steps")
+WORLD_INPUTS = ("world_frames", "world_latents", "world_embeds", "world_seeds", "num_world_steps", "world_prompt")
 
 
 def world_parts_for(num_world_steps: int) -> tuple[str, ...]:
@@ -204,6 +205,10 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inside = str(Path(model) / subfolder) if Path(model).is_dir() else None
         loaded = cls._with_bases(config, dtype, world_parts, inside, **kwargs)
         loaded.load_adapter_tensors(checkpoints.read_tensors(model, f"{subfolder}{filename}", revision), str(model))
+        if loaded.world is not None:
+            prompts = checkpoints.find_optional_file(model, f"{subfolder}{PROMPT_EMBEDS}", revision)
+            if prompts is not None:
+                loaded.world.keep_prompts(checkpoints.read_tensors(str(prompts.parent), prompts.name), str(prompts))
         loaded.config._name_or_path = os.fspath(pretrained_model_name_or_path)
         return loaded
 
@@ -238,6 +243,8 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 self._write_bases(folder, config)
             config.save_pretrained(folder)
             checkpoints.write_tensors(folder / checkpoints.ADAPTER_FILE, self.adapter_tensors())
+            if self.world is not None and self.world.embedded_prompts and not full:  # a full export's world has them
+                checkpoints.write_tensors(folder / PROMPT_EMBEDS, self.world.embedded_prompts)
 
         checkpoints.write_folder(save_directory, write)
 
@@ -294,6 +301,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_world_steps: int,
         seeds: Sequence[int],
         progress: Callable[[int, int], None] | None = None,
+        world_prompt: str | Sequence[str] | None = None,
         **rollout: Any,
     ) -> Tensor:
         """Latents of now and, for N > 0, of the imagined next moments.
@@ -303,6 +311,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_world_steps: N future latent frames.
             seeds: one a picture; the noise of its rollout.
             progress: called with (denoise steps done, of how many).
+            world_prompt: what the future shows, one for all pictures or one each; None or empty is the default.
             rollout: `num_inference_steps`, `guidance_scale`, prompt embeddings; the config's when left out.
 
         Returns:
@@ -314,6 +323,11 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         latents = self.world.encode(world_frames)
         if num_world_steps == 0:
             return latents
+        prompts = prompts_each(world_prompt, latents.shape[0])
+        if any(prompts):
+            rollout["prompt_embeds"] = self.world.embed_prompts(prompts)
+        elif "prompt_embeds" not in rollout:
+            self.world.load_default_prompts()
         sampling = {
             "num_inference_steps": self.config.world_config.num_inference_steps,
             "guidance_scale": self.config.world_config.guidance_scale,
@@ -328,18 +342,21 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_embeds: Tensor | None = None,
         world_seeds: Tensor | None = None,
         num_world_steps: Tensor | int | None = None,
+        world_prompt: str | Sequence[str] | None = None,
     ) -> Tensor | None:
         """World tokens (n, K, D) from whichever of the three forms is given; None when none is."""
         given = [form for form in (world_frames, world_latents, world_embeds) if form is not None]
         if len(given) > 1:
             raise ValueError("give one of world_frames, world_latents and world_embeds, not several.")
+        if world_frames is None and world_prompt is not None:
+            raise ValueError("a world_prompt steers what is imagined of world_frames, and none came with it.")
         if world_embeds is not None or not given:
             return world_embeds
         if world_latents is None:
             assert world_frames is not None
             steps = one_number(num_world_steps, self.config.num_world_steps)
             seeds = [0] * world_frames.shape[0] if world_seeds is None else world_seeds.tolist()
-            world_latents = self.world_latents_of(world_frames, steps, seeds)
+            world_latents = self.world_latents_of(world_frames, steps, seeds, world_prompt=world_prompt)
         return self.projector(world_latents.to(self.projector.row.device))
 
     def forward(
@@ -359,6 +376,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_embeds: Tensor | None = None,
         world_seeds: Tensor | None = None,
         num_world_steps: Tensor | int | None = None,
+        world_prompt: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Gemma3CausalLMOutputWithPast:
         """Gemma 3's forward, with world tokens where their placeholders are.
@@ -370,6 +388,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 (n, K, D), already projected. None of them: Gemma alone.
             world_seeds: (n,) int64, the noise of each picture's rollout.
             num_world_steps: N, or (n,) of one value; used with `world_frames`.
+            world_prompt: what the future of `world_frames` shows, as the processor was told; its seeds depend on it.
             labels: (B, L), -100 where nothing is learned.
 
         Returns:
@@ -378,7 +397,9 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: world placeholders and world tokens do not match in number, or one is there without the other.
         """
-        world_tokens = self.world_tokens(world_frames, world_latents, world_embeds, world_seeds, num_world_steps)
+        world_tokens = self.world_tokens(
+            world_frames, world_latents, world_embeds, world_seeds, num_world_steps, world_prompt
+        )
         passed_on = {
             "attention_mask": attention_mask,
             "position_ids": position_ids,

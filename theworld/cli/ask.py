@@ -12,7 +12,7 @@ import typer
 
 from theworld.cli import options
 from theworld.cli.console import counting, say
-from theworld.cli.loading import check_trained, has_trained_projector, load, note_for
+from theworld.cli.loading import check_prompt, check_trained, has_trained_projector, load, note_for
 
 FRAMES_STEPS = 4  # world steps that a model imagines which has no number of its own, since it was never trained
 
@@ -24,6 +24,7 @@ def ask(
     world_model: options.WorldModel = None,
     steps: options.Steps = None,
     seed: options.Seed = 0,
+    prompt: options.WorldPrompt = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 128,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy, larger is freer.")] = 0.0,
     mode: Annotated[
@@ -50,6 +51,8 @@ def ask(
         check_trained(model, "let it see imagined frames (--mode frames)")
     if world and steps is None and not has_trained_projector(model):
         steps = FRAMES_STEPS
+    if world:
+        check_prompt(model, prompt, world_model)
     the_model = load(model, steps, device, enable_world=world, world_model=world_model)
     loaded = time.perf_counter()
     how = the_model.mode_of(mode) if world else "picture"
@@ -65,6 +68,7 @@ def ask(
             temperature=temperature,
             seed=seed,
             enable_world=None if world else False,
+            world_prompt=prompt,
             mode=mode,
             progress=lambda done, total: step("Imagining", done, total),
         )
@@ -88,6 +92,7 @@ def ask(
         "mode": how,
         "num_world_steps": the_model.config.num_world_steps if world and the_model.config.enable_world else None,
         "seed": seed,
+        **({} if prompt is None else {"world_prompt": prompt}),
         "seconds": {"load": round(loaded - started, 2), "answer": round(time.perf_counter() - loaded, 2)},
     }
     typer.echo(json.dumps({**content, "note": note} if note else content, ensure_ascii=False, indent=2))

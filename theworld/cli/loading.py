@@ -47,6 +47,26 @@ def check_trained(model: str, otherwise: str) -> None:
         )
 
 
+def check_prompt(model: str, prompt: str | None, world_model: str | None = None) -> None:
+    """Stops before any weights are read when the model's world cannot take a prompt."""
+    if not prompt:
+        return
+    from theworld import checkpoints
+    from theworld.api import DEFAULT_COSMOS
+    from theworld.configuration import CosmosPredict2Config, TheWorldConfig
+    from theworld.world_models import world_model_class
+
+    folder = checkpoints.resolve(model)
+    values = checkpoints.read_json(folder)
+    name, revision = world_model or DEFAULT_COSMOS, None
+    if values.get("model_type") == TheWorldConfig.model_type:
+        name, revision = str(values.get("world_name_or_path")), values.get("world_revision")
+    world = world_model_class(CosmosPredict2Config.model_type).from_pretrained(
+        checkpoints.resolve(name, folder), parts=(), revision=None if revision is None else str(revision)
+    )
+    world.check_takes_prompts()
+
+
 def check_device(device: str | None) -> None:
     """Raises a ValueError for a device that this machine does not have."""
     if device is None:
