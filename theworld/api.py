@@ -446,7 +446,12 @@ class TheWorld(nn.Module):
         if optimizer is not None:
             if content["optimizer"] is None:
                 raise ValueError(f"{path} holds no optimiser state; load it without optimizer=.")
-            optimizer.load_state_dict(content["optimizer"])
+            try:
+                optimizer.load_state_dict(content["optimizer"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path} holds the state of another optimiser, or of one over other parameters ({error})."
+                ) from error
         checkpoints.copy_tensors(expected, content["model"], str(path))
         return {"epoch": content["epoch"], "step": content["step"]}
 

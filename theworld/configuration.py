@@ -197,6 +197,8 @@ class TheWorldConfig(PreTrainedConfig):
                 f"spatial_merge is {self.spatial_merge}; with projector 'resampler' it must be 1, since "
                 "resampler_tokens says how many tokens a frame has."
             )
+        if self.projector_hidden_size is not None and self.projector_hidden_size < 2:
+            raise ValueError(f"projector_hidden_size is {self.projector_hidden_size}; it must be 2 or more.")
         if self.resampler_tokens < 1:
             raise ValueError(f"resampler_tokens is {self.resampler_tokens}; it must be 1 or more.")
         if self.world_images not in ("first", "all"):

@@ -74,7 +74,9 @@ def load_gemma(
             f"The weights of {name_or_path} do not fit the config beside them: {name} is {tuple(stored)} there and "
             f"{tuple(built)} by the config."
         )
-    missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    tied = model.config.tie_word_embeddings
+    missing = sorted(key for key in found["missing_keys"] if not (tied and key == "lm_head.weight"))
+    unexpected = sorted(found["unexpected_keys"])
     if missing or unexpected:
         raise ValueError(
             f"The weights of {name_or_path} do not fit the config beside them: {len(missing)} tensors missing"

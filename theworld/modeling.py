@@ -151,7 +151,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model = cls(config, vlm=vlm, world=world)
         model.bases_folder = inside
         model.projector.to(device=vlm.get_input_embeddings().weight.device, dtype=vlm.dtype)
-        if "device_map" in vlm_arguments:
+        if "hf_device_map" in vars(vlm):
             model.hf_device_map = vlm.hf_device_map  # Trainer leaves a model that has one where it lies
         freezing.train_only(model, ())
         return model.eval()

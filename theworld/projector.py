@@ -73,15 +73,17 @@ class Resampler(nn.Module):
         self.output = nn.Linear(width, output_width)
 
     @torch.no_grad()
-    def scale_to(self, target_rms: float, generator: torch.Generator) -> None:
-        """Draws fresh weights; the last norm gives unit size, so that the output's is `target_rms`."""
+    def scale_to(self, target_rms: float, where_hwP: Tensor, generator: torch.Generator) -> None:
+        """Draws fresh weights whose output on cells of unit variance at these places has rms `target_rms`."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 draw_linear(module, generator)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
         self.queries.copy_(torch.randn(self.queries.shape, generator=generator) * QUERY_SCALE)
-        self.output.weight.mul_(target_rms)
+        cells = torch.randn(16, *where_hwP.shape, generator=generator).to(where_hwP) + where_hwP
+        measured = self(cells).float().square().mean().sqrt()
+        self.output.weight.mul_(target_rms / measured.to(self.output.weight))
 
     def forward(self, cells: Tensor) -> Tensor:
         """Cells of frames (n, h·w, P), places added, to tokens (n, K, D)."""
@@ -114,7 +116,7 @@ class WorldProjector(nn.Module):
             hidden = config.projector_hidden_size or width
             self.projection = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, width))
         elif config.projector == "resampler":
-            inside = config.projector_hidden_size or max(1, width // 4)
+            inside = config.projector_hidden_size or max(2, width // 4)
             self.projection = nn.Linear(inputs, inside)
             self.resampler = Resampler(config.resampler_tokens, inside, width)
         else:
@@ -148,7 +150,11 @@ class WorldProjector(nn.Module):
         if self.resampler is not None:
             for place in (self.row, self.column):
                 place.copy_(torch.randn(place.shape, generator=generator))
-            self.resampler.scale_to(target_rms, generator)
+            self.resampler.scale_to(target_rms, self.places(), generator)
+
+    def places(self) -> Tensor:
+        """(h·w/merge², P): what each cell of a frame is told about where it is."""
+        return (self.row[:, None] + self.column[None]).flatten(0, 1)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Args:
@@ -171,8 +177,7 @@ class WorldProjector(nn.Module):
                 f"{frames} latent frames were given, but the temporal embedding has {moments} (1 + max_world_steps)."
             )
         cells = self.projection(merge_neighbours(latents.to(self.row.dtype), self.merge))  # (B, T·h·w/merge², P)
-        where_hwP = (self.row[:, None] + self.column[None]).flatten(0, 1)
-        tokens_BTnD = cells.unflatten(1, (frames, rows * columns)) + where_hwP
+        tokens_BTnD = cells.unflatten(1, (frames, rows * columns)) + self.places()
         if self.resampler is not None:
             tokens_BTnD = self.resampler(tokens_BTnD.flatten(0, 1)).unflatten(0, (B, frames))  # (B, T, K, D)
         tokens = (tokens_BTnD + self.temporal[:frames, None]).flatten(1, 2)
