@@ -433,9 +433,8 @@ class TheWorld(nn.Module):
             FileNotFoundError: no such file.
         """
         content = checkpoints.read_pickle(Path(path))
-        if not {"model", "bases", "optimizer", "epoch", "step"} <= set(content) or not isinstance(
-            content["model"], dict
-        ):
+        named = all(isinstance(content.get(name), dict) for name in ("model", "bases"))
+        if not named or not {"optimizer", "epoch", "step"} <= set(content):
             raise ValueError(f"{path} was not written by save_checkpoint.")
         expected = self.model.adapter_tensors()
         checkpoints.check_tensors(expected, content["model"], str(path))

@@ -1,4 +1,4 @@
-"""Base models, strictly: every tensor of a published repository is one of the model's, and the other way round.
+"""What a model is put together from, strictly: every stored tensor is one of the model's, and the other way round.
 
 transformers logs missing and unexpected tensors and goes on with random ones; here either is an error.
 """
@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, Gemma3Config, Gemma3ForConditionalGeneration
 
 from theworld import checkpoints, freezing
 from theworld.configuration import CosmosPredict2Config, TheWorldConfig
-from theworld.world_models import WorldModel, world_model_class
+from theworld.world_models import world_model_class
+from theworld.world_models.base import PARTS, WorldModel
 
 GEMMA = Gemma3Config.model_type
+VLM_FOLDER, WORLD_FOLDER = "vlm", "world"  # of a full export
 DIGESTED = 1024  # numbers of each tensor that a fingerprint reads
 
 
@@ -146,6 +149,50 @@ def load_bases(
         dtype=vlm.dtype,
     )
     return vlm, world.to(vlm.get_input_embeddings().weight.device)
+
+
+def read_adapter(
+    name: str, checkpoint_name: str | None = None, revision: str | None = None, config: TheWorldConfig | None = None
+) -> tuple[TheWorldConfig, dict[str, Tensor], str | None]:
+    """An adapter's config and tensors, and the folder that base names starting with `./` are relative to.
+
+    Args:
+        name: `nano`, a folder, or a Hub id.
+        checkpoint_name: a folder or file inside it.
+        config: used instead of the adapter's own.
+
+    Raises:
+        ValueError: unreadable, damaged, or no TheWorld model.
+    """
+    model = checkpoints.resolve(name)
+    subfolder, filename = checkpoints.split_checkpoint_name(checkpoint_name)
+    if config is None:
+        values = checkpoints.read_json(model, f"{subfolder}{checkpoints.CONFIG_FILE}", revision)
+        if values.get("model_type") != TheWorldConfig.model_type:
+            raise ValueError(
+                f"{name} is a {values.get('model_type')!r} model, not a TheWorld one; to fuse it, call "
+                f"TheWorld({name!r})."
+            )
+        config = TheWorldConfig.from_dict(values)
+    tensors = checkpoints.read_tensors(model, f"{subfolder}{filename}", revision)
+    bases = (config.vlm_name_or_path, config.world_name_or_path)
+    return config, tensors, checkpoints.bases_folder(model, bases, revision, subfolder)
+
+
+def write_bases(
+    folder: Path, config: TheWorldConfig, vlm: Gemma3ForConditionalGeneration, world: WorldModel | None
+) -> None:
+    """Writes the weights of both bases into `folder`, and names them so in `config`."""
+    if config.lora is not None:
+        raise ValueError(
+            "a full export needs the LoRA in the weights: call merge_lora() first, or save the adapter alone."
+        )
+    vlm.save_pretrained(folder / VLM_FOLDER)
+    config.vlm_name_or_path, config.vlm_revision = f"./{VLM_FOLDER}", None
+    if world is not None:
+        world.load_parts(*PARTS)  # an export without its decoder could never show what it imagines
+        world.save_pretrained(folder / WORLD_FOLDER)
+        config.world_name_or_path, config.world_revision = f"./{WORLD_FOLDER}", None
 
 
 def fingerprints(model: nn.Module, parts: Iterable[str]) -> dict[str, str]:

@@ -35,7 +35,7 @@ from theworld.configuration import TheWorldConfig
 from theworld.processing import TheWorldProcessor
 from theworld.projector import WorldProjector
 from theworld.world_models import world_model_class
-from theworld.world_models.base import PARTS, WorldModel
+from theworld.world_models.base import WorldModel
 
 logger = logging.getLogger(__name__)
 
@@ -181,23 +181,12 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: not a TheWorld folder, or tensors that do not fit.
         """
-        model = checkpoints.resolve(pretrained_model_name_or_path)
-        subfolder, filename = checkpoints.split_checkpoint_name(checkpoint_name)
-        if config is None:
-            values = checkpoints.read_json(model, f"{subfolder}{checkpoints.CONFIG_FILE}", revision)
-            if values.get("model_type") != cls.config_class.model_type:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} is a {values.get('model_type')!r} model, not a TheWorld one; "
-                    f"to fuse it, call TheWorld({str(pretrained_model_name_or_path)!r})."
-                )
-            config = TheWorldConfig.from_dict(values)
-        tensors = checkpoints.read_tensors(model, f"{subfolder}{filename}", revision)  # before the minutes of the bases
         kwargs.pop("trust_remote_code", None)
-        bases = (config.vlm_name_or_path, config.world_name_or_path)
-        inside = checkpoints.bases_folder(model, bases, revision, subfolder)
+        name = os.fspath(pretrained_model_name_or_path)
+        config, tensors, inside = loading.read_adapter(name, checkpoint_name, revision, config)
         loaded = cls._with_bases(config, dtype, world_parts, inside, **kwargs)
-        loaded.load_adapter_tensors(tensors, str(model))
-        loaded.config._name_or_path = os.fspath(pretrained_model_name_or_path)
+        loaded.load_adapter_tensors(tensors, name)
+        loaded.config._name_or_path = name
         return loaded
 
     def load_adapter_tensors(self, tensors: dict[str, Tensor], where: str) -> None:
@@ -232,27 +221,14 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         def write(folder: Path) -> None:
             if full:
-                self._write_bases(folder, config)
+                loading.write_bases(folder, config, self.vlm, self.world)
+                TheWorldProcessor.from_config(self.config, self.bases_folder).write_base(folder / loading.VLM_FOLDER)
             config.save_pretrained(folder)
             checkpoints.write_tensors(
                 folder / checkpoints.ADAPTER_FILE, dict(freezing.parameters_of(self, config.trained_parts))
             )
 
         checkpoints.write_folder(save_directory, write)
-
-    def _write_bases(self, folder: Path, config: TheWorldConfig) -> None:
-        """Writes both bases into `folder` and names them so in `config`."""
-        if config.lora is not None:
-            raise ValueError(
-                "a full export needs the LoRA in the weights: call merge_lora() first, or save the adapter alone."
-            )
-        self.vlm.save_pretrained(folder / "vlm")
-        TheWorldProcessor.from_config(self.config, self.bases_folder).write_base(folder / "vlm")
-        config.vlm_name_or_path, config.vlm_revision = "./vlm", None
-        if self.world is not None:
-            config.world_name_or_path, config.world_revision = "./world", None
-            self.world.load_parts(*PARTS)  # an export without its decoder could never show what it imagines
-            self.world.save_pretrained(folder / "world")
 
     def merge_lora(self) -> None:
         """Adds what the LoRA learned to the language model's own weights; logits stay, and the LoRA is gone.
