@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -123,7 +123,10 @@ def bases_folder(model: str, bases: Iterable[str], revision: str | None = None, 
         return None
     with hub_errors(model, inside[0]):
         snapshot = snapshot_download(
-            model, revision=revision, allow_patterns=[f"{subfolder}{name}/*" for name in inside]
+            model,
+            revision=revision,
+            allow_patterns=[f"{subfolder}{name}/*" for name in inside],
+            local_files_only=is_offline_mode(),
         )
     return str(Path(snapshot) / subfolder)
 
