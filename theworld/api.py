@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from transformers import BatchFeature, TextIteratorStreamer
 from theworld import checkpoints, freezing
 from theworld.configuration import TheWorldConfig
 from theworld.images import load_image, load_images, to_frames, to_pixels
+from theworld.loading import fingerprints
 from theworld.modeling import TheWorldForConditionalGeneration, world_parts_for
 from theworld.processing import TheWorldProcessor, prompts_each
 from theworld.world_models import guardrail
@@ -45,8 +46,12 @@ class TheWorld(nn.Module):
         cosmos_model_name: world model of a fresh fusion.
         freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae: False lets that part learn beside the projector.
         max_world_steps: rows of the temporal embedding of a fresh fusion.
+        lora: LoRA on the language model of a fresh fusion, which learns beside the projector: its rank (alpha is twice
+            that, on all linear layers), or peft's settings as a dict.
         dtype: None means bfloat16 on a GPU and float32 on a CPU.
         device: None means the first GPU, or the CPU.
+        device_map: where Gemma's layers go (`"auto"`, or a dict of module and device), instead of `device`; the world
+            model and the projector lie where the input embeddings lie.
         config: further fields of TheWorldConfig for a fresh fusion (`projector`, `spatial_merge`, …).
 
     Raises:
@@ -63,36 +68,39 @@ class TheWorld(nn.Module):
         freeze_cosmos_vae: bool = True,
         max_world_steps: int = 16,
         *,
+        lora: int | dict[str, Any] | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
+        device_map: Any = None,
         **config: Any,
     ) -> None:
         super().__init__()
         name = os.fspath(model_name)
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        values = checkpoints.read_json(checkpoints.resolve(name))
+        place, dtype = _place(device, device_map, dtype)
+        values = checkpoints.read_json(checkpoints.resolve(name), revision=config.get("vlm_revision"))
+        if lora is not None:
+            config["lora"] = lora
         if values.get("model_type") == TheWorldConfig.model_type:
             if config:
                 raise ValueError(f"{name} is a trained model; {', '.join(config)} cannot be changed any more.")
-            model = _load(name, num_world_steps, dtype)
+            model = _load(name, num_world_steps, dtype, device_map=device_map)
         else:
             steps = num_world_steps or 0
             model = TheWorldForConditionalGeneration.from_base_models(
                 name,
                 cosmos_model_name,
                 dtype=dtype,
+                device_map=device_map,
                 num_world_steps=steps,
                 max_world_steps=max_world_steps,
                 **config,
             )
-        self._set(model, device)
+        self._set(model, place)
         self._freeze(freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
 
-    def _set(self, model: TheWorldForConditionalGeneration, device: torch.device) -> None:
-        self.model = model.to(device)
-        inside = str(model.config._name_or_path)
-        self.processor = TheWorldProcessor.from_config(model.config, checkpoints.resolve(inside) if inside else None)
+    def _set(self, model: TheWorldForConditionalGeneration, place: torch.device | None) -> None:
+        self.model = model if place is None else model.to(place)
+        self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
         self._warned = False
         self.eval()  # as transformers hands models out; call train() to train
 
@@ -111,8 +119,10 @@ class TheWorld(nn.Module):
         checkpoint_name: str | None = None,
         *,
         num_world_steps: int | None = None,
+        revision: str | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
+        device_map: Any = None,
         freeze_gemma_vision: bool = True,
         freeze_gemma_language: bool = True,
         freeze_cosmos_vae: bool = True,
@@ -122,12 +132,16 @@ class TheWorld(nn.Module):
         Args:
             checkpoint_name: a checkpoint inside it: `checkpoint-1000` or `checkpoint-1000/pytorch_model.bin`.
             num_world_steps: default of later calls; None keeps the model's own.
+            revision: branch, tag or commit of a Hub repository.
+            device_map: where Gemma's layers go, instead of `device`.
+
+        Raises:
+            ValueError: a model that cannot be read, or tensors that are not exactly those it should have.
         """
         self = cls.__new__(cls)
         nn.Module.__init__(self)
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        self._set(_load(os.fspath(model_name), num_world_steps, dtype, checkpoint_name), device)
+        place, dtype = _place(device, device_map, dtype)
+        self._set(_load(os.fspath(model_name), num_world_steps, dtype, checkpoint_name, revision, device_map), place)
         self._freeze(freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
         return self
 
@@ -517,6 +531,10 @@ class TheWorld(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
+    def merge_lora(self) -> None:
+        """Adds what the LoRA learned to the language model's weights, so that everything can be exported."""
+        self.model.merge_lora()
+
     def save_pretrained(self, folder: str | os.PathLike[str], full: bool = False) -> None:
         """Writes the adapter (what was trained, and the bases' ids), or everything with `full=True`."""
         self.model.save_pretrained(folder, full=full)
@@ -530,8 +548,10 @@ class TheWorld(nn.Module):
     ) -> None:
         """Writes what was trained, the optimiser's state, epoch and step to one file, all or nothing."""
         path = Path(path)
+        tensors = self.model.adapter_tensors()
         content = {
-            "model": {name: tensor.detach().cpu() for name, tensor in self.model.adapter_tensors().items()},
+            "model": {name: tensor.detach().cpu() for name, tensor in tensors.items()},
+            "bases": fingerprints(self.model, self._parts_outside(tensors)),
             "optimizer": None if optimizer is None else optimizer.state_dict(),
             "epoch": epoch,
             "step": step,
@@ -549,27 +569,70 @@ class TheWorld(nn.Module):
     ) -> dict[str, int | None]:
         """Reads a file of `save_checkpoint` back; it must hold exactly the parts this model has in training.
 
+        The next step is then the one that the saved run would have taken.
+
         Returns:
             `{"epoch": …, "step": …}`, None where none was saved.
+
+        Raises:
+            ValueError: damaged, not such a file, or of another base or other parts; nothing has changed then.
+            FileNotFoundError: no such file.
         """
         content = checkpoints.read_pickle(Path(path))
-        if not {"model", "optimizer", "epoch", "step"} <= set(content):
+        named = all(isinstance(content.get(name), dict) for name in ("model", "bases"))
+        if not named or not {"optimizer", "epoch", "step"} <= set(content):
             raise ValueError(f"{path} was not written by save_checkpoint.")
         expected = self.model.adapter_tensors()
-        checkpoints.copy_tensors(expected, content["model"], str(path))
+        checkpoints.check_tensors(expected, content["model"], str(path))
+        bases = fingerprints(self.model, self._parts_outside(expected))
+        for part in bases.keys() & content["bases"].keys():
+            if bases[part] != content["bases"][part]:
+                raise ValueError(f"{path} was made for another base: the frozen {part} part has other weights there.")
         if optimizer is not None:
             if content["optimizer"] is None:
                 raise ValueError(f"{path} holds no optimiser state; load it without optimizer=.")
-            optimizer.load_state_dict(content["optimizer"])
+            try:
+                optimizer.load_state_dict(content["optimizer"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path} holds the state of another optimiser, or of one over other parameters ({error})."
+                ) from error
+        checkpoints.copy_tensors(expected, content["model"], str(path))
         return {"epoch": content["epoch"], "step": content["step"]}
+
+    def _parts_outside(self, tensors: Iterable[str]) -> list[str]:
+        """Parts in memory that a checkpoint of these tensors does not hold, so that they must be the same again."""
+        inside = {freezing.part_of(name) for name in tensors}
+        return [row.part for row in self.parameter_table() if row.part not in inside]
+
+
+def _place(
+    device: str | torch.device | None, device_map: Any, dtype: torch.dtype | None
+) -> tuple[torch.device | None, torch.dtype]:
+    """Where a model goes, None where `device_map` says it, and the type of its weights."""
+    if device is not None and device_map is not None:
+        raise ValueError("device and device_map were both given; give one.")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+    return (place if device_map is None else None), dtype
 
 
 def _load(
-    name: str, num_world_steps: int | None, dtype: torch.dtype, checkpoint_name: str | None = None
+    name: str,
+    num_world_steps: int | None,
+    dtype: torch.dtype,
+    checkpoint_name: str | None = None,
+    revision: str | None = None,
+    device_map: Any = None,
 ) -> TheWorldForConditionalGeneration:
     """A trained model whose default number of world steps may be another than the one it was saved with."""
     model = TheWorldForConditionalGeneration.from_pretrained(
-        name, dtype=dtype, checkpoint_name=checkpoint_name, world_parts=("encoder",)
+        name,
+        dtype=dtype,
+        revision=revision,
+        checkpoint_name=checkpoint_name,
+        world_parts=("encoder",),
+        **({} if device_map is None else {"device_map": device_map}),
     )
     if num_world_steps is not None:
         model.config.num_world_steps = model.config.check_world_steps(num_world_steps)

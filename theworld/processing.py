@@ -18,7 +18,7 @@ from tokenizers import AddedToken
 from transformers import BatchFeature
 from transformers.models.gemma3 import Gemma3Processor
 
-from theworld.checkpoints import resolve
+from theworld.checkpoints import bases_folder, resolve
 from theworld.configuration import TheWorldConfig
 from theworld.images import load_image, to_frames
 
@@ -75,7 +75,8 @@ class TheWorldProcessor(Gemma3Processor):
     ) -> TheWorldProcessor:
         """Reads the model's config, then the tokenizer and image processor of its Gemma base."""
         model = resolve(pretrained_model_name_or_path)
-        return cls.from_config(TheWorldConfig.from_pretrained(model, revision=revision), inside=model)
+        config = TheWorldConfig.from_pretrained(model, revision=revision)
+        return cls.from_config(config, inside=bases_folder(model, [config.vlm_name_or_path], revision))
 
     @classmethod
     def from_config(cls, config: TheWorldConfig, inside: str | None = None) -> TheWorldProcessor:
