@@ -176,6 +176,17 @@ def test_the_auto_classes_on_published_bases(gemma: Path, cosmos: Path, tmp_path
         same(loaded(**inputs).logits, model.model(**inputs).logits)
 
 
+def test_a_full_export_holds_trained_bases_once(gemma: Path, cosmos: Path, tmp_path: Path) -> None:
+    model = build(gemma, cosmos, freeze_gemma_vision=False, freeze_cosmos_vae=False)
+    shake(model)
+    model.save_pretrained(tmp_path / "run" / "full", full=True)
+    loaded = TheWorld.from_pretrained(tmp_path / "run", checkpoint_name="full", device="cpu")
+    assert loaded.config.trained_parts == ["projector"]
+    same(logits(loaded), logits(model))
+    ours = load_file(tmp_path / "run" / "full" / "model.safetensors")
+    assert all(name.startswith("projector.") for name in ours)
+
+
 def attacked(path: Path) -> None:
     class Attack:
         def __reduce__(self) -> tuple[object, tuple[str]]:
