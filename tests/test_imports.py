@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": set(),
     "pictures": set(),
     "freezing": set(),
+    "memory": {"configuration"},  # formulas only; parameters are counted above
     "checkpoints": set(),  # files only; what fills them is above
     "projector": {"configuration"},
     "world_models": {"configuration", "images"},
@@ -32,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"configuration", "images", "pictures", "processing", "datasets", "api"},
     "training": _MODEL | {"api", "datasets", "world_cache"},
     "nano": _MODEL | {"api", "datasets", "evaluation", "training", "pictures"},
-    "cli": _MODEL | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache"},
+    "cli": _MODEL | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache", "memory"},
 }
 
 

@@ -36,10 +36,63 @@ COSMOS_SCHEDULER: dict[str, Any] = {
     "sigma_data": 1.0,
     "final_sigmas_type": "sigma_min",
 }
+COSMOS_2B = "nvidia/Cosmos-Predict2-2B-Video2World"
+# Gemma 3 as published, so that its size is known before its licence is accepted: https://huggingface.co/google/gemma-3-4b-it
+GEMMA_3_TEXT: dict[str, dict[str, int]] = {
+    "google/gemma-3-4b": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+    },
+    "google/gemma-3-12b": {
+        "hidden_size": 3840,
+        "intermediate_size": 15360,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+    },
+    "google/gemma-3-27b": {
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "num_hidden_layers": 62,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "query_pre_attn_scalar": 168,
+    },
+}
 WAN_LATENT_CHANNELS = 16  # AutoencoderKLWan's default z_dim, for a vae dict that leaves it out
 
 PROJECTORS = ("linear", "mlp")
 SPATIAL_MERGES = (1, 2, 4)
+
+
+def published_gemma(name: str) -> Gemma3Config | None:
+    """The config of a published Gemma 3, by its Hub id (`-it` or `-pt`), without reading anything; None for others."""
+    text = GEMMA_3_TEXT.get(name.removesuffix("-it").removesuffix("-pt"))
+    if text is None:
+        return None
+    rope = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    }
+    vision = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+        "vision_use_head": False,
+    }
+    rows = {"vocab_size": 262_208, "sliding_window": 1024, "rope_parameters": rope}
+    return Gemma3Config(text_config={**text, **rows}, vision_config=vision, mm_tokens_per_image=256)
 
 
 class CosmosPredict2Config(PreTrainedConfig):

@@ -10,6 +10,7 @@ from theworld.cli.console import waiting
 
 if TYPE_CHECKING:
     from theworld.api import TheWorld
+    from theworld.configuration import TheWorldConfig
 
 NANO_NOTE = (
     "Note: nano knows only the scenes it ships with (see `theworld nano scene`); about any other picture its answers "
@@ -23,6 +24,49 @@ def note_for(model: str) -> str | None:
 
     folder = Path(checkpoints.resolve(model)).resolve()
     return NANO_NOTE if folder.is_relative_to(checkpoints.SHIPPED_WEIGHTS.resolve()) else None
+
+
+def read_config(model: str, world: str) -> tuple[TheWorldConfig, list[str]]:
+    """The configuration of a TheWorld model, or of the fusion that a plain Gemma 3 and `world` would become.
+
+    Returns:
+        The config, and a line for each part of it that came out of this package because the Hub could not be read.
+
+    Raises:
+        ValueError: a model that cannot be read and is not a published one, or another kind of model.
+    """
+    from transformers import AutoConfig
+
+    from theworld import checkpoints
+    from theworld.configuration import COSMOS_2B, CosmosPredict2Config, TheWorldConfig, published_gemma
+    from theworld.world_models import world_model_class
+
+    place = checkpoints.resolve(model)
+    notes: list[str] = []
+    try:
+        values = checkpoints.read_json(place)
+    except ValueError:
+        vlm = published_gemma(model)
+        if vlm is None or Path(place).is_dir():
+            raise
+        notes.append(f"{model} could not be read; its published configuration, which this package knows, stands in.")
+    else:
+        if values.get("model_type") == TheWorldConfig.model_type:
+            return TheWorldConfig.from_dict(values), notes
+        if values.get("model_type") != "gemma3":
+            kind = values.get("model_type")
+            raise ValueError(f"{model} is a {kind!r} model, and TheWorld reads TheWorld and Gemma 3 models; name one.")
+        vlm = AutoConfig.from_pretrained(place)
+    world_place = checkpoints.resolve(world)
+    try:
+        world_config = world_model_class(CosmosPredict2Config.model_type).read_config(world_place)
+    except ValueError:
+        if world != COSMOS_2B or Path(world_place).is_dir():
+            raise
+        world_config = CosmosPredict2Config()
+        notes.append(f"{world} could not be read; its published configuration, which this package knows, stands in.")
+    fused = TheWorldConfig(vlm_config=vlm, world_config=world_config, vlm_name_or_path=model, world_name_or_path=world)
+    return fused, notes
 
 
 def check_trained(model: str, otherwise: str = "ask without world tokens (--no-world)") -> None:

@@ -24,3 +24,13 @@ Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Another number i
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, … Default: a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=_remember, help="Show the traceback of an error.")]
+World = Annotated[
+    str,
+    typer.Option(
+        "--world",
+        "--world-model",
+        metavar="NAME",
+        help="World model to fuse with, when the model is a plain Gemma 3: a folder or a Hub id.",
+    ),
+]
+DEFAULT_WORLD = "nvidia/Cosmos-Predict2-2B-Video2World"
