@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": set(),
     "pictures": set(),
     "freezing": set(),
+    "hub": {"checkpoints", "world_models"},
     "memory": {"configuration"},  # formulas only; parameters are counted above
     "checkpoints": set(),  # files only; what fills them is above
     "projector": {"configuration"},
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"configuration", "images", "pictures", "processing", "datasets", "api"},
     "training": _MODEL | {"api", "datasets", "world_cache"},
     "nano": _MODEL | {"api", "datasets", "evaluation", "training", "pictures"},
-    "cli": _MODEL | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache", "memory"},
+    "cli": _MODEL | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache", "memory", "hub"},
 }
 
 

@@ -53,12 +53,21 @@ def resolve(model: str | os.PathLike[str], inside: str | os.PathLike[str] | None
     return name
 
 
+def check_name(model: str) -> None:
+    """Raises a ValueError for what is neither a folder nor can be a Hub id, before the network is asked for it."""
+    if not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
+        raise ValueError(
+            f"There is no folder {model}, and it is no Hugging Face repository id such as 'owner/name'; check the name."
+        )
+
+
 def find_file(model: str, filename: str, revision: str | None = None) -> Path:
     """Path of one file of a folder or Hub repository, downloaded when it must be.
 
     Raises:
         ValueError: no such model, no such file, no permission or no network; one sentence that says what to do.
     """
+    check_name(model)
     if Path(model).is_dir():
         path = Path(model) / filename
         if not path.is_file():

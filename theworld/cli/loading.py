@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from theworld.cli.console import waiting
 
@@ -26,8 +27,13 @@ def note_for(model: str) -> str | None:
     return NANO_NOTE if folder.is_relative_to(checkpoints.SHIPPED_WEIGHTS.resolve()) else None
 
 
-def read_config(model: str, world: str) -> tuple[TheWorldConfig, list[str]]:
+def read_config(
+    model: str, world: str, readable: Callable[[str], bool] = lambda name: True
+) -> tuple[TheWorldConfig, list[str]]:
     """The configuration of a TheWorld model, or of the fusion that a plain Gemma 3 and `world` would become.
+
+    Args:
+        readable: asked for each name before it is read; what is not readable is not tried, which would take long.
 
     Returns:
         The config, and a line for each part of it that came out of this package because the Hub could not be read.
@@ -44,7 +50,7 @@ def read_config(model: str, world: str) -> tuple[TheWorldConfig, list[str]]:
     place = checkpoints.resolve(model)
     notes: list[str] = []
     try:
-        values = checkpoints.read_json(place)
+        values = checkpoints.read_json(place) if readable(model) else unreadable(model)
     except ValueError:
         vlm = published_gemma(model)
         if vlm is None or Path(place).is_dir():
@@ -59,7 +65,8 @@ def read_config(model: str, world: str) -> tuple[TheWorldConfig, list[str]]:
         vlm = AutoConfig.from_pretrained(place)
     world_place = checkpoints.resolve(world)
     try:
-        world_config = world_model_class(CosmosPredict2Config.model_type).read_config(world_place)
+        world_class = world_model_class(CosmosPredict2Config.model_type)
+        world_config = world_class.read_config(world_place) if readable(world) else unreadable(world)
     except ValueError:
         if world != COSMOS_2B or Path(world_place).is_dir():
             raise
@@ -67,6 +74,10 @@ def read_config(model: str, world: str) -> tuple[TheWorldConfig, list[str]]:
         notes.append(f"{world} could not be read; its published configuration, which this package knows, stands in.")
     fused = TheWorldConfig(vlm_config=vlm, world_config=world_config, vlm_name_or_path=model, world_name_or_path=world)
     return fused, notes
+
+
+def unreadable(name: str) -> NoReturn:
+    raise ValueError(f"{name} cannot be read.")
 
 
 def check_trained(model: str, otherwise: str = "ask without world tokens (--no-world)") -> None:
