@@ -18,7 +18,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -84,6 +90,10 @@ def find_file(model: str, filename: str, revision: str | None = None) -> Path:
         raise ValueError(
             f"{model} is gated: accept its licence on its Hub page and set HF_TOKEN to a token that may read it."
         ) from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"The Hub has no repository {model} that you may read; check the name, or log in with `hf auth login`."
+        ) from error
     except EntryNotFoundError as error:
         raise ValueError(f"{model} on the Hub has no {filename}; check the repository and revision.") from error
     except (HfHubHTTPError, ValueError) as error:
@@ -107,12 +117,19 @@ def read_tensors(model: str, filename: str = ADAPTER_FILE, revision: str | None 
     path = find_file(model, filename, revision)
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            tensors = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or cut short ({error}); download or save it again.") from error
-    tensors = read_pickle(path)
-    if not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{path} is not a file of named tensors.")
+    else:
+        tensors = read_pickle(path)
+        if not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise ValueError(f"{path} is not a file of named tensors.")
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"{path} holds infinite or undefined numbers in {name}; it is damaged, or its training diverged: use "
+                "an earlier checkpoint."
+            )
     return tensors
 
 

@@ -47,6 +47,8 @@ NEW_TOKENS = 128  # of an answer
 DRIVER = GIB // 2  # CUDA context and the workspaces of its libraries, which torch does not count
 LIBRARIES = GIB  # resident size of Python with torch, transformers and diffusers loaded
 
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder layer
+
 # feature maps of the VAE's widest stage that live at once while it encodes: seven around a convolution, whose input is
 # padded to three frames, and five in the causal convolutions' caches
 VAE_LIVE_MAPS = 12
@@ -164,7 +166,8 @@ def layer_bytes(config: TheWorldConfig, tokens: int, learns: Iterable[str] = (),
     if "language" in learns:
         return kept + norms + b * (2 * D + F)
     if "lora" in learns and config.lora is not None:
-        targets = set(config.lora.get("target_modules") or ())
+        targets = config.lora.get("target_modules") or ()
+        targets = set(LINEAR_LAYERS if isinstance(targets, str) else targets)  # "all-linear"
         inputs = (({"q_proj", "k_proj", "v_proj"}, D), ({"gate_proj", "up_proj"}, D), ({"down_proj"}, F))
         kept += b * sum(width for modules, width in inputs if modules & targets)
         kept += b * len(targets) * int(config.lora.get("r", 8))

@@ -67,12 +67,13 @@ def test_help_names_every_verb_and_loads_no_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("ask", "imagine", "info", "eval", "nano"):
+    for verb in ("ask", "imagine", "info", "doctor", "eval", "nano"):
         assert f" {verb} " in done.stdout
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("ask",), ("imagine",), ("info",), ("eval",), ("eval", "physics"), ("nano",), ("nano", "scene")]
+    "command",
+    [(), ("ask",), ("imagine",), ("info",), ("doctor",), ("eval",), ("eval", "physics"), ("nano",), ("nano", "scene")],
 )
 def test_every_verb_has_help(command: tuple[str, ...]) -> None:
     assert "Usage" in succeed(*command, "--help").stdout
@@ -158,7 +159,7 @@ def test_ask_says_what_is_wrong(family: Path, picture: Path, tmp_path: Path) -> 
     model = ("--model", family / "fused")
     assert "nowhere.png" in fail("ask", "nowhere.png", QUESTION, *model)
     assert "broken.png" in fail("ask", broken, QUESTION, *model)
-    assert "this model takes 0 to 4" in fail("ask", picture, QUESTION, *model, "--steps", "9")
+    assert "at most 4 world steps" in fail("ask", picture, QUESTION, *model, "--steps", "9")
     assert "no-such-model" in fail("ask", picture, QUESTION, "--model", tmp_path / "no-such-model")
     assert "is no device" in fail("ask", picture, QUESTION, *model, "--device", "gpu")
     assert "not shipped" in fail("ask", picture, QUESTION, "--model", "nano/huge")
@@ -254,6 +255,16 @@ def test_info_of_the_published_pair_needs_no_network() -> None:
     step = content["freeze_settings"][0]["training_memory"]["peak"]
     assert round(step / 2**30, 1) == 41.9  # 41.8 were measured
     assert content["tokens"]["per_world_step"] == 784
+
+
+def test_readme_shows_what_info_says() -> None:
+    page = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    command = "theworld info google/gemma-3-4b-it --batch 4"
+    shown = page.partition(f"`{command}`")[2].partition("```text\n")[2].partition("```")[0].splitlines()
+    assert len(shown) > 10
+    said = [line.split() for line in succeed(*command.split()[1:]).stdout.splitlines()]
+    for line in shown:
+        assert line.split() in said, line
 
 
 def test_info_predicts_for_the_call_that_is_meant(family: Path) -> None:

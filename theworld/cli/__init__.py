@@ -36,7 +36,9 @@ def one_sentence(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory for this model; try fewer --steps, or a smaller model or --batch-size."
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        said = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return f"{said}; make room, or choose another place." if error.errno in full else said
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -58,7 +60,7 @@ def read_config(
         notes.append(f"{model} could not be read; its published configuration, which this package knows, stands in.")
     else:
         if values.get("model_type") == TheWorldConfig.model_type:
-            return TheWorldConfig.from_dict(values), notes
+            return config_of(model, values), notes
         if values.get("model_type") != "gemma3":
             kind = values.get("model_type")
             raise ValueError(f"{model} is a {kind!r} model, and TheWorld reads TheWorld and Gemma 3 models; name one.")
@@ -76,6 +78,16 @@ def read_config(
     return fused, notes
 
 
+def config_of(model: str, values: dict[str, object]) -> TheWorldConfig:
+    """The config of a trained model; an error names the model, which the config does not know."""
+    from theworld.configuration import TheWorldConfig
+
+    try:
+        return TheWorldConfig.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"The config.json of {model} is wrong: {error}") from error
+
+
 def unreadable(name: str) -> NoReturn:
     raise ValueError(f"{name} cannot be read.")
 
@@ -88,7 +100,8 @@ def check_trained(model: str, otherwise: str = "ask without world tokens (--no-w
     """
     from theworld import checkpoints
 
-    config = checkpoints.read_json(checkpoints.resolve(model))
+    with waiting(f"Looking for {model} …"):
+        config = checkpoints.read_json(checkpoints.resolve(model))
     parts = config.get("trained_parts") or []
     untrained = not isinstance(parts, list) or "projector" not in parts
     if config.get("enable_world", True) and untrained:
@@ -112,13 +125,37 @@ def check_device(device: str | None) -> None:
         raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs that torch can use.")
 
 
+def check_steps(model: str, steps: int | None) -> None:
+    """Stops before anything is loaded when a model cannot look as many world steps ahead."""
+    from theworld import checkpoints
+
+    with waiting(f"Looking for {model} …"):
+        most = checkpoints.read_json(checkpoints.resolve(model)).get("max_world_steps", 16)
+    if steps is not None and isinstance(most, int) and steps > most:
+        raise ValueError(f"--steps {steps}: {model} imagines at most {most} world steps; give a number up to that.")
+
+
+def check_place(path: str) -> None:
+    """Stops before anything is computed when a file could not be written, as far as that can be known."""
+    folder = Path(path).expanduser().absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{path} cannot be written, since {folder} is no folder to write to; choose another place.")
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it.")
+
+
 def load(model: str, steps: int | None = None, device: str | None = None, enable_world: bool = True) -> TheWorld:
     """A trained model, or two base models freshly fused, as far as a call needs it.
 
     Raises:
         ValueError: no such model, or one that cannot be read; the sentence says which.
     """
+    check_steps(model, steps)
     with waiting(f"Loading {model} …"):
+        from safetensors import SafetensorError
+
         from theworld import checkpoints
         from theworld.api import TheWorld
         from theworld.configuration import TheWorldConfig
@@ -126,9 +163,21 @@ def load(model: str, steps: int | None = None, device: str | None = None, enable
         _quieten()
         check_device(device)
         values = checkpoints.read_json(checkpoints.resolve(model))
-        if values.get("model_type") == TheWorldConfig.model_type:
-            return TheWorld.from_pretrained(model, num_world_steps=steps, device=device)
-        return TheWorld(model, num_world_steps=steps, device=device, enable_world=enable_world)
+        try:
+            if values.get("model_type") == TheWorldConfig.model_type:
+                config_of(model, values)  # told now, not when the base models are in memory
+                return TheWorld.from_pretrained(model, num_world_steps=steps, device=device)
+            return TheWorld(model, num_world_steps=steps, device=device, enable_world=enable_world)
+        except SafetensorError as error:
+            raise ValueError(
+                f"The weights of {model}, or of a base of it, are damaged or cut short ({error}); download or save "
+                "them again."
+            ) from error
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{model}, or a base of it, comes as a pickle that holds more than tensors; nothing in it was run: use "
+                "safetensors."
+            ) from error
 
 
 def _quieten() -> None:
