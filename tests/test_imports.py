@@ -21,6 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": set(),
     "pictures": set(),
     "freezing": set(),
+    "hub": {"checkpoints", "world_models"},
+    "memory": {"configuration"},  # formulas only; parameters are counted above
     "checkpoints": set(),  # files only; what fills them is above
     "projector": {"configuration"},
     "lora": set(),
@@ -36,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"configuration", "images", "pictures", "processing", "datasets", "api"},
     "training": _MODEL | {"api", "datasets", "world_cache"},
     "nano": _MODEL | {"api", "datasets", "evaluation", "training", "pictures"},
-    "cli": _MODEL | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache"},
+    "cli": _MODEL | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache", "memory", "hub"},
 }
 
 

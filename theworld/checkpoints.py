@@ -19,7 +19,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -60,12 +66,21 @@ def from_elsewhere(name: str, inside: str | os.PathLike[str]) -> str:
     return str(Path(resolve(name, inside)).resolve()) if name.startswith("./") and Path(inside, name).is_dir() else name
 
 
+def check_name(model: str) -> None:
+    """Raises a ValueError for what is neither a folder nor can be a Hub id, before the network is asked for it."""
+    if not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
+        raise ValueError(
+            f"There is no folder {model}, and it is no Hugging Face repository id such as 'owner/name'; check the name."
+        )
+
+
 def find_file(model: str, filename: str, revision: str | None = None) -> Path:
     """Path of one file of a folder or Hub repository, downloaded when it must be.
 
     Raises:
         ValueError: no such model, no such file, no permission or no network; one sentence that says what to do.
     """
+    check_name(model)
     if Path(model).is_dir():
         path = Path(model) / filename
         if not path.is_file():
@@ -88,6 +103,10 @@ def hub_errors(model: str, filename: str) -> Iterator[None]:
     except GatedRepoError as error:
         raise ValueError(
             f"{model} is gated: accept its licence on its Hub page and set HF_TOKEN to a token that may read it."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"The Hub has no repository {model} that you may read; check the name, or log in with `hf auth login`."
         ) from error
     except EntryNotFoundError as error:
         raise ValueError(f"{model} on the Hub has no {filename}; check the repository and revision.") from error
@@ -169,12 +188,19 @@ def read_tensors(model: str, filename: str = ADAPTER_FILE, revision: str | None 
     path = find_file(model, filename, revision)
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            tensors = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or cut short ({error}); download or save it again.") from error
-    tensors = read_pickle(path)
-    if not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{path} is not a file of named tensors.")
+    else:
+        tensors = read_pickle(path)
+        if not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise ValueError(f"{path} is not a file of named tensors.")
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"{path} holds infinite or undefined numbers in {name}; it is damaged, or its training diverged: use "
+                "an earlier checkpoint."
+            )
     return tensors
 
 

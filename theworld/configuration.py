@@ -7,7 +7,10 @@ model checks features against them, and `theworld info` prints them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -49,10 +52,90 @@ LORA_FIELDS = (  # of peft's LoraConfig: those that add A and B matrices and lea
     "use_rslora",
     "init_lora_weights",
 )
+COSMOS_2B = "nvidia/Cosmos-Predict2-2B-Video2World"
+# Gemma 3 as published, so that its size is known before its licence is accepted: https://huggingface.co/google/gemma-3-4b-it
+GEMMA_3_TEXT: dict[str, dict[str, int]] = {
+    "google/gemma-3-4b": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+    },
+    "google/gemma-3-12b": {
+        "hidden_size": 3840,
+        "intermediate_size": 15360,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+    },
+    "google/gemma-3-27b": {
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "num_hidden_layers": 62,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "query_pre_attn_scalar": 168,
+    },
+}
 WAN_LATENT_CHANNELS = 16  # AutoencoderKLWan's default z_dim, for a vae dict that leaves it out
 
 PROJECTORS = ("linear", "mlp", "resampler")
 SPATIAL_MERGES = (1, 2, 4)
+
+
+def check_keys(config_class: type[PreTrainedConfig], keys: Iterable[str]) -> None:
+    """Raises a ValueError for a key that neither the class nor transformers knows, with the nearest one that is known.
+
+    transformers keeps any key as an attribute that nobody reads: a misspelt setting would silently have no effect.
+    """
+    own = [name for name in inspect.signature(config_class.__init__).parameters if name not in ("self", "kwargs")]
+    for key in keys:
+        if key not in own and key not in keys_of_transformers() and not key.startswith("_"):
+            close = difflib.get_close_matches(key, own, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(own)}."
+            raise ValueError(f"a {config_class.model_type} config has no {key!r}; {hint}")
+
+
+@cache
+def keys_of_transformers() -> frozenset[str]:
+    """What transformers itself writes into any config; versions differ in which class a key belongs to."""
+    configs = (PreTrainedConfig(), Gemma3Config(), Gemma3Config().get_text_config())
+    return frozenset(dir(PreTrainedConfig)).union(*(config.to_dict() for config in configs))
+
+
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """Raises a ValueError for a setting that must be a whole number and is none."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{name} is {value!r}; give a whole number.")
+
+
+def published_gemma(name: str) -> Gemma3Config | None:
+    """The config of a published Gemma 3, by its Hub id (`-it` or `-pt`), without reading anything; None for others."""
+    text = GEMMA_3_TEXT.get(name.removesuffix("-it").removesuffix("-pt"))
+    if text is None:
+        return None
+    rope = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    }
+    vision = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+        "vision_use_head": False,
+    }
+    rows = {"vocab_size": 262_208, "sliding_window": 1024, "rope_parameters": rope}
+    return Gemma3Config(text_config={**text, **rows}, vision_config=vision, mm_tokens_per_image=256)
 
 
 class CosmosPredict2Config(PreTrainedConfig):
@@ -89,6 +172,11 @@ class CosmosPredict2Config(PreTrainedConfig):
         weights_from: str = "own",
         **kwargs: Any,
     ) -> None:
+        check_keys(CosmosPredict2Config, kwargs)
+        check_numbers({"text_tokens": text_tokens, "num_inference_steps": num_inference_steps, "fps": fps})
+        for name, component in (("vae", vae), ("transformer", transformer), ("scheduler", scheduler)):
+            if component is not None and not isinstance(component, dict):
+                raise ValueError(f"{name} is {component!r}; give diffusers' config of it, a JSON object.")
         self.vae = dict(vae or {})
         self.transformer = dict(transformer or COSMOS_2B_TRANSFORMER)
         self.scheduler = dict(scheduler or COSMOS_SCHEDULER)
@@ -170,6 +258,11 @@ class TheWorldConfig(PreTrainedConfig):
         trained_parts: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
+        check_keys(TheWorldConfig, kwargs)
+        check_numbers({"world_image_size": world_image_size, "max_world_steps": max_world_steps})
+        for name, config in (("vlm_config", vlm_config), ("world_config", world_config)):
+            if config is not None and not isinstance(config, dict | PreTrainedConfig):
+                raise ValueError(f"{name} is {config!r}; give the base model's config, a JSON object.")
         vlm = Gemma3Config(**vlm_config) if isinstance(vlm_config, dict) else vlm_config or Gemma3Config()
         if isinstance(world_config, dict):
             world_config = CosmosPredict2Config(**world_config)

@@ -8,6 +8,7 @@ frames are made from those images by `to_frames`, and frames become pixels again
 import io
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,6 @@ _DECODING_ERRORS = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # an exception where warnings are errors
 )
 
 
@@ -176,8 +176,11 @@ def _open(file: io.IOBase, name: str, num_bytes: int) -> Image.Image:
     Image.init()  # loads the plugins, so that formats this Pillow was built without are left out
     formats = [name for name in FILE_FORMATS if name in Image.OPEN]
     try:
-        image = Image.open(file, formats=formats)  # type: ignore[arg-type]  # reads the header only
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        with warnings.catch_warnings():
+            # Pillow's warning would stand before our own error, whose limit is lower
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=formats)  # type: ignore[arg-type]  # reads the header only
+    except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has more than {MAX_PIXELS:,} pixels: make it smaller first.") from error
     except _DECODING_ERRORS as error:
         raise ValueError(f"{name} is not an image that can be read: pass one of {', '.join(formats)}.") from error

@@ -82,7 +82,12 @@ class TheWorldProcessor(Gemma3Processor):
     def from_config(cls, config: TheWorldConfig, inside: str | None = None) -> TheWorldProcessor:
         """The processor of a config whose Gemma base is a folder, a shipped model or a Hub id."""
         name_or_path = resolve(config.vlm_name_or_path, inside)
-        base = Gemma3Processor.from_pretrained(name_or_path, revision=config.vlm_revision)
+        try:
+            base = Gemma3Processor.from_pretrained(name_or_path, revision=config.vlm_revision)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # what broken files lead to
+            raise ValueError(
+                f"The tokenizer or image processor of {name_or_path} is missing or broken; download or save it again."
+            ) from error
         processor = cls(
             base.image_processor,
             base.tokenizer,

@@ -68,12 +68,13 @@ def test_help_names_every_verb_and_loads_no_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("ask", "imagine", "info", "eval", "nano"):
+    for verb in ("ask", "imagine", "info", "doctor", "eval", "nano"):
         assert f" {verb} " in done.stdout
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("ask",), ("imagine",), ("info",), ("eval",), ("eval", "physics"), ("nano",), ("nano", "scene")]
+    "command",
+    [(), ("ask",), ("imagine",), ("info",), ("doctor",), ("eval",), ("eval", "physics"), ("nano",), ("nano", "scene")],
 )
 def test_every_verb_has_help(command: tuple[str, ...]) -> None:
     assert "Usage" in succeed(*command, "--help").stdout
@@ -190,7 +191,7 @@ def test_ask_says_what_is_wrong(family: Path, picture: Path, tmp_path: Path) -> 
     model = ("--model", family / "fused")
     assert "nowhere.png" in fail("ask", "nowhere.png", QUESTION, *model)
     assert "broken.png" in fail("ask", broken, QUESTION, *model)
-    assert "this model takes 0 to 4" in fail("ask", picture, QUESTION, *model, "--steps", "9")
+    assert "at most 4 world steps" in fail("ask", picture, QUESTION, *model, "--steps", "9")
     assert "no-such-model" in fail("ask", picture, QUESTION, "--model", tmp_path / "no-such-model")
     assert "is no device" in fail("ask", picture, QUESTION, *model, "--device", "gpu")
     assert "not shipped" in fail("ask", picture, QUESTION, "--model", "nano/huge")
@@ -244,7 +245,13 @@ def test_info_counts_what_a_loaded_model_has(family: Path) -> None:
 
 def test_info_as_text(family: Path) -> None:
     text = succeed("info", family / "fused").stdout
-    for expected in ("tokens per world step", "16 (a 4×4 latent grid)", "world_transformer", "projector"):
+    for expected in (
+        "tokens per world step",
+        "16 (a 4×4 latent grid)",
+        "world transformer",
+        "+ VAE encoder",
+        "prefill",
+    ):
         assert expected in text
     assert "none" in succeed("info", family / "direct").stdout
 
@@ -256,10 +263,61 @@ def test_info_of_a_plain_gemma_is_of_the_fusion_it_would_become(family: Path) ->
     assert content["trained_parts"] == []
 
 
+def test_info_of_the_published_pair_needs_no_network() -> None:
+    arguments = ("google/gemma-3-4b-it", "--world", "nvidia/Cosmos-Predict2-2B-Video2World", "--batch", "4", "--json")
+    content = json.loads(succeed("info", *arguments).stdout)
+    assert len(content["notes"]) == 2  # says where both configs came from
+    sizes = {row["component"]: row["parameters"] for row in content["components"]}
+    assert sizes["vision tower"] == 416_866_032
+    assert sizes["vision projector"] == 2_950_272
+    assert sizes["language model"] == 3_209_010_688
+    assert sizes["text embeddings"] == 671_252_480
+    assert sizes["world transformer"] == 1_956_413_440
+    assert sizes["VAE encoder"] == 53_595_872
+    assert sum(sizes[part] for part in sizes if part.startswith("VAE")) == 126_892_531
+    assert sizes["projection"] == 43_520
+    shares = {row["setting"]: round(row["percent"], 2) for row in content["freeze_settings"]}
+    assert shares == {
+        "projector only": 0.0,
+        "+ VAE encoder": 0.84,
+        "+ vision": 6.58,
+        "+ language": 60.79,
+        "all of these": 68.20,
+    }
+    step = content["freeze_settings"][0]["training_memory"]["peak"]
+    assert round(step / 2**30, 1) == 41.9  # 41.8 were measured
+    assert content["tokens"]["per_world_step"] == 784
+
+
+def test_readme_shows_what_info_says() -> None:
+    page = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    command = "theworld info google/gemma-3-4b-it --batch 4"
+    shown = page.partition(f"`{command}`")[2].partition("```text\n")[2].partition("```")[0].splitlines()
+    assert len(shown) > 10
+    said = [line.split() for line in succeed(*command.split()[1:]).stdout.splitlines()]
+    for line in shown:
+        assert line.split() in said, line
+
+
+def test_info_predicts_for_the_call_that_is_meant(family: Path) -> None:
+    def peak(*options: str) -> int:
+        memory = json.loads(succeed("info", family / "fused", "--json", *options).stdout)["memory"]
+        peak: int = memory["inference"]["peak"]
+        return peak
+
+    now = peak("--steps", "0")
+    assert now < peak("--steps", "1") < peak("--steps", "4")
+    assert now < peak("--steps", "0", "--batch", "8")
+    assert now < peak("--steps", "0", "--dtype", "float32")
+
+
 def test_info_says_what_is_wrong(family: Path, tmp_path: Path) -> None:
     assert "no config.json" in fail("info", tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert "'llama' model" in fail("info", tmp_path)
+    assert "no/such-model" in fail("info", "no/such-model")
+    assert "bfloat16, float16, float32" in fail("info", "nano", "--dtype", "int4")
+    assert "takes 0 to 4" in fail("info", "nano", "--steps", "5")
 
 
 # ------------------------------------------------------------------------------------------------------------- eval

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from theworld.cli import ask, eval, imagine, info, nano
+from theworld.cli import ask, doctor, eval, imagine, info, nano
 from theworld.cli.console import say_error
 
 
@@ -35,7 +36,9 @@ def one_sentence(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory for this model; try fewer --steps, or a smaller model or --batch-size."
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        said = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return f"{said}; make room, or choose another place." if error.errno in full else said
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -70,13 +73,15 @@ def before_any_verb(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    # logging stays as Python has it, warnings on stderr: only the first set-up counts, and `nano train` has one
-    return
+    # logging stays as Python has it, warnings on stderr: only the first set-up counts, and `nano train` has one;
+    # but every retry of a download would be a line before our own sentence
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 
 app.command("ask")(ask.ask)
 app.command("imagine")(imagine.imagine)
 app.command("info")(info.info)
+app.command("doctor")(doctor.doctor)
 app.add_typer(eval.app, name="eval")
 app.add_typer(nano.app, name="nano")
 

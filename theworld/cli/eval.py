@@ -14,7 +14,7 @@ import typer
 
 from theworld.cli import options
 from theworld.cli.console import counting, say, stdout
-from theworld.cli.loading import check_trained, load, note_for
+from theworld.cli.loading import check_place, check_steps, check_trained, load, note_for
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,6 +68,8 @@ def physics(
     from theworld.evaluation.arms import choose
 
     started = time.perf_counter()
+    if output is not None:
+        check_place(output)  # told now, not when everything has been asked
     chosen = choose([name.strip() for name in arms.split(",") if name.strip()])
     places = control_places(model, {arm.weights for arm in chosen.values() if arm.weights}, control or [])
     note = note_for(model)
@@ -119,11 +121,9 @@ def world_steps(model: str, steps: int | None) -> int:
     from theworld import checkpoints
 
     config = checkpoints.read_json(checkpoints.resolve(model))
-    own, most = config.get("num_world_steps", 0), config.get("max_world_steps", 16)
+    own = config.get("num_world_steps", 0)
     assert isinstance(own, int)
-    assert isinstance(most, int)
-    if steps is not None and steps > most:
-        raise ValueError(f"--steps {steps}: {model} imagines at most {most} world steps.")
+    check_steps(model, steps)
     return own if steps is None else steps
 
 

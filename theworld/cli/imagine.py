@@ -11,7 +11,7 @@ import typer
 from theworld.cli import options
 from theworld.cli.ask import read_pictures
 from theworld.cli.console import counting, say, waiting
-from theworld.cli.loading import check_prompt, load, note_for
+from theworld.cli.loading import check_place, check_prompt, load, note_for
 
 DEFAULT_STEPS = 4  # for a model whose own number is 0: an animation of nothing is of no use
 
@@ -40,6 +40,7 @@ def imagine(
 
     started = time.perf_counter()
     rollout_extension(output)  # a wrong name is told before a model is loaded
+    check_place(output)
     note = note_for(model)
     pictures = read_pictures([image])
     check_prompt(model, prompt, world_model)

@@ -1,4 +1,4 @@
-"""theworld info: what a model is made of, from its configuration; no weights are read."""
+"""theworld info: what a model is made of, what of it can learn, and what that takes, without loading it."""
 
 from __future__ import annotations
 
@@ -8,47 +8,75 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from theworld.cli import options
-from theworld.cli.console import stdout, waiting
+from theworld.cli.console import say, stdout, waiting
+from theworld.cli.loading import read_config
 
 if TYPE_CHECKING:
     from theworld.configuration import TheWorldConfig
+    from theworld.memory import Prediction
+    from theworld.modeling import TheWorldForConditionalGeneration
 
-DEFAULT_WORLD = "nvidia/Cosmos-Predict2-2B-Video2World"
+# what a model is made of, by where the parameters live; the first match wins
+COMPONENTS = {
+    "projection": ("projector.projection.",),
+    "projector's embeddings": ("projector.",),  # where, when, and the two boundaries
+    "LoRA": (".lora_A.", ".lora_B."),
+    "vision tower": ("vlm.model.vision_tower.",),
+    "vision projector": ("vlm.model.multi_modal_projector.",),
+    "text embeddings": ("vlm.model.language_model.embed_tokens.", "vlm.lm_head."),
+    "language model": ("vlm.model.language_model.",),
+    "VAE encoder": ("world.vae.encoder.",),
+    "VAE decoder": ("world.vae.decoder.",),
+    "VAE latent convolutions": ("world.vae.quant_conv.", "world.vae.post_quant_conv."),
+    "world transformer": ("world.transformer.",),
+}
+GIB = 2**30
 
 
 def info(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="nano, a model folder, or a Hub id.")],
-    world_model: Annotated[
-        str, typer.Option("--world-model", help="World model to fuse with, when MODEL is a plain Gemma 3.")
-    ] = DEFAULT_WORLD,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="nano, a model folder, or a Hub id; or a plain Gemma 3.")
+    ],
+    world: options.World = options.DEFAULT_WORLD,
+    batch: Annotated[int, typer.Option("--batch", metavar="B", min=1, help="Pictures at once.")] = 1,
+    steps: options.Steps = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Type of the weights: bfloat16, float16 or float32.")
+    ] = "bfloat16",
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show a model's components, parameters, what of them is trained, and tokens per image and per world step."""
+    """Show what a model is made of, what learns under each freeze setting, its tokens, and the memory it will take.
+
+    From configurations alone: no weights are read, and none downloaded.
+
+    Example: theworld info google/gemma-3-4b-it --world nvidia/Cosmos-Predict2-2B-Video2World --batch 4 --steps 4
+    """
     with waiting(f"Reading {model} …"):
-        content = describe(model, world_model)
+        content = describe(model, world, batch, steps, dtype)
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
         return
+    for note in content["notes"]:
+        say(f"Note: {note}")
     show(content)
 
 
-def describe(model: str, world_model: str) -> dict[str, Any]:
-    """Components, parameter counts and token counts of a model, built on the meta device."""
-    import torch
-
-    from theworld import checkpoints, freezing
+def describe(model: str, world: str, batch: int, steps: int | None, dtype: str) -> dict[str, Any]:
+    """Everything `info` says, from configs alone; parameters are counted on the meta device."""
+    from theworld import checkpoints, freezing, memory
     from theworld.evaluation.report import labels
-    from theworld.modeling import TheWorldForConditionalGeneration
-    from theworld.world_models.base import PARTS
 
-    config = read_config(model, world_model)
-    with torch.device("meta"):
-        built = TheWorldForConditionalGeneration(config, world_parts=PARTS if config.enable_world else None)
+    if dtype not in memory.DTYPES:
+        raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(memory.DTYPES)}.")
+    config, notes = read_config(model, world)
+    steps = config.check_world_steps(config.num_world_steps if steps is None else steps)
+    built = on_meta(config)
     learns = config.trained_parts or (["projector"] if config.enable_world else [])
     freezing.train_only(built, [part for part in learns if part in freezing.TRAINABLE_PARTS])
     rows = freezing.count_parameters(built)
-    total, trainable = sum(row.total for row in rows), sum(row.trainable for row in rows)
+    counts = {row.part: row.total for row in rows}
+    total = sum(counts.values())
     grid = config.world_grid()
     tokens: dict[str, Any] = {"per_image": config.vlm_config.mm_tokens_per_image + 2}  # and its begin and end
     if config.enable_world:
@@ -56,6 +84,19 @@ def describe(model: str, world_model: str) -> dict[str, Any]:
             per_world_step=config.world_tokens_per_frame(),
             world_now=config.world_token_count(0),
             world_default=config.world_token_count(config.num_world_steps),
+        )
+    size = {"num_world_steps": steps, "batch": batch, "b": memory.DTYPES[dtype]}
+    settings = []
+    for name, parts in freeze_settings(config).items():
+        trainable = sum(counts[part] for part in parts)
+        settings.append(
+            {
+                "setting": name,
+                "trains": list(parts),
+                "trainable": trainable,
+                "percent": 100 * trainable / total,
+                "training_memory": as_bytes(memory.training(config, counts, parts, **size)),
+            }
         )
     return {
         "model": model,
@@ -68,35 +109,66 @@ def describe(model: str, world_model: str) -> dict[str, Any]:
         "max_world_steps": config.max_world_steps,
         "trained_parts": list(config.trained_parts),
         "lora": config.lora,
+        "components": components(built),
         "parameters": [{"part": row.part, "total": row.total, "trainable": row.trainable} for row in rows],
         "total_parameters": total,
-        "trainable_parameters": trainable,
+        "trainable_parameters": sum(row.trainable for row in rows),
+        "freeze_settings": settings,
         "tokens": tokens,
+        "memory": {
+            "batch": batch,
+            "num_world_steps": steps,
+            "dtype": dtype,
+            "sequence": memory.sequence_length(config, steps),
+            "text_tokens": memory.TEXT_TOKENS,
+            "inference": as_bytes(memory.inference(config, counts, **size)),
+        },
         "labels": labels(checkpoints.resolve(model)),
+        "notes": notes,
     }
 
 
-def read_config(model: str, world_model: str) -> TheWorldConfig:
-    """The configuration of a TheWorld model, or of the fusion that a plain Gemma 3 would become."""
-    from transformers import AutoConfig
+def on_meta(config: TheWorldConfig) -> TheWorldForConditionalGeneration:
+    """The whole model without storage: every part of it, nothing read and nothing drawn."""
+    import torch
 
-    from theworld import checkpoints
-    from theworld.configuration import CosmosPredict2Config, TheWorldConfig
-    from theworld.world_models import world_model_class
+    from theworld.modeling import TheWorldForConditionalGeneration
+    from theworld.world_models.base import PARTS
 
-    place = checkpoints.resolve(model)
-    values = checkpoints.read_json(place)
-    if values.get("model_type") == TheWorldConfig.model_type:
-        return TheWorldConfig.from_dict(values)
-    if values.get("model_type") != "gemma3":
-        raise ValueError(f"{model} is a {values.get('model_type')!r} model; info reads TheWorld and Gemma 3 models.")
-    world_class = world_model_class(CosmosPredict2Config.model_type)
-    return TheWorldConfig(
-        vlm_config=AutoConfig.from_pretrained(place),
-        world_config=world_class.read_config(checkpoints.resolve(world_model)),
-        vlm_name_or_path=model,
-        world_name_or_path=world_model,
-    )
+    with torch.device("meta"):
+        return TheWorldForConditionalGeneration(config, world_parts=PARTS if config.enable_world else None)
+
+
+def freeze_settings(config: TheWorldConfig) -> dict[str, tuple[str, ...]]:
+    """What can be made to learn: the projector, a LoRA where there is one, and one further part at a time, or all."""
+    always: tuple[str, ...] = ("projector",) if config.enable_world else ()
+    settings = {"projector only": always} if always else {}
+    if config.lora is not None:
+        always = (*always, "lora")
+        settings["+ LoRA" if config.enable_world else "LoRA only"] = always
+    further = {"+ VAE encoder": "vae_encoder"} if config.enable_world else {}
+    further |= {"+ vision": "vision", "+ language": "language"}
+    if not always:
+        further = {name.removeprefix("+ ") + " only": part for name, part in further.items()}
+    settings |= {name: (*always, part) for name, part in further.items()}
+    return {**settings, "all of these": (*always, *further.values())}
+
+
+def components(model: TheWorldForConditionalGeneration) -> list[dict[str, Any]]:
+    """Parameters of each component, in the order of COMPONENTS; tied ones once."""
+    totals: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        component = next(
+            component
+            for component, places in COMPONENTS.items()
+            if any(name.startswith(place) or (place.startswith(".") and place in name) for place in places)
+        )
+        totals[component] = totals.get(component, 0) + parameter.numel()
+    return [{"component": name, "parameters": totals[name]} for name in COMPONENTS if name in totals]
+
+
+def as_bytes(prediction: Prediction) -> dict[str, Any]:
+    return {"peak": prediction.peak, "holds": dict(prediction.holds), "moments": dict(prediction.moments)}
 
 
 def show(content: dict[str, Any]) -> None:
@@ -122,13 +194,47 @@ def show(content: dict[str, Any]) -> None:
         facts.add_row(name.replace("_", " "), f"{count:,}")
     console.print(f"[bold]{content['model']}[/]")
     console.print(facts)
-    table = Table("part", "parameters", "trainable", "share", box=None, padding=(0, 2, 0, 0))
-    for column in table.columns[1:]:
-        column.justify = "right"
+
     total = content["total_parameters"]
-    for row in content["parameters"]:
-        table.add_row(row["part"], f"{row['total']:,}", f"{row['trainable']:,}", f"{100 * row['total'] / total:.2f} %")
-    trainable = content["trainable_parameters"]
-    table.add_row("all", f"{total:,}", f"{trainable:,}", f"{100 * trainable / total:.4f} % trainable", style="bold")
+    table = figures("component", "parameters", "share")
+    for row in content["components"]:
+        table.add_row(row["component"], f"{row['parameters']:,}", f"{100 * row['parameters'] / total:.4f} %")
+    table.add_row("all", f"{total:,}", "", style="bold")
     console.print()
     console.print(table)
+
+    memory = content["memory"]
+    table = figures("learns", "trainable", "share", "GiB to train")
+    for row in content["freeze_settings"]:
+        peak = row["training_memory"]["peak"]
+        table.add_row(row["setting"], f"{row['trainable']:,}", f"{row['percent']:.4f} %", gib(peak))
+    console.print()
+    console.print(table)
+
+    inference = memory["inference"]
+    table = figures("memory to answer", "GiB")
+    for name, size in {**inference["holds"], **inference["moments"]}.items():
+        table.add_row(name if name in inference["holds"] else f"{name} (for a moment)", gib(size))
+    table.add_row("peak", gib(inference["peak"]), style="bold")
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(
+        f"Memory is predicted: batch {memory['batch']}, {memory['num_world_steps']} world steps, {memory['dtype']}, "
+        f"{memory['sequence']:,} tokens a sample ({memory['text_tokens']} of them text); stock eager PyTorch, AdamW."
+    )
+
+
+def figures(name: str, *columns: str) -> Any:
+    """A table of a name and figures."""
+    from rich.table import Table
+
+    table = Table(name, box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def gib(size: int) -> str:
+    """Bytes as GiB, with two digits that count."""
+    return f"{size / GIB:.1f}" if size >= 10 * GIB else f"{size / GIB:.2f}" if size >= GIB / 100 else "< 0.01"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from theworld.cli.console import waiting
 
 if TYPE_CHECKING:
     from theworld.api import TheWorld
+    from theworld.configuration import TheWorldConfig
 
 NANO_NOTE = (
     "Note: nano knows only the scenes it ships with (see `theworld nano scene`); about any other picture its answers "
@@ -25,11 +29,75 @@ def note_for(model: str) -> str | None:
     return NANO_NOTE if folder.is_relative_to(checkpoints.SHIPPED_WEIGHTS.resolve()) else None
 
 
+def read_config(
+    model: str, world: str, readable: Callable[[str], bool] = lambda name: True
+) -> tuple[TheWorldConfig, list[str]]:
+    """The configuration of a TheWorld model, or of the fusion that a plain Gemma 3 and `world` would become.
+
+    Args:
+        readable: asked for each name before it is read; what is not readable is not tried, which would take long.
+
+    Returns:
+        The config, and a line for each part of it that came out of this package because the Hub could not be read.
+
+    Raises:
+        ValueError: a model that cannot be read and is not a published one, or another kind of model.
+    """
+    from transformers import AutoConfig
+
+    from theworld import checkpoints
+    from theworld.configuration import COSMOS_2B, CosmosPredict2Config, TheWorldConfig, published_gemma
+    from theworld.world_models import world_model_class
+
+    place = checkpoints.resolve(model)
+    notes: list[str] = []
+    try:
+        values = checkpoints.read_json(place) if readable(model) else unreadable(model)
+    except ValueError:
+        vlm = published_gemma(model)
+        if vlm is None or Path(place).is_dir():
+            raise
+        notes.append(f"{model} could not be read; its published configuration, which this package knows, stands in.")
+    else:
+        if values.get("model_type") == TheWorldConfig.model_type:
+            return config_of(model, values), notes
+        if values.get("model_type") != "gemma3":
+            kind = values.get("model_type")
+            raise ValueError(f"{model} is a {kind!r} model, and TheWorld reads TheWorld and Gemma 3 models; name one.")
+        vlm = AutoConfig.from_pretrained(place)
+    world_place = checkpoints.resolve(world)
+    try:
+        world_class = world_model_class(CosmosPredict2Config.model_type)
+        world_config = world_class.read_config(world_place) if readable(world) else unreadable(world)
+    except ValueError:
+        if world != COSMOS_2B or Path(world_place).is_dir():
+            raise
+        world_config = CosmosPredict2Config()
+        notes.append(f"{world} could not be read; its published configuration, which this package knows, stands in.")
+    fused = TheWorldConfig(vlm_config=vlm, world_config=world_config, vlm_name_or_path=model, world_name_or_path=world)
+    return fused, notes
+
+
+def config_of(model: str, values: dict[str, object]) -> TheWorldConfig:
+    """The config of a trained model; an error names the model, which the config does not know."""
+    from theworld.configuration import TheWorldConfig
+
+    try:
+        return TheWorldConfig.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"The config.json of {model} is wrong: {error}") from error
+
+
+def unreadable(name: str) -> NoReturn:
+    raise ValueError(f"{name} cannot be read.")
+
+
 def has_trained_projector(model: str) -> bool:
     """Whether world tokens would mean something to this model; true as well where it has none. Loads nothing."""
     from theworld import checkpoints
 
-    config = checkpoints.read_json(checkpoints.resolve(model))
+    with waiting(f"Looking for {model} …"):
+        config = checkpoints.read_json(checkpoints.resolve(model))
     parts = config.get("trained_parts") or []
     return not config.get("enable_world", True) or (isinstance(parts, list) and "projector" in parts)
 
@@ -81,6 +149,27 @@ def check_device(device: str | None) -> None:
         raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs that torch can use.")
 
 
+def check_steps(model: str, steps: int | None) -> None:
+    """Stops before anything is loaded when a model cannot look as many world steps ahead."""
+    from theworld import checkpoints
+
+    with waiting(f"Looking for {model} …"):
+        most = checkpoints.read_json(checkpoints.resolve(model)).get("max_world_steps", 16)
+    if steps is not None and isinstance(most, int) and steps > most:
+        raise ValueError(f"--steps {steps}: {model} imagines at most {most} world steps; give a number up to that.")
+
+
+def check_place(path: str) -> None:
+    """Stops before anything is computed when a file could not be written, as far as that can be known."""
+    folder = Path(path).expanduser().absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{path} cannot be written, since {folder} is no folder to write to; choose another place.")
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it.")
+
+
 def load(
     model: str,
     steps: int | None = None,
@@ -96,7 +185,10 @@ def load(
     Raises:
         ValueError: no such model, or one that cannot be read; the sentence says which.
     """
+    check_steps(model, steps)
     with waiting(f"Loading {model} …"):
+        from safetensors import SafetensorError
+
         from theworld import checkpoints
         from theworld.api import DEFAULT_COSMOS, TheWorld
         from theworld.configuration import TheWorldConfig
@@ -104,15 +196,27 @@ def load(
         _quieten()
         check_device(device)
         values = checkpoints.read_json(checkpoints.resolve(model))
-        if values.get("model_type") == TheWorldConfig.model_type:
-            return TheWorld.from_pretrained(model, num_world_steps=steps, device=device)
-        return TheWorld(
-            model,
-            num_world_steps=steps,
-            cosmos_model_name=world_model or DEFAULT_COSMOS,
-            device=device,
-            enable_world=enable_world,
-        )
+        try:
+            if values.get("model_type") == TheWorldConfig.model_type:
+                config_of(model, values)  # told now, not when the base models are in memory
+                return TheWorld.from_pretrained(model, num_world_steps=steps, device=device)
+            return TheWorld(
+                model,
+                num_world_steps=steps,
+                cosmos_model_name=world_model or DEFAULT_COSMOS,
+                device=device,
+                enable_world=enable_world,
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"The weights of {model}, or of a base of it, are damaged or cut short ({error}); download or save "
+                "them again."
+            ) from error
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{model}, or a base of it, comes as a pickle that holds more than tensors; nothing in it was run: use "
+                "safetensors."
+            ) from error
 
 
 def _quieten() -> None:

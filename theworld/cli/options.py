@@ -37,3 +37,13 @@ WorldModel = Annotated[
     str | None,
     typer.Option("--world-model", metavar="NAME", help="Folder or Hub id of the world model, where MODEL is a Gemma."),
 ]
+World = Annotated[
+    str,
+    typer.Option(
+        "--world",
+        "--world-model",
+        metavar="NAME",
+        help="World model to fuse with, when the model is a plain Gemma 3: a folder or a Hub id.",
+    ),
+]
+DEFAULT_WORLD = "nvidia/Cosmos-Predict2-2B-Video2World"

@@ -1,0 +1,493 @@
+"""What people get wrong, and odd things that are right: each through the command itself.
+
+A wrong input is one sentence that says what was wrong, where and what to do, exit code 1, no traceback, and nothing
+written. An odd picture that is sound gets an answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from tests.loopback_hub import LoopbackHub, files_of, use_endpoint
+from tests.tiny import tiny_gemma_folder
+from theworld.cli import app
+
+QUESTION = "Which bin will the ball land in?"
+GEMMA, COSMOS = "google/gemma-3-4b-it", "nvidia/Cosmos-Predict2-2B-Video2World"
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def fail(*arguments: str | Path) -> str:
+    """The one sentence of a command that fails as it should."""
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output + repr(result.exception)
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("Error: ")
+    assert line.endswith((".", "?"))
+    return line.removeprefix("Error: ")
+
+
+def ask(model: Path | str, picture: Path, *options: str) -> str:
+    return fail("ask", picture, QUESTION, "--model", model, "--max-new-tokens", "2", *options)
+
+
+def picture_of(folder: Path, name: str = "now.png") -> Path:
+    path = folder / name
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return picture_of(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def own(family: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny models that a test may damage; `fused` stands on the bases beside it."""
+    folder = tmp_path / "models"
+    shutil.copytree(family, folder)
+    change(
+        folder / "fused" / "config.json",
+        vlm_name_or_path=str(folder / "bases" / "gemma"),
+        world_name_or_path=str(folder / "bases" / "cosmos"),
+    )
+    return folder
+
+
+def change(config: Path, **values: Any) -> None:
+    config.write_text(json.dumps({**json.loads(config.read_text()), **values}))
+
+
+# --------------------------------------------------------------------------------------------------------- pictures
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG whose header promises 8-bit RGB of this size, with almost nothing behind it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def write_text(path: Path) -> None:
+    path.write_text("not a picture")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(picture_of(path.parent, "whole.png").read_bytes()[:200])
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+BAD_PICTURES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda path: None, "There is no file"),
+    "empty": (Path.touch, "is empty (0 bytes)"),
+    "text": (write_text, "not an image that can be read"),
+    "cut": (cut, "damaged or cut short"),
+    "bomb": (lambda path: path.write_bytes(png(40_000, 40_000)), "make it smaller"),
+    "large": (lambda path: path.write_bytes(png(10_000, 10_000)), "make it smaller"),
+    "no pixels": (lambda path: path.write_bytes(png(0, 4)), "not an image that can be read"),
+    "folder": (Path.mkdir, "is a directory"),
+    "pipe": (make_pipe, "not an ordinary file"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+def test_bad_pictures(kind: str, family: Path, tmp_path: Path) -> None:
+    make, says = BAD_PICTURES[kind]
+    path = tmp_path / f"{kind}.png"
+    make(path)
+    before = sorted(tmp_path.iterdir())
+    for said in (
+        ask(family / "fused", path),
+        fail("imagine", path, "-o", tmp_path / "future.gif", "--model", family / "fused"),
+    ):
+        assert says in said
+        assert path.name in said
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_picture_that_may_not_be_read(family: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *arguments: Any, **options: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read everything
+    said = ask(family / "fused", picture)
+    assert "Permission denied" in said
+    assert "permissions" in said
+
+
+def test_a_bad_picture_among_good_ones_is_named(family: Path, picture: Path) -> None:
+    said = fail("ask", picture, "nowhere.png", QUESTION, "--model", family / "fused")
+    assert said.startswith("Picture 2 of 2: There is no file 'nowhere.png'")
+
+
+def odd_pictures(folder: Path) -> list[Path]:
+    """Sound pictures of every kind that people have lying about."""
+    pixels = np.random.default_rng(1).integers(0, 255, (24, 40, 3), dtype=np.uint8)
+    rgb = Image.fromarray(pixels)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    frames = [rgb, rgb.rotate(90), rgb.rotate(180)]
+    kinds: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "one.png": (rgb.resize((1, 1)), {}),
+        "wide.png": (rgb.resize((3000, 1)), {}),
+        "cmyk.jpg": (rgb.convert("CMYK"), {}),
+        "palette.png": (rgb.quantize(8), {}),
+        "deep.png": (Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), {}),
+        "alpha.png": (rgb.convert("RGBA"), {}),
+        "greyalpha.png": (rgb.convert("LA"), {}),
+        "bits.png": (rgb.convert("1"), {}),
+        "float.tiff": (Image.fromarray(pixels[..., 0].astype(np.float32) / 255), {}),
+        "turned.jpg": (rgb, {"exif": turned}),
+        "moving.gif": (rgb, {"save_all": True, "append_images": frames}),
+        "moving.png": (rgb, {"save_all": True, "append_images": frames}),
+        "lossless.webp": (rgb, {"lossless": True}),
+    }
+    for name, (image, options) in kinds.items():
+        image.save(folder / name, **options)
+    return [folder / name for name in kinds]
+
+
+def test_odd_pictures_are_answered(family: Path, tmp_path: Path) -> None:
+    paths = odd_pictures(tmp_path)
+    result = run("ask", *paths, QUESTION, "--model", family / "fused", "--max-new-tokens", "2", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["images"] == [str(path) for path in paths]
+    assert result.stderr == ""
+    for path in paths[:2]:
+        imagined = run("imagine", path, "-o", tmp_path / "future.gif", "--model", family / "fused", "--steps", "1")
+        assert imagined.exit_code == 0, imagined.output
+
+
+# ----------------------------------------------------------------------------------------------------------- models
+
+
+def test_more_steps_than_the_model_has(
+    family: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from theworld.api import TheWorld
+
+    def load(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("weights were loaded first")
+
+    monkeypatch.setattr(TheWorld, "from_pretrained", load)
+    for said in (
+        ask(family / "fused", picture, "--steps", "5"),
+        fail("imagine", picture, "-o", tmp_path / "a.gif", "--model", family / "fused", "--steps", "5"),
+        fail("eval", "physics", "--model", family / "fused", "--limit", "1", "--steps", "5"),
+    ):
+        assert said.startswith("--steps 5")
+        assert "at most 4 world steps" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("no-such-model", "There is no folder no-such-model"),
+        ("./no/such/folder", "There is no folder ./no/such/folder"),
+        ("nano/huge", "not shipped"),
+        ("somebody/nothing", "go online once"),
+    ],
+)
+def test_an_unknown_model(picture: Path, name: str, says: str) -> None:
+    assert says in ask(name, picture)
+    assert says.split()[-1] in ask(name, picture)
+
+
+def test_a_folder_that_is_no_model(picture: Path, tmp_path: Path) -> None:
+    assert "has no config.json" in ask(tmp_path, picture)
+    (tmp_path / "config.json").write_text('{"model_type": "theworld", ')
+    assert "is not valid JSON" in ask(tmp_path, picture)
+    (tmp_path / "config.json").write_text("[]")
+    assert "no JSON object" in ask(tmp_path, picture)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_world_step": 2}, "no 'num_world_step'; did you mean 'num_world_steps'?"),
+        ({"projecter": "mlp"}, "no 'projecter'; did you mean 'projector'?"),
+        ({"zzz": 1}, "no 'zzz'; known are vlm_config"),
+        ({"num_world_steps": "four"}, "num_world_steps is 'four'; give a whole number"),
+        ({"max_world_steps": None}, "max_world_steps is None; give a whole number"),
+        ({"world_image_size": 33}, "must be a multiple of"),
+        ({"projector": "cnn"}, "choose one of linear"),
+        ({"vlm_config": 7}, "vlm_config is 7"),
+    ],
+)
+def test_a_config_that_is_wrong(own: Path, picture: Path, changes: dict[str, Any], says: str) -> None:
+    change(own / "fused" / "config.json", **changes)
+    said = ask(own / "fused", picture)
+    assert says in said
+    assert f"The config.json of {own / 'fused'} is wrong" in said
+
+
+def test_a_world_config_that_is_wrong(own: Path, picture: Path) -> None:
+    config = own / "fused" / "config.json"
+    world = json.loads(config.read_text())["world_config"]
+    change(config, world_config={**world, "guidance": 2.0})
+    assert "no 'guidance'; did you mean 'guidance_scale'?" in ask(own / "fused", picture)
+
+
+def tampered(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    first = sorted(tensors)[0]
+    if kind == "missing":
+        return {name: tensor for name, tensor in tensors.items() if name != first}
+    if kind == "unexpected":
+        return {**tensors, "another": torch.zeros(2)}
+    if kind == "shape":
+        return {**tensors, first: torch.zeros(3, 5)}
+    return {**tensors, first: tensors[first] * float("nan")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "1 missing"),
+        ("unexpected", "1 unexpected (another)"),
+        ("shape", "is (3, 5) there"),
+        ("numbers", "infinite or undefined numbers"),
+    ],
+)
+def test_an_adapter_that_was_tampered_with(own: Path, picture: Path, kind: str, says: str) -> None:
+    weights = own / "fused" / "model.safetensors"
+    save_file(tampered(load_file(weights), kind), weights)
+    said = ask(own / "fused", picture)
+    assert says in said
+    assert str(own / "fused") in said
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        "fused/model.safetensors",
+        "bases/gemma/model.safetensors",
+        "bases/cosmos/vae/diffusion_pytorch_model.safetensors",
+    ],
+)
+@pytest.mark.parametrize("keep", [0, 4, 500, -8])
+def test_weights_that_are_cut_short(own: Path, picture: Path, weights: str, keep: int) -> None:
+    path = own / weights
+    path.write_bytes(path.read_bytes()[:keep])
+    said = ask(own / "fused", picture)
+    assert "damaged or cut short" in said
+    assert str(own) in said
+
+
+def test_a_header_that_was_tampered_with(own: Path, picture: Path) -> None:
+    path = own / "fused" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[10:14] = b"!!!!"
+    path.write_bytes(content)
+    assert "damaged or cut short" in ask(own / "fused", picture)
+    content[:8] = (2**62).to_bytes(8, "little")  # a header as long as the world
+    path.write_bytes(content)
+    assert "damaged or cut short" in ask(own / "fused", picture)
+
+
+def test_a_checkpoint_of_another_base(own: Path, picture: Path) -> None:
+    other = tiny_gemma_folder(own / "other", hidden_size=48)
+    change(own / "fused" / "config.json", vlm_name_or_path=str(other))
+    assert "made for another base" in ask(own / "fused", picture)
+
+
+class RunsCode:
+    """Pickled, it makes a file when somebody loads it."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.witness,)
+
+
+def test_code_in_a_pickle_is_not_run(own: Path, picture: Path, tmp_path: Path) -> None:
+    from theworld.api import TheWorld
+
+    witness = tmp_path / "it-ran"
+    pickled = tmp_path / "pytorch_model.bin"
+    torch.save({"projector.row": RunsCode(witness)}, pickled)
+
+    (own / "fused" / "model.safetensors").rename(own / "kept")
+    shutil.copy(pickled, own / "fused" / "pytorch_model.bin")
+    assert "has no model.safetensors" in ask(own / "fused", picture)
+    with pytest.raises(ValueError, match="it was not loaded"):
+        TheWorld.from_pretrained(own / "fused", checkpoint_name="pytorch_model.bin", device="cpu")
+    shutil.copy(pickled, own / "fused" / "model.safetensors")  # under a name that promises better
+    assert "damaged or cut short" in ask(own / "fused", picture)
+
+    (own / "kept").replace(own / "fused" / "model.safetensors")
+    (own / "bases" / "gemma" / "model.safetensors").unlink()
+    shutil.copy(pickled, own / "bases" / "gemma")
+    ask(own / "fused", picture)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"model": 3}'])
+def test_a_tokenizer_that_is_missing_or_broken(own: Path, picture: Path, content: str | None) -> None:
+    path = own / "bases" / "gemma" / "tokenizer.json"
+    path.unlink() if content is None else path.write_text(content)
+    said = ask(own / "fused", picture)
+    assert "tokenizer or image processor" in said
+    assert str(own / "bases" / "gemma") in said
+
+
+def test_a_base_that_is_gone(own: Path, picture: Path) -> None:
+    shutil.rmtree(own / "bases" / "cosmos")
+    assert "There is no folder" in ask(own / "fused", picture)
+    shutil.rmtree(own / "bases" / "gemma")
+    assert str(own / "bases" / "gemma") in ask(own / "fused", picture)
+
+
+# ---------------------------------------------------------------------------------------------------------- the Hub
+
+
+@pytest.fixture(scope="module")
+def loopback(family: Path) -> Iterator[LoopbackHub]:
+    adapter = files_of(family / "fused")
+    names = {"vlm_name_or_path": GEMMA, "world_name_or_path": COSMOS}
+    adapter["config.json"] = json.dumps({**json.loads(adapter["config.json"]), **names}).encode()
+    repositories = {
+        GEMMA: files_of(family / "bases" / "gemma"),
+        COSMOS: files_of(family / "bases" / "cosmos"),
+        "somebody/tuned": adapter,
+    }
+    with LoopbackHub(repositories, gated=(GEMMA, COSMOS)) as server:
+        yield server
+
+
+def test_a_gated_model_without_a_token(
+    loopback: LoopbackHub, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loopback.use(monkeypatch, tmp_path)
+    for model in (GEMMA, "somebody/tuned"):  # itself, and as the base of a model that anybody may read
+        said = ask(model, picture)
+        assert "gated" in said
+        assert GEMMA in said
+    assert not [name for name in loopback.fetched if name.endswith(".safetensors")]
+
+
+def test_a_repository_that_is_not_there(
+    loopback: LoopbackHub, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loopback.use(monkeypatch, tmp_path)
+    assert "somebody/nothing" in ask("somebody/nothing", picture)
+
+
+def test_no_network(picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the Hub's client tries six times
+    use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
+    said = ask("somebody/tuned", picture)
+    assert "somebody/tuned" in said
+    assert "network" in said
+
+
+# ------------------------------------------------------------------------------------------------------ a full disk
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Inside, the system refuses to make a file longer than this, in the middle of writing it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("extension", ["gif", "mp4", "png"])
+def test_a_rollout_that_does_not_fit_on_the_disk(family: Path, picture: Path, tmp_path: Path, extension: str) -> None:
+    output = tmp_path / f"future.{extension}"
+    with files_of_at_most(300):
+        said = fail("imagine", picture, "-o", output, "--steps", "1", "--model", family / "fused")
+    assert output.name in said
+    assert "choose another place" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_that_do_not_fit_on_the_disk(family: Path, tmp_path: Path) -> None:
+    arguments = ("eval", "physics", "--model", family / "fused", "--limit", "1", "--steps", "1", "--device", "cpu")
+    with files_of_at_most(100):
+        result = run(*arguments, "--json", tmp_path / "results.json")
+    assert result.exit_code == 1
+    assert "make room, or choose another place" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scene_that_does_not_fit_on_the_disk(tmp_path: Path) -> None:
+    for options in (("-o", tmp_path / "a.png"), ("--truth", tmp_path / "a.gif")):
+        with files_of_at_most(50):
+            assert "choose another place" in fail("nano", "scene", "drop", *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_space_left(family: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    (tmp_path / "future.gif").touch()  # yesterday's, which stays as it was
+    said = fail("imagine", picture, "-o", tmp_path / "future.gif", "--steps", "1", "--model", family / "fused")
+    assert "No space left on device" in said
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("future.gif", 0)]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_runs(
+    family: Path, picture: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "a.gif").mkdir()
+    place = tmp_path / "file" / "a.gif"
+    model = ("--model", "no/such-model")
+    assert "is no folder to write to" in fail("imagine", picture, "-o", place, *model)
+    assert "is a folder" in fail("imagine", picture, "-o", tmp_path / "a.gif", *model)
+    assert "is no folder to write to" in fail("eval", "physics", *model, "--json", tmp_path / "file" / "r.json")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk_behind_stdout() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "theworld.cli", "nano", "scene", "drop", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.strip() == "Error: No space left on device; make room, or choose another place."

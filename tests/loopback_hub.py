@@ -1,0 +1,147 @@
+"""A Hub on loopback: lists files with their sizes, gives them, and refuses gated and unknown ones like the real one.
+
+In process: `with LoopbackHub(repositories) as hub: hub.use(monkeypatch, cache)`; a program: `hub.environment(cache)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+ACCEPTED = "hf_accepted"  # a token whose account has accepted every licence
+STRANGER = "hf_stranger"  # one that has accepted none
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """A model folder as a repository's files."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class LoopbackHub:
+    """Serves `repositories` (id -> file -> content); those in `gated` ask for a token that has accepted."""
+
+    def __init__(self, repositories: Mapping[str, Mapping[str, bytes]], gated: tuple[str, ...] = ()) -> None:
+        self.repositories = repositories
+        self.gated = gated
+        self.fetched: list[str] = []  # files whose content was asked for
+        self.sizes: dict[tuple[str, str], int] = {}  # sizes that are claimed, where they are not the content's
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def __enter__(self) -> LoopbackHub:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def use(self, monkeypatch: pytest.MonkeyPatch, cache: Path, token: str | None = None) -> None:
+        use_endpoint(monkeypatch, self.url, cache, token)
+
+    def environment(self, cache: Path, token: str | None = None) -> dict[str, str]:
+        values = {"HF_ENDPOINT": self.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(cache)}
+        return {**values, "HF_TOKEN": token} if token else values
+
+
+def use_endpoint(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path, token: str | None = None) -> None:
+    """Points huggingface_hub, which reads its environment once, at another endpoint and cache."""
+    from huggingface_hub import constants, file_download, hf_api
+
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+    monkeypatch.setattr(hf_api.api, "endpoint", url)
+    monkeypatch.setattr(file_download.constants, "HF_HUB_CACHE", str(cache / "hub"))
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    else:
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: LoopbackHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        return
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        if parts[:2] == ["api", "whoami-v2"]:
+            known = self.token() in (ACCEPTED, STRANGER)
+            self.send(200, {"name": "somebody"}) if known else self.refuse(401, None, "Invalid credentials")
+        elif parts[:2] == ["api", "models"] and len(parts) >= 4:
+            self.listing("/".join(parts[2:4]), parts[4:])
+        elif len(parts) >= 5 and parts[2] == "resolve":
+            self.file("/".join(parts[:2]), "/".join(parts[4:]))
+        else:
+            self.refuse(404, "RepoNotFound", "not found")
+
+    def token(self) -> str | None:
+        return (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+
+    def listing(self, name: str, rest: list[str]) -> None:
+        files = self.hub.repositories.get(name)
+        if files is None:  # a private one and none at all look the same from outside
+            self.refuse(401 if self.token() is None else 404, "RepoNotFound", "Repository not found")
+            return
+        sizes = {path: self.hub.sizes.get((name, path), len(content)) for path, content in files.items()}
+        if rest[:1] == ["tree"]:
+            entries = [{"type": "file", "path": path, "size": size, "oid": "0"} for path, size in sizes.items()]
+            self.send(200, entries)
+            return
+        siblings = [{"rfilename": path, "size": size, "blobId": "0"} for path, size in sizes.items()]
+        gated = "manual" if name in self.hub.gated else False
+        self.send(200, {"id": name, "sha": COMMIT, "gated": gated, "private": False, "siblings": siblings})
+
+    def file(self, name: str, path: str) -> None:
+        files = self.hub.repositories.get(name)
+        if files is None:
+            self.refuse(401 if self.token() is None else 404, "RepoNotFound", "Repository not found")
+        elif name in self.hub.gated and self.token() != ACCEPTED:
+            self.refuse(401 if self.token() is None else 403, "GatedRepo", f"Access to model {name} is restricted.")
+        elif path not in files:
+            self.refuse(404, "EntryNotFound", "Entry not found")
+        else:
+            if self.command == "GET":
+                self.hub.fetched.append(f"{name}/{path}")
+            self.send(200, files[path], {"X-Repo-Commit": COMMIT, "ETag": f'"{digest(files[path])}"'})
+
+    def refuse(self, status: int, code: str | None, text: str) -> None:
+        headers = {"X-Error-Code": code, "X-Error-Message": text} if code else {"X-Error-Message": text}
+        self.send(status, {"error": text}, headers)
+
+    def send(self, status: int, content: object, headers: Mapping[str, str] | None = None) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for key, value in (headers or {"Content-Type": "application/json"}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
