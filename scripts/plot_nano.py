@@ -56,21 +56,25 @@ def axes(
 
 
 def foresight(folder: Path) -> plt.Figure:
-    rows = [row for row in read(folder / "foresight.csv") if int(row["step"]) > 0]
-    figure, places = axes(2, ("Stage (b): foresight against steps", "… against unlabelled clips, enlarged"))
-    for place, name, scale in ((places[0], "step", 1.0), (places[1], "clips", 1e-3)):
+    """Foresight of the shipped world model as it trained, and of fresh ones that saw few clips (4 denoise steps)."""
+    shipped = [row for row in read(folder / "foresight.csv") if int(row["step"]) > 0]
+    few = [row for row in read(folder / "foresight_clips.csv") if row["denoise_steps"] == "4"]
+    numbers = sorted({int(row["clips"]) for row in few})
+    titles = [f"Stage (b) on {number:,} clips" for number in numbers]
+    figure, places = axes(len(numbers) + 1, (*titles, "… and on all: 75,000 clips by the first point"))
+    runs = [*([row for row in few if int(row["clips"]) == number] for number in numbers), shipped]
+    for place, rows in zip(places, runs, strict=True):
         for family in FAMILIES:
             own = [row for row in rows if row["family"] == family]
-            shares = column(own, "foresight", 100)
-            place.plot(column(own, name, scale), shares, "o-", ms=3, label=family, color=COLOURS[family])
+            place.plot(
+                column(own, "step"), column(own, "foresight", 100), "o-", ms=3, label=family, color=COLOURS[family]
+            )
             place.axhline(100 * float(own[0]["commonest"]), color=COLOURS[family], ls=":", lw=1)
         place.set_xlim(left=0)
-        place.set_ylabel("outcome read from the future, %")
-    places[0].set_ylim(0, 103)
-    places[1].set_ylim(90, 100.5)
-    places[0].legend(title="dotted: commonest outcome", fontsize=8, title_fontsize=8, loc="center right")
-    places[0].set_xlabel("steps of the transformer")
-    places[1].set_xlabel("clips, thousands")
+        place.set_ylim(0, 103)
+        place.set_xlabel("steps of the transformer")
+    places[0].set_ylabel("outcome read from the imagined future, %")
+    places[-1].legend(title="dotted: commonest outcome", fontsize=8, title_fontsize=8, loc="center right")
     return figure
 
 
@@ -113,8 +117,8 @@ def language(folder: Path) -> plt.Figure:
         ("picture", "picture"), ("world", "world tokens"), ("both", "both"), ("future", "with later moments"),
     ):  # fmt: skip
         left.plot(column(loss, "step"), column(loss, name), lw=1, label=label)
-    left.set_ylim(0.2, 0.8)
-    left.set_ylabel("loss (the first steps are above 0.8)")
+    left.set_yscale("log")
+    left.set_ylabel("loss an answer token")
     for name, label in (("picture", "picture alone"), ("world", "world tokens alone"), ("both", "both")):
         right.plot(column(accuracy, "step"), column(accuracy, name, 100), "o-", ms=3, label=label)
     right.axhline(GATE, color="black", ls="--", lw=1, label=f"gate, {GATE} %")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tests.tiny import TINY_SIZE, tiny_bases
+from tests.tiny import TINY_SIZE, tiny_bases, tiny_gemma_folder
 from theworld import TheWorld
 
 QUESTION = "Which bin will the ball land in?"
@@ -142,6 +143,90 @@ def test_save_and_load_checkpoint(bases: dict[str, str], tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["my_checkpoint.pt"], "nothing half-written beside it"
 
 
+def steps_of(model: TheWorld, optimizer: torch.optim.Optimizer, numbers: range) -> list[float]:
+    """Losses of training steps, each on a picture of its own."""
+    losses = []
+    for number in numbers:
+        loss = model.forward(pixels(number), QUESTION, labels="left", num_world_steps=0).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def optimizer_of(model: TheWorld) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+
+
+@pytest.mark.parametrize("arguments", [{"lora": 2}, {"projector": "resampler", "resampler_tokens": 3}])
+def test_a_run_resumes_exactly_where_it_was_saved(
+    bases: dict[str, str], tmp_path: Path, arguments: dict[str, object]
+) -> None:
+    model = build(bases, **arguments)
+    optimizer = optimizer_of(model)
+    steps_of(model, optimizer, range(2))
+    model.save_checkpoint(tmp_path / "run.pt", optimizer, epoch=3, step=2)
+    expected = steps_of(model, optimizer, range(2, 4))
+    trained = {name: tensor.clone() for name, tensor in model.model.adapter_tensors().items()}
+    with torch.no_grad():
+        for tensor in model.model.adapter_tensors().values():
+            tensor.normal_()
+    again = optimizer_of(model)
+    assert model.load_checkpoint(tmp_path / "run.pt", again) == {"epoch": 3, "step": 2}
+    assert steps_of(model, again, range(2, 4)) == expected, "to the last bit"
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in model.model.adapter_tensors().items())
+
+    # in a process of its own the weights lie elsewhere in memory, which changes the last bits of a sum
+    fresh = build(bases, **arguments)
+    optimizer = optimizer_of(fresh)
+    fresh.load_checkpoint(tmp_path / "run.pt", optimizer)
+    assert steps_of(fresh, optimizer, range(2, 4)) == pytest.approx(expected, abs=1e-5)
+    fresh.load_checkpoint(tmp_path / "run.pt")
+    assert steps_of(fresh, optimizer_of(fresh), range(2, 4))[1] != pytest.approx(expected[1], abs=1e-4), "state matters"
+
+
+def test_a_checkpoint_of_another_base_is_refused(bases: dict[str, str], tmp_path: Path) -> None:
+    model = build(bases)
+    optimizer = optimizer_of(model)
+    steps_of(model, optimizer, range(1))
+    model.save_checkpoint(tmp_path / "run.pt", optimizer)
+    others = {
+        "wider": tiny_gemma_folder(tmp_path / "wider", hidden_size=48),
+        "same shape": tiny_gemma_folder(tmp_path / "same", seed=1),
+    }
+    messages = {"wider": r"projector\..* there and .* here", "same shape": "was made for another base: the frozen"}
+    for kind, folder in others.items():
+        other = build({**bases, "vlm_name_or_path": str(folder)})
+        before = {name: tensor.clone() for name, tensor in other.model.adapter_tensors().items()}
+        with pytest.raises(ValueError, match=messages[kind]):
+            other.load_checkpoint(tmp_path / "run.pt", optimizer_of(other))
+        for name, tensor in other.model.adapter_tensors().items():
+            assert torch.equal(tensor, before[name]), f"{name} changed although the checkpoint was refused"
+    with_lora = build(bases, lora=2)
+    with pytest.raises(ValueError, match=r"42 missing \(vlm\.model\.language_model"):
+        with_lora.load_checkpoint(tmp_path / "run.pt")
+    half = build(bases).to(torch.bfloat16)
+    half.load_checkpoint(tmp_path / "run.pt")  # the same base in another type is the same base
+
+
+def test_an_optimiser_that_does_not_fit_changes_nothing(bases: dict[str, str], tmp_path: Path) -> None:
+    model = build(bases)
+    steps_of(model, optimizer := optimizer_of(model), range(1))
+    model.save_checkpoint(tmp_path / "run.pt", optimizer)
+    other = build(bases)
+    before = {name: tensor.clone() for name, tensor in other.model.adapter_tensors().items()}
+    with pytest.raises(ValueError, match=r"run\.pt holds the state of another optimiser"):
+        other.load_checkpoint(tmp_path / "run.pt", torch.optim.AdamW([other.model.projector.row]))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.model.adapter_tensors().items())
+    model.save_checkpoint(tmp_path / "bare.pt")
+    with pytest.raises(ValueError, match="holds no optimiser state"):
+        other.load_checkpoint(tmp_path / "bare.pt", optimizer_of(other))
+    torch.save({"model": [1], "bases": {}, "optimizer": None, "epoch": 0, "step": 0}, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match="was not written by save_checkpoint"):
+        other.load_checkpoint(tmp_path / "odd.pt")
+
+
 def test_a_pickle_with_code_is_refused(model: TheWorld, tmp_path: Path) -> None:
     class Attack:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -170,9 +255,46 @@ def test_from_pretrained_with_a_checkpoint_name(bases: dict[str, str], tmp_path:
 def test_an_untrained_projector_is_told_once(bases: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     model = build(bases)
     for _ in range(2):
-        model.generate(pixels(), QUESTION, 2)
+        model.generate(pixels(), QUESTION, 2, mode="tokens")
     assert sum("untrained" in record.message for record in caplog.records) == 1
     model.generate(pixels(), QUESTION, 2, enable_world=False)
+
+
+def test_without_training_the_future_is_shown_as_pictures(
+    bases: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One picture a world step, the last frame of each, behind the picture of now; and the prompt says so."""
+    model = build(bases)
+    asked: dict[str, Any] = {}
+    prepare = model.prepare
+
+    def spy(image: Any, question: Any, *rest: Any, **arguments: Any) -> Any:
+        asked.update(image=image, question=question, **arguments)
+        return prepare(image, question, *rest, **arguments)
+
+    monkeypatch.setattr(model, "prepare", spy)
+    answer = model.generate(pixels(), QUESTION, 4, num_world_steps=2, seed=3)
+    frames = model.decode(model.imagine(pixels(), 2, seed=3))[0]
+    assert len(asked["image"]) == 3
+    assert np.array_equal(np.asarray(asked["image"][0]), pixels())
+    assert np.array_equal(asked["image"][1], frames[4])
+    assert np.array_equal(asked["image"][2], frames[8])
+    assert asked["question"] == (
+        "Picture 1 shows what is there now. Pictures 2 to 3 show what is imagined to happen next, in order of time."
+        f"\n\n{QUESTION}"
+    )
+    assert asked["enable_world"] is False
+    assert answer == model.generate(
+        [pixels(), frames[4], frames[8]], asked["question"], 4, enable_world=False
+    ), "the frames are ordinary pictures to Gemma"
+    assert answer == model.generate(pixels(), QUESTION, 4, mode="frames", seed=3, num_world_steps=2)
+    batch = model.generate([pixels(), pixels(1)], [QUESTION, QUESTION], 4, num_world_steps=2, seed=3)
+    assert batch[0] == answer
+    latents = model.imagine(pixels(), 2, seed=3)
+    assert answer == "".join(model.stream(pixels(), QUESTION, 4, mode="frames", world_latents=latents)).strip()
+    model.generate(pixels(), QUESTION, 4, num_world_steps=0)
+    assert isinstance(asked["image"], np.ndarray), "nothing imagined: the picture alone"
+    assert asked["enable_world"] is False
 
 
 def test_a_gif_is_read_as_its_first_frame(model: TheWorld) -> None:

@@ -12,7 +12,9 @@ import theworld
 PACKAGE = Path(theworld.__file__).parent
 
 # room -> the rooms that it may import
-_INSIDE = {"configuration", "images", "checkpoints", "processing", "projector", "world_models", "freezing"}
+_INSIDE = {
+    "configuration", "images", "checkpoints", "processing", "projector", "world_models", "freezing", "loading", "lora",
+}  # fmt: skip
 _MODEL = _INSIDE | {"modeling"}
 MAY_IMPORT: dict[str, set[str]] = {
     "configuration": set(),
@@ -23,6 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "memory": {"configuration"},  # formulas only; parameters are counted above
     "checkpoints": set(),  # files only; what fills them is above
     "projector": {"configuration"},
+    "lora": set(),
+    "loading": {"configuration", "checkpoints", "freezing", "world_models"},
     "world_models": {"configuration", "images"},
     "processing": {"configuration", "images", "checkpoints"},
     "modeling": _INSIDE,

@@ -163,6 +163,25 @@ def test_save_and_load_give_the_same_answers(bases: dict[str, str], tmp_path: Pa
     assert (tmp_path / "adapter" / "model.safetensors").stat().st_size < 40_000, "the adapter holds no base weights"
 
 
+@pytest.mark.parametrize("steps", [0, 2, 4])
+def test_a_resampler_from_the_processor_to_the_logits(bases: dict[str, str], tmp_path: Path, steps: int) -> None:
+    model, processor = tiny_model(bases, projector="resampler", resampler_tokens=5, num_world_steps=steps)
+    inputs = ask(processor, ["Which bin?", "yes"], [picture(0), picture(1)])
+    assert (inputs["input_ids"] == model.config.world_token_id).sum(dim=1).tolist() == [5 * (1 + steps) + 2] * 2
+    freezing.train_only(model, ("projector",))
+    with torch.no_grad():
+        for _, parameter in freezing.parameters_of(model, ("projector",)):
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path)
+    loaded = TheWorldForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, loaded(**inputs).logits, atol=TOLERANCE, rtol=0)
+    assert model.generate(**inputs, max_new_tokens=2).shape[0] == 2
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    still = [n for n, p in freezing.parameters_of(model, ("projector",)) if p.grad is None or not p.grad.any()]
+    assert not still
+
+
 def test_full_export_needs_nothing_else(bases: dict[str, str], tmp_path: Path) -> None:
     model, _ = tiny_model(bases)
     model.save_pretrained(tmp_path / "full", full=True)

@@ -29,13 +29,20 @@ def test_a_merge_keeps_every_number_in_film_strip_order(merge: int) -> None:
         assert torch.equal(tokens[0, token], cell.flatten())
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"projector": "linear", "spatial_merge": 2},
+        {"projector": "mlp", "spatial_merge": 2},
+        {"projector": "resampler", "resampler_tokens": 24, "projector_hidden_size": 128},
+    ],
+)
 @pytest.mark.parametrize("target", [1.0, 30.0])
-def test_output_is_as_large_as_asked(kind: str, target: float) -> None:
-    projector = WorldProjector(config(projector=kind, spatial_merge=2))
+def test_output_is_as_large_as_asked(values: dict[str, object], target: float) -> None:
+    projector = WorldProjector(config(**values))
     projector.scale_to(target)
     tokens = projector(torch.randn(4, 4, 3, 8, 8))
-    assert tokens.shape == (4, config(spatial_merge=2).world_token_count(2), 64)
+    assert tokens.shape == (4, config(**values).world_token_count(2), 64)
     assert tokens.square().mean().sqrt().item() == pytest.approx(target, rel=0.1)
 
 
@@ -52,6 +59,51 @@ def test_place_and_moment_can_be_told_apart_and_boundaries_surround() -> None:
     assert torch.equal(tokens[[0, -1]], projector.boundaries)
 
 
+def resampler(**values: object) -> WorldProjector:
+    return WorldProjector(config(projector="resampler", **{"resampler_tokens": 6, "max_world_steps": 4, **values}))
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_a_resampler_makes_as_many_tokens_as_the_config_counts(steps: int) -> None:
+    own = config(projector="resampler", resampler_tokens=6, max_world_steps=4)
+    assert own.world_tokens_per_frame() == 6
+    tokens = resampler()(torch.randn(2, 4, 1 + steps, 8, 8))
+    assert tokens.shape == (2, own.world_token_count(steps), 64) == (2, 6 * (1 + steps) + 2, 64)
+
+
+def test_a_resampler_reads_each_frame_by_itself_and_where_things_are() -> None:
+    projector, latents = resampler(), torch.randn(2, 4, 3, 8, 8)
+    tokens = projector(latents)[:, 1:-1].unflatten(1, (3, 6))
+    alone = torch.cat([projector(latents[:, :, [t]])[:, None, 1:-1] for t in range(3)], dim=1)
+    torch.testing.assert_close(tokens, alone)  # temporal embeddings start at zero
+    other = latents.clone()
+    other[:, :, 1] += 1
+    changed = (projector(other)[:, 1:-1].unflatten(1, (3, 6)) - tokens).abs().amax(dim=(0, 2, 3)) > 1e-4
+    assert changed.tolist() == [False, True, False]
+    moved = projector(latents.roll(1, dims=4))[:, 1:-1].unflatten(1, (3, 6))
+    assert (moved - tokens).square().mean().sqrt() > 0.1, "the same cells elsewhere are another picture"
+    assert tokens.std(dim=2).mean() > 0.1, "the tokens of a frame differ from each other"
+
+
+def test_gradient_reaches_every_parameter_of_a_resampler() -> None:
+    projector = resampler(projector_hidden_size=128)
+    assert projector.resampler is not None
+    assert projector.resampler.layers[0].heads == 2
+    (projector(torch.randn(2, 4, 5, 8, 8)) * torch.randn(2, 32, 64)).sum().backward()
+    still = [n for n, p in projector.named_parameters() if p.grad is None or not (p.grad.abs().amax() > 1e-6)]
+    assert not still
+    rows = [p.grad.abs().amax(dim=1).min() for p in (projector.row, projector.column, projector.temporal)]
+    assert all(smallest > 1e-6 for smallest in rows), "every row of every embedding"
+
+
+@pytest.mark.parametrize("width", [2, 48, 100, 128, 200, 640, 1344])
+def test_a_resampler_of_any_width_has_heads_that_divide_it(width: int) -> None:
+    projector = resampler(projector_hidden_size=width)
+    assert projector.resampler is not None
+    assert width % projector.resampler.layers[0].heads == 0
+    assert projector(torch.randn(1, 4, 1, 8, 8)).isfinite().all()
+
+
 def test_the_wrong_grid_or_too_many_frames_are_refused() -> None:
     projector = WorldProjector(config(max_world_steps=1))
     with pytest.raises(ValueError, match="4×4 grid, but this projector was built for 8×8"):
@@ -63,7 +115,10 @@ def test_the_wrong_grid_or_too_many_frames_are_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"projector": "cnn"}, "choose one of linear, mlp"),
+        ({"projector": "cnn"}, "choose one of linear, mlp, resampler"),
+        ({"projector": "resampler", "spatial_merge": 2}, "with projector 'resampler' it must be 1"),
+        ({"projector": "mlp", "projector_hidden_size": 1}, "projector_hidden_size is 1"),
+        ({"projector": "resampler", "resampler_tokens": 0}, "resampler_tokens is 0"),
         ({"spatial_merge": 3}, "spatial_merge is 3"),
         ({"spatial_merge": 4, "world_image_size": 48}, "does not divide the 6×6"),
         ({"world_image_size": 60}, "multiple of the world model's 8"),

@@ -12,12 +12,13 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -32,6 +33,7 @@ from torch import Tensor
 ADAPTER_FILE = "model.safetensors"
 LEGACY_ADAPTER_FILE = "pytorch_model.bin"
 CONFIG_FILE = "config.json"
+WORLD_INDEX_FILE = "model_index.json"
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "nano" / "weights"
 SHIPPED_DEFAULT = "fused"
@@ -50,7 +52,7 @@ def resolve(model: str | os.PathLike[str], inside: str | os.PathLike[str] | None
     name = os.fspath(model)
     if name == "nano" or name.startswith("nano/"):
         folder = SHIPPED_WEIGHTS / (name.removeprefix("nano").strip("/") or SHIPPED_DEFAULT)
-        if not (folder / CONFIG_FILE).exists() and not (folder / "model_index.json").exists():
+        if not (folder / CONFIG_FILE).exists() and not (folder / WORLD_INDEX_FILE).exists():
             shipped = sorted(path.name for path in SHIPPED_WEIGHTS.glob("*") if path.is_dir())
             raise ValueError(f"{name!r} is not shipped with this package; it has: nano, " + ", ".join(shipped) + ".")
         return str(folder)
@@ -67,6 +69,11 @@ def check_name(model: str) -> None:
         )
 
 
+def from_elsewhere(name: str, inside: str | os.PathLike[str]) -> str:
+    """A base's name as another folder may give it: in full, where it lies inside the folder `inside`."""
+    return str(Path(resolve(name, inside)).resolve()) if name.startswith("./") and Path(inside, name).is_dir() else name
+
+
 def find_file(model: str, filename: str, revision: str | None = None) -> Path:
     """Path of one file of a folder or Hub repository, downloaded when it must be.
 
@@ -79,8 +86,15 @@ def find_file(model: str, filename: str, revision: str | None = None) -> Path:
         if not path.is_file():
             raise ValueError(f"{model} has no {filename}; is it a model folder?")
         return path
-    try:
+    with hub_errors(model, filename):
         return Path(hf_hub_download(model, filename, revision=revision))
+
+
+@contextmanager
+def hub_errors(model: str, filename: str) -> Iterator[None]:
+    """Inside, what can go wrong with a download is a ValueError of one sentence."""
+    try:
+        yield
     except LocalEntryNotFoundError as error:
         raise ValueError(
             f"{model} is no folder here, and {filename} is neither in the Hugging Face cache nor reachable on the "
@@ -98,6 +112,63 @@ def find_file(model: str, filename: str, revision: str | None = None) -> Path:
         raise ValueError(f"{model} on the Hub has no {filename}; check the repository and revision.") from error
     except (HfHubHTTPError, ValueError) as error:
         raise ValueError(f"{model} is neither a folder nor a readable Hub repository: {error}") from error
+
+
+def find_optional_file(model: str, filename: str, revision: str | None = None) -> Path | None:
+    """As `find_file`, with None for a file that is not there, or not in the cache while there is no network."""
+    if Path(model).is_dir():
+        path = Path(model) / filename
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(model, filename, revision=revision))
+    except EntryNotFoundError:  # also LocalEntryNotFoundError
+        return None
+
+
+def commit_of(model: str, revision: str | None = None, filename: str = CONFIG_FILE) -> str | None:
+    """The commit that `revision` of a Hub repository stands for today; of a folder, `revision` as it is.
+
+    An adapter names its bases by commit, so that it stands on the same weights when their repository moves on.
+    """
+    if Path(model).is_dir():
+        return revision
+    path = find_file(model, filename, revision)
+    return path.parents[len(Path(filename).parents) - 1].name  # the cache keeps a file at snapshots/COMMIT/FILE
+
+
+def bases_folder(model: str, bases: Iterable[str], revision: str | None = None, subfolder: str = "") -> str | None:
+    """The folder that base names starting with `./` are relative to, downloaded when a Hub repository holds them.
+
+    Args:
+        bases: the names that a config gives its base models.
+        subfolder: where in `model` that config lies, with a slash behind it, or empty.
+
+    Returns:
+        None for a Hub repository that holds no base.
+    """
+    if Path(model).is_dir():
+        return str(Path(model) / subfolder)
+    inside = [name.removeprefix("./") for name in bases if name.startswith("./")]
+    if not inside:
+        return None
+    with hub_errors(model, inside[0]):
+        snapshot = snapshot_download(
+            model,
+            revision=revision,
+            allow_patterns=[f"{subfolder}{name}/*" for name in inside],
+            local_files_only=is_offline_mode(),
+        )
+    return str(Path(snapshot) / subfolder)
+
+
+def split_checkpoint_name(name: str | None) -> tuple[str, str]:
+    """`checkpoint-1000/pytorch_model.bin` -> (subfolder with a slash or empty, file name)."""
+    if not name:
+        return "", ADAPTER_FILE
+    folder, _, last = name.rpartition("/")
+    if last.endswith((".bin", ".safetensors")):
+        return (f"{folder}/" if folder else ""), last
+    return f"{name.strip('/')}/", ADAPTER_FILE
 
 
 def read_json(model: str, filename: str = CONFIG_FILE, revision: str | None = None) -> dict[str, object]:
@@ -161,15 +232,24 @@ def check_keys(expected: Iterable[str], found: Iterable[str], where: str) -> Non
         raise ValueError(f"{where} does not fit this model: {' and '.join(parts)}. Was it made for another base?")
 
 
-def copy_tensors(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copies `tensors` into the parameters of the same names; nothing is copied unless every name and shape fits."""
+def check_tensors(parameters: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str) -> None:
+    """Raises a ValueError unless `tensors` has every parameter's name, shape and kind of number, and no other name."""
     check_keys(parameters, tensors, where)
     for name, parameter in parameters.items():
-        if parameter.shape != tensors[name].shape:
+        tensor = tensors[name]
+        if not isinstance(tensor, Tensor) or tensor.is_floating_point() != parameter.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{where} does not fit this model: {name} is {kind} there and {parameter.dtype} here.")
+        if parameter.shape != tensor.shape:
             raise ValueError(
-                f"{where} does not fit this model: {name} is {tuple(tensors[name].shape)} there and "
+                f"{where} does not fit this model: {name} is {tuple(tensor.shape)} there and "
                 f"{tuple(parameter.shape)} here. Was it made for another base?"
             )
+
+
+def copy_tensors(parameters: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str) -> None:
+    """Copies `tensors` into the parameters of the same names; nothing is copied unless all of them fit."""
+    check_tensors(parameters, tensors, where)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])

@@ -70,9 +70,22 @@ GEMMA_3_TEXT: dict[str, dict[str, int]] = {
         "query_pre_attn_scalar": 168,
     },
 }
+WEIGHTS_FROM = ("own", "nvidia")
+LORA_FIELDS = (  # of peft's LoraConfig: those that add A and B matrices and leave every other weight as it is
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "init_lora_weights",
+)
 WAN_LATENT_CHANNELS = 16  # AutoencoderKLWan's default z_dim, for a vae dict that leaves it out
 
-PROJECTORS = ("linear", "mlp")
+PROJECTORS = ("linear", "mlp", "resampler")
 SPATIAL_MERGES = (1, 2, 4)
 
 
@@ -137,6 +150,11 @@ class CosmosPredict2Config(PreTrainedConfig):
         guidance_scale: classifier-free guidance; 1.0 switches it off and halves the work.
         sigma_conditioning: noise level that the conditioning frames carry.
         fps: frames a second the transformer is told, which scales its temporal rotary embedding.
+        weights_from: whose weights these are, `own` (trained from nothing) or `nvidia` (theirs, or tuned from theirs).
+            Written into a world folder; a folder that does not say is taken for NVIDIA's.
+
+    Raises:
+        ValueError: another `weights_from`.
     """
 
     model_type = "cosmos_predict2"
@@ -151,6 +169,7 @@ class CosmosPredict2Config(PreTrainedConfig):
         guidance_scale: float = 7.0,
         sigma_conditioning: float = 0.0001,
         fps: int = 16,
+        weights_from: str = "own",
         **kwargs: Any,
     ) -> None:
         check_keys(CosmosPredict2Config, kwargs)
@@ -166,6 +185,9 @@ class CosmosPredict2Config(PreTrainedConfig):
         self.guidance_scale = guidance_scale
         self.sigma_conditioning = sigma_conditioning
         self.fps = fps
+        self.weights_from = weights_from
+        if weights_from not in WEIGHTS_FROM:
+            raise ValueError(f"weights_from is {weights_from!r}; choose one of {', '.join(WEIGHTS_FROM)}.")
         super().__init__(**kwargs)
 
     @property
@@ -196,12 +218,15 @@ class TheWorldConfig(PreTrainedConfig):
         max_world_steps: rows of the temporal embedding after the first.
         world_image_size: side, in pixels, of the square picture the world model sees.
         world_images: which pictures of a question get world tokens, `first` or `all`.
-        projector: `linear` (the source document's) or `mlp`.
+        projector: `linear` (the source document's), `mlp`, or `resampler` (a fixed number of tokens a latent frame).
         spatial_merge: 1, 2 or 4; neighbouring cells along each side that fold into one token (space-to-depth).
-        projector_hidden_size: width inside `mlp`; None means the language model's width.
+        projector_hidden_size: width inside `mlp` and `resampler`; None means the language model's width, and a quarter
+            of it inside `resampler`.
+        resampler_tokens: world tokens a latent frame that `resampler` makes.
         world_token_id: id of the world placeholder; None means the row after Gemma's image token, which the published
             tokenizer leaves free, so that no embedding is resized.
-        lora: LoRA on the language model, `{"r": …, "lora_alpha": …, "target_modules": […]}`, or None.
+        lora: LoRA on the language model: its rank, or `{"r": …, "lora_alpha": …, "target_modules": […]}`, or None. What
+            is left out: rank 16, alpha twice the rank, all linear layers.
         trained_parts: parts (see `theworld.freezing`) whose weights an adapter of this model holds.
 
     Raises:
@@ -227,8 +252,9 @@ class TheWorldConfig(PreTrainedConfig):
         projector: str = "linear",
         spatial_merge: int = 1,
         projector_hidden_size: int | None = None,
+        resampler_tokens: int = 64,
         world_token_id: int | None = None,
-        lora: dict[str, Any] | None = None,
+        lora: dict[str, Any] | int | None = None,
         trained_parts: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
@@ -256,8 +282,9 @@ class TheWorldConfig(PreTrainedConfig):
         self.projector = projector
         self.spatial_merge = spatial_merge
         self.projector_hidden_size = projector_hidden_size
+        self.resampler_tokens = resampler_tokens
         self.world_token_id = self.vlm_config.image_token_id + 1 if world_token_id is None else world_token_id
-        self.lora = lora
+        self.lora = lora_settings(lora)
         self.trained_parts = list(trained_parts)
         kwargs.setdefault("tie_word_embeddings", self.vlm_config.tie_word_embeddings)
         super().__init__(**kwargs)
@@ -268,6 +295,15 @@ class TheWorldConfig(PreTrainedConfig):
             raise ValueError(f"projector is {self.projector!r}; choose one of {', '.join(PROJECTORS)}.")
         if self.spatial_merge not in SPATIAL_MERGES:
             raise ValueError(f"spatial_merge is {self.spatial_merge}; choose one of {SPATIAL_MERGES}.")
+        if self.projector == "resampler" and self.spatial_merge != 1:
+            raise ValueError(
+                f"spatial_merge is {self.spatial_merge}; with projector 'resampler' it must be 1, since "
+                "resampler_tokens says how many tokens a frame has."
+            )
+        if self.projector_hidden_size is not None and self.projector_hidden_size < 2:
+            raise ValueError(f"projector_hidden_size is {self.projector_hidden_size}; it must be 2 or more.")
+        if self.resampler_tokens < 1:
+            raise ValueError(f"resampler_tokens is {self.resampler_tokens}; it must be 1 or more.")
         if self.world_images not in ("first", "all"):
             raise ValueError(f"world_images is {self.world_images!r}; choose 'first' or 'all'.")
         if self.world_image_size < 1 or self.world_image_size % self.world_config.spatial_factor:
@@ -305,14 +341,36 @@ class TheWorldConfig(PreTrainedConfig):
         return side, side
 
     def world_tokens_per_frame(self) -> int:
-        """World tokens of one latent frame, after the spatial merge."""
+        """World tokens of one latent frame, after the spatial merge or the resampler."""
+        if self.projector == "resampler":
+            return self.resampler_tokens
         h, w = self.world_grid()
         return h * w // self.spatial_merge**2
 
     def world_token_count(self, num_world_steps: int) -> int:
-        """Placeholders one picture takes: T·h·w/merge² world tokens, T = 1 + num_world_steps, and two boundaries."""
+        """Placeholders one picture takes: the world tokens of T = 1 + num_world_steps frames, and two boundaries."""
         return (1 + num_world_steps) * self.world_tokens_per_frame() + 2
 
     def num_pixel_frames(self, num_world_steps: int) -> int:
         """Pixel frames that T = 1 + num_world_steps latent frames decode to."""
         return 1 + self.world_config.temporal_factor * num_world_steps
+
+
+def lora_settings(lora: dict[str, Any] | int | None) -> dict[str, Any] | None:
+    """A LoRA's full settings out of its rank, or of some of them: alpha twice the rank, on all linear layers.
+
+    Raises:
+        ValueError: a rank below 1, or a setting that is none of LORA_FIELDS.
+    """
+    if lora is None:
+        return None
+    given = dict(lora) if isinstance(lora, dict) else {"r": lora}
+    unknown = sorted(given.keys() - set(LORA_FIELDS))
+    if unknown:
+        raise ValueError(f"lora has a key {unknown[0]!r}; known are {', '.join(LORA_FIELDS)}.")
+    rank = given.get("r", 16)
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"the rank of lora is {rank!r}; give a whole number, 1 or more.")
+    if not isinstance(given.get("init_lora_weights", True), bool):
+        raise ValueError("init_lora_weights of lora must be true or false; other ways change the base's weights.")
+    return {"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear", **given}

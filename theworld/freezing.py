@@ -17,6 +17,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "vae_decoder": ("world.vae.decoder.", "world.vae.post_quant_conv."),
     "world_transformer": ("world.transformer.",),
 }
+BETWEEN_BASES = ("projector", "lora")  # parts that neither base model has
 TRAINABLE_PARTS = ("projector", "lora", "vision", "language", "vae_encoder")
 
 

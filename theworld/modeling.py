@@ -13,14 +13,12 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -32,16 +30,17 @@ from transformers import (
 )
 from transformers.models.gemma3.modeling_gemma3 import Gemma3CausalLMOutputWithPast
 
-from theworld import checkpoints, freezing
-from theworld.configuration import CosmosPredict2Config, TheWorldConfig
-from theworld.processing import TheWorldProcessor
+from theworld import checkpoints, freezing, loading, lora
+from theworld.configuration import TheWorldConfig
+from theworld.processing import TheWorldProcessor, prompts_each
 from theworld.projector import WorldProjector
 from theworld.world_models import world_model_class
-from theworld.world_models.base import PARTS, WorldModel
+from theworld.world_models.base import WorldModel
+from theworld.world_models.cosmos_components import PROMPT_EMBEDS
 
 logger = logging.getLogger(__name__)
 
-WORLD_INPUTS = ("world_frames", "world_latents", "world_embeds", "world_seeds", "num_world_steps")
+WORLD_INPUTS = ("world_frames", "world_latents", "world_embeds", "world_seeds", "num_world_steps", "world_prompt")
 
 
 def world_parts_for(num_world_steps: int) -> tuple[str, ...]:
@@ -96,7 +95,8 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 self.world = world_model_class(config.world_config.model_type)(config.world_config, parts=parts)
         self.projector = WorldProjector(config)
         if config.lora is not None:
-            inject_adapter_in_model(LoraConfig(**config.lora), self.vlm.model.language_model)
+            lora.inject(self.language_model, config.lora)
+        self.bases_folder: str | None = None  # what base names that start with `./` are relative to
         self.generation_config = copy.deepcopy(self.vlm.generation_config)
         self.post_init()
         if self.device.type != "meta":
@@ -118,23 +118,24 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_parts: Sequence[str] | None = None,
         vlm_revision: str | None = None,
         world_revision: str | None = None,
+        device_map: Any = None,
         **config_values: Any,
     ) -> TheWorldForConditionalGeneration:
-        """A fresh fusion of two published models; its projector is untrained."""
-        world_config = None  # without a world nothing of it is read
-        if config_values.get("enable_world", True):
-            world_class = world_model_class(CosmosPredict2Config.model_type)
-            world_config = world_class.read_config(checkpoints.resolve(world_name_or_path), revision=world_revision)
-        config = TheWorldConfig(
-            vlm_config=AutoConfig.from_pretrained(checkpoints.resolve(vlm_name_or_path), revision=vlm_revision),
-            world_config=world_config,
-            vlm_name_or_path=vlm_name_or_path,
-            vlm_revision=vlm_revision,
-            world_name_or_path=world_name_or_path,
-            world_revision=world_revision,
-            **config_values,
+        """A fresh fusion of two published models; its projector is untrained.
+
+        Args:
+            world_parts: parts of the world model to load; None means what `num_world_steps` needs.
+            vlm_revision, world_revision: of a base on the Hub; None means today's, whose commit the config then names.
+            device_map: where Gemma's layers go, as transformers takes it; all of the world lies with the embeddings.
+            config_values: further fields of TheWorldConfig.
+
+        Raises:
+            ValueError: a base that cannot be read, or whose tensors are not exactly those of its config.
+        """
+        config = loading.read_fusion_config(
+            vlm_name_or_path, world_name_or_path, vlm_revision, world_revision, **config_values
         )
-        return cls._with_bases(config, dtype=dtype, world_parts=world_parts)
+        return cls._with_bases(config, dtype, world_parts, **({} if device_map is None else {"device_map": device_map}))
 
     @classmethod
     def _with_bases(
@@ -146,22 +147,13 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         **vlm_arguments: Any,
     ) -> TheWorldForConditionalGeneration:
         """Loads the base models a config names and puts a fresh projector (and LoRA) between them."""
-        vlm = Gemma3ForConditionalGeneration.from_pretrained(
-            checkpoints.resolve(config.vlm_name_or_path, inside),
-            revision=config.vlm_revision,
-            dtype=dtype if dtype is not None else "auto",
-            **vlm_arguments,
-        )
-        world = None
-        if config.enable_world:
-            world = world_model_class(config.world_config.model_type).from_pretrained(
-                checkpoints.resolve(config.world_name_or_path, inside),
-                parts=world_parts_for(config.num_world_steps) if world_parts is None else tuple(world_parts),
-                revision=config.world_revision,
-                dtype=vlm.dtype,
-            )
+        parts = world_parts_for(config.num_world_steps) if world_parts is None else tuple(world_parts)
+        vlm, world = loading.load_bases(config, dtype, parts, inside, **vlm_arguments)
         model = cls(config, vlm=vlm, world=world)
+        model.bases_folder = inside
         model.projector.to(device=vlm.get_input_embeddings().weight.device, dtype=vlm.dtype)
+        if "hf_device_map" in vars(vlm):
+            model.hf_device_map = vlm.hf_device_map  # Trainer leaves a model that has one where it lies
         freezing.train_only(model, ())
         return model.eval()
 
@@ -190,21 +182,18 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: not a TheWorld folder, or tensors that do not fit.
         """
-        model = checkpoints.resolve(pretrained_model_name_or_path)
-        subfolder, filename = split_checkpoint_name(checkpoint_name)
-        if config is None:
-            values = checkpoints.read_json(model, f"{subfolder}{checkpoints.CONFIG_FILE}", revision)
-            if values.get("model_type") != cls.config_class.model_type:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} is a {values.get('model_type')!r} model, not a TheWorld one; "
-                    f"to fuse it, call TheWorld({str(pretrained_model_name_or_path)!r})."
-                )
-            config = TheWorldConfig.from_dict(values)
         kwargs.pop("trust_remote_code", None)
-        inside = str(Path(model) / subfolder) if Path(model).is_dir() else None
+        name = os.fspath(pretrained_model_name_or_path)
+        config, tensors, inside = loading.read_adapter(name, checkpoint_name, revision, config)
         loaded = cls._with_bases(config, dtype, world_parts, inside, **kwargs)
-        loaded.load_adapter_tensors(checkpoints.read_tensors(model, f"{subfolder}{filename}", revision), str(model))
-        loaded.config._name_or_path = os.fspath(pretrained_model_name_or_path)
+        loaded.load_adapter_tensors(tensors, name)
+        if loaded.world is not None:
+            subfolder, _ = checkpoints.split_checkpoint_name(checkpoint_name)
+            file = f"{subfolder}{PROMPT_EMBEDS}"
+            prompts = checkpoints.find_optional_file(checkpoints.resolve(name), file, revision)
+            if prompts is not None:
+                loaded.world.keep_prompts(checkpoints.read_tensors(str(prompts.parent), prompts.name), str(prompts))
+        loaded.config._name_or_path = name
         return loaded
 
     def load_adapter_tensors(self, tensors: dict[str, Tensor], where: str) -> None:
@@ -228,33 +217,46 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return
         config = copy.deepcopy(self.config)
         parts = {*config.trained_parts, *freezing.trained_parts(self)}
+        if full:
+            parts &= set(freezing.BETWEEN_BASES)  # all others are in the bases, as they are now
         config.trained_parts = [part for part in freezing.PARTS if part in parts]
         config.architectures = [type(self).__name__]
         config.dtype = self.dtype
+        if self.bases_folder is not None and Path(self.bases_folder).resolve() != Path(save_directory).resolve():
+            config.vlm_name_or_path = checkpoints.from_elsewhere(config.vlm_name_or_path, self.bases_folder)
+            config.world_name_or_path = checkpoints.from_elsewhere(config.world_name_or_path, self.bases_folder)
 
         def write(folder: Path) -> None:
             if full:
-                config.vlm_name_or_path, config.vlm_revision = "./vlm", None
-                self._write_bases(folder, config)
+                loading.write_bases(folder, config, self.vlm, self.world)
+                TheWorldProcessor.from_config(self.config, self.bases_folder).write_base(folder / loading.VLM_FOLDER)
             config.save_pretrained(folder)
-            checkpoints.write_tensors(folder / checkpoints.ADAPTER_FILE, self.adapter_tensors())
+            checkpoints.write_tensors(
+                folder / checkpoints.ADAPTER_FILE, dict(freezing.parameters_of(self, config.trained_parts))
+            )
+            if self.world is not None and self.world.embedded_prompts and not full:  # a full export's world has them
+                checkpoints.write_tensors(folder / PROMPT_EMBEDS, self.world.embedded_prompts)
 
         checkpoints.write_folder(save_directory, write)
 
-    def _write_bases(self, folder: Path, config: TheWorldConfig) -> None:
-        if config.lora is not None:
-            raise ValueError("a full export needs the LoRA merged first; save the adapter alone, or merge it.")
-        self.vlm.save_pretrained(folder / "vlm")
-        inside = self.config._name_or_path if Path(str(self.config._name_or_path)).is_dir() else None
-        TheWorldProcessor.from_config(self.config, inside).write_base(folder / "vlm")
-        if self.world is not None:
-            config.world_name_or_path, config.world_revision = "./world", None
-            self.world.load_parts(*PARTS)  # an export without its decoder could never show what it imagines
-            self.world.save_pretrained(folder / "world")
+    def merge_lora(self) -> None:
+        """Adds what the LoRA learned to the language model's own weights; logits stay, and the LoRA is gone.
+
+        The language model is then another than the base's, so an adapter saved afterwards holds all of it.
+
+        Raises:
+            ValueError: there is no LoRA.
+        """
+        if self.config.lora is None:
+            raise ValueError("this model has no LoRA to merge.")
+        lora.merge(self.language_model)
+        self.config.lora = None
+        parts = {*self.config.trained_parts, "language"} - {"lora"}
+        self.config.trained_parts = [part for part in freezing.PARTS if part in parts]
 
     # ------------------------------------------------------------------------------------------ what transformers asks
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.vlm.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -274,17 +276,9 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         with torch.no_grad():
             return float(embeddings(ids.to(next(embeddings.parameters()).device)).float().square().mean().sqrt())
 
-    @contextmanager
-    def lora_disabled(self) -> Iterator[None]:
+    def lora_disabled(self) -> AbstractContextManager[None]:
         """Inside, the language model answers as if it had no LoRA."""
-        layers = [module for module in self.vlm.modules() if isinstance(module, BaseTunerLayer)]
-        for layer in layers:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.enable_adapters(True)
+        return lora.disabled(self.language_model)
 
     # ------------------------------------------------------------------------------------------ from pixels to tokens
 
@@ -294,6 +288,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_world_steps: int,
         seeds: Sequence[int],
         progress: Callable[[int, int], None] | None = None,
+        world_prompt: str | Sequence[str] | None = None,
         **rollout: Any,
     ) -> Tensor:
         """Latents of now and, for N > 0, of the imagined next moments.
@@ -303,6 +298,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_world_steps: N future latent frames.
             seeds: one a picture; the noise of its rollout.
             progress: called with (denoise steps done, of how many).
+            world_prompt: what the future shows, one for all pictures or one each; None or empty is the default.
             rollout: `num_inference_steps`, `guidance_scale`, prompt embeddings; the config's when left out.
 
         Returns:
@@ -314,6 +310,11 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         latents = self.world.encode(world_frames)
         if num_world_steps == 0:
             return latents
+        prompts = prompts_each(world_prompt, latents.shape[0])
+        if any(prompts):
+            rollout["prompt_embeds"] = self.world.embed_prompts(prompts)
+        elif "prompt_embeds" not in rollout:
+            self.world.load_default_prompts()
         sampling = {
             "num_inference_steps": self.config.world_config.num_inference_steps,
             "guidance_scale": self.config.world_config.guidance_scale,
@@ -328,18 +329,21 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_embeds: Tensor | None = None,
         world_seeds: Tensor | None = None,
         num_world_steps: Tensor | int | None = None,
+        world_prompt: str | Sequence[str] | None = None,
     ) -> Tensor | None:
         """World tokens (n, K, D) from whichever of the three forms is given; None when none is."""
         given = [form for form in (world_frames, world_latents, world_embeds) if form is not None]
         if len(given) > 1:
             raise ValueError("give one of world_frames, world_latents and world_embeds, not several.")
+        if world_frames is None and world_prompt is not None:
+            raise ValueError("a world_prompt steers what is imagined of world_frames, and none came with it.")
         if world_embeds is not None or not given:
             return world_embeds
         if world_latents is None:
             assert world_frames is not None
             steps = one_number(num_world_steps, self.config.num_world_steps)
             seeds = [0] * world_frames.shape[0] if world_seeds is None else world_seeds.tolist()
-            world_latents = self.world_latents_of(world_frames, steps, seeds)
+            world_latents = self.world_latents_of(world_frames, steps, seeds, world_prompt=world_prompt)
         return self.projector(world_latents.to(self.projector.row.device))
 
     def forward(
@@ -359,6 +363,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_embeds: Tensor | None = None,
         world_seeds: Tensor | None = None,
         num_world_steps: Tensor | int | None = None,
+        world_prompt: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Gemma3CausalLMOutputWithPast:
         """Gemma 3's forward, with world tokens where their placeholders are.
@@ -370,6 +375,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 (n, K, D), already projected. None of them: Gemma alone.
             world_seeds: (n,) int64, the noise of each picture's rollout.
             num_world_steps: N, or (n,) of one value; used with `world_frames`.
+            world_prompt: what the future of `world_frames` shows, as the processor was told; its seeds depend on it.
             labels: (B, L), -100 where nothing is learned.
 
         Returns:
@@ -378,7 +384,9 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: world placeholders and world tokens do not match in number, or one is there without the other.
         """
-        world_tokens = self.world_tokens(world_frames, world_latents, world_embeds, world_seeds, num_world_steps)
+        world_tokens = self.world_tokens(
+            world_frames, world_latents, world_embeds, world_seeds, num_world_steps, world_prompt
+        )
         passed_on = {
             "attention_mask": attention_mask,
             "position_ids": position_ids,
@@ -466,16 +474,6 @@ def one_number(value: Tensor | int | None, default: int) -> int:
     if len(numbers) != 1:
         raise ValueError(f"one batch has one num_world_steps, but these were given: {numbers}; group your samples.")
     return int(numbers[0])
-
-
-def split_checkpoint_name(name: str | None) -> tuple[str, str]:
-    """`checkpoint-1000/pytorch_model.bin` -> (subfolder with a slash or empty, file name)."""
-    if not name:
-        return "", checkpoints.ADAPTER_FILE
-    folder, _, last = name.rpartition("/")
-    if last.endswith((".bin", ".safetensors")):
-        return (f"{folder}/" if folder else ""), last
-    return f"{name.strip('/')}/", checkpoints.ADAPTER_FILE
 
 
 AutoConfig.register(TheWorldConfig.model_type, TheWorldConfig, exist_ok=True)

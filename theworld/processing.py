@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import AddedToken
-from torch import Tensor
 from transformers import BatchFeature
 from transformers.models.gemma3 import Gemma3Processor
 
-from theworld.checkpoints import resolve
+from theworld.checkpoints import bases_folder, resolve
 from theworld.configuration import TheWorldConfig
 from theworld.images import load_image, to_frames
 
@@ -46,8 +45,8 @@ def content_seed(frames_FHWC: np.ndarray, world_prompt: str = "", seed: int = 0)
 class TheWorldProcessor(Gemma3Processor):
     """Gemma 3's processor that also counts and fills world placeholders.
 
-    Calls take Gemma3Processor's arguments and three more: `num_world_steps` (default: the config's), `seed` (another
-    future of the same picture) and `enable_world` (default: the config's).
+    Calls take Gemma3Processor's arguments and four more: `num_world_steps` (default: the config's), `seed` (another
+    future of the same picture), `enable_world` (default: the config's) and `world_prompt` (what happens, in words).
     """
 
     def __init__(
@@ -76,7 +75,8 @@ class TheWorldProcessor(Gemma3Processor):
     ) -> TheWorldProcessor:
         """Reads the model's config, then the tokenizer and image processor of its Gemma base."""
         model = resolve(pretrained_model_name_or_path)
-        return cls.from_config(TheWorldConfig.from_pretrained(model, revision=revision), inside=model)
+        config = TheWorldConfig.from_pretrained(model, revision=revision)
+        return cls.from_config(config, inside=bases_folder(model, [config.vlm_name_or_path], revision))
 
     @classmethod
     def from_config(cls, config: TheWorldConfig, inside: str | None = None) -> TheWorldProcessor:
@@ -114,6 +114,7 @@ class TheWorldProcessor(Gemma3Processor):
         num_world_steps: int | None = None,
         seed: int = 0,
         enable_world: bool | None = None,
+        world_prompt: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Args:
@@ -122,15 +123,24 @@ class TheWorldProcessor(Gemma3Processor):
             num_world_steps: world steps to imagine; the config's when None.
             seed: another number gives another future of the same picture.
             enable_world: False gives Gemma3Processor's tensors and nothing else.
+            world_prompt: what the imagined future shows, one for all texts or one each; None or an empty one is the
+                world model's default.
 
         Returns:
             Gemma's inputs and, with the world on, `world_frames` (n, 3, 1, S, S) float32 in [-1, 1], `world_seeds` (n,)
-            int64 and `num_world_steps` (n,) int64, one row a picture with a world block.
+            int64 and `num_world_steps` (n,) int64, one row a picture with a world block; with a prompt, `world_prompt`,
+            a list of n strings.
 
         Raises:
-            ValueError: unreadable pictures, or a number of world steps the model has no embedding for.
+            ValueError: unreadable pictures, a number of world steps the model has no embedding for, or a world prompt
+                where nothing is imagined.
         """
         world_on = self.config.enable_world if enable_world is None else enable_world
+        if any(prompts_each(world_prompt, None)) and (images is None or text is None or not world_on):
+            raise ValueError(
+                "a world prompt steers what is imagined of a picture, and here "
+                f"{'the world is off' if not world_on else 'there is none'}; leave the prompt out."
+            )
         if images is None:
             return super().__call__(images=None, text=text, **kwargs)
         pictures = nested_pictures(images, text)
@@ -144,16 +154,32 @@ class TheWorldProcessor(Gemma3Processor):
         blocks = -1 if self.config.world_images == "all" else 1
         expanded = [prompt.replace(self.boi_token, block, blocks) for prompt in texts]
         inputs = super().__call__(images=pictures, text=expanded, **kwargs)
-        chosen = [picture for own in pictures for picture in (own if self.config.world_images == "all" else own[:1])]
-        inputs.update(self.world_inputs(chosen, steps, seed))
+        prompts = prompts_each(world_prompt, len(texts))
+        shown = [own if self.config.world_images == "all" else own[:1] for own in pictures]
+        chosen = [picture for own in shown for picture in own]
+        steering = [prompt for own, prompt in zip(shown, prompts, strict=True) for _ in own]
+        inputs.update(self.world_inputs(chosen, steps, seed, steering))
         return inputs
 
-    def world_inputs(self, pictures: Sequence[Any], num_world_steps: int, seed: int = 0) -> dict[str, Tensor]:
-        """What the world model needs of `pictures`: frames in [-1, 1], a seed from their content, and the steps."""
+    def world_inputs(
+        self,
+        pictures: Sequence[Any],
+        num_world_steps: int,
+        seed: int = 0,
+        world_prompt: str | Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """What the world model needs of `pictures`: frames in [-1, 1], a seed from content and prompt, and the steps.
+
+        Where there is a prompt, `world_prompt` holds one a picture; without any, the key is absent.
+        """
+        prompts = prompts_each(world_prompt, len(pictures))
+        if any(prompts) and num_world_steps == 0:
+            raise ValueError("a world prompt steers imagined steps, and num_world_steps is 0; ask for 1 or more.")
         frames = to_frames(pictures, self.config.world_image_size)  # (n, 3, 1, S, S)
         as_uint8 = ((frames + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).numpy()
-        seeds = [content_seed(frames_FHWC, seed=seed) for frames_FHWC in as_uint8]
+        seeds = [content_seed(frames, prompt, seed) for frames, prompt in zip(as_uint8, prompts, strict=True)]
         return {
+            **({"world_prompt": prompts} if any(prompts) else {}),
             "world_frames": frames,
             "world_seeds": torch.tensor(seeds, dtype=torch.int64),
             "num_world_steps": torch.full((len(seeds),), num_world_steps, dtype=torch.int64),
@@ -162,6 +188,16 @@ class TheWorldProcessor(Gemma3Processor):
     @property
     def model_input_names(self) -> list[str]:
         return [*super().model_input_names, "world_frames", "world_seeds", "num_world_steps"]
+
+
+def prompts_each(world_prompt: str | Sequence[str] | None, count: int | None) -> list[str]:
+    """A world prompt for each of `count` (None: as many as there are), without outer blanks; empty where none is."""
+    if world_prompt is None or isinstance(world_prompt, str):
+        return [(world_prompt or "").strip()] * (1 if count is None else count)
+    prompts = [(prompt or "").strip() for prompt in world_prompt]
+    if count is not None and len(prompts) != count:
+        raise ValueError(f"{len(prompts)} world prompts were given for {count}; give one, or one each.")
+    return prompts
 
 
 def nested_pictures(images: Any, text: str | list[str] | None) -> list[list[Image.Image]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,15 +143,46 @@ def test_every_nano_answer_says_what_nano_knows(shipped: Path, picture: Path) ->
 
 
 def test_an_untrained_projector_is_not_used_silently(family: Path, picture: Path) -> None:
-    said = fail("ask", picture, QUESTION, "--model", family / "untrained")
-    assert "no trained projector" in said
-    assert "`theworld train`" in said
-    # a plain Gemma has none either, and neither case waits for weights
-    assert "no trained projector" in fail("ask", picture, QUESTION, "--model", family / "bases" / "gemma")
+    for model in (family / "untrained", family / "bases" / "gemma"):  # neither waits for weights
+        said = fail("ask", picture, QUESTION, "--model", model, "--mode", "tokens")
+        assert "no trained projector" in said
+        assert "`theworld train`" in said
+        assert "--mode frames" in said
     without = succeed(
         "ask", picture, QUESTION, "-m", family / "untrained", "--no-world", "--max-new-tokens", "2", "--json"
     )
     assert json.loads(without.stdout)["num_world_steps"] is None
+
+
+def test_a_model_without_an_adapter_answers_from_imagined_frames(family: Path, picture: Path, tmp_path: Path) -> None:
+    world = shutil.copytree(family / "bases" / "cosmos", tmp_path / "cosmos")
+    config = json.loads((world / "transformer" / "config.json").read_text())
+    config["max_size"] = [17, 28, 28]  # room for the pictures of 224 px of a fresh fusion
+    (world / "transformer" / "config.json").write_text(json.dumps(config))
+    bases = ("--model", family / "bases" / "gemma", "--world-model", world)
+    short = ("--max-new-tokens", "2")
+    plain = succeed("ask", picture, QUESTION, *bases, "--steps", "2", *short)
+    assert "Mode frames: the answer sees 2 imagined frames as further pictures." in " ".join(plain.stderr.split())
+    assert "no trained projector" in plain.stderr
+    content = json.loads(succeed("ask", picture, QUESTION, *bases, "--steps", "2", *short, "--json").stdout)
+    assert (content["mode"], content["num_world_steps"]) == ("frames", 2)
+    content = json.loads(succeed("ask", picture, QUESTION, *bases, *short, "--json").stdout)
+    assert (content["mode"], content["num_world_steps"]) == (
+        "frames",
+        4,
+    ), "its own default, not the 0 of a fresh fusion"
+    content = json.loads(succeed("ask", picture, QUESTION, *bases, "--steps", "0", *short, "--json").stdout)
+    assert content["mode"] == "picture"
+
+
+def test_ask_says_which_mode_answered(family: Path, picture: Path) -> None:
+    fused = ("ask", picture, QUESTION, "-m", family / "fused", "--steps", "1", "--max-new-tokens", "2")
+    assert "Mode tokens: the answer reads world tokens of now and 1 world step." in succeed(*fused).stderr
+    assert "Mode frames: the answer sees 1 imagined frame as" in " ".join(
+        succeed(*fused, "--mode", "frames").stderr.split()
+    )
+    assert "No world: the answer comes from the pictures alone." in succeed(*fused, "--no-world").stderr
+    assert "choose one of tokens, frames" in fail(*fused, "--mode", "thoughts")
 
 
 def test_ask_says_what_is_wrong(family: Path, picture: Path, tmp_path: Path) -> None:

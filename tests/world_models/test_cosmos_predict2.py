@@ -139,6 +139,25 @@ def test_a_rollout_keeps_what_was_given(world: CosmosPredict2, latents: Tensor) 
     assert rolled[:, :, 1:].std() > 0.1
 
 
+def test_a_video_so_far_is_kept_and_the_future_appended(world: CosmosPredict2) -> None:
+    """P given latent frames and N imagined ones: none of the given is recomputed, and all of them count."""
+    past = world.encode(tiny_frames(2, num_frames=9))
+    assert past.shape == (2, 4, 3, 4, 4)
+    rolled = world.rollout(past, 2, seeds=[1, 2])
+    assert rolled.shape == (2, 4, 5, 4, 4)
+    assert torch.equal(rolled[:, :, :3], past)
+    assert world.decode(rolled).shape == (2, 3, 17, TINY_SIZE, TINY_SIZE)
+    alone = torch.cat([world.rollout(past[i : i + 1], 2, seeds=[i + 1]) for i in range(2)])
+    torch.testing.assert_close(rolled, alone, **CLOSE)
+    for frame in range(3):
+        changed = past.clone()
+        changed[:, :, frame] += 1
+        moved = (world.rollout(changed, 2, seeds=[1, 2]) - rolled)[:, :, 3:]
+        assert moved.abs().max() > 1e-3, f"given frame {frame} does not matter to the future"
+    with pytest.raises(ValueError, match="has 9 latent frames; this transformer takes at most 8"):
+        world.rollout(past, 6, seeds=[1, 2])
+
+
 def test_a_batch_is_imagined_as_its_members(world: CosmosPredict2, latents: Tensor) -> None:
     together = world.rollout(latents, 2, seeds=[1, 2, 3])
     alone = torch.cat([world.rollout(latents[i : i + 1], 2, seeds=[i + 1]) for i in range(3)])

@@ -1,5 +1,7 @@
 """Our rollout against diffusers' own `Cosmos2VideoToWorldPipeline` on the same weights, pixels, prompts and noise.
 
+Several pictures are a video so far: all their latents are kept, and the future is appended.
+
 Two things are done to the pipeline so that it can be compared. It refuses `safety_checker=None`; it gets an object that
 does nothing, and with prompt embeddings in and latents out there is nothing to check. It samples the conditioning
 latent; its `retrieve_latents` is replaced by one that takes the mean, as ours does.
@@ -7,22 +9,27 @@ latent; its `retrieve_latents` is replaced by one that takes the mean, as ours d
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor
+from transformers import AutoTokenizer, T5EncoderModel
 
-from tests.world_models.tiny import TINY_SIZE, tiny_frames, tiny_world
+from tests.world_models.tiny import TINY_SIZE, tiny_frames, tiny_published_folder, tiny_world
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 from theworld.world_models.cosmos_sampler import rollout_noise
+from theworld.world_models.prompts import DEFAULT_NEGATIVE_PROMPT, encode_texts
 
 STEPS = 2  # N
 # On values of order 1. Measured: 0 without guidance; 3e-6 with it, since a batch of two rounds otherwise than two
 # passes. A single step from sigma 80 subtracts numbers of order 240, which float32 holds to 1.5e-5: measured 3e-5.
 TOLERANCE = 1e-5
 ONE_STEP_TOLERANCE = 1e-4
+PROMPTED_TOLERANCE = 1e-5  # measured 4e-6, where the prompt moves them by 0.17
 
 
 class NothingToCheck:
@@ -30,6 +37,9 @@ class NothingToCheck:
 
     def to(self, device: torch.device | str) -> None:
         pass
+
+    def check_text_safety(self, prompt: str) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -52,19 +62,33 @@ def to_frames(pictures: list[Image.Image]) -> Tensor:
 
 
 def run_pipeline(
-    module: object, world: CosmosPredict2, pictures: list[Image.Image], noise: Tensor, steps: int, guidance: float
+    module: object,
+    world: CosmosPredict2,
+    pictures: list[Image.Image],
+    noise: Tensor,
+    steps: int,
+    guidance: float,
+    text_encoder: object = None,
+    tokenizer: object = None,
+    prompt: str | None = None,
 ) -> Tensor:
     pipeline = module.Cosmos2VideoToWorldPipeline(  # type: ignore[attr-defined]
-        text_encoder=None,
-        tokenizer=None,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
         transformer=world.transformer,
         vae=world.vae,
         scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
         safety_checker=NothingToCheck(),
     )
     pipeline.set_progress_bar_config(disable=True)
-    assert world.prompt_embeds is not None
-    assert world.negative_prompt_embeds is not None
+    told: dict[str, object] = {"prompt": prompt}
+    if prompt is None:
+        assert world.prompt_embeds is not None
+        assert world.negative_prompt_embeds is not None
+        told = {
+            "prompt_embeds": world.prompt_embeds[None],
+            "negative_prompt_embeds": world.negative_prompt_embeds[None],
+        }
     return pipeline(
         **({"image": pictures[0]} if len(pictures) == 1 else {"video": pictures}),
         height=TINY_SIZE,
@@ -73,8 +97,7 @@ def run_pipeline(
         num_inference_steps=steps,
         guidance_scale=guidance,
         latents=noise.clone(),
-        prompt_embeds=world.prompt_embeds[None],
-        negative_prompt_embeds=world.negative_prompt_embeds[None],
+        **told,
         output_type="latent",
     ).frames
 
@@ -87,6 +110,9 @@ def run_pipeline(
         pytest.param(1, 5, 3.0, torch.float32, id="guidance"),
         pytest.param(1, 2, 3.0, torch.float32, id="two steps"),
         pytest.param(5, 4, 3.0, torch.float32, id="a video so far"),
+        pytest.param(9, 5, 1.0, torch.float32, id="a longer one, no guidance"),
+        pytest.param(13, 4, 3.0, torch.float32, id="twice as much past as future"),
+        pytest.param(9, 5, 1.0, torch.bfloat16, id="a longer one, bfloat16 weights"),
         pytest.param(1, 5, 1.0, torch.bfloat16, id="bfloat16 weights"),
     ],
 )
@@ -97,19 +123,57 @@ def test_rollout_is_the_pipelines(
     pictures = [picture(seed) for seed in range(num_pictures)]
     latents = world.encode(to_frames(pictures))
     given = latents.shape[2]
+    assert given == 1 + (num_pictures - 1) // 4
     # the pipeline draws noise for the given frames too, and leaves a trace of it there
     noise = torch.cat([torch.randn(1, 4, given, 4, 4), rollout_noise([7], STEPS, (4, 4, 4))], dim=2)
     theirs = run_pipeline(pipeline_module, world, pictures, noise, steps, guidance)
 
     ours = world.rollout(latents, STEPS, seeds=[7], num_inference_steps=steps, guidance_scale=guidance)
 
-    assert ours.shape == theirs.shape
+    assert ours.shape == theirs.shape == (1, 4, given + STEPS, 4, 4)
     tolerance = TOLERANCE if steps > 2 else ONE_STEP_TOLERANCE
     torch.testing.assert_close(ours[:, :, given:], theirs[:, :, given:], atol=tolerance, rtol=0)
     assert torch.equal(ours[:, :, :given], latents)
     # theirs: what is left of 80·noise after Euler steps towards the latent from sigma 80 to 0.002
     left = latents + (80 * noise[:, :, :given] - latents) * 0.002 / 80
     torch.testing.assert_close(theirs[:, :, :given], left, atol=ONE_STEP_TOLERANCE, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("num_pictures", [1, 5])
+def test_a_prompted_rollout_is_the_pipelines(pipeline_module: object, tmp_path: Path, num_pictures: int) -> None:
+    """From the words on: their tokenizer, T5, zeros behind the prompt, default negative prompt and guidance of 7."""
+    folder = tiny_published_folder(tmp_path / "cosmos")
+    world = CosmosPredict2.from_pretrained(folder)
+    pictures = [picture(seed) for seed in range(num_pictures)]
+    latents = world.encode(to_frames(pictures))
+    given = latents.shape[2]
+    noise = torch.cat([torch.randn(1, 4, given, 4, 4), rollout_noise([7], STEPS, (4, 4, 4))], dim=2)
+    prompt = "the cup is pushed to the left"
+    theirs = run_pipeline(
+        pipeline_module,
+        world,
+        pictures,
+        noise,
+        steps=5,
+        guidance=7.0,
+        text_encoder=T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        prompt=prompt,
+    )
+
+    # float32, so that what is compared is more than the rounding of bfloat16
+    texts = encode_texts(folder, [prompt, DEFAULT_NEGATIVE_PROMPT, ""], world.prompt_shape, dtype=torch.float32)
+    ours, unprompted = (
+        world.rollout(
+            latents, STEPS, seeds=[7], num_inference_steps=5, prompt_embeds=text, negative_prompt_embeds=texts[1]
+        )
+        for text in (texts[0], texts[2])
+    )
+
+    assert world.config.guidance_scale == 7.0
+    torch.testing.assert_close(ours[:, :, given:], theirs[:, :, given:], atol=PROMPTED_TOLERANCE, rtol=0)
+    assert (ours - unprompted)[:, :, given:].abs().max() > 100 * PROMPTED_TOLERANCE, "the prompt counts"
 
 
 def test_first_latent_of_a_padded_clip_is_the_frame_alone(pipeline_module: object) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import torch
+from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from theworld.configuration import CosmosPredict2Config
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
+from theworld.world_models.prompts import DEFAULT_NEGATIVE_PROMPT
 
 TINY_SIZE = 32  # pixels a side: 4×4 latent cells
 
@@ -57,6 +63,37 @@ def tiny_world_folder(folder: Path, max_shard_size: int | str = "5GB", seed: int
     """Writes a tiny world model into `folder` and returns it."""
     tiny_world(seed).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
+
+
+def tiny_published_folder(folder: Path, seed: int = 0) -> Path:
+    """A tiny world model in the layout NVIDIA publishes: a T5 and its tokenizer, and nothing that only we write."""
+    tiny_world_folder(folder, seed=seed)
+    (folder / "rollout_config.json").unlink()
+    (folder / "prompt_embeds.safetensors").unlink()
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    words = sorted({f"▁{word}" for word in re.findall(r"\w+", DEFAULT_NEGATIVE_PROMPT)})
+    scores = {"<pad>": 0.0, "</s>": 0.0, "<unk>": -99.0, "▁": -5.0}
+    scores |= dict.fromkeys(words, -2.0) | dict.fromkeys(ascii_letters, -6.0)
+    pieces = list(scores.items())
+    T5TokenizerFast(pieces, extra_ids=0, model_max_length=512).save_pretrained(folder / "tokenizer")
+    config = T5Config(
+        vocab_size=len(pieces), d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        T5EncoderModel(config).to(torch.bfloat16).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+def hub_copy(folder: Path, cache: Path, name: str) -> str:
+    """`folder` as the Hub's cache holds a repository."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+    return name
 
 
 def tiny_frames(n: int = 1, num_frames: int = 1, seed: int = 0) -> torch.Tensor:

@@ -92,23 +92,47 @@ def unreadable(name: str) -> NoReturn:
     raise ValueError(f"{name} cannot be read.")
 
 
-def check_trained(model: str, otherwise: str = "ask without world tokens (--no-world)") -> None:
-    """Stops before anything is loaded when world tokens would go through a projector that never learned.
-
-    Args:
-        otherwise: what else a person can do.
-    """
+def has_trained_projector(model: str) -> bool:
+    """Whether world tokens would mean something to this model; true as well where it has none. Loads nothing."""
     from theworld import checkpoints
 
     with waiting(f"Looking for {model} …"):
         config = checkpoints.read_json(checkpoints.resolve(model))
     parts = config.get("trained_parts") or []
-    untrained = not isinstance(parts, list) or "projector" not in parts
-    if config.get("enable_world", True) and untrained:
+    return not config.get("enable_world", True) or (isinstance(parts, list) and "projector" in parts)
+
+
+def check_trained(model: str, otherwise: str) -> None:
+    """Stops before anything is loaded when world tokens would go through a projector that never learned.
+
+    Args:
+        otherwise: what else a person can do.
+    """
+    if not has_trained_projector(model):
         raise ValueError(
             f"{model} has no trained projector, so world tokens would be noise to it; train one with `theworld train`, "
             f"use a trained model (--model nano), or {otherwise}."
         )
+
+
+def check_prompt(model: str, prompt: str | None, world_model: str | None = None) -> None:
+    """Stops before any weights are read when the model's world cannot take a prompt."""
+    if not prompt:
+        return
+    from theworld import checkpoints
+    from theworld.api import DEFAULT_COSMOS
+    from theworld.configuration import CosmosPredict2Config, TheWorldConfig
+    from theworld.world_models import world_model_class
+
+    folder = checkpoints.resolve(model)
+    values = checkpoints.read_json(folder)
+    name, revision = world_model or DEFAULT_COSMOS, None
+    if values.get("model_type") == TheWorldConfig.model_type:
+        name, revision = str(values.get("world_name_or_path")), values.get("world_revision")
+    world = world_model_class(CosmosPredict2Config.model_type).from_pretrained(
+        checkpoints.resolve(name, folder), parts=(), revision=None if revision is None else str(revision)
+    )
+    world.check_takes_prompts()
 
 
 def check_device(device: str | None) -> None:
@@ -146,8 +170,17 @@ def check_place(path: str) -> None:
         raise ValueError(f"{path} is a folder; name a file in it.")
 
 
-def load(model: str, steps: int | None = None, device: str | None = None, enable_world: bool = True) -> TheWorld:
+def load(
+    model: str,
+    steps: int | None = None,
+    device: str | None = None,
+    enable_world: bool = True,
+    world_model: str | None = None,
+) -> TheWorld:
     """A trained model, or two base models freshly fused, as far as a call needs it.
+
+    Args:
+        world_model: of a fresh fusion; None is the default one.
 
     Raises:
         ValueError: no such model, or one that cannot be read; the sentence says which.
@@ -157,7 +190,7 @@ def load(model: str, steps: int | None = None, device: str | None = None, enable
         from safetensors import SafetensorError
 
         from theworld import checkpoints
-        from theworld.api import TheWorld
+        from theworld.api import DEFAULT_COSMOS, TheWorld
         from theworld.configuration import TheWorldConfig
 
         _quieten()
@@ -167,7 +200,13 @@ def load(model: str, steps: int | None = None, device: str | None = None, enable
             if values.get("model_type") == TheWorldConfig.model_type:
                 config_of(model, values)  # told now, not when the base models are in memory
                 return TheWorld.from_pretrained(model, num_world_steps=steps, device=device)
-            return TheWorld(model, num_world_steps=steps, device=device, enable_world=enable_world)
+            return TheWorld(
+                model,
+                num_world_steps=steps,
+                cosmos_model_name=world_model or DEFAULT_COSMOS,
+                device=device,
+                enable_world=enable_world,
+            )
         except SafetensorError as error:
             raise ValueError(
                 f"The weights of {model}, or of a base of it, are damaged or cut short ({error}); download or save "

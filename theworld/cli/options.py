@@ -21,6 +21,15 @@ Steps = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Another number imagines another future.")]
+WorldPrompt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        metavar="TEXT",
+        help="What the imagined future shows, such as 'the cup is pushed to the left'; for world models with a text "
+        "encoder (nano has none).",
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, … Default: a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=_remember, help="Show the traceback of an error.")]
@@ -34,3 +43,7 @@ World = Annotated[
     ),
 ]
 DEFAULT_WORLD = "nvidia/Cosmos-Predict2-2B-Video2World"
+WorldModel = Annotated[
+    str | None,
+    typer.Option("--world-model", metavar="NAME", help="Folder or Hub id of the world model, where MODEL is a Gemma."),
+]

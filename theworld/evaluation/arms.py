@@ -41,7 +41,7 @@ class Imagination:
 
     def last_frames(self, images: Sequence[Any], num_world_steps: int, seed: int) -> list[Any]:
         """The last imagined frame of each picture, (H, W, 3) uint8, as a person would see it."""
-        return list(self.model.decode(self.latents(images, num_world_steps, seed))[:, -1])
+        return list(self.model.decode(self.latents(images, num_world_steps, seed), for_people=False)[:, -1])
 
     def true_latents(self, items: Sequence[Item], num_world_steps: int) -> Tensor:
         """(n, C, 1 + num_world_steps, h, w) on the CPU, of what really happened."""

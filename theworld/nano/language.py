@@ -82,14 +82,14 @@ class LanguageSettings:
         compile: compile the language model's layers; worth it on a GPU.
     """
 
-    steps: int = 12000
+    steps: int = 3200
     seconds: float = 0.0
     batch_size: int = 128
     learning_rate: float = 1e-3
     muon_learning_rate: float = 0.02
     warmup: int = 200
     weight_decay: float = 0.02
-    clips_per_family: int = 8000
+    clips_per_family: int = 5000
     frames_per_clip: int = 5
     turns: dict[str, int] = field(default_factory=lambda: {"benchmark": 6, "cell": 3, "scan": 3})
     room: int = 384

@@ -80,7 +80,7 @@ class NanoSettings:
     denoise_steps: tuple[int, ...] = (2, 4, 10, 20)
     language: LanguageSettings = field(default_factory=LanguageSettings)
     fusion: FusionSettings = field(default_factory=FusionSettings)
-    projector: str = "linear"
+    projector: str = "mlp"
     text: dict[str, Any] = field(default_factory=lambda: dict(TEXT))
     vision: dict[str, Any] = field(default_factory=lambda: dict(VISION))
 
@@ -280,6 +280,7 @@ def run_fusion(work: Path, settings: NanoSettings, device: torch.device) -> dict
         )
         model.to("cpu", torch.bfloat16)
         model.config.vlm_name_or_path, model.config.world_name_or_path = "nano/gemma", "nano/cosmos"
+        model.config.vlm_config._name_or_path = "nano/gemma"  # not the folder it lies in today
         model.save_pretrained(work / kind)
         write_json(work / f"{kind}.json", {"settings": asdict(fusion), "validation": results[kind]})
     return results
@@ -327,6 +328,8 @@ def record(work: Path, stage: str, settings: NanoSettings, device: torch.device,
     content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"runs": []}
     if stage == "world":
         content["unlabelled_clips"] = settings.clips.max_clips
+    if stage == "language":
+        content["clips_asked_about_now_per_family"] = settings.language.clips_per_family
     if stage == "fusion":
         content["labelled_scenes_per_family"] = settings.fusion.scenes_per_family
     content["runs"].append(entry)

@@ -7,7 +7,7 @@ N imagined ones. F = 1 + temporal_factor·(T − 1): the first frame has a laten
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -82,6 +82,32 @@ class WorldModel(nn.Module, ABC):
     @abstractmethod
     def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Writes a folder that the class's `from_pretrained` reads."""
+
+    @property
+    @abstractmethod
+    def needs_guardrail(self) -> bool:
+        """Whether these weights' licence wants people's prompts, and frames that people see, checked."""
+
+    @abstractmethod
+    def check_takes_prompts(self) -> None:
+        """Raises a ValueError when `embed_prompts` would need something that is not there; loads nothing."""
+
+    @abstractmethod
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts to the (n, L, D) embeddings that `rollout` takes; an empty prompt is the model's own default."""
+
+    @abstractmethod
+    def load_default_prompts(self) -> None:
+        """Brings the prompts that `rollout` takes when none is given, where the model came without them."""
+
+    @property
+    @abstractmethod
+    def embedded_prompts(self) -> dict[str, Tensor]:
+        """Default prompts that the model's own folder does not have, for whoever keeps them with an adapter."""
+
+    @abstractmethod
+    def keep_prompts(self, prompts: Mapping[str, Tensor], where: str) -> None:
+        """Takes `embedded_prompts` of an earlier day; `where` they were found, for errors."""
 
     @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ MODEL_INDEX = {
 }
 PROMPT_EMBEDS = "prompt_embeds.safetensors"  # ours: keys "default" and "negative", each (L, D)
 ROLLOUT_CONFIG = "rollout_config.json"  # ours: what a config holds beside the three components'
-ROLLOUT_FIELDS = ("text_tokens", "num_inference_steps", "guidance_scale", "sigma_conditioning", "fps")
+ROLLOUT_FIELDS = ("text_tokens", "num_inference_steps", "guidance_scale", "sigma_conditioning", "fps", "weights_from")
 
 
 def read_config(folder: Path) -> CosmosPredict2Config:
@@ -30,6 +30,8 @@ def read_config(folder: Path) -> CosmosPredict2Config:
     unknown = sorted(rollout.keys() - set(ROLLOUT_FIELDS))
     if unknown:
         raise ValueError(f"{folder / ROLLOUT_CONFIG} has an unknown key {unknown[0]!r}; known: {ROLLOUT_FIELDS}.")
+    # weights that do not say whose they are count as NVIDIA's: the published folders say nothing
+    rollout.setdefault("weights_from", "nvidia")
     return CosmosPredict2Config(
         vae=read_component_config(folder / "vae"),
         transformer=read_component_config(folder / "transformer"),

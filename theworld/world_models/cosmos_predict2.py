@@ -10,7 +10,7 @@ L prompt tokens of width D.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from theworld.configuration import COSMOS_SCHEDULER, CosmosPredict2Config
+from theworld.configuration import COSMOS_2B_TRANSFORMER, COSMOS_SCHEDULER, CosmosPredict2Config
+from theworld.world_models import guardrail
 from theworld.world_models.base import PARTS, WorldModel, check_parts
 from theworld.world_models.cosmos_components import (
     MODEL_INDEX,
@@ -40,9 +41,12 @@ from theworld.world_models.diffusers_folder import (
     staged_folder,
     write_json,
 )
+from theworld.world_models.prompts import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT, embed_prompts, has_text_encoder
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and `import theworld` reaches this module
     from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
+
+RECENT_PROMPTS = 64  # 1 MB each
 
 PART_PREFIXES = {
     "encoder": ("vae.encoder.", "vae.quant_conv."),
@@ -62,7 +66,7 @@ class CosmosPredict2(WorldModel):
         vae: `AutoencoderKLWan`, its absent half None; None when neither half was asked for.
         transformer: `CosmosTransformer3DModel`, or None.
         prompt_embeds, negative_prompt_embeds: (L, D) default prompts of a rollout, buffers that come with the
-            transformer; None when the folder has no `prompt_embeds.safetensors`.
+            transformer; None when the folder has no `prompt_embeds.safetensors`, until `load_default_prompts`.
 
     Raises:
         ValueError: an unknown part, an unknown key of a diffusers config, or components that do not fit together.
@@ -82,6 +86,9 @@ class CosmosPredict2(WorldModel):
         self.register_buffer("prompt_embeds", None)
         self.register_buffer("negative_prompt_embeds", None)
         self._source: tuple[str, str | None, torch.dtype | None] | None = None  # what load_parts reads from
+        self._embedded: dict[str, Tensor] = {}  # default prompts that the source does not have
+        self._text_encoder_is_there: bool | None = None  # not known before somebody asks: a repository is asked once
+        self._recent: dict[str, Tensor] = {}  # prompts that people wrote, for a loop over pictures
         new_scheduler(config)  # says now, not at the first rollout, that the config is wrong
         if "encoder" in parts or "decoder" in parts:
             self._take_vae(new_vae(config), parts)
@@ -234,20 +241,129 @@ class CosmosPredict2(WorldModel):
         )
         return torch.cat([given, future], dim=2)
 
+    # -- prompts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def needs_guardrail(self) -> bool:
+        """Whether NVIDIA's guardrail must see people's prompts and the frames that people see.
+
+        It must for weights out of a repository of NVIDIA's, whatever is written there, and for any folder but one whose
+        `rollout_config.json` says `"weights_from": "own"`, as nano's does. Saving passes that entry on, so weights that
+        were tuned from NVIDIA's stay NVIDIA's.
+        """
+        source = "" if self._source is None else self._source[0]
+        return source.lower().startswith("nvidia/") or self.config.weights_from != "own"
+
+    @property
+    def prompt_shape(self) -> tuple[int, int]:
+        """(L, D) of a prompt embedding."""
+        width = self.config.transformer.get("text_embed_dim", COSMOS_2B_TRANSFORMER["text_embed_dim"])
+        return self.config.text_tokens, int(width)
+
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts to embeddings (n, L, D), by the text encoder that the model came with or the cache of its results.
+
+        An empty prompt is the model's own default. Every other one passes the guardrail first where there is need.
+
+        Raises:
+            ValueError: no text encoder, no guardrail where one is needed, or a prompt that it refuses or is too long.
+        """
+        written = list(dict.fromkeys(prompt for prompt in prompts if prompt))
+        if written:
+            self.check_takes_prompts()
+        if self.needs_guardrail:
+            for prompt in written:
+                guardrail.check_prompt(prompt, self._device())
+        new = [prompt for prompt in written if prompt not in self._recent]
+        known = {prompt: self._recent[prompt] for prompt in written if prompt not in new} | self._embed(new)
+        self._recent = dict([*self._recent.items(), *((prompt, known[prompt]) for prompt in new)][-RECENT_PROMPTS:])
+        assert self.prompt_embeds is not None
+        known[""] = self.prompt_embeds.cpu()
+        return torch.stack([known[prompt].float() for prompt in prompts])
+
+    def check_takes_prompts(self) -> None:
+        if not self._has_text_encoder():
+            raise ValueError(
+                "This world model has no text encoder, so it cannot take a world prompt; leave the prompt out, or use "
+                "a Cosmos-Predict2 repository, which has one."
+            )
+        if self.needs_guardrail:
+            guardrail.require_installed()
+
+    def _embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Embeddings of `prompts`, and the default ones where they are missing: the text encoder is read once."""
+        if self.transformer is None:
+            raise ValueError(self._missing("transformer"))
+        complete = self.prompt_embeds is not None and self.negative_prompt_embeds is not None
+        if not complete and not self._has_text_encoder():
+            raise ValueError(self._no_prompt("prompt_embeds"))
+        wanted = [*prompts, *(() if complete else (DEFAULT_PROMPT, DEFAULT_NEGATIVE_PROMPT))]
+        if not wanted:
+            return {}
+        assert self._source is not None
+        name, revision, _ = self._source
+        known = dict(zip(wanted, embed_prompts(name, revision, wanted, self.prompt_shape, self._device()), strict=True))
+        if not complete:
+            defaults = {"default": known[DEFAULT_PROMPT], "negative": known[DEFAULT_NEGATIVE_PROMPT]}
+            self.keep_prompts(defaults, "the text encoder")
+        return known
+
+    def _has_text_encoder(self) -> bool:
+        if self._text_encoder_is_there is None:
+            self._text_encoder_is_there = self._source is not None and has_text_encoder(*self._source[:2])
+        return self._text_encoder_is_there
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device if self.parts else torch.device("cpu")
+
+    def load_default_prompts(self) -> None:
+        """Embeds the default and the negative prompt, once, where the model came without their embeddings.
+
+        The default prompt is empty: an unprompted future is the picture's own. The negative one is what Cosmos-Predict2
+        is published with. See `theworld.world_models.prompts`.
+
+        Raises:
+            ValueError: no transformer in memory, or no text encoder to embed them with.
+        """
+        self._embed(())
+
+    @property
+    def embedded_prompts(self) -> dict[str, Tensor]:
+        return self._embedded
+
+    def keep_prompts(self, prompts: Mapping[str, Tensor], where: str) -> None:
+        self._embedded = dict(self._check_prompts(prompts, where))
+        if self.transformer is not None and self.prompt_embeds is None:
+            self._set_prompts(self._embedded)
+
+    def _check_prompts(self, prompts: Mapping[str, Tensor], where: str | Path) -> Mapping[str, Tensor]:
+        check_names(Path(where), {"default": None, "negative": None}, prompts)
+        for key, embeds in prompts.items():
+            if tuple(embeds.shape) != self.prompt_shape:
+                raise ValueError(f"{where}: {key} is {tuple(embeds.shape)} and must be {self.prompt_shape}.")
+        return prompts
+
+    def _set_prompts(self, prompts: Mapping[str, Tensor]) -> None:
+        for name, key in (("prompt_embeds", "default"), ("negative_prompt_embeds", "negative")):
+            setattr(self, name, prompts[key].to(self._device()) if prompts else None)
+
     def _text(self, name: str, embeds: Tensor | None, n: int) -> Tensor:
         """Prompt embeddings, (L, D) or (n, L, D), as (n, L, D) on the transformer's device."""
         assert self.transformer is not None
         if embeds is None:
-            raise ValueError(
-                f"This world model came without {PROMPT_EMBEDS}, as published Cosmos-Predict2 repositories do: pass "
-                f"{name} to rollout, or put that file into its folder (keys 'default' and 'negative', each a T5 "
-                f"embedding of a prompt, ({self.config.text_tokens}, {self.transformer.config.text_embed_dim}))."
-            )
-        shape = (self.config.text_tokens, self.transformer.config.text_embed_dim)
+            raise ValueError(self._no_prompt(name))
+        shape = self.prompt_shape
         if tuple(embeds.shape) not in (shape, (n, *shape)):
             raise ValueError(f"{name} has shape {tuple(embeds.shape)}; it must be {shape} or {(n, *shape)}.")
         embeds = embeds.to(self.transformer.patch_embed.proj.weight.device, torch.float32)
         return embeds.expand(n, *shape)
+
+    def _no_prompt(self, name: str) -> str:
+        return (
+            f"This world model came without {PROMPT_EMBEDS}, as published Cosmos-Predict2 repositories do: pass {name} "
+            "to rollout, call load_default_prompts() where there is a text encoder, or put that file into its folder "
+            f"(keys 'default' and 'negative', each a T5 embedding of a prompt, {self.prompt_shape})."
+        )
 
     # -- checks -------------------------------------------------------------------------------------------------------
 
@@ -338,7 +454,7 @@ class CosmosPredict2(WorldModel):
                 f"CosmosPredict2(config, parts=...), or use from_pretrained."
             )
         name, revision, dtype = self._source
-        device = next(self.parameters()).device if self.parts else torch.device("cpu")
+        device = self._device()
         self._load(find_folder(name, revision, file_patterns(wanted)), wanted, dtype)
         prefixes = tuple(prefix for part in wanted for prefix in PART_PREFIXES[part])
         for key, parameter in self.named_parameters():
@@ -363,20 +479,12 @@ class CosmosPredict2(WorldModel):
             weights = read_weights(folder / "transformer", transformer.state_dict(), dtype=dtype)
             transformer.load_state_dict(weights, assign=True)
             if (folder / PROMPT_EMBEDS).is_file():
-                prompts = read_tensors(folder / PROMPT_EMBEDS)
-                check_names(folder / PROMPT_EMBEDS, {"default": None, "negative": None}, prompts)
-                shape = (self.config.text_tokens, transformer.config.text_embed_dim)
-                for key, embeds in prompts.items():
-                    if tuple(embeds.shape) != shape:
-                        raise ValueError(
-                            f"{folder / PROMPT_EMBEDS}: {key} is {tuple(embeds.shape)} and must be {shape}."
-                        )
+                prompts = dict(self._check_prompts(read_tensors(folder / PROMPT_EMBEDS), folder / PROMPT_EMBEDS))
         if vae is not None:
             self._take_vae(vae.eval(), parts)
         if transformer is not None:
             self.transformer = transformer.eval()
-            for name, key in (("prompt_embeds", "default"), ("negative_prompt_embeds", "negative")):
-                setattr(self, name, prompts[key] if prompts else None)
+            self._set_prompts(prompts or self._embedded)
         assert not any(tensor.is_meta for tensor in self.state_dict().values())
 
     def _take_vae(self, fresh: AutoencoderKLWan, parts: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -45,7 +45,10 @@ def find_folder(repo_or_folder: str | Path, revision: str | None, patterns: Sequ
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"There is no folder {name}, and it is no Hugging Face repository id such as 'owner/name'.")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        # said, since hub 1.x else asks the network for the files of a commit that is in the cache
+        offline = is_offline_mode()
+        snapshot = snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=offline)
+        return Path(snapshot)
     except HFValidationError as error:
         raise ValueError(f"There is no folder {name}, and it is no Hugging Face repository id: {error}") from error
     except GatedRepoError as error:

@@ -1,0 +1,185 @@
+"""Words that steer a rollout: the T5 text encoder of a folder in diffusers' layout, and a cache of what it said.
+
+The real encoder is T5-11b's (4.86 billion parameters, 9.7 GB in bfloat16). It is read for a prompt that nobody has
+asked for here before, and freed at once. What it says is kept under the Hugging Face cache home, in `theworld/prompts`.
+
+Shape legend: L positions of a prompt embedding (`text_tokens`), D its width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from theworld.world_models.diffusers_folder import find_folder, read_json, read_tensors
+
+logger = logging.getLogger(__name__)
+
+# What an unprompted rollout is told: nothing. The picture alone decides, as it does in training without captions, and a
+# question's own words never leak into the future. (diffusers' pipeline has no default and raises without a prompt.)
+DEFAULT_PROMPT = ""
+# What guidance moves away from: the words Cosmos-Predict2 is published with, `DEFAULT_NEGATIVE_PROMPT` of diffusers'
+# `pipeline_cosmos2_video2world.py`. Written out, since importing that module would import the guardrail.
+DEFAULT_NEGATIVE_PROMPT = (
+    "The video captures a series of frames showing ugly scenes, static with no motion, motion blur, "
+    "over-saturation, shaky footage, low resolution, grainy texture, pixelated images, poorly lit areas, "
+    "underexposed and overexposed scenes, poor color balance, washed out colors, choppy sequences, "
+    "jerky movements, low frame rate, artifacting, color banding, unnatural transitions, outdated special effects, "
+    "fake elements, unconvincing visuals, poorly edited content, jump cuts, visual noise, and flickering. "
+    "Overall, the video is of poor quality."
+)
+
+INDEX_FILES = ("model_index.json",)
+ENCODER_FILES = ("text_encoder/config.json", "text_encoder/model*.safetensors*", "tokenizer/*")
+ENCODER_DTYPE = torch.bfloat16  # NVIDIA's own way to run it; one type everywhere, so that a cached embedding is the one
+
+
+def has_text_encoder(repo_or_folder: str | Path, revision: str | None = None) -> bool:
+    """Whether a world folder or repository comes with a text encoder, by its `model_index.json`."""
+    index = find_folder(repo_or_folder, revision, INDEX_FILES) / "model_index.json"
+    entry = read_json(index).get("text_encoder") if index.is_file() else None
+    return isinstance(entry, list) and None not in entry
+
+
+def embed_prompts(
+    repo_or_folder: str | Path,
+    revision: str | None,
+    prompts: Sequence[str],
+    shape: tuple[int, int],
+    device: torch.device | str = "cpu",
+) -> list[Tensor]:
+    """The embeddings (L, D) = `shape` of prompts, bfloat16, on the CPU; positions after a prompt's last token are zero.
+
+    The text encoder is read, on `device`, only when one of them is not in the cache.
+
+    Raises:
+        ValueError: a text encoder that is missing or damaged or has another width, or a prompt of more than L tokens.
+    """
+    folder = find_folder(repo_or_folder, revision, INDEX_FILES)
+    files = {prompt: cache_file(repo_or_folder, folder, shape, prompt) for prompt in prompts}
+    known = {prompt: embeds for prompt, file in files.items() if (embeds := _read_cached(file, shape)) is not None}
+    unknown = [prompt for prompt in files if prompt not in known]
+    if unknown:
+        whole = find_folder(repo_or_folder, revision, (*INDEX_FILES, *ENCODER_FILES))
+        for name in ("text_encoder/config.json", "tokenizer/tokenizer_config.json"):
+            if not (whole / name).is_file():  # offline, the Hub's cache hands out what it has
+                raise ValueError(
+                    f"{repo_or_folder} has its {name} not here, and a prompt that is not cached needs it; go online "
+                    "once (HF_HUB_OFFLINE unset), or copy text_encoder/ and tokenizer/ into the folder."
+                )
+        for prompt, embeds in zip(unknown, encode_texts(whole, unknown, shape, device), strict=True):
+            known[prompt] = embeds
+            _write_cached(files[prompt], embeds)
+    return [known[prompt] for prompt in prompts]
+
+
+@torch.no_grad()
+def encode_texts(
+    folder: Path,
+    texts: Sequence[str],
+    shape: tuple[int, int],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = ENCODER_DTYPE,
+) -> list[Tensor]:
+    """T5 embeddings (L, D) of texts, as `Cosmos2VideoToWorldPipeline` makes them, on the CPU.
+
+    The pipeline pads to L tokens, masks the padding and sets its embeddings to zero; here nothing is padded before the
+    zeros, which gives the same to rounding and costs a fraction. A text that is too long is refused, not cut.
+
+    Args:
+        folder: local, with `text_encoder/` and `tokenizer/`.
+    """
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    length, width = shape
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        ids = [tokenizer(text, return_tensors="pt").input_ids for text in texts]
+        for text, row in zip(texts, ids, strict=True):
+            if row.shape[1] > length:
+                raise ValueError(
+                    f"The world prompt {text[:40]!r}… has {row.shape[1]} tokens, and this world model reads at most "
+                    f"{length}; shorten it."
+                )
+        logger.info("reading the text encoder of %s", folder)
+        encoder, loading = T5EncoderModel.from_pretrained(
+            folder / "text_encoder", dtype=dtype, output_loading_info=True
+        )
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"The text encoder of {folder} cannot be read ({error}); download it again.") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loading[kind]:
+            raise ValueError(f"{folder / 'text_encoder'} does not fit: {kind.replace('_', ' ')}, {loading[kind]}.")
+    if encoder.config.d_model != width:
+        raise ValueError(
+            f"The text encoder of {folder} is {encoder.config.d_model} wide; its transformer reads {width}."
+        )
+    device = _roomy(torch.device(device), encoder)
+    encoder = encoder.to(device).eval()
+    embeds = []
+    for row in ids:
+        hidden = encoder(row.to(device), attention_mask=torch.ones_like(row).to(device)).last_hidden_state[0]
+        embeds.append(torch.nn.functional.pad(hidden.to("cpu", dtype), (0, 0, 0, length - hidden.shape[0])))
+    del encoder
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # 9.7 GB that the rollout, or another program, may want
+    return embeds
+
+
+def _roomy(device: torch.device, encoder: torch.nn.Module) -> torch.device:
+    """`device`, or the CPU where a GPU has no room for the encoder beside what lies there: slower, and it works."""
+    if device.type != "cuda":
+        return device
+    needed = sum(parameter.nbytes for parameter in encoder.parameters())
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if free > 1.2 * needed else torch.device("cpu")
+
+
+# -- the cache --------------------------------------------------------------------------------------------------------
+
+
+def cache_file(repo_or_folder: str | Path, folder: Path, shape: tuple[int, int], prompt: str) -> Path:
+    """Where the embedding of a prompt is kept: a name made of all that it depends on.
+
+    A repository is known by its id and commit, a local folder by its path and its text encoder's files.
+    """
+    if Path(repo_or_folder).expanduser().is_dir():
+        stats = [(p, p.stat()) for name in ("text_encoder", "tokenizer") for p in sorted((folder / name).glob("*"))]
+        revision = repr([(p.name, stat.st_size, stat.st_mtime_ns) for p, stat in stats])
+        source = str(folder.resolve())
+    else:
+        source, revision = str(repo_or_folder), folder.name  # a snapshot's folder is named by its commit
+    key = hashlib.sha256(repr((source, revision, shape, str(ENCODER_DTYPE), prompt)).encode())
+    return Path(constants.HF_HOME) / "theworld" / "prompts" / f"{key.hexdigest()}.safetensors"
+
+
+def _read_cached(file: Path, shape: tuple[int, int]) -> Tensor | None:
+    if not file.is_file():
+        return None
+    try:
+        embeds = read_tensors(file).get("prompt")
+    except ValueError as error:
+        logger.warning("%s It is made anew.", error)
+        return None
+    return embeds if embeds is not None and tuple(embeds.shape) == shape else None
+
+
+def _write_cached(file: Path, embeds: Tensor) -> None:
+    """Written beside its place and renamed; a cache that cannot be written costs time, not the answer."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".writing-") as side:
+            save_file({"prompt": embeds.contiguous()}, Path(side) / file.name, metadata={"format": "pt"})
+            os.replace(Path(side) / file.name, file)
+    except (OSError, SafetensorError) as error:
+        logger.warning("the embedding of a world prompt could not be kept in %s (%s)", file.parent, error)
