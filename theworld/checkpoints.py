@@ -61,17 +61,17 @@ def resolve(model: str | os.PathLike[str], inside: str | os.PathLike[str] | None
     return name
 
 
-def from_elsewhere(name: str, inside: str | os.PathLike[str]) -> str:
-    """A base's name as another folder may give it: in full, where it lies inside the folder `inside`."""
-    return str(Path(resolve(name, inside)).resolve()) if name.startswith("./") and Path(inside, name).is_dir() else name
-
-
 def check_name(model: str) -> None:
     """Raises a ValueError for what is neither a folder nor can be a Hub id, before the network is asked for it."""
     if not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
         raise ValueError(
             f"There is no folder {model}, and it is no Hugging Face repository id such as 'owner/name'; check the name."
         )
+
+
+def from_elsewhere(name: str, inside: str | os.PathLike[str]) -> str:
+    """A base's name as another folder may give it: in full, where it lies inside the folder `inside`."""
+    return str(Path(resolve(name, inside)).resolve()) if name.startswith("./") and Path(inside, name).is_dir() else name
 
 
 def find_file(model: str, filename: str, revision: str | None = None) -> Path:

@@ -39,19 +39,6 @@ COSMOS_SCHEDULER: dict[str, Any] = {
     "sigma_data": 1.0,
     "final_sigmas_type": "sigma_min",
 }
-WEIGHTS_FROM = ("own", "nvidia")
-LORA_FIELDS = (  # of peft's LoraConfig: those that add A and B matrices and leave every other weight as it is
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-    "init_lora_weights",
-)
 COSMOS_2B = "nvidia/Cosmos-Predict2-2B-Video2World"
 # Gemma 3 as published, so that its size is known before its licence is accepted: https://huggingface.co/google/gemma-3-4b-it
 GEMMA_3_TEXT: dict[str, dict[str, int]] = {
@@ -83,6 +70,19 @@ GEMMA_3_TEXT: dict[str, dict[str, int]] = {
         "query_pre_attn_scalar": 168,
     },
 }
+WEIGHTS_FROM = ("own", "nvidia")
+LORA_FIELDS = (  # of peft's LoraConfig: those that add A and B matrices and leave every other weight as it is
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "init_lora_weights",
+)
 WAN_LATENT_CHANNELS = 16  # AutoencoderKLWan's default z_dim, for a vae dict that leaves it out
 
 PROJECTORS = ("linear", "mlp", "resampler")

@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
 
 from theworld import checkpoints
 from theworld.world_models.cosmos_components import file_patterns
+from theworld.world_models.prompts import ENCODER_FILES
 
 # the HTTP library's own base class of errors, whichever library this version of huggingface_hub is built on
 TransportError: type[BaseException] = HfHubHTTPError.__bases__[0]
@@ -109,6 +110,13 @@ def world_need(name: str, parts: Sequence[str], model: str | None = None, revisi
     files = tuple(file_patterns(parts))
     required = tuple(pattern for pattern in files if pattern.startswith(("vae/", "transformer/", "scheduler/")))
     return _base("world model", name, model, revision, files, required)
+
+
+def text_encoder_need(world: Need) -> Need:
+    """What embeds a world's default prompt, once, where its folder came without the embeddings."""
+    prefix = world.files[0].removesuffix("model_index.json")  # of a base inside another repository
+    files = tuple(prefix + pattern for pattern in ENCODER_FILES)
+    return Need("its text encoder", world.name, world.place, files, files, world.revision)
 
 
 def _base(

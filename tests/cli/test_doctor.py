@@ -103,6 +103,28 @@ def test_sizes_are_of_the_files_that_the_call_reads(
     assert not [row for row in now["repositories"] if row["where"] != "hub" or row["access"] != "ok"]
 
 
+def test_a_world_without_stored_prompts_needs_its_text_encoder_once(
+    family: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cosmos = files_of(family / "bases" / "cosmos")
+    del cosmos["prompt_embeds.safetensors"]
+    encoder = {
+        "text_encoder/config.json": b"{}",
+        "text_encoder/model.safetensors": b"z" * 9000,
+        "tokenizer/tokenizer.json": b"{}",
+    }
+    repositories = {GEMMA: files_of(family / "bases" / "gemma"), COSMOS: {**cosmos, **encoder}}
+    with LoopbackHub(repositories) as server:
+        server.use(monkeypatch, tmp_path)
+        content = report("--model", GEMMA, "--steps", "1")
+        assert content["repositories"][-1]["role"] == "its text encoder"
+        assert content["repositories"][-1]["needed_bytes"] == 9004
+        assert len(report("--model", GEMMA, "--steps", "0")["repositories"]) == 2
+    with LoopbackHub({**repositories, COSMOS: cosmos}) as server:
+        server.use(monkeypatch, tmp_path / "other")
+        assert "no text_encoder/config.json" in problems(report("--model", GEMMA, "--steps", "1", works=False))[0]
+
+
 def test_what_is_cached_is_not_downloaded_again_and_is_enough_offline(
     loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

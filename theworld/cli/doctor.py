@@ -87,6 +87,7 @@ def examine(model: str, world: str, steps: int | None) -> dict[str, Any]:
             findings.append(Finding(True, " ".join(str(error).split())))
     wanted = [hub.adapter_need(name) for name in unread] if config is None else needs(model, world, config, number)
     found = [hub.look(need) for need in wanted]
+    found += [hub.look(need) for need in prompt_needs(found, number)]
     findings += [Finding(True, one.problem) for one in found if one.problem]
     cache = hub.cache_folder()
     free, missing = hub.free_disk(cache), sum(one.missing for one in found)
@@ -109,7 +110,7 @@ def examine(model: str, world: str, steps: int | None) -> dict[str, Any]:
                 )
             )
     if config is not None:
-        findings += model_findings(model, config, number, found)
+        findings += model_findings(model, config, found)
     return {
         "model": model,
         "num_world_steps": number,
@@ -145,6 +146,16 @@ def needs(model: str, world: str, config: TheWorldConfig, steps: int) -> list[Ne
     if config.enable_world:
         wanted.append(hub.world_need(config.world_name_or_path, parts, model, config.world_revision))
     return wanted
+
+
+def prompt_needs(found: list[Found], steps: int) -> list[Need]:
+    """The text encoder, where a rollout's prompts are not in the world's folder."""
+    from theworld import hub
+    from theworld.world_models.cosmos_components import PROMPT_EMBEDS
+
+    worlds = [one for one in found if one.need.role == "world model" and one.access == "ok"]
+    stored = [name for one in worlds for name in one.names if name.endswith(PROMPT_EMBEDS)]
+    return [] if stored or not steps else [hub.text_encoder_need(one.need) for one in worlds]
 
 
 def predict(config: TheWorldConfig, steps: int) -> list[dict[str, Any]]:
@@ -194,7 +205,7 @@ def library_findings() -> list[Finding]:
     return findings
 
 
-def model_findings(model: str, config: TheWorldConfig, steps: int, found: list[Found]) -> list[Finding]:
+def model_findings(model: str, config: TheWorldConfig, found: list[Found]) -> list[Finding]:
     """What is true of the model itself: an untrained projector, prompts that a rollout lacks, a missing guardrail."""
     from theworld.world_models.cosmos_components import PROMPT_EMBEDS
 
@@ -207,10 +218,10 @@ def model_findings(model: str, config: TheWorldConfig, steps: int, found: list[F
     world = next((one for one in found if one.need.role == "world model"), None)
     if world is None or world.access != "ok":
         return findings
-    if steps and PROMPT_EMBEDS not in world.names:
+    if any(one.need.role == "its text encoder" for one in found):
         text = (
-            f"{world.need.name} comes without {PROMPT_EMBEDS}: a rollout needs the embeddings of its prompts, out of "
-            "that file or given to `rollout`."
+            f"{world.need.name} comes without {PROMPT_EMBEDS}: the first rollout embeds its default prompt with its "
+            "text encoder, which takes its size in memory for a moment; the result is kept."
         )
         findings.append(Finding(False, text))
     if guardrail_version() is None and world.where != "shipped":

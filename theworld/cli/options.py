@@ -33,10 +33,6 @@ WorldPrompt = Annotated[
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, … Default: a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=_remember, help="Show the traceback of an error.")]
-WorldModel = Annotated[
-    str | None,
-    typer.Option("--world-model", metavar="NAME", help="Folder or Hub id of the world model, where MODEL is a Gemma."),
-]
 World = Annotated[
     str,
     typer.Option(
@@ -47,3 +43,7 @@ World = Annotated[
     ),
 ]
 DEFAULT_WORLD = "nvidia/Cosmos-Predict2-2B-Video2World"
+WorldModel = Annotated[
+    str | None,
+    typer.Option("--world-model", metavar="NAME", help="Folder or Hub id of the world model, where MODEL is a Gemma."),
+]
