@@ -23,7 +23,7 @@ from theworld.nano.foresight import ForesightSettings
 from theworld.nano.fusion import FusionSettings
 from theworld.nano.language import LanguageSettings, NowBatches, clip_latents, place_positions
 from theworld.nano.now import COLOUR_NAMES, cell_colours, cell_questions, draw_pictures, scan_questions
-from theworld.nano.recipe import NanoSettings, run_fusion, run_language, run_world, with_values
+from theworld.nano.recipe import NanoSettings, publish, run_fusion, run_language, run_world, with_values
 from theworld.nano.vae import VAESettings
 from theworld.nano.world import NANO_VAE, TransformerSettings, nano_world_config
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
@@ -223,6 +223,26 @@ def test_settings_are_changed_by_name_and_unknown_ones_refused() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             with_values(NanoSettings(), [wrong])
+
+
+def test_publishing_needs_every_part_and_names_the_shipped_bases(tmp_path: Path) -> None:
+    work, weights = tmp_path / "work", tmp_path / "weights"
+    config = {"vlm_name_or_path": str(work / "gemma"), "world_name_or_path": "w", "vlm_config": {"_name_or_path": "x"}}
+    for name in ("world", "gemma", "reader", "fused", "direct"):
+        (work / name).mkdir(parents=True)
+        (work / name / "config.json").write_text(json.dumps(config))
+    (work / "provenance.json").write_text("{}")
+    (weights / "gemma").mkdir(parents=True)
+    with pytest.raises(ValueError, match="has no matched-control to publish"):
+        publish(work, weights)
+    assert [path.name for path in weights.iterdir()] == ["gemma"], "what was shipped is as it was"
+    (work / "matched-control").mkdir()
+    publish(work, weights)
+    shipped = {"cosmos", "gemma", "reader", "fused", "direct", "matched-control", "provenance.json"}
+    assert {path.name for path in weights.iterdir()} == shipped
+    reader = json.loads((weights / "reader" / "config.json").read_text())
+    assert reader["vlm_name_or_path"] == reader["vlm_config"]["_name_or_path"] == "nano/gemma"
+    assert str(tmp_path) not in (weights / "reader" / "config.json").read_text()
 
 
 def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -250,15 +250,16 @@ def run_language(
 
 def run_fusion(work: Path, settings: NanoSettings, device: torch.device) -> dict[str, dict[str, float]]:
     """Stage (d): writes a folder a kind, and returns their accuracies on validation questions."""
-    reader = TheWorldForConditionalGeneration.from_pretrained(
-        work / "reader", dtype=torch.float32, world_parts=("encoder", "transformer")
-    ).to(device)
     fusion = settings.fusion
     scenes = draw_scenes("train", LABELLED_FROM, fusion.scenes_per_family, fusion.workers)
     validation = draw_scenes("validation", 0, fusion.validation_scenes, fusion.workers)
     scenes.clips, validation.clips = scenes.clips.to(device), validation.clips.to(device)
     futures, validation_futures = {}, {}
+    reader = None
     if any(KINDS[kind][1] for kind in fusion.kinds):  # the controls read none
+        reader = TheWorldForConditionalGeneration.from_pretrained(
+            work / "reader", dtype=torch.float32, world_parts=("encoder", "transformer")
+        ).to(device)
         futures = imagined_futures(reader, scenes, fusion)
         validation_futures = imagined_futures(reader, validation, fusion, first_seed=500_000)
     results = {}
@@ -273,6 +274,7 @@ def run_fusion(work: Path, settings: NanoSettings, device: torch.device) -> dict
             lora=LORA if "lora" in parts else None,
         )
         if "projector" in parts:
+            assert reader is not None
             model.projector.load_state_dict(reader.projector.state_dict())
         # the controls are asked without world tokens, but their questions are written by the same processor
         results[kind] = train_fusion(
@@ -305,7 +307,7 @@ def train(work: Path, settings: NanoSettings, stages: Sequence[str], device: tor
         run_language(work, settings, device, world)
         record(work, "language", settings, device, command)
     if "fusion" in stages:
-        if not (work / "reader").is_dir():
+        if not (work / "gemma").is_dir():
             raise ValueError(f"{work} has no language model yet; run the stage `language` first.")
         run_fusion(work, settings, device)
         record(work, "fusion", settings, device, command)
@@ -342,7 +344,7 @@ def publish(work: Path, weights: Path = SHIPPED_WEIGHTS) -> None:
     Raises:
         ValueError: a model is missing in `work`; the shipped ones are as they were.
     """
-    parts = {"cosmos": "world", "gemma": "gemma", **{kind: kind for kind in KINDS}}
+    parts = {"cosmos": "world", "gemma": "gemma", "reader": "reader", **{kind: kind for kind in KINDS}}
     missing = [made for made in (*parts.values(), "provenance.json") if not (work / made).exists()]
     if missing:
         raise ValueError(f"{work} has no {', no '.join(missing)} to publish; run the stages that make them first.")
@@ -350,7 +352,16 @@ def publish(work: Path, weights: Path = SHIPPED_WEIGHTS) -> None:
         if (weights / name).exists():
             shutil.rmtree(weights / name)
         shutil.copytree(work / made, weights / name)
+    name_bases(weights / "reader")
     shutil.copy(work / "provenance.json", weights / "provenance.json")
+
+
+def name_bases(folder: Path) -> None:
+    """Lets an adapter folder name the shipped bases instead of the folders they lay in while it was trained."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["vlm_name_or_path"], config["world_name_or_path"] = "nano/gemma", "nano/cosmos"
+    config["vlm_config"]["_name_or_path"] = "nano/gemma"
+    write_json(folder / "config.json", config)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
