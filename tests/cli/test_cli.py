@@ -15,7 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from theworld import __version__, checkpoints
-from theworld.cli import app, is_out_of_memory, one_sentence
+from theworld.cli import app
+from theworld.cli.errors import is_out_of_memory, one_sentence
 from theworld.cli.eval import control_places
 
 QUESTION = "Which bin will the ball land in?"

@@ -1,0 +1,125 @@
+"""Which samples a run uses, and in which order: the same in every run of one seed, and after every resume.
+
+Each sample of a run has a place, a number that no other one has: epoch · samples + where it stands in the dataset. What
+is drawn for it depends on its place alone, so nothing but the number of batches done has to be remembered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Dataset, IterableDataset, Sampler
+
+from theworld.datasets.collator import ChatCollator, Placed
+from theworld.datasets.samples import Sample, SampleDataset
+
+logger = logging.getLogger(__name__)
+
+LENGTHS_AT_ONCE = 1000
+
+
+class PlacedSamples(Dataset):
+    """The kept samples of a dataset, asked for by their places.
+
+    Args:
+        kept: indices of the samples that are used.
+        still: for evaluation, where nothing is drawn.
+    """
+
+    def __init__(self, dataset: SampleDataset, kept: Sequence[int], still: bool = False) -> None:
+        self.dataset = dataset
+        self.kept = list(kept)
+        self.still = still
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def sample(self, index: int) -> Sample:
+        """One of the kept samples."""
+        found: Sample = self.dataset[self.kept[index]]
+        return found
+
+    def __getitem__(self, place: int) -> Placed:
+        return Placed(place, self.sample(place % len(self.kept)), self.still)
+
+
+class EpochOrder(Sampler[int]):
+    """The places of one epoch, shuffled by seed and epoch."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        yield from (self.epoch * self.length + int(index) for index in order)
+
+
+class PlacedStream(IterableDataset):
+    """A stream's samples in its own order, over and over; what is too long is left out and counted as it passes.
+
+    Args:
+        max_text_tokens: of a sample that is used.
+    """
+
+    def __init__(self, dataset: IterableDataset, collator: ChatCollator, max_text_tokens: int) -> None:
+        self.dataset = dataset
+        self.collator = collator
+        self.max_text_tokens = max_text_tokens
+
+    def __iter__(self) -> Iterator[Placed]:
+        place = left_out = 0
+        for _ in itertools.count():
+            before = place
+            for sample in self.dataset:
+                if self.collator.text_lengths([sample.messages])[0] > self.max_text_tokens:
+                    left_out += 1
+                    continue
+                yield Placed(place, sample, left_out=left_out)
+                place, left_out = place + 1, 0
+            if place == before:
+                raise ValueError(
+                    f"the stream has no sample of at most {self.max_text_tokens} text tokens; raise max_seq_length."
+                )
+
+
+def fitting(
+    dataset: SampleDataset, collator: ChatCollator, max_text_tokens: int, name: str, most: int | None = None
+) -> list[int]:
+    """Indices of the samples whose text fits; the others are counted in the log, and no sample is ever cut.
+
+    Args:
+        most: looks at so many samples, the first ones.
+
+    Raises:
+        ValueError: none fits, or there is none.
+    """
+    kept: list[int] = []
+    longest = 0
+    total = len(dataset) if most is None else min(most, len(dataset))
+    for start in range(0, total, LENGTHS_AT_ONCE):
+        indices = range(start, min(start + LENGTHS_AT_ONCE, total))
+        lengths = collator.text_lengths([dataset.messages(index) for index in indices])
+        kept += [index for index, length in zip(indices, lengths, strict=True) if length <= max_text_tokens]
+        longest = max(longest, *lengths)
+    if not kept:
+        raise ValueError(
+            f"none of the {total} {name} samples has at most {max_text_tokens} text tokens (the longest has "
+            f"{longest}); raise max_seq_length, or give samples."
+        )
+    if len(kept) < total:
+        logger.warning(
+            "%d of %d %s samples have more than %d text tokens and are left out (the longest has %d)",
+            total - len(kept), total, name, max_text_tokens, longest,
+        )  # fmt: skip
+    return kept
