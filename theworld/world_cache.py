@@ -86,7 +86,7 @@ def latents_of(requests: Sequence[WorldRequest], compute: Compute) -> list[Tenso
     groups: dict[tuple[int, int, bool], dict[str, WorldRequest]] = {}
     for request in requests:  # one call has one shape, and prompts for all rows or for none
         group = (request.frames.shape[1], request.num_world_steps, bool(request.prompt))
-        groups.setdefault(group, {})[request.key] = request
+        groups.setdefault(group, {}).setdefault(request.key, request)
     for (_, steps, prompted), own in groups.items():
         frames = torch.stack([request.frames for request in own.values()])
         prompts = [request.prompt for request in own.values()] if prompted else None
