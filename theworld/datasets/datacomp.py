@@ -6,7 +6,6 @@ lead nowhere any more; those rows are left out and counted.
 
 from __future__ import annotations
 
-import io
 import logging
 import urllib.error
 import urllib.request
@@ -52,8 +51,8 @@ class FetchedRows:
 
 def fetch(url: str) -> Image.Image | None:
     """The picture at an address; None for one that does not answer, or answers with something else."""
-    request = urllib.request.Request(url, headers={"User-Agent": "theworld"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "theworld"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             content = answer.read(MOST_BYTES + 1)
     except (OSError, ValueError, urllib.error.URLError):  # no such host, no such page, no address at all
@@ -61,7 +60,7 @@ def fetch(url: str) -> Image.Image | None:
     if len(content) > MOST_BYTES:
         return None
     try:
-        return load_image(io.BytesIO(content).getvalue())
+        return load_image(content)
     except ValueError:
         return None
 

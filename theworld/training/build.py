@@ -7,6 +7,7 @@ but what the projector is does not change any more.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,6 +161,11 @@ def build_model(config: TrainingConfig, described: Described) -> TheWorldForCond
     set_sampling(config, model.config.world_config)
     if config.reset_projector:
         model.projector.scale_to(model.text_embedding_rms(), seed=config.seed)
+    if config.projector_places == "waves" and (config.reset_projector or not described.trained):
+        model.projector.start_as_waves()
+    if config.use_gradient_checkpointing:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in every version
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     freezing.train_only(model, parts)
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -22,6 +22,7 @@ from theworld.configuration import COSMOS_2B
 PRECISIONS = ("bf16", "fp16", "fp32", "no")  # "no" is accelerate's word for fp32
 HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
+PLACES = ("zeros", "waves")
 SECRET = "hf_token"
 
 
@@ -42,6 +43,7 @@ class TrainingConfig:
         projector, projector_hidden_size, resampler_tokens, spatial_merge, world_image_size, world_images: * as in
             TheWorldConfig.
         reset_projector: draws the projector of a trained model anew.
+        projector_places: how a fresh or reset projector tells where a cell is: `zeros`, which learns it, or `waves`.
         lora: LoRA on the language model, its rank or peft's settings; on a trained model without one it is added.
         freeze_lora: True keeps the LoRA of a trained model as it is.
 
@@ -65,8 +67,6 @@ class TrainingConfig:
     Args:
         learning_rate, warmup_steps, lr_scheduler, weight_decay, adam_beta2, max_grad_norm: of AdamW; the rate rises
             over `warmup_steps` steps and falls as `lr_scheduler` says.
-        place_learning_rate: rate of the projector's embeddings of places and times and its boundaries; None means
-            `learning_rate`.
         batch_size: samples of one forward on one device.
         gradient_accumulation_steps: forwards of one step; the loss is the mean over all their answer tokens.
         num_epochs, max_steps: length of the run; `max_steps` wins where it is given.
@@ -127,6 +127,7 @@ class TrainingConfig:
     world_image_size: int = 224
     world_images: str = "first"
     reset_projector: bool = False
+    projector_places: str = "zeros"
     lora: int | dict[str, Any] | None = None
     freeze_lora: bool = False
 
@@ -142,7 +143,6 @@ class TrainingConfig:
     latent_cache: str | None = None
 
     learning_rate: float = 1e-4
-    place_learning_rate: float | None = None
     lr_scheduler: str = "linear"
     warmup_steps: int = 100
     weight_decay: float = 0.01
@@ -199,8 +199,7 @@ class TrainingConfig:
         self._check()
 
     def _check(self) -> None:
-        choices = {"mixed_precision": PRECISIONS, "hub_strategy": HUB_STRATEGIES, "lr_scheduler": SCHEDULES}
-        for name, known in choices.items():
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}.")
         for names, least in LEAST.items():
@@ -304,6 +303,12 @@ class TrainingConfig:
             self.hf_token = None
 
 
+CHOICES = {
+    "mixed_precision": PRECISIONS,
+    "hub_strategy": HUB_STRATEGIES,
+    "lr_scheduler": SCHEDULES,
+    "projector_places": PLACES,
+}
 # the smallest value of whole numbers and rates
 LEAST = {
     "max_world_steps num_world_steps warmup_steps weight_decay num_workers shown_samples max_grad_norm": 0,

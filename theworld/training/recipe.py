@@ -75,8 +75,6 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
 
         # 3. the model, and what of it learns
         model = build_model(config, described)
-        if config.use_gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
         report(config, model, training, evaluation)
 
         # 4. training
