@@ -7,7 +7,7 @@ lie under the identity of the world model that made them: other weights, another
 Shards are written beside their place and renamed, so that what a reader sees is whole; a run that is killed loses the
 shard it was at, and the next one goes on from there. Several runs may fill one cache at a time.
 
-Shapes: F given frames of S×S pixels, N imagined steps, latents (C, T, h, w) with T = 1 + (F-1)/4 + N.
+Shapes: F given frames of S×S pixels, N imagined steps, latents (C, T, h, w) with T = 1 + (F-1)/4 + N, or T = 1.
 """
 
 from __future__ import annotations
@@ -62,12 +62,14 @@ class WorldRequest:
         num_world_steps: N, latent frames to imagine after them; 0 encodes what is given.
         seed: of the rollout's noise.
         prompt: what the imagined future shows; empty is the world model's default.
+        only_last: keeps the last latent frame alone.
     """
 
     frames: Tensor
     num_world_steps: int
     seed: int
     prompt: str = ""
+    only_last: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -75,7 +77,7 @@ class WorldRequest:
         as_uint8 = ((self.frames + 1) * 127.5).round().to(torch.uint8)
         digest = hashlib.blake2b(as_uint8.numpy().tobytes(), digest_size=16)
         imagined = (self.seed, self.prompt) if self.num_world_steps else ()  # nothing else depends on them
-        digest.update(repr((tuple(self.frames.shape), self.num_world_steps, imagined)).encode())
+        digest.update(repr((tuple(self.frames.shape), self.num_world_steps, imagined, self.only_last)).encode())
         return digest.hexdigest()
 
 
@@ -90,7 +92,9 @@ def latents_of(requests: Sequence[WorldRequest], compute: Compute) -> list[Tenso
     for (_, steps, prompted), own in groups.items():
         frames = torch.stack([request.frames for request in own.values()])
         prompts = [request.prompt for request in own.values()] if prompted else None
-        made.update(zip(own, compute(frames, steps, [request.seed for request in own.values()], prompts), strict=True))
+        latents = compute(frames, steps, [request.seed for request in own.values()], prompts)
+        for (key, request), one in zip(own.items(), latents, strict=True):
+            made[key] = one[:, -1:] if request.only_last else one
     return [made[request.key] for request in requests]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ import torch
 
 from tests.tiny import tiny_bases
 from tests.training.conftest import picture, records
-from tests.world_models.tiny import TINY_SIZE
+from tests.world_models.tiny import TINY_SIZE, tiny_world
 from theworld.configuration import TheWorldConfig
 from theworld.datasets.collator import ChatCollator, Draws, Placed
 from theworld.datasets.samples import Sample, TheWorldDataset
 from theworld.loading import read_fusion_config
 from theworld.nano.chats import ChatWriter
 from theworld.processing import WORLD_TOKEN, TheWorldProcessor
-from theworld.world_cache import latents_of
+from theworld.world_cache import WorldRequest, compute_with, latents_of
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +178,31 @@ def test_true_futures_are_the_clip_that_followed(config: TheWorldConfig) -> None
         collator([Placed(0, samples({**record, "future_frames": record["future_frames"][:3]})[0])])
 
 
+def test_the_past_of_a_picture_gives_it_other_latents(config: TheWorldConfig) -> None:
+    """Those of the clip's last moment, for a sample that looks at now alone; its picture may be hidden."""
+    collator = collator_of(config)
+    record = records(1)[0]
+    plain = samples(record)[0]
+    chat = replace(plain, past_frames=record["future_frames"][:8], num_world_steps=0, hide_picture=True)
+    batch = collator([Placed(0, chat)])
+    (request,) = batch["world_requests"]
+    assert (request.num_world_steps, request.frames.shape[1], request.only_last) == (0, 9, True)
+    assert "pixel_values" not in batch
+    assert int((batch["input_ids"] == collator.processor.config.world_token_id).sum()) == 4 * 4 + 2
+    world = tiny_world()
+    (latents,) = latents_of([request], compute_with(world, world.config))
+    assert torch.equal(latents, world.encode(request.frames[None])[0][:, -1:])
+    assert {r.key for r in collator.all_requests(chat)} == {request.key}
+    shown, hidden = replace(plain, num_world_steps=0), replace(plain, num_world_steps=0, hide_picture=True)
+    mixed = collator([Placed(0, shown), Placed(1, hidden)])
+    assert mixed["pixel_values"].shape[0] == 1
+    assert len(mixed["world_requests"]) == 2
+    with pytest.raises(ValueError, match="group them by that number"):
+        collator([Placed(0, chat), Placed(1, plain)])
+    with pytest.raises(ValueError, match="has 3 past frames; give a multiple of 4"):
+        collator([Placed(0, replace(chat, past_frames=record["future_frames"][:3]))])
+
+
 def test_latents_that_samples_bring_are_read_and_nothing_is_asked(config: TheWorldConfig) -> None:
     collator = collator_of(config, steps_shares={1: 1.0})
     brought = torch.randn(4, 3, 4, 4)
@@ -221,8 +247,6 @@ def test_everything_that_is_drawn_was_announced(config: TheWorldConfig) -> None:
 
 
 def test_equal_requests_are_computed_once() -> None:
-    from theworld.world_cache import WorldRequest
-
     calls = []
 
     def compute(frames: torch.Tensor, steps: int, seeds: Any, prompts: Any) -> torch.Tensor:

@@ -149,6 +149,11 @@ class ChatCollator:
         rng = np.random.default_rng([draws.seed, placed[0].place])
         world_on, pictures_on = self.draw_mode(draws, rng)
         steps = self.draw_steps(draws, rng)
+        own_steps = {each.sample.num_world_steps for each in placed}
+        if own_steps != {None}:
+            if len(own_steps) > 1:
+                raise ValueError(f"samples of one batch look {own_steps} world steps ahead; group them by that number.")
+            steps = self.processor.config.check_world_steps(own_steps.pop())
         seed = draws.first_seed + int(rng.integers(draws.futures))
         samples = [each.sample for each in placed]
         true = [
@@ -165,9 +170,9 @@ class ChatCollator:
         draws = self.draws
         texts = [self.prompt(sample.messages) for sample in samples]
         false = [False] * len(samples)
-        return self.encode(
-            samples, texts, draws.num_world_steps, draws.first_seed, True, True, false, padding_side="left"
-        )
+        own = samples[0].num_world_steps
+        steps = draws.num_world_steps if own is None else own
+        return self.encode(samples, texts, steps, draws.first_seed, True, True, false, padding_side="left")
 
     def draw_mode(self, draws: Draws, rng: np.random.Generator) -> tuple[bool, bool]:
         """Whether the world is on, and whether Gemma sees the pictures."""
@@ -197,10 +202,10 @@ class ChatCollator:
     ) -> dict[str, Any]:
         """Ids, pictures and what the world model is asked, or its answers."""
         pictures = [load_pictures(sample) for sample in samples]
-        shown, texts = pictures, list(texts)
-        if not pictures_on:
-            texts = [self.without_pictures(text, steps) for text in texts]
-            shown = [[] for _ in samples]
+        shown, texts = list(pictures), list(texts)
+        for row, sample in enumerate(samples):
+            if world_on and (sample.hide_picture or not pictures_on):
+                shown[row], texts[row] = [], self.without_pictures(texts[row], steps)
         inputs = self.processor(
             images=shown if any(shown) else None,
             text=texts,
@@ -272,6 +277,8 @@ class ChatCollator:
         ]
         if true and steps and sample.future_frames is not None:
             requests[0] = self.true_request(sample, chosen[0], steps)
+        elif sample.past_frames is not None and not steps:
+            requests[0] = self.past_request(sample, chosen[0])
         return requests
 
     def true_request(self, sample: Sample, picture: Any, steps: int) -> WorldRequest:
@@ -291,6 +298,22 @@ class ChatCollator:
         clip = [picture, *sample.future_frames[:count]]
         return WorldRequest(to_frames([clip], config.world_image_size)[0], 0, 0)
 
+    def past_request(self, sample: Sample, picture: Any) -> WorldRequest:
+        """The clip that ends with the picture, of which the last moment is kept.
+
+        Raises:
+            ValueError: a number of frames that does not make whole latent frames.
+        """
+        assert sample.past_frames is not None
+        config = self.processor.config
+        if len(sample.past_frames) % config.world_config.temporal_factor:
+            raise ValueError(
+                f"{sample.origin} has {len(sample.past_frames)} past frames; give a multiple of "
+                f"{config.world_config.temporal_factor}."
+            )
+        clip = to_frames([[*sample.past_frames, picture]], config.world_image_size)[0]
+        return WorldRequest(clip, 0, 0, only_last=True)
+
     def all_requests(self, sample: Sample, still: bool = False) -> list[WorldRequest]:
         """Everything that a run may ask about a sample, for a cache; `still` for evaluation."""
         if sample.world_latents is not None or not self.processor.config.enable_world:
@@ -298,7 +321,7 @@ class ChatCollator:
         pictures = load_pictures(sample)
         draws = self.draws.still() if still else self.draws
         requests = []
-        for steps in draws.steps():
+        for steps in draws.steps() if sample.num_world_steps is None else (sample.num_world_steps,):
             if not (draws.true_futures == 1 and steps and sample.future_frames is not None):
                 for future in range(draws.futures if steps else 1):
                     requests += self.requests(sample, pictures, steps, draws.first_seed + future, False)

@@ -41,6 +41,10 @@ class Sample:
         future_frames: what really happened after the first picture, frame by frame, or None where nobody knows.
         world_latents: (C, T, h, w), to be read in place of what would be imagined of the first picture.
         world_prompt: what the imagined future shows.
+        past_frames: 4·k frames before the first picture. Its latents are then those of the last moment of the clip
+            that ends with it, which are not the same numbers as those of the picture alone.
+        num_world_steps: how far ahead this sample looks, whatever its batch would have drawn.
+        hide_picture: whether the world model alone sees the pictures.
         origin: where it comes from, for error messages.
     """
 
@@ -49,6 +53,9 @@ class Sample:
     future_frames: Sequence[Any] | None = None
     world_latents: Tensor | None = None
     world_prompt: str | None = None
+    past_frames: Sequence[Any] | None = None
+    num_world_steps: int | None = None
+    hide_picture: bool = False
     origin: str = "a sample"
 
     def answers(self) -> list[str]:
@@ -67,6 +74,10 @@ class SampleDataset(Dataset):
     def messages(self, index: int) -> list[Message]:
         """The chat of a sample alone."""
         return self[index].messages
+
+    def num_world_steps(self, index: int) -> int | None:
+        """How far ahead a sample looks by its own will; samples of one batch agree."""
+        return None
 
 
 class TheWorldDataset(SampleDataset):
@@ -239,9 +250,6 @@ def to_sample(record: Mapping[str, Any] | Sample, origin: str, folder: Path | No
         return record
     if not isinstance(record, Mapping):
         raise ValueError(f"{origin} is a {type(record).__name__}; give a dict with image, text and label.")
-    unknown = [key for key in record if key not in RECORD_KEYS]
-    if unknown:
-        raise ValueError(f"{origin} has a key {unknown[0]!r} that nobody reads; known are {', '.join(RECORD_KEYS)}.")
     images = pictures_of(record, origin, folder)
     messages = chat_of(record, origin, len(images))
     future = record.get("future_frames")
@@ -261,6 +269,9 @@ def chat_of(record: Mapping[str, Any], origin: str, num_images: int | None = Non
     Args:
         num_images: pictures that the record has; None counts them in it.
     """
+    unknown = [key for key in record if key not in RECORD_KEYS]
+    if unknown:
+        raise ValueError(f"{origin} has a key {unknown[0]!r} that nobody reads; known are {', '.join(RECORD_KEYS)}.")
     count = len(pictures_of(record, origin, None)) if num_images is None else num_images
     if "messages" in record:
         if "text" in record or "label" in record:

@@ -31,11 +31,21 @@ def load_physics(
     chats_per_scene: int = 4,
     what_happens: int = 3,
     now: int = 2,
+    reading: int = 0,
+    to_read: int = 8,
     eval_scenes_per_family: int = 20,
 ) -> Datasets:
     """Physics scenes, made as they are asked for; what happens in them is known."""
     train = PhysicsSamples(
-        config.train_split, scenes_per_family, first_scene, chats_per_scene, what_happens, now, config.seed
+        config.train_split,
+        scenes_per_family,
+        first_scene,
+        chats_per_scene,
+        what_happens,
+        now,
+        reading,
+        to_read,
+        config.seed,
     )
     return train, PhysicsSamples(config.eval_split, eval_scenes_per_family) if config.do_eval else None
 

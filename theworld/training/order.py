@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, Sampler
@@ -37,6 +38,10 @@ class PlacedSamples(Dataset):
     def __len__(self) -> int:
         return len(self.kept)
 
+    def groups(self) -> list[int | None]:
+        """How far ahead each kept sample looks by its own will."""
+        return [self.dataset.num_world_steps(index) for index in self.kept]
+
     def sample(self, index: int) -> Sample:
         """One of the kept samples."""
         found: Sample = self.dataset[self.kept[index]]
@@ -47,12 +52,32 @@ class PlacedSamples(Dataset):
 
 
 class EpochOrder(Sampler[int]):
-    """The places of one epoch, shuffled by seed and epoch."""
+    """The places of one epoch, shuffled by seed and epoch.
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
+    Samples that look differently far ahead are in different batches. The last samples of such a group, too few for a
+    batch, wait for another epoch, which shuffles anew.
+
+    Args:
+        groups: for each sample, which group it is of; samples of one group may share a batch.
+        batch_size: of all processes together, times what is accumulated in one.
+    """
+
+    def __init__(self, groups: Sequence[Any], batch_size: int, seed: int) -> None:
+        self.members: dict[Any, list[int]] = {}
+        for index, group in enumerate(groups):
+            self.members.setdefault(group, []).append(index)
+        self.total = len(groups)
+        self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
+        if len(self.members) > 1:
+            self.length = sum(len(own) // batch_size * batch_size for own in self.members.values())
+        else:
+            self.length = self.total
+        if self.length == 0:
+            raise ValueError(
+                f"no group of samples that look equally far ahead has {batch_size} of them; take a smaller batch_size."
+            )
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -61,8 +86,16 @@ class EpochOrder(Sampler[int]):
         return self.length
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        yield from (self.epoch * self.length + int(index) for index in order)
+        rng = np.random.default_rng([self.seed, self.epoch])
+        orders = [rng.permutation(own) for own in self.members.values()]
+        if len(orders) > 1:
+            batches = [
+                order[start : start + self.batch_size]
+                for order in orders
+                for start in range(0, len(order) - self.batch_size + 1, self.batch_size)
+            ]
+            orders = [batches[number] for number in rng.permutation(len(batches))]
+        yield from (self.epoch * self.total + int(index) for order in orders for index in order)
 
 
 class PlacedStream(IterableDataset):

@@ -90,6 +90,11 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
         if resume is not None:
             warn_of_changes(config, resume)
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        if trainer.left_out:
+            logger.warning(
+                "%d samples of the stream had more than %d text tokens and were left out",
+                trainer.left_out, config.max_seq_length,
+            )  # fmt: skip
         if not stop.asked:
             trainer.save_model()
     return output

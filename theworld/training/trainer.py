@@ -87,7 +87,9 @@ class TheWorldTrainer(Trainer):
     # -------------------------------------------------------------------------------------------------------- batches
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
-        return EpochOrder(len(self.train_dataset), self.config.seed)
+        return EpochOrder(
+            self.train_dataset.groups(), self.args.train_batch_size * self.args.world_size, self.config.seed
+        )
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Inputs on the device, with the world model's answers in place of what it is asked."""
