@@ -150,10 +150,10 @@ class ChatCollator:
         world_on, pictures_on = self.draw_mode(draws, rng)
         steps = self.draw_steps(draws, rng)
         own_steps = {each.sample.num_world_steps for each in placed}
-        if own_steps != {None}:
-            if len(own_steps) > 1:
-                raise ValueError(f"samples of one batch look {own_steps} world steps ahead; group them by that number.")
-            steps = self.processor.config.check_world_steps(own_steps.pop())
+        if len(own_steps) > 1:
+            raise ValueError(f"samples of one batch look {own_steps} world steps ahead; group them by that number.")
+        for own in own_steps - {None}:
+            steps = self.processor.config.check_world_steps(own)
         seed = draws.first_seed + int(rng.integers(draws.futures))
         samples = [each.sample for each in placed]
         true = [
