@@ -76,14 +76,23 @@ def sequence_length(config: TheWorldConfig, num_world_steps: int, text_tokens: i
     return config.vlm_config.mm_tokens_per_image + 2 + world + text_tokens
 
 
-def weight_bytes(config: TheWorldConfig, counts: Mapping[str, int], num_world_steps: int, b: int) -> int:
-    """Weights in memory: all but the world model's parts that this many steps do not need.
+def weight_bytes(counts: Mapping[str, int], world_parts: Iterable[str], b: int) -> int:
+    """Weights in memory: all but the world model's parts that are not loaded.
 
     Args:
         counts: parameters of each part of the whole model, by the names of `theworld.freezing`.
+        world_parts: of `encoder`, `decoder`, `transformer`.
     """
-    unused = {"vae_decoder"} if num_world_steps else {"vae_decoder", "world_transformer"}
+    names = {"encoder": "vae_encoder", "decoder": "vae_decoder", "transformer": "world_transformer"}
+    unused = {name for part, name in names.items() if part not in set(world_parts)}
     return b * sum(count for part, count in counts.items() if part not in unused)
+
+
+def world_parts_for(num_world_steps: int, mode: str = "tokens") -> tuple[str, ...]:
+    """The world model's parts that a call loads; imagined frames are decoded."""
+    if num_world_steps == 0:
+        return ("encoder",)
+    return ("encoder", "transformer") if mode == "tokens" else ("encoder", "transformer", "decoder")
 
 
 def inference(
@@ -95,6 +104,8 @@ def inference(
     b: int = 2,
     new_tokens: int = NEW_TOKENS,
     text_tokens: int = TEXT_TOKENS,
+    mode: str = "tokens",
+    world_parts: Iterable[str] | None = None,
 ) -> Prediction:
     """Answering `batch` questions of one picture each: look, imagine, read, write; no gradients anywhere."""
     tokens = sequence_length(config, num_world_steps, text_tokens)
@@ -110,7 +121,8 @@ def inference(
         moments["world encoder"] = encoder_live_bytes(config, batch, b)
         if num_world_steps:
             moments["rollout"] = rollout_bytes(config, num_world_steps, batch, b)
-    return Prediction({"weights": weight_bytes(config, counts, num_world_steps, b)}, moments)
+    parts = world_parts_for(num_world_steps, mode) if world_parts is None else world_parts
+    return Prediction({"weights": weight_bytes(counts, parts, b)}, moments)
 
 
 def training(
@@ -122,6 +134,8 @@ def training(
     batch: int = 1,
     b: int = 2,
     text_tokens: int = TEXT_TOKENS,
+    checkpointing: bool = False,
+    world_parts: Iterable[str] | None = None,
 ) -> Prediction:
     """One step of AdamW over `batch` samples, in which the parts of `learns` have gradients.
 
@@ -148,7 +162,8 @@ def training(
     }
     if config.enable_world and num_world_steps:
         moments["rollout"] = rollout_bytes(config, num_world_steps, batch, b)
-    weights = weight_bytes(config, counts, num_world_steps, b)
+    parts = world_parts_for(num_world_steps) if world_parts is None else world_parts
+    weights = weight_bytes(counts, parts, b)
     return Prediction({"weights": weights, "Adam states": 2 * b * trainable}, moments)
 
 
