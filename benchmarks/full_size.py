@@ -325,6 +325,15 @@ def answers(run: Run) -> dict[str, Any]:
         run.keep("answers", content)
         row = content["calls"][name]
         say(f"{name}: {row['median_seconds']} s, predicted/measured memory {row['predicted_over_measured']}")
+    with peak_of(run.device, model) as peak:
+        frames = model.decode(model.imagine(photo, STEPS), for_people=False)
+    prediction = memory.imagining(model.config, counts, num_world_steps=STEPS, b=run.dtype.itemsize)
+    content["imagine and decode"] = {
+        "frames": list(frames.shape),
+        "peak": peak,
+        **against(prediction, peak["allocated"]),
+    }
+    run.keep("answers", content)
     stages(run, model, photo, content["stages"])
     return content
 
@@ -629,11 +638,11 @@ def train_steps(run: Run, model: TheWorld, inputs: Mapping[str, Any]) -> dict[st
     losses: list[float] = []
 
     def step() -> None:
-        loss = model.model(**inputs).loss
-        loss.backward()
+        outputs = model.model(**inputs)
+        outputs.loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
+        losses.append(outputs.loss.item())
 
     with peak_of(run.device, model) as peak:
         seconds = seconds_of(step, run.device, 3)

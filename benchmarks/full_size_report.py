@@ -91,6 +91,13 @@ def answered(section: Mapping[str, Any]) -> list[str]:
     titles = ("call", "first, s", "then, s", "peak GiB", "predicted", "ratio", "answer begins")
     lines = ["## Answers", ""]
     lines += [f"Loaded in {section['load_seconds']} s. Each answer has at most 32 tokens.", "", *table(titles, rows)]
+    if "imagine and decode" in section:
+        row = section["imagine and decode"]
+        lines += [
+            "",
+            f"Imagining and decoding frames {tuple(row['frames'])}: peak {gib(row['peak']['allocated'])} GiB, "
+            f"predicted {gib(row['predicted'])} ({row['predicted_over_measured']:.3f}).",
+        ]
     if section["stages"]:
         rows = []
         for name, row in section["stages"].items():
@@ -134,8 +141,8 @@ def compared(section: Mapping[str, Any]) -> list[str]:
         titles = ("imagined latents", "‖ours − theirs‖ / ‖theirs‖", "tolerance", "largest", "within")
         lines += ["", *table(titles, rows), ""]
         lines.append(
-            "Against `Cosmos2VideoToWorldPipeline`. In bfloat16 the tolerance is what the pipeline's own latents move by "
-            "between bfloat16 and float32."
+            "Against `Cosmos2VideoToWorldPipeline`. In bfloat16 the tolerance is what the pipeline's own latents move "
+            "by between bfloat16 and float32."
         )
     return lines
 
