@@ -6,11 +6,11 @@ The weights are random, in exactly the published repositories' layout (`benchmar
 noise; sizes, times and memory are the real ones, and so is whether two programs compute the same. Sections:
 
     make      both repositories, and an adapter as training leaves one
-    describe  `theworld info` and `theworld doctor`; the table of parameters against the published counts
     answers   one process: times of each stage, peak memory of each call against what `theworld info` predicts
-    commands  the commands a person types, each a new process
     parity    world off against stock Gemma 3, bit for bit; latents against diffusers' pipeline
     training  steps of AdamW under each freeze setting: peak memory against the prediction, seconds
+    describe  `theworld info` and `theworld doctor`; the table of parameters against the published counts
+    commands  the commands a person types, each a new process
 
 Each section is a process of its own and writes its findings as it goes, so that what is cut off leaves the rest.
 `--size tiny` does all of it with models of a few thousand parameters on a CPU, where memory is counted.
@@ -36,7 +36,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from theworld import memory
 from theworld.evaluation.report import versions
@@ -48,7 +50,7 @@ REPOSITORY = Path(__file__).parent.parent
 PHOTO = Path(__file__).parent / "grace_hopper.jpg"
 QUESTION = "What will happen next in this picture?"
 ANSWER = "The woman will smile at the camera and then turn her head."
-STEPS = 4  # world steps of every call that imagines
+STEPS = {"full": 4, "tiny": 1}  # world steps of every call that imagines
 NEW_TOKENS = 32
 REPEATS = 3
 
@@ -71,24 +73,36 @@ VAE_COMPONENTS = ("VAE encoder", "VAE decoder", "VAE latent convolutions")
 FLOAT32_TOLERANCE = 1e-4
 WITHIN = 0.15  # of measured memory
 
-# call -> (arguments of generate, pictures at once)
-CALLS: dict[str, tuple[dict[str, Any], int]] = {
-    "N=0, tokens": ({"num_world_steps": 0, "mode": "tokens"}, 1),
-    "N=0, tokens, 4 pictures": ({"num_world_steps": 0, "mode": "tokens"}, 4),
-    "N=4, tokens": ({"num_world_steps": STEPS, "mode": "tokens"}, 1),
-    "N=4, tokens, 4 pictures": ({"num_world_steps": STEPS, "mode": "tokens"}, 4),
-    "N=4, frames": ({"num_world_steps": STEPS, "mode": "frames"}, 1),
+# call -> (whether it imagines, mode, pictures at once)
+CALLS: dict[str, tuple[bool, str, int]] = {
+    "now, tokens": (False, "tokens", 1),
+    "now, tokens, 4 pictures": (False, "tokens", 4),
+    "future, tokens": (True, "tokens", 1),
+    "future, tokens, 4 pictures": (True, "tokens", 4),
+    "future, frames": (True, "frames", 1),
 }
-# setting -> (parts that learn, pictures at once, world steps, checkpointing); the source document's rows are marked
-TRAINING: dict[str, tuple[tuple[str, ...], int, int, bool]] = {
-    "projector, B=1": (("projector",), 1, 0, False),
-    "projector, B=4 *": (("projector",), 4, 0, False),
-    "projector, B=4, checkpointing": (("projector",), 4, 0, True),
-    "projector, B=1, N=4": (("projector",), 1, STEPS, False),
-    "+ VAE encoder, B=4": (("projector", "vae_encoder"), 4, 0, False),
-    "+ vision, B=4 *": (("projector", "vision"), 4, 0, False),
-    "+ vision, B=4, checkpointing *": (("projector", "vision"), 4, 0, True),
-    "all, B=1, checkpointing *": (("projector", "vision", "language", "vae_encoder"), 1, 0, True),
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a training step learns, on how many pictures at once, and how."""
+
+    learns: tuple[str, ...]
+    batch: int
+    checkpointing: bool = False
+    imagines: bool = False
+
+
+# the source document's four rows are marked
+TRAINING = {
+    "projector, B=1": Setting(("projector",), 1),
+    "projector, B=4 *": Setting(("projector",), 4),
+    "projector, B=4, checkpointing": Setting(("projector",), 4, checkpointing=True),
+    "+ VAE encoder, B=4": Setting(("projector", "vae_encoder"), 4),
+    "+ vision, B=4 *": Setting(("projector", "vision"), 4),
+    "+ vision, B=4, checkpointing *": Setting(("projector", "vision"), 4, checkpointing=True),
+    "all, B=1, checkpointing *": Setting(("projector", "vision", "language", "vae_encoder"), 1, checkpointing=True),
+    "projector, B=1, future": Setting(("projector",), 1, imagines=True),  # last: it loads the world transformer
 }
 
 
@@ -114,6 +128,10 @@ class Run:
     @property
     def adapter(self) -> Path:
         return self.folder / "adapter"
+
+    @property
+    def steps(self) -> int:
+        return STEPS[self.size]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -240,20 +258,16 @@ def fused(run: Run) -> TheWorld:
     """The source document's own call, on the folders."""
     from theworld import TheWorld
 
-    return TheWorld(run.gemma, num_world_steps=STEPS, cosmos_model_name=str(run.cosmos), device=run.device)
+    return TheWorld(run.gemma, num_world_steps=run.steps, cosmos_model_name=str(run.cosmos), device=run.device)
 
 
 def describe(run: Run) -> dict[str, Any]:
     """`theworld info` and `theworld doctor` on the two folders."""
     content: dict[str, Any] = {}
-    info = ("info", run.gemma, "--world", run.cosmos, "--steps", STEPS, "--batch", 4)
-    content["info_text"] = theworld(run, *info)["stdout"]
-    parsed = json.loads(theworld(run, *info, "--json")["stdout"])
+    told = theworld(run, "info", run.gemma, "--world", run.cosmos, "--steps", run.steps, "--batch", 4, "--json")
+    content["info"] = parsed = json.loads(told["stdout"])
     counted = {row["component"]: row["parameters"] for row in parsed["components"]}
     content["components"] = counted
-    content["freeze_settings"] = [
-        {name: row[name] for name in ("setting", "trainable", "percent")} for row in parsed["freeze_settings"]
-    ]
     if run.size == "full":
         sums = {
             "Gemma 3 4B": sum(counted[name] for name in GEMMA_COMPONENTS),
@@ -265,7 +279,7 @@ def describe(run: Run) -> dict[str, Any]:
         content["differ_from_published"] = differ
         say("parameters:", f"{differ} differ from the published counts" if differ else "the published counts")
     run.keep("describe", content)
-    doctor = ("doctor", "--model", run.gemma, "--world", run.cosmos, "--steps", STEPS)
+    doctor = ("doctor", "--model", run.gemma, "--world", run.cosmos, "--steps", run.steps)
     told = theworld(run, *doctor)
     content["doctor_text"] = told["stdout"]
     content["doctor_works"] = told["returncode"] == 0
@@ -288,18 +302,19 @@ def answers(run: Run) -> dict[str, Any]:
     model = loads[0]
     counts = {row.part: row.total for row in freezing.count_parameters(on_meta(model.config))}
     photo = Image.open(run.photo).convert("RGB")
-    for name, (arguments, pictures) in CALLS.items():
+    for name, (imagines, mode, pictures) in CALLS.items():
         if not run.fits(30):
             content.setdefault("left_out", []).append(name)
             continue
         images, questions = ([photo] * pictures, [QUESTION] * pictures) if pictures > 1 else (photo, QUESTION)
-        asked = dict(max_new_tokens=NEW_TOKENS, **arguments)
-        steps, mode = arguments["num_world_steps"], arguments["mode"]
+        steps = run.steps if imagines else 0
+        asked = {"max_new_tokens": NEW_TOKENS, "num_world_steps": steps, "mode": mode}
         said: list[Any] = []
         # the first call reads the parts of the world model that are new to it
         first = seconds_of(lambda: said.append(model.generate(images, questions, **asked)), run.device)[0]  # noqa: B023
         with peak_of(run.device, model) as peak:
-            model.generate(images, questions, **asked)
+            repeats = run.repeats if pictures == 1 else 1
+            times = seconds_of(lambda: model.generate(images, questions, **asked), run.device, repeats)  # noqa: B023
         prediction = memory.inference(
             model.config,
             counts,
@@ -311,9 +326,9 @@ def answers(run: Run) -> dict[str, Any]:
             mode=mode,
             world_parts=model.model.world.parts,
         )
-        times = seconds_of(lambda: model.generate(images, questions, **asked), run.device, run.repeats)  # noqa: B023
         written = said[0] if isinstance(said[0], list) else [said[0]]
         content["calls"][name] = {
+            "num_world_steps": steps,
             "answer": written[0],
             "alike": len(set(written)) == 1,  # the same picture and question several times
             "first_seconds": round(first, 3),
@@ -326,8 +341,8 @@ def answers(run: Run) -> dict[str, Any]:
         row = content["calls"][name]
         say(f"{name}: {row['median_seconds']} s, predicted/measured memory {row['predicted_over_measured']}")
     with peak_of(run.device, model) as peak:
-        frames = model.decode(model.imagine(photo, STEPS), for_people=False)
-    prediction = memory.imagining(model.config, counts, num_world_steps=STEPS, b=run.dtype.itemsize)
+        frames = model.decode(model.imagine(photo, run.steps), for_people=False)
+    prediction = memory.imagining(model.config, counts, num_world_steps=run.steps, b=run.dtype.itemsize)
     content["imagine and decode"] = {
         "frames": list(frames.shape),
         "peak": peak,
@@ -346,24 +361,24 @@ def text_tokens(model: TheWorld, images: Any, questions: Any, steps: int) -> int
 
 @torch.no_grad()
 def stages(run: Run, model: TheWorld, photo: Any, found: dict[str, Any]) -> None:
-    """Milliseconds of each stage by itself, at N = 0 and N = STEPS."""
+    """Milliseconds of each stage by itself, at N = 0 and N = run.steps."""
     inner = model.model
-    inputs = model.prepare(photo, QUESTION, num_world_steps=STEPS)
+    inputs = model.prepare(photo, QUESTION, num_world_steps=run.steps)
     frames, seeds = inputs["world_frames"].to(run.device), inputs["world_seeds"].tolist()
-    latents = inner.world_latents_of(frames, STEPS, seeds)
+    latents = inner.world_latents_of(frames, run.steps, seeds)
     config = model.config.world_config
     found["VAE encode, 1 frame"] = milliseconds(lambda: inner.world.encode(frames), run)
-    found[f"rollout, N={STEPS}"] = {
-        **milliseconds(lambda: inner.world.rollout(latents[:, :, :1], STEPS, seeds=seeds), run),
+    found[f"rollout, N={run.steps}"] = {
+        **milliseconds(lambda: inner.world.rollout(latents[:, :, :1], run.steps, seeds=seeds), run),
         "num_inference_steps": config.num_inference_steps,
         "transformer_passes": config.num_inference_steps - 1,
         "guidance_scale": config.guidance_scale,
     }
-    found[f"VAE decode, {1 + 4 * STEPS} frames"] = milliseconds(lambda: inner.world.decode(latents), run)
+    found[f"VAE decode, {1 + 4 * run.steps} frames"] = milliseconds(lambda: inner.world.decode(latents), run)
     pixels = inputs["pixel_values"].to(inner.dtype)
     found["SigLIP, 1 picture"] = milliseconds(lambda: inner.vlm.model.get_image_features(pixels), run)
     found["projector"] = milliseconds(lambda: inner.projector(latents), run)
-    for steps in (0, STEPS):
+    for steps in (0, run.steps):
         given = model.prepare(photo, QUESTION, num_world_steps=steps)
         for name in ("world_frames", "world_seeds", "num_world_steps"):
             given.pop(name)
@@ -378,7 +393,7 @@ def stages(run: Run, model: TheWorld, photo: Any, found: dict[str, Any]) -> None
             call = lambda: inner.generate(  # noqa: E731
                 **given, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens
             )
-            return statistics.median(seconds_of(call, run.device, run.repeats))
+            return seconds_of(call, run.device)[0]
 
         each = (write(long) - write(1)) / (long - 1)
         found[f"decode, behind {length:,} tokens"] = {"median_ms": round(1000 * each, 2), "tokens_per_second": 1 / each}
@@ -390,14 +405,14 @@ def commands(run: Run) -> dict[str, Any]:
     ask = ("ask", run.photo, QUESTION, "--json", "--max-new-tokens", NEW_TOKENS)
     bases = ("--model", run.gemma, "--world-model", run.cosmos)
     lines: dict[str, tuple[object, ...]] = {
-        "ask, N=0, tokens": (*ask, "--model", run.adapter, "--steps", 0, "--mode", "tokens"),
-        "ask, N=4, tokens": (*ask, "--model", run.adapter, "--steps", STEPS, "--mode", "tokens"),
-        "ask, N=4, frames": (*ask, *bases, "--steps", STEPS, "--mode", "frames"),
-        "ask without training, N=4, tokens": (*ask, *bases, "--steps", STEPS, "--mode", "tokens"),
-        "imagine": ("imagine", run.photo, "-o", run.folder / "future.gif", *bases, "--steps", STEPS, "--json"),
+        "ask, now, tokens": (*ask, "--model", run.adapter, "--steps", 0, "--mode", "tokens"),
+        "ask, future, tokens": (*ask, "--model", run.adapter, "--steps", run.steps, "--mode", "tokens"),
+        "ask, future, frames": (*ask, *bases, "--steps", run.steps, "--mode", "frames"),
+        "ask without training, tokens": (*ask, *bases, "--steps", run.steps, "--mode", "tokens"),
+        "imagine": ("imagine", run.photo, "-o", run.folder / "future.gif", *bases, "--steps", run.steps, "--json"),
         "imagine, own weights": (
             *("imagine", run.photo, "-o", run.folder / "future.gif", "--model", run.gemma),
-            *("--world-model", run.folder / "cosmos-own", "--steps", STEPS, "--json"),
+            *("--world-model", run.folder / "cosmos-own", "--steps", run.steps, "--json"),
         ),
     }
     for name, arguments in lines.items():
@@ -522,7 +537,7 @@ def latents_parity(run: Run) -> dict[str, Any]:
 
     photo = Image.open(run.photo).convert("RGB")
     side = TheWorldConfig().world_image_size
-    found: dict[str, Any] = {"pixels": side, "frames": 1 + 4 * STEPS, "seed": 7}
+    found: dict[str, Any] = {"pixels": side, "frames": 1 + 4 * run.steps, "seed": 7}
     theirs: dict[str, Tensor] = {}
     for dtype in (torch.float32, torch.bfloat16):
         kind = str(dtype).removeprefix("torch.")
@@ -536,10 +551,10 @@ def latents_parity(run: Run) -> dict[str, Any]:
         latents = world.encode(to_frames([photo], side).to(run.device))
         cells = (latents.shape[1], latents.shape[3], latents.shape[4])
         # unit noise for the given frame too: the pipeline draws it, and leaves a trace of it there
-        noise = torch.cat([rollout_noise([1], 1, cells), rollout_noise([7], STEPS, cells)], dim=2).to(run.device)
+        noise = torch.cat([rollout_noise([1], 1, cells), rollout_noise([7], run.steps, cells)], dim=2).to(run.device)
         for guidance in (1.0, world.config.guidance_scale):
             steps = world.config.num_inference_steps
-            ours = world.rollout(latents, STEPS, seeds=[7], num_inference_steps=steps, guidance_scale=guidance)
+            ours = world.rollout(latents, run.steps, seeds=[7], num_inference_steps=steps, guidance_scale=guidance)
             with pipeline_with_mean_latents() as module:
                 stock = stock_latents(
                     module,
@@ -591,13 +606,14 @@ def training(run: Run) -> dict[str, Any]:
     photo = Image.open(run.photo).convert("RGB")
     model = TheWorld.from_pretrained(run.adapter, num_world_steps=0, device=run.device)
     counts = {row.part: row.total for row in freezing.count_parameters(on_meta(model.config))}
-    for name, (parts, pictures, steps, checkpointing) in TRAINING.items():
+    for name, setting in TRAINING.items():
         if not run.fits(25):
             content.setdefault("left_out", []).append(name)
             continue
-        freezing.train_only(model.model, parts)
+        pictures, steps = setting.batch, run.steps if setting.imagines else 0
+        freezing.train_only(model.model, setting.learns)
         model.train()
-        if checkpointing:
+        if setting.checkpointing:
             model.model.gradient_checkpointing_enable()
         else:
             model.model.gradient_checkpointing_disable()
@@ -608,12 +624,12 @@ def training(run: Run) -> dict[str, Any]:
         prediction = memory.training(
             model.config,
             counts,
-            parts,
+            setting.learns,
             num_world_steps=steps,
             batch=pictures,
             b=run.dtype.itemsize,
             text_tokens=text,
-            checkpointing=checkpointing,
+            checkpointing=setting.checkpointing,
             world_parts=model.model.world.parts,
         )
         row: dict[str, Any] = {"predicted": prediction.peak}
@@ -659,11 +675,11 @@ def train_steps(run: Run, model: TheWorld, inputs: Mapping[str, Any]) -> dict[st
 # section -> (what it does, seconds without which it is not begun at full size)
 SECTIONS: dict[str, tuple[Callable[[Run], dict[str, Any]], float]] = {
     "make": (make, 0),
-    "describe": (describe, 40),
     "answers": (answers, 70),
-    "commands": (commands, 60),
     "parity": (parity, 70),
     "training": (training, 60),
+    "describe": (describe, 30),
+    "commands": (commands, 45),
 }
 
 
@@ -682,8 +698,9 @@ def main(arguments: list[str] | None = None) -> int:
     until = options.until or time.time() + options.budget_seconds
     run = Run(options.size, folder, device, until, options.photo, options.repeats)
     if options.here:
+        for library in (transformers_logging, diffusers_logging):
+            library.disable_progress_bar()
         for name in sections:
-            content = {}
             started = time.perf_counter()
             content = SECTIONS[name][0](run)
             run.keep(name, {**content, "section_seconds": round(time.perf_counter() - started, 1)})

@@ -78,7 +78,7 @@ def described(section: Mapping[str, Any]) -> list[str]:
 def answered(section: Mapping[str, Any]) -> list[str]:
     rows = [
         (
-            name,
+            f"{name} (N={row['num_world_steps']})",
             f"{row['first_seconds']:.2f}",
             f"{row['median_seconds']:.2f}",
             gib(row["peak"]["allocated"]),
