@@ -11,7 +11,7 @@ import typer
 from theworld.cli import options
 from theworld.cli.ask import read_pictures
 from theworld.cli.console import counting, say, waiting
-from theworld.cli.loading import check_place, check_prompt, load, note_for
+from theworld.cli.loading import check_place, check_prompt, check_shown, load, note_for
 
 DEFAULT_STEPS = 4  # for a model whose own number is 0: an animation of nothing is of no use
 
@@ -36,7 +36,6 @@ def imagine(
     Example: theworld imagine scene.png -o future.gif --steps 4
     """
     from theworld.pictures import rollout_extension, save_rollout
-    from theworld.world_models import guardrail
 
     started = time.perf_counter()
     rollout_extension(output)  # a wrong name is told before a model is loaded
@@ -44,9 +43,8 @@ def imagine(
     note = note_for(model)
     pictures = read_pictures([image])
     check_prompt(model, prompt, world_model)
+    check_shown(model, world_model)
     the_model = load(model, steps, device, world_model=world_model)
-    if the_model.needs_guardrail:
-        guardrail.require_installed()  # said before the future is imagined, not after
     chosen = steps if steps is not None else the_model.config.num_world_steps or DEFAULT_STEPS
     with counting() as step:
         latents = the_model.imagine(
