@@ -478,16 +478,37 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_runs(
     assert "is no folder to write to" in fail("eval", "physics", *model, "--json", tmp_path / "file" / "r.json")
 
 
+WRITES = [("--version",), ("--help",), ("info", "nano"), ("info", "nano", "--json"), ("nano", "scene", "drop", "--json")]
+
+
+def run_into(stdout: Any, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "theworld.cli", *arguments]
+    return subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120, check=False, **options
+    )
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_a_full_disk_behind_stdout() -> None:
+@pytest.mark.parametrize("arguments", WRITES, ids=" ".join)
+def test_a_full_disk_behind_stdout(arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "theworld.cli", "nano", "scene", "drop", "--json"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_into(full, *arguments)
     assert done.returncode == 1
     assert done.stderr.strip() == "Error: No space left on device; make room, or choose another place."
+
+
+@pytest.mark.parametrize("arguments", WRITES, ids=" ".join)
+def test_a_reader_that_has_gone_is_no_error_to_talk_about(arguments: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run_into(writing, *arguments)
+    os.close(writing)
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+def test_a_closed_stdout_takes_nothing_and_harms_nothing(family: Path, picture: Path) -> None:
+    arguments = ("ask", str(picture), QUESTION, "--model", str(family / "fused"), "--max-new-tokens", "2")
+    done = run_into(None, *arguments, preexec_fn=lambda: os.close(1))
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
