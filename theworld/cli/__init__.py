@@ -27,7 +27,9 @@ class Verbs(TyperGroup):
             finally:
                 sys.stdout.flush()
         except OSError as error:
-            sys.stdout = nowhere()  # when it ends, Python would try again to write the rest, and complain in its own way
+            sys.stdout = (
+                nowhere()
+            )  # when it ends, Python would try again to write the rest, and complain in its own way
             if error.errno != errno.EPIPE:  # whoever read has gone, and wants nothing more
                 say_error(one_sentence(error))
             sys.exit(1)

@@ -128,7 +128,7 @@ def examine(model: str, world: str, steps: int | None) -> dict[str, Any]:
             "versions": versions(),
             "guardrail": guardrail_version(),
             "hub": constants.ENDPOINT,
-            "offline": bool(constants.HF_HUB_OFFLINE),
+            "offline": bool(constants.HF_HUB_OFFLINE) and not hub.is_away(),
             "token": get_token() is not None,
         },
     }
