@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import http_backoff
+from huggingface_hub.utils import http_backoff  # type: ignore[attr-defined]  # documented, and exported lazily
 
 from theworld import checkpoints
 from theworld.world_models.cosmos_components import file_patterns

@@ -18,7 +18,7 @@ class Verbs(TyperGroup):
     """Turns what went wrong into one sentence and exit code 1; `--debug` shows the traceback instead."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Also around what is written outside a verb: --help, --version, and what Python still holds back at the end."""
+        """Also around what is written outside a verb: --help, --version, and what Python holds back until the end."""
         if sys.stdout is None:  # closed by whoever started us: >&-
             sys.stdout = nowhere()
         try:

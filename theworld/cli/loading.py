@@ -195,6 +195,7 @@ def load(
     """
     check_steps(model, steps)
     with waiting(f"Loading {model} …"):
+        from huggingface_hub import constants
         from safetensors import SafetensorError
 
         from theworld import checkpoints, hub
@@ -230,7 +231,7 @@ def load(
                 "safetensors."
             ) from error
     if hub.is_away():
-        say(f"Note: {hub.constants.ENDPOINT} does not answer, so what lies there was read from the cache.")
+        say(f"Note: {constants.ENDPOINT} does not answer, so what lies there was read from the cache.")
     return loaded
 
 
