@@ -37,7 +37,7 @@ def info(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="nano, a model folder, or a Hub id; or a plain Gemma 3.")
     ],
-    world: options.World = options.DEFAULT_WORLD,
+    world_model: options.WorldModel = None,
     batch: Annotated[int, typer.Option("--batch", metavar="B", min=1, help="Pictures at once.")] = 1,
     steps: options.Steps = None,
     dtype: Annotated[
@@ -45,15 +45,16 @@ def info(
     ] = "bfloat16",
     as_json: options.Json = False,
     debug: options.Debug = False,
+    world: options.World = None,
 ) -> None:
     """Show what a model is made of, what learns under each freeze setting, its tokens, and the memory it will take.
 
     From configurations alone: no weights are read, and none downloaded.
 
-    Example: theworld info google/gemma-3-4b-it --world nvidia/Cosmos-Predict2-2B-Video2World --batch 4 --steps 4
+    Example: theworld info google/gemma-3-4b-it --world-model nvidia/Cosmos-Predict2-2B-Video2World --batch 4 --steps 4
     """
     with waiting(f"Reading {model} …"):
-        content = describe(model, world, batch, steps, dtype)
+        content = describe(model, world_model or world or options.DEFAULT_WORLD, batch, steps, dtype)
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
         return
