@@ -62,9 +62,9 @@ def stages(
         pixels = nothing(batch, 3, side, side)
         yield Stage("picture, as Gemma sees it", "(B, 3, H, W)", tuple(pixels.shape), "TheWorldProcessor")
         patches = model.vlm.model.vision_tower(pixel_values=pixels).last_hidden_state
-        yield Stage("its patches", "(B, patches, width)", tuple(patches.shape), "vlm.model.vision_tower")
+        yield Stage("its patches", "(B, patches, width)", tuple(patches.shape), "vision_tower")
         soft = model.vlm.model.get_image_features(pixels, return_dict=True).pooler_output
-        yield Stage("its soft tokens", "(B, soft tokens, D)", tuple(soft.shape), "vlm.model.multi_modal_projector")
+        yield Stage("its soft tokens", "(B, soft tokens, D)", tuple(soft.shape), "multi_modal_projector")
         if model.world is not None:
             side = config.world_image_size
             frames = nothing(batch, 3, 1, side, side)
@@ -84,7 +84,7 @@ def stages(
         ids = nothing(batch, prompt_tokens, dtype=torch.int64)
         yield Stage("prompt, with a placeholder a token", "(B, L)", tuple(ids.shape), "TheWorldProcessor")
         embeds = model.get_input_embeddings()(ids)
-        yield Stage("prompt, its placeholders filled", "(B, L, D)", tuple(embeds.shape), "modeling.scatter")
+        yield Stage("prompt, its placeholders filled", "(B, L, D)", tuple(embeds.shape), "scatter")
         logits = model.vlm(inputs_embeds=embeds, attention_mask=ids, token_type_ids=ids).logits
         yield Stage("logits, the last row for the next token", "(B, L, V)", tuple(logits.shape), "vlm")
         if model.world is not None and num_world_steps:
@@ -167,8 +167,9 @@ def show(content: dict[str, Any]) -> None:
 
     console = stdout()
     table = Table("from a picture to the next token", "", "shape", "made by", box=None, padding=(0, 2, 0, 0))
-    for column in table.columns:
+    for column in table.columns[1:3]:  # a shape is never cut; in a narrow terminal words go to another line
         column.no_wrap = True
+    table.columns[3].overflow = "fold"
     for row in content["shapes"]:
         shape = ", ".join(str(size) for size in row["shape"])
         table.add_row(row["what"], escape(row["letters"]), f"({shape})", row["made_by"])
