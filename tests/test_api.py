@@ -56,6 +56,17 @@ def test_steps_at_run_time_override_the_models_own(model: TheWorld) -> None:
         model.generate(pixels(), QUESTION, num_world_steps=5)
 
 
+def test_the_first_forward_that_imagines_loads_what_it_needs(bases: dict[str, str], tmp_path: Path) -> None:
+    """The source document's `model.forward(image, text, num_world_steps=8)` on a model made with 0 steps."""
+    fresh = build(bases, num_world_steps=0)
+    fresh.save_pretrained(tmp_path)
+    for model in (fresh, TheWorld.from_pretrained(tmp_path)):
+        assert model.model.world.parts == ("encoder",)
+        for labels in ("yes", None):
+            assert model.forward(pixels(), QUESTION, labels, num_world_steps=1).logits.isfinite().all()
+        assert model.get_trainable_parameters()[0] == sum(p.numel() for p in model.model.projector.parameters())
+
+
 def test_a_batch_answers_as_single_questions_do(model: TheWorld) -> None:
     questions, pictures = [QUESTION, "yes"], [pixels(0), pixels(1)]
     together = model.generate(pictures, questions, max_new_tokens=4)

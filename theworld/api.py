@@ -260,15 +260,17 @@ class TheWorld(nn.Module):
             world_prompt: as in `generate`.
         """
         self._warn_if_untrained()
+        answers = None if isinstance(labels, Tensor) else labels
+        inputs = self.prepare(image, text, answers, num_world_steps=num_world_steps, world_prompt=world_prompt)
         if isinstance(labels, Tensor):
-            inputs = self.prepare(image, text, num_world_steps=num_world_steps, world_prompt=world_prompt)
             if labels.shape != inputs["input_ids"].shape:
                 raise ValueError(
                     f"labels are {tuple(labels.shape)} but the prompt is {tuple(inputs['input_ids'].shape)}; give the "
                     "answers as text, or label ids in step with prepare(image, text)['input_ids']."
                 )
-            return self.model(**inputs, labels=labels.to(self.device))
-        inputs = self.prepare(image, text, labels, num_world_steps=num_world_steps, world_prompt=world_prompt)
+            inputs["labels"] = labels.to(self.device)
+        if "world_frames" in inputs:
+            self._load_world_parts(*world_parts_for(int(inputs["num_world_steps"][0])))
         return self.model(**inputs)
 
     def generate(

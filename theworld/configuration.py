@@ -41,6 +41,9 @@ COSMOS_SCHEDULER: dict[str, Any] = {
 }
 COSMOS_2B = "nvidia/Cosmos-Predict2-2B-Video2World"
 # Gemma 3 as published, so that its size is known before its licence is accepted: https://huggingface.co/google/gemma-3-4b-it
+# Every field of all three sizes, and of the vision tower and the rotary embedding below, was compared with two places
+# where Google wrote them out (2026-11-25): the variants in transformers' convert_gemma3_weights.py and the classes in
+# gemma/gm/nn/_gemma.py of google-deepmind/gemma. The config.json of 12B and 27B are gated and were not read.
 GEMMA_3_TEXT: dict[str, dict[str, int]] = {
     "google/gemma-3-4b": {
         "hidden_size": 2560,

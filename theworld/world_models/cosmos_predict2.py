@@ -372,9 +372,10 @@ class CosmosPredict2(WorldModel):
             raise ValueError(f"frames have shape {tuple(frames.shape)}; they must be (n, 3, F, H, W).")
         if not frames.is_floating_point():
             raise ValueError(f"frames are {frames.dtype}; they must be floats in [-1, 1]: uint8 / 127.5 - 1.")
-        low, high = frames.detach().aminmax()
-        if not (low >= -1.001 and high <= 1.001):  # written so that NaN is refused too
-            raise ValueError(f"frames lie in [{low:.4g}, {high:.4g}]; they must lie in [-1, 1]: uint8 / 127.5 - 1.")
+        if not frames.is_meta:  # where only shapes are asked for, there are no numbers
+            low, high = frames.detach().aminmax()
+            if not (low >= -1.001 and high <= 1.001):  # written so that NaN is refused too
+                raise ValueError(f"frames lie in [{low:.4g}, {high:.4g}]; they must lie in [-1, 1]: uint8 / 127.5 - 1.")
         num_frames, height, width = frames.shape[2:]
         if (num_frames - 1) % self.temporal_factor:
             raise ValueError(f"There are {num_frames} frames; there must be 1 + {self.temporal_factor}·k.")
