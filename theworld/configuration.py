@@ -359,8 +359,8 @@ class TheWorldConfig(PreTrainedConfig):
         factor = self.world_config.temporal_factor
         if num_frames > 1 and self.max_past_steps == 0:
             raise ValueError(
-                f"a video of {num_frames:,} frames was given, and this model reads pictures only (max_past_steps is 0); "
-                "give its last frame as a picture, or use a model that was made with max_past_steps=1 or more."
+                f"a video of {num_frames:,} frames was given, and this model reads pictures only; give its last frame "
+                "as a picture, or use a model that was made with max_past_steps=1 or more."
             )
         if 1 < num_frames <= factor:
             raise ValueError(

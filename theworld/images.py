@@ -343,7 +343,7 @@ def _decode_video(file: BinaryIO, name: str, demuxer: str, keep: int) -> Video:
     kept: deque[av.VideoFrame] = deque(maxlen=keep)  # as decoded, which takes half the memory of RGB
     count = 0
     try:
-        with av.open(file, format=demuxer) as container:
+        with av.open(file, "r", format=demuxer) as container:
             streams = container.streams.video[:1]
             # packet by packet and without frame threads: else the damage at the end of a cut file is passed over
             for packet in container.demux(streams) if streams else ():

@@ -356,7 +356,9 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             world_latents = self.world_latents_of(world_frames, steps, seeds, world_prompt=world_prompt)
             past = world_latents.shape[2] - 1 - steps
             if one_number(num_past_steps, past, "num_past_steps") != past:
-                raise ValueError(f"world_frames have {past} past steps, and num_past_steps says otherwise; leave it out.")
+                raise ValueError(
+                    f"world_frames have {past} past steps, and num_past_steps says otherwise; leave it out."
+                )
         else:
             past = one_number(num_past_steps, 0, "num_past_steps")
         return self.projector(world_latents.to(self.projector.row.device), past)
@@ -391,8 +393,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 (n, K, D), already projected. None of them: Gemma alone.
             world_seeds: (n,) int64, the noise of each picture's rollout.
             num_world_steps: N, or (n,) of one value; used with `world_frames`.
-            num_past_steps: P, or (n,) of one value: how many frames of `world_latents` lie before now; `world_frames` say
-                it themselves.
+            num_past_steps: P, or (n,) of one value, the frames of `world_latents` that lie before now; 0 when None.
             world_prompt: what the future of `world_frames` shows, as the processor was told; its seeds depend on it.
             labels: (B, L), -100 where nothing is learned.
 

@@ -121,8 +121,8 @@ class TheWorldProcessor(Gemma3Processor):
         **kwargs: Any,
     ) -> BatchFeature:
         """Args:
-            images: pictures in any form `theworld.images` takes, and `Video`s; a list for one text, a list of lists for a
-                batch.
+            images: pictures in any form `theworld.images` takes, and `Video`s; a list for one text, a list of lists for
+                a batch.
             text: prompts with one `<start_of_image>` a picture or video.
             num_world_steps: world steps to imagine; the config's when None.
             seed: another number gives another future of the same picture.
@@ -134,8 +134,8 @@ class TheWorldProcessor(Gemma3Processor):
 
         Returns:
             Gemma's inputs and, with the world on, `world_frames` (n, 3, F, S, S) float32 in [-1, 1], `world_seeds` (n,)
-            int64 and `num_world_steps` (n,) int64, one row a picture with a world block; F = 1 for pictures and 1 + 4·P
-            for videos, of which the last P past world steps are read. With a prompt, `world_prompt`, a list of n strings.
+            int64 and `num_world_steps` (n,) int64, one row a picture with a world block; F = 1 for pictures, and the
+            last 1 + 4·P frames for videos. With a prompt, `world_prompt`, a list of n strings.
 
         Raises:
             ValueError: unreadable pictures, a number of world steps the model has no embedding for, a video whose past
@@ -172,8 +172,8 @@ class TheWorldProcessor(Gemma3Processor):
         """The pictures and videos of each prompt that get world tokens.
 
         Raises:
-            ValueError: another `world_images` than `first` and `all`, or a video without world tokens, whose past nobody
-                would read.
+            ValueError: another `world_images` than `first` and `all`, or a video that gets none, so that nothing would
+                read its past.
         """
         which = self.config.check_world_images(self.config.world_images if world_images is None else world_images)
         if which == "all":
@@ -182,8 +182,8 @@ class TheWorldProcessor(Gemma3Processor):
             for number, picture in enumerate(own[1:], start=2):
                 if isinstance(picture, Video):
                     raise ValueError(
-                        f"picture {number} of a question is a video, and with world_images 'first' nothing would read its "
-                        "past; put the video first, or ask with world_images 'all'."
+                        f"picture {number} of a question is a video, and with world_images 'first' nothing would read "
+                        "its past; put the video first, or ask with world_images 'all'."
                     )
         return [list(own[:1]) for own in pictures]
 
@@ -278,9 +278,7 @@ def group_pictures(images: Any, text: str | Sequence[str] | None) -> list[list[P
         return [_load_pictures(images)]
     entries = list(images) if isinstance(images, (list, tuple, np.ndarray, torch.Tensor)) else [images]
     if len(entries) != count:
-        raise ValueError(
-            f"{len(entries)} pictures were given for {count} questions; give one entry each, a list where one has several."
-        )
+        raise ValueError(f"{len(entries)} pictures were given for {count} questions; give one entry (or list) each.")
     return [_load_pictures(own) for own in entries]
 
 
