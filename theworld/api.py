@@ -318,6 +318,8 @@ class TheWorld(nn.Module):
         self._warn_if_untrained()
         pictures, questions = self._asked(image, text, video)
         look = Look(num_world_steps, world_images=world_images, world_prompt=world_prompt)
+        if any(pictures) and self.model.world is not None:
+            self._load_world_parts(*world_parts_for(self._steps(num_world_steps)))
         if isinstance(labels, Tensor):
             inputs = self._inputs(pictures, questions, None, look)
             if labels.shape != inputs["input_ids"].shape:

@@ -118,6 +118,7 @@ class TheWorldProcessor(Gemma3Processor):
         enable_world: bool | None = None,
         world_prompt: str | Sequence[str] | None = None,
         world_images: str | None = None,
+        videos: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Args:
@@ -131,6 +132,7 @@ class TheWorldProcessor(Gemma3Processor):
                 world model's default.
             world_images: `first` gives world tokens to the first picture of each text, `all` to each; the config's when
                 None.
+            videos: refused, since Gemma's chat template has no place for them: videos are among the `images`.
 
         Returns:
             Gemma's inputs and, with the world on, `world_frames` (n, 3, F, S, S) float32 in [-1, 1], `world_seeds` (n,)
@@ -141,6 +143,11 @@ class TheWorldProcessor(Gemma3Processor):
             ValueError: unreadable pictures, a number of world steps the model has no embedding for, a video whose past
                 could not be read, videos of different P in one batch, or a world prompt where nothing is imagined.
         """
+        if videos is not None:
+            raise ValueError(
+                "give a video among the pictures, read by theworld.images.load_video; in a chat, as "
+                "{'type': 'image', 'image': load_video(…)}."
+            )
         world_on = self.config.enable_world if enable_world is None else enable_world
         if any(prompts_each(world_prompt, None)) and (images is None or text is None or not world_on):
             raise ValueError(
