@@ -57,6 +57,14 @@ def test_steps_at_run_time_override_the_models_own(model: TheWorld) -> None:
         model.generate(pixels(), QUESTION, num_world_steps=5)
 
 
+def test_forward_loads_what_a_longer_look_needs(bases: dict[str, str]) -> None:
+    """As in the source document: a model of 0 steps whose call asks for more."""
+    model = build(bases, num_world_steps=0)
+    assert model.model.world.parts == ("encoder",)
+    longer = model.forward(pixels(), QUESTION, num_world_steps=2)
+    assert torch.equal(longer.logits, build(bases, num_world_steps=2).forward(pixels(), QUESTION).logits)
+
+
 def test_a_batch_answers_as_single_questions_do(model: TheWorld) -> None:
     questions, pictures = [QUESTION, "yes"], [pixels(0), pixels(1)]
     together = model.generate(pictures, questions, max_new_tokens=4)

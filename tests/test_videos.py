@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -427,6 +428,21 @@ def test_ask_says_what_is_wrong_with_a_video_before_it_loads(
     (line,) = err.strip().splitlines()
     assert says in line
     assert line.endswith(".")
+
+
+def test_a_fresh_fusion_reads_the_five_frames_that_cosmos_was_made_for(
+    bases: dict[str, str], folder: Path, tmp_path: Path
+) -> None:
+    world = shutil.copytree(bases["world_name_or_path"], tmp_path / "cosmos")
+    config = json.loads((world / "transformer" / "config.json").read_text())
+    config["max_size"] = [17, 28, 28]  # room for the pictures of 224 px of a fresh fusion
+    (world / "transformer" / "config.json").write_text(json.dumps(config))
+    words = ["ask", QUESTION, "--video", str(folder / "clip.gif"), "--steps", "1", "--max-new-tokens", "2", "--json"]
+    words += ["--model", bases["vlm_name_or_path"], "--world-model", str(world), "--device", "cpu"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    content = json.loads(done.stdout)
+    assert (content["mode"], content["num_past_steps"], content["num_world_steps"]) == ("frames", 1, 1)
 
 
 def test_imagine_says_what_is_wrong_with_a_video(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,9 +243,8 @@ class TheWorld(nn.Module):
         questions = [question] if isinstance(question, str) else list(question)
         if video is None:
             return group_pictures(image, question), questions
-        videos = (
-            [video] if isinstance(question, str) or not isinstance(video, (list, tuple, np.ndarray, Tensor)) else video
-        )
+        several = not isinstance(question, str) and isinstance(video, (list, tuple, np.ndarray, Tensor))
+        videos = list(video) if several else [video]
         if len(videos) != len(questions):
             raise ValueError(f"{len(videos)} videos were given for {len(questions)} questions; give one each.")
         return [[self._read(own, image)] for own in videos], questions
