@@ -101,6 +101,8 @@ def test_a_video_of_one_frame_is_that_picture_to_the_last_bit(model: TheWorld) -
     with torch.no_grad():
         assert torch.equal(model.model(**inputs).logits, model.model(**still).logits)
     assert torch.equal(model.imagine(video=[picture]), model.imagine(picture))
+    second = model.prepare([picture, load_video([picture])], QUESTION)  # no past that nobody would read
+    assert torch.equal(second["pixel_values"], model.prepare([picture, picture], QUESTION)["pixel_values"])
 
 
 def test_rows_for_a_past_leave_pictures_as_they_were(bases: dict[str, str]) -> None:

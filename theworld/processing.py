@@ -187,7 +187,7 @@ class TheWorldProcessor(Gemma3Processor):
             return [list(own) for own in pictures]
         for own in pictures:
             for number, picture in enumerate(own[1:], start=2):
-                if isinstance(picture, Video):
+                if isinstance(picture, Video) and picture.num_frames > 1:
                     raise ValueError(
                         f"picture {number} of a question is a video, and with world_images 'first' nothing would read "
                         "its past; put the video first, or ask with world_images 'all'."
