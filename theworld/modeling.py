@@ -115,6 +115,13 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Every part draws its own weights when it is built, so nothing is drawn again over loaded ones."""
         self.tie_weights(recompute_mapping=False)
 
+    def enable_input_require_grads(self) -> None:
+        """Does nothing: transformers calls it with activation checkpointing, to put a hook on every embedding.
+
+        World tokens bring gradients into the language model by themselves, and a hook on SigLIP's patches would send
+        them through a frozen vision tower: its whole backward, for nothing.
+        """
+
     # ------------------------------------------------------------------------------------------- loading and saving
 
     @classmethod

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from theworld import __version__, checkpoints
 from theworld.cli import app, is_out_of_memory, one_sentence
 from theworld.cli.eval import control_places
+from theworld.world_models import guardrail
 
 QUESTION = "Which bin will the ball land in?"
 
@@ -220,11 +221,21 @@ def test_imagine_depends_on_the_seed_alone(family: Path, picture: Path, tmp_path
     assert strip("a.png", 1) == strip("b.png", 1) != strip("c.png", 2)
 
 
-def test_imagine_says_what_is_wrong_before_it_loads(family: Path, picture: Path, tmp_path: Path) -> None:
+def test_imagine_says_what_is_wrong_before_it_loads(
+    family: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert ".gif, .mp4, .png" in fail("imagine", picture, "-o", tmp_path / "a.jpg", "--model", "no/such-model")
     assert "nowhere.png" in fail("imagine", "nowhere.png", "-o", tmp_path / "a.gif", "--model", family / "fused")
     assert "cannot imagine" in fail("imagine", picture, "-o", tmp_path / "a.gif", "--model", family / "direct")
-    assert list(tmp_path.iterdir()) == []
+    weightless = tmp_path / "models"
+    shutil.copytree(family, weightless)
+    for weights in weightless.rglob("*.safetensors"):
+        weights.write_bytes(b"")
+    (weightless / "bases" / "cosmos" / "rollout_config.json").unlink()  # then the weights count as NVIDIA's
+    monkeypatch.setattr(guardrail, "PACKAGE", "no_such_package")
+    bases = ("--model", weightless / "bases" / "gemma", "--world-model", weightless / "bases" / "cosmos")
+    assert "guardrail" in fail("imagine", picture, "-o", tmp_path / "a.gif", *bases)
+    assert list(tmp_path.iterdir()) == [weightless]
 
 
 # ------------------------------------------------------------------------------------------------------------- info

@@ -11,7 +11,7 @@ import typer
 from theworld.cli import options
 from theworld.cli.ask import part_of, read_seen
 from theworld.cli.console import counting, say, waiting
-from theworld.cli.loading import check_place, check_prompt, load, note_for
+from theworld.cli.loading import check_place, check_prompt, check_shown, load, note_for
 
 DEFAULT_STEPS = 4  # for a model whose own number is 0: an animation of nothing is of no use
 
@@ -45,7 +45,6 @@ def imagine(
     import numpy as np
 
     from theworld.pictures import moment_labels, rollout_extension, save_rollout
-    from theworld.world_models import guardrail
 
     images = images or []
     if not (images or video):
@@ -58,9 +57,8 @@ def imagine(
         raise ValueError(f"{len(images)} pictures were given, and one future is shown; give one, or --frames.")
     pictures, clip = read_seen(images, video, frames)
     check_prompt(model, prompt, world_model)
+    check_shown(model, world_model)
     the_model = load(model, steps, device, world_model=world_model, video=clip)
-    if the_model.needs_guardrail:
-        guardrail.require_installed()  # said before the future is imagined, not after
     chosen = steps if steps is not None else the_model.config.num_world_steps or DEFAULT_STEPS
     with counting() as step:
         latents = the_model.imagine(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from theworld.api import TheWorld
     from theworld.configuration import TheWorldConfig
     from theworld.images import Video
+    from theworld.world_models.base import WorldModel
 
 # Of a video, what a fresh fusion reads: the published Cosmos-Predict2 was made to go on from 1 frame or from 5
 # (https://github.com/nvidia-cosmos/cosmos-predict2, documentations/inference_video2world.md).
@@ -122,8 +123,26 @@ def check_trained(model: str, otherwise: str) -> None:
 
 def check_prompt(model: str, prompt: str | None, world_model: str | None = None) -> None:
     """Stops before any weights are read when the model's world cannot take a prompt."""
-    if not prompt:
-        return
+    if prompt:
+        world_of(model, world_model).check_takes_prompts()
+
+
+def check_shown(model: str, world_model: str | None = None) -> None:
+    """Stops before any weights are read when a person may not see the model's frames for want of a guardrail."""
+    from theworld import checkpoints
+    from theworld.world_models import guardrail
+
+    has_world = checkpoints.read_json(checkpoints.resolve(model)).get("enable_world", True)
+    if has_world and world_of(model, world_model).needs_guardrail:
+        guardrail.require_installed()
+
+
+def world_of(model: str, world_model: str | None = None) -> WorldModel:
+    """The world model that a call would use, with none of its weights.
+
+    Args:
+        world_model: of a fresh fusion; None is the default one.
+    """
     from theworld import checkpoints
     from theworld.api import DEFAULT_COSMOS
     from theworld.configuration import CosmosPredict2Config, TheWorldConfig
@@ -134,10 +153,10 @@ def check_prompt(model: str, prompt: str | None, world_model: str | None = None)
     name, revision = world_model or DEFAULT_COSMOS, None
     if values.get("model_type") == TheWorldConfig.model_type:
         name, revision = str(values.get("world_name_or_path")), values.get("world_revision")
-    world = world_model_class(CosmosPredict2Config.model_type).from_pretrained(
+    world: WorldModel = world_model_class(CosmosPredict2Config.model_type).from_pretrained(
         checkpoints.resolve(name, folder), parts=(), revision=None if revision is None else str(revision)
     )
-    world.check_takes_prompts()
+    return world
 
 
 def check_device(device: str | None) -> None:
