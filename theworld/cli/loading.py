@@ -14,7 +14,12 @@ from theworld.cli.console import say, waiting
 if TYPE_CHECKING:
     from theworld.api import TheWorld
     from theworld.configuration import TheWorldConfig
+    from theworld.images import Video
     from theworld.world_models.base import WorldModel
+
+# Of a video, what a fresh fusion reads: the published Cosmos-Predict2 was made to go on from 1 frame or from 5
+# (https://github.com/nvidia-cosmos/cosmos-predict2, documentations/inference_video2world.md).
+PAST_STEPS = 1
 
 NANO_NOTE = (
     "Note: nano knows only the scenes it ships with (see `theworld nano scene`); about any other picture its answers "
@@ -203,11 +208,13 @@ def load(
     device: str | None = None,
     enable_world: bool = True,
     world_model: str | None = None,
+    video: Video | None = None,
 ) -> TheWorld:
     """A trained model, or two base models freshly fused, as far as a call needs it.
 
     Args:
         world_model: of a fresh fusion; None is the default one.
+        video: what the model will read; a model that reads pictures only is told before its weights are loaded.
 
     Raises:
         ValueError: no such model, or one that cannot be read; the sentence says which.
@@ -227,6 +234,8 @@ def load(
         try:
             if values.get("model_type") == TheWorldConfig.model_type:
                 config = config_of(model, values)  # told now, not when the base models are in memory
+                if video is not None and enable_world:
+                    config.past_steps_of(video.num_frames)
                 for base in (config.vlm_name_or_path, config.world_name_or_path):
                     hub.go_offline_if_away(base, checkpoints.resolve(model))
                 loaded = TheWorld.from_pretrained(model, num_world_steps=steps, device=device)
@@ -238,6 +247,7 @@ def load(
                     cosmos_model_name=world_model or DEFAULT_COSMOS,
                     device=device,
                     enable_world=enable_world,
+                    max_past_steps=0 if video is None else PAST_STEPS,
                 )
         except SafetensorError as error:
             raise ValueError(
