@@ -27,9 +27,10 @@ class Verbs(TyperGroup):
             finally:
                 sys.stdout.flush()
         except OSError as error:
-            sys.stdout = (
-                nowhere()
-            )  # when it ends, Python would try again to write the rest, and complain in its own way
+            if error.errno is None or error.filename is not None:  # not of stdout: --debug wants it as it is
+                raise
+            # when it ends, Python would try again to write the rest, and complain in its own way
+            sys.stdout = nowhere()
             if error.errno != errno.EPIPE:  # whoever read has gone, and wants nothing more
                 say_error(one_sentence(error))
             sys.exit(1)
