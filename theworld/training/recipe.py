@@ -188,6 +188,7 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         num_train_epochs=config.num_epochs,
         max_steps=-1 if config.max_steps is None else config.max_steps,
+        use_cpu=not torch.accelerator.is_available(),  # Trainer takes bf16 on a CPU only when told that it is one
         bf16=config.autocast == "bf16",
         fp16=config.autocast == "fp16",
         seed=config.seed,
