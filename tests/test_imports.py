@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "world_models": {"configuration", "images"},
     "processing": {"configuration", "images", "checkpoints"},
     "modeling": _INSIDE,
-    "api": _MODEL | {"pictures"},
+    "replies": set(),
+    "api": _MODEL | {"pictures", "replies"},
     "world_cache": _MODEL,
     # samples know how a prompt is made, never the model
     "datasets": {"configuration", "images", "processing"},
