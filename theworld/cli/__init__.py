@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from theworld.cli import ask, doctor, eval, imagine, info, nano
+from theworld.cli import ask, compare, doctor, eval, imagine, info, nano
 from theworld.cli.console import say_error
 
 
@@ -82,7 +82,8 @@ app.command("ask")(ask.ask)
 app.command("imagine")(imagine.imagine)
 app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
-app.add_typer(eval.app, name="eval")
+app.command("eval")(eval.evaluate)
+app.command("compare")(compare.compare)
 app.add_typer(nano.app, name="nano")
 
 

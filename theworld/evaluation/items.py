@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from theworld.datasets.mcq import VideoFile
 from theworld.evaluation.choices import LETTERS
 from theworld.images import load_image
 
@@ -25,15 +26,16 @@ class Item:
         family: what the scores are broken down by; a sub-task.
         topic: what is asked.
         form: "free" or "choice".
-        image: the picture, in any form `theworld.images` takes, or a list of them; of a video, its frames in order.
+        image: the picture, in any form `theworld.images` takes, a tuple or list of them, or a video, whose last frame
+            is now.
         question: the full prompt text.
         answer: the exact right answer, for `choices` its letter; HIDDEN where nobody knows it.
         legal: every answer that would be understood; anything else counts as wrong and as unparsed.
         now_form: the same question about the last picture as a state, or None.
-        frames: what really happened, pictures from now on at the world model's rate, (F, H, W, 3) or a list; or None.
+        frames: what really happened, pictures from now on at the world model's rate, (F, H, W, 3); or None.
+        future: the same without now, as pictures or a video that are read when somebody looks; or None.
         choices: the words of choice A, B, …: answers are then read by `read_choice`. Empty: answers must match exactly.
         horizon: world steps until the outcome can be seen, or None where that is not known.
-        video: whether several pictures are frames of one video, whose last one is now.
     """
 
     id: str
@@ -45,19 +47,30 @@ class Item:
     answer: str
     legal: frozenset[str] = frozenset()
     now_form: str | None = None
-    frames: Sequence[Any] | np.ndarray | None = None
+    frames: np.ndarray | None = None
+    future: tuple[Any, ...] | VideoFile | None = None
     choices: tuple[str, ...] = ()
     horizon: int | None = None
-    video: bool = False
 
-    @property
     def pictures(self) -> list[Any]:
+        """What is shown, in order; of a video, some of its frames."""
+        if isinstance(self.image, VideoFile):
+            return self.image.read()
         return list(self.image) if isinstance(self.image, list | tuple) else [self.image]
 
     def looks_from(self, every: bool) -> list[Any]:
         """The pictures that the world model looks ahead from: the first (of a video the last), or each with `every`."""
-        pictures = self.pictures
-        return pictures if every else [pictures[-1] if self.video else pictures[0]]
+        pictures = self.pictures()
+        if isinstance(self.image, VideoFile):
+            return [pictures[-1]]  # the frames before are not now
+        return pictures if every else pictures[:1]
+
+    def true_frames(self) -> Sequence[Any] | np.ndarray:
+        """What really happened, from now on; empty where nobody knows."""
+        if self.future is None:
+            return () if self.frames is None else self.frames
+        ahead = self.future.read() if isinstance(self.future, VideoFile) else self.future
+        return [self.looks_from(every=False)[0], *ahead]
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -88,7 +101,7 @@ def check_items(items: Sequence[Item]) -> None:
         if item.id in seen:
             raise ValueError(f"two questions have the id {item.id!r}; give each its own.")
         seen.add(item.id)
-        if item.choices and item.answer != HIDDEN and item.answer not in LETTERS[: len(item.choices)]:
+        if item.choices and item.answer != HIDDEN and item.answer not in tuple(LETTERS[: len(item.choices)]):
             raise ValueError(f"{item.id}: the answer {item.answer!r} is none of its {len(item.choices)} choices.")
 
 
