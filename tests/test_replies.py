@@ -1,6 +1,4 @@
-"""Answers with what stands behind them: the likelihoods are those of a forward pass, and shared work changes nothing."""
-
-from pathlib import Path
+"""Answers with what stands behind them: likelihoods are those of a forward pass, and shared work changes nothing."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,7 @@
 """Multiple-choice and yes/no questions about pictures or videos, from anybody's files.
 
-Rows come from JSON Lines, JSON, parquet, a folder of these, or a dataset on the Hub; `Fields` says which column is what.
-Where a row says what really happened after its picture (`future_frames`), oracle futures can be run on it.
+Rows come from JSON Lines, JSON, parquet, a folder of these, or a dataset on the Hub; `Fields` says which column is
+what. Where a row says what really happened after its picture (`future_frames`), oracle futures can be run on it.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ KNOWN_SETS: dict[str, KnownSet] = {
             images="file_name",
             task="task_type",
             only="split=val",
-            strip=r"<(?:image|video)>\n?",
+            strip=r"\A(?:<(?:image|video)>\s*)+|<(?:image|video)>",
             media=("", "image", "video", "image/image", "video/video"),
         ),
         "USC-GVL/PhysBench",
@@ -353,22 +353,22 @@ def read_file(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path} is damaged or no parquet ({error}); get the file again.") from error
         return rows
     text = path.read_text(encoding="utf-8")
-    number = None
-    try:
-        if path.suffix == ".json":
-            content = json.loads(text)
-            rows = list(content.values()) if isinstance(content, dict) else content
-        else:
-            rows = []
-            for number, line in enumerate(text.splitlines(), start=1):
-                if line.strip():
-                    rows.append(json.loads(line))
-    except json.JSONDecodeError as error:
-        where = path if number is None else f"line {number} of {path}"
-        raise ValueError(f"{where} is not JSON ({error}); each row is an object of column and value.") from error
+    if path.suffix == ".json":
+        content = parse(text, str(path))
+        rows = list(content.values()) if isinstance(content, dict) else content
+    else:
+        lines = enumerate(text.splitlines(), start=1)
+        rows = [parse(line, f"line {number} of {path}") for number, line in lines if line.strip()]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} holds no rows; each row is a JSON object of column and value.")
     return rows
+
+
+def parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON ({error}); each row is an object of column and value.") from error
 
 
 def read_folder(folder: Path, split: str | None, config: str | None) -> tuple[list[dict[str, Any]], Path]:
@@ -469,7 +469,7 @@ def read_choices(given: Any, question: str, answer: Any, own_id: str) -> tuple[t
         if not 2 <= len(given) <= len(LETTERS):
             raise ValueError(f"{own_id} has {len(given)} choices; 2 to {len(LETTERS)} are understood.")
         return tuple(re.sub(r"^\(?[A-J][).:]\s+", "", str(choice)) for choice in given), False
-    written = re.findall(r"(?m)^\s*\(?([A-J])[).:]\s*(.*)$", question)
+    written = re.findall(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]*(.*)$", question)
     if len(written) > 1 and [letter for letter, _ in written] == list(LETTERS[: len(written)]):
         return tuple(words.strip() for _, words in written), True
     if isinstance(answer, bool | np.bool_) or str(answer).strip().lower().rstrip(".") in YES_NO:

@@ -10,6 +10,7 @@ import numpy as np
 
 from theworld.datasets import blink, mcq
 from theworld.datasets.mcq import ChoiceQuestion, Fields
+from theworld.datasets.physics import FAMILIES
 from theworld.evaluation import physics
 from theworld.evaluation.items import Item, check_items
 
@@ -61,11 +62,11 @@ class Benchmark:
 def physics_items(request: Request) -> list[Item]:
     if request.data is not None or request.fields is not None:
         raise ValueError("physics makes its scenes itself; leave --data and --fields out.")
-    unknown = [task for task in request.tasks if task not in physics.FAMILIES]
+    unknown = [task for task in request.tasks if task not in FAMILIES]
     if unknown:
-        raise ValueError(f"physics has no family {unknown[0]!r}; choose among {', '.join(physics.FAMILIES)}.")
+        raise ValueError(f"physics has no family {unknown[0]!r}; choose among {', '.join(FAMILIES)}.")
     split, limit = request.split or "test", 300 if request.limit is None else request.limit
-    return physics.pick(split, limit, request.seed, request.progress, request.tasks or physics.FAMILIES)
+    return physics.pick(split, limit, request.seed, request.progress, request.tasks or FAMILIES)
 
 
 def blink_items(request: Request) -> list[Item]:

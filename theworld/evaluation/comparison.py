@@ -1,7 +1,7 @@
 """Runs side by side: whose answers are compared with whose, and what comes of it.
 
-A contender is one arm of one run, or the same arm of several runs that differ in their training seed. All runs have been
-asked the same questions; the contenders' answers are then compared question by question, as `report.results` does.
+A contender is one arm of one run, or the same arm of several runs that differ in their training seed. All runs have
+been asked the same questions; the contenders' answers are then compared question by question, as `report.results` does.
 """
 
 from __future__ import annotations
@@ -203,7 +203,12 @@ def disagreements(comparison: Comparison) -> list[dict[str, Any]]:
 
 def answer_of(item: Item, answer: Answer) -> dict[str, Any]:
     read = read_answer(item, answer.text)
-    return {"text": answer.text, "read": read, "right": read == item.answer, "likeliest": likeliest(item, answer.logprobs)}
+    return {
+        "text": answer.text,
+        "read": read,
+        "right": read == item.answer,
+        "likeliest": likeliest(item, answer.logprobs),
+    }
 
 
 def as_markdown(content: Mapping[str, Any]) -> str:
@@ -221,19 +226,23 @@ def as_markdown(content: Mapping[str, Any]) -> str:
     for name, row in {**content["arms"], "commonest answer": content["commonest_answer"]}.items():
         headline = row["mean_of_families"] if alike else row
         low, high = headline["interval_95"]
-        own = percent(row["likelihood"]["accuracy"]) if name in content["arms"] else ""
+        likeliest_one = percent(row["likelihood"]["accuracy"]) if name in content["arms"] else ""
         lines.append(
-            f"| `{name}` | {percent(headline['accuracy'])} | {100 * low:.1f}–{100 * high:.1f} | {own} "
+            f"| `{name}` | {percent(headline['accuracy'])} | {100 * low:.1f}–{100 * high:.1f} | {likeliest_one} "
             f"| {row['unparsed']} | {row['n']} |"
         )
     if content["paired"]:
         lines += ["", f"## `{content['reference']}` against the others, question by question", ""]
-        lines += ["| minus | points | 95 % | p | p (Holm) | finding | questions to show 3 points |", "|---|---|---|---|---|---|---|"]
+        lines += [
+            "| minus | points | 95 % | p | p (Holm) | finding | questions to show 3 points |",
+            "|---|---|---|---|---|---|---|",
+        ]
         for name, pair in content["paired"].items():
             low, high = (100 * bound for bound in pair["interval_95"])
             lines.append(
                 f"| `{name.partition('-minus-')[2]}` | {100 * pair['difference']:+.1f} | {low:+.1f} … {high:+.1f} "
-                f"| {p_of(pair):.2g} | {pair['p_holm']:.2g} | {pair['finding']} | {pair['questions_for_points']['3']:,} |"
+                f"| {p_of(pair):.2g} | {pair['p_holm']:.2g} | {pair['finding']} "
+                f"| {pair['questions_for_points']['3']:,} |"
             )
     families = list(content["commonest_answer"]["by_family"])
     if len(families) > 1:

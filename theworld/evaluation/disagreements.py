@@ -1,4 +1,4 @@
-"""The questions on which arms disagree, with what was seen and what was imagined, as small pictures in the run's folder."""
+"""The questions on which arms disagree; what was seen and imagined there, as small pictures in the run's folder."""
 
 from __future__ import annotations
 

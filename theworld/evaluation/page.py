@@ -16,7 +16,7 @@ from theworld.evaluation.scoring import UNREAD
 from theworld.evaluation.statistics import NO_DIFFERENCE, p_of
 
 INK, MUTED, ACCENT, OTHER = "#1c2430", "#68737f", "#0b6e99", "#9aa7b3"
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.edgecolor": OTHER,
@@ -114,7 +114,9 @@ def by_group(arms: Mapping[str, Any], key: str, groups: Sequence[str]) -> str:
         axes.imshow(values, cmap="GnBu", vmin=0, vmax=110, aspect="auto")
         for y, row in enumerate(values):
             for x, value in enumerate(row):
-                axes.text(x, y, f"{value:.0f}", ha="center", va="center", color="white" if value > 80 else INK, fontsize=9)
+                axes.text(
+                    x, y, f"{value:.0f}", ha="center", va="center", color="white" if value > 80 else INK, fontsize=9
+                )
         counts = [next(iter(arms.values()))[key][group]["n"] for group in groups]
         axes.set_yticks(range(len(groups)), [f"{group} ({n})" for group, n in zip(groups, counts, strict=True)])
         axes.set_xticks(range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor")
@@ -139,7 +141,8 @@ def by_steps(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         axes.set_xlabel("world steps")
         axes.set_ylabel("right, %")
         axes.set_xticks(sorted({point["steps"] for points in lines.values() for point in points}))
-        axes.legend(frameon=False, fontsize=9)
+        axes.margins(x=0.08)
+        figure.legend(loc="outside upper left", frameon=False, fontsize=9)
         return as_svg(figure)
 
 
@@ -160,7 +163,8 @@ def costs(arms: Mapping[str, Any]) -> str:
                 label="rollouts, made once for all arms" if place == 0 else None,
             )
             axes.annotate(
-                f"{cost['prompt_tokens']:.0f} tokens read, {cost['new_tokens']:.1f} written, {cost['rollouts']:g} rollouts",
+                f"{cost['prompt_tokens']:.0f} tokens read, {cost['new_tokens']:.1f} written, "
+                f"{cost['rollouts']:g} rollouts",
                 (cost["seconds"] + cost["rollout_seconds"], place),
                 (6, 0),
                 textcoords="offset points",
@@ -230,7 +234,7 @@ def confusions(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for name, counts in content["confusion"].items():
         read = sorted({answer for row in counts.values() for answer in row} - {UNREAD})
-        columns = [*dict.fromkeys([*sorted(counts), *read]), UNREAD]
+        columns = [*sorted({*counts, *read}), UNREAD]
         if len(columns) > 12:
             continue
         lines = []

@@ -71,7 +71,7 @@ def unscored(items: Sequence[Item], seeds: Sequence[Sequence[Answer]]) -> dict[s
 def paired(
     items: Sequence[Item], first: Sequence[Sequence[Answer]], second: Sequence[Sequence[Answer]]
 ) -> dict[str, Any]:
-    """`statistics.compare_seeds` over all questions, by family, and of the means over families; and what it would take."""
+    """`statistics.compare_seeds` in all, by family and of the means over families, and what showing it would take."""
     rows = [[scoring.right_answers(items, answers) for answers in seeds] for seeds in (first, second)]
     families = scoring.groups_of(items, lambda item: item.family)
     by_family = {

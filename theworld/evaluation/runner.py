@@ -1,8 +1,8 @@
 """Asks every item in every arm: one model in memory at a time, batches, greedy answers, what arms share made once.
 
-The arms of one model go through the questions together, batch by batch: a rollout is made when the first arm asks for it
-and kept, a picture's soft tokens are made once a batch, and every answer is handed to the store before the next batch.
-The key-value cache of the prompt's picture part is not shared: it is one picture of 256 tokens before up to 3,920 world
+The arms of one model go through the questions together, batch by batch: a rollout is made when the first arm asks for
+it and kept, a picture's soft tokens are made once a batch, and every answer is in the store before the next batch. The
+key-value cache of the prompt's picture part is not shared: it is one picture of 256 tokens before up to 3,920 world
 tokens, rows are padded to different lengths, and a cache that starts at another place gives other roundings.
 """
 
@@ -147,7 +147,7 @@ def ask_arms(
     max_new_tokens: int,
     progress: Progress | None,
 ) -> None:
-    """Asks what is not known yet, batch by batch, the arms of one model in turn; answers go to the store and `known`."""
+    """Asks what is not known yet, batch by batch, arm by arm; answers go to the store and to `known`."""
     reads_others = any(arm.reads_others for arm, _ in runs.values())
     others = other_pictures(items, seed, imagination.every) if reads_others else [[] for _ in items]
     for start in range(0, len(items), batch_size):

@@ -42,7 +42,7 @@ def normalise(text: str) -> str:
 
 
 def read_answer(item: Item, text: str) -> str | None:
-    """The answer of an item that a text gives: a letter where it has choices, else one of its legal answers; or None."""
+    """The answer that a text gives: a letter where the item has choices, else one of its legal answers; or None."""
     if item.choices:
         return read_choice(text, item.choices)
     said = normalise(text)
