@@ -65,7 +65,9 @@ def read_settings(arguments: list[str] | None) -> tuple[dict[str, Any], argparse
     parser.add_argument("--seed", type=int, help="of the rollouts' noise (default: 0)")
     parser.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     parser.add_argument("--output", help="folder of the run, or a .json beside it (default: runs/blink/MODEL)")
-    parser.add_argument("--save_errors", action="store_true", help="write the wrongly answered questions to errors.jsonl")
+    parser.add_argument(
+        "--save_errors", action="store_true", help="write the wrongly answered questions to errors.jsonl"
+    )
     parser.add_argument("--verbose", action="store_true", help="say which command is run")
     given = parser.parse_args(arguments)
     settings = dict(DEFAULTS)

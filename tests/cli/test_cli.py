@@ -431,7 +431,9 @@ def test_eval_of_a_plain_gemma(family: Path, questions: Path) -> None:
     options = ("--data", questions, "--fields", "choices=options", "--max-new-tokens", "2", "--device", "cpu")
     result = succeed("eval", "mcq", "--model", family / "bases" / "gemma", "--arms", "gemma,verbal", *options)
     assert "gemma − verbal" in result.stdout
-    assert "cannot ask Gemma as it was" in fail("eval", "mcq", "--model", family / "direct", "--arms", "gemma", *options)
+    assert "cannot ask Gemma as it was" in fail(
+        "eval", "mcq", "--model", family / "direct", "--arms", "gemma", *options
+    )
 
 
 def test_a_blink_test_run_writes_what_can_be_handed_in_and_claims_nothing(family: Path, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_files_of_another_run_are_noticed(items: list[Item], tmp_path: Path) -> 
         with pytest.raises(ValueError, match=message):
             read_run(tmp_path / "run")
     answers.write_text(text.replace('"text"', '"txet', 1))
-    with pytest.raises(ValueError, match="line 1 of .* is damaged; take that line out"):
+    with pytest.raises(ValueError, match=r"line 1 of .* is damaged; take that line out"):
         read_run(tmp_path / "run")
     answers.write_text(text)
     questions = tmp_path / "run" / "questions.jsonl"
@@ -154,7 +154,7 @@ def test_files_of_another_run_are_noticed(items: list[Item], tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"questions.jsonl is missing"):
         read_run(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text("{")
-    with pytest.raises(ValueError, match="run.json is damaged"):
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
         read_run(tmp_path / "run")
     with pytest.raises(ValueError, match="holds no run"):
         read_run(tmp_path / "nowhere")
