@@ -156,6 +156,30 @@ def test_the_page_needs_nothing_beside_it_and_shows_what_was_said(run: Path, ite
     assert "<script>" not in as_page(hostile)
 
 
+def test_imagined_strips_stand_beside_what_was_seen_or_the_reason_is_told(
+    family: Path, items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    from theworld.api import TheWorld
+    from theworld.evaluation.arms import Imagination
+    from theworld.evaluation.disagreements import read_index, save_pictures
+
+    shared = Imagination(TheWorld.from_pretrained(family / "fused", device="cpu"))
+    assert save_pictures(tmp_path / "a", items, [3, 5], shared, 2, 0) is None
+    index = read_index(tmp_path / "a")
+    assert list(index) == ["q3", "q5"]
+    assert Image.open(tmp_path / "a" / index["q3"]["seen"]).size == (112, 112)
+    assert Image.open(tmp_path / "a" / index["q3"]["imagined"]).size == (2 * 112 + 4, 112)  # two world steps
+
+    def guarded(*args: object, **settings: object) -> None:
+        raise ValueError("install the guardrail first")
+
+    monkeypatch.setattr(TheWorld, "decode", guarded)
+    assert save_pictures(tmp_path / "b", items, [3], shared, 2, 0) == "install the guardrail first"
+    assert list(read_index(tmp_path / "b")["q3"]) == ["seen"]
+
+
 def test_the_markdown_has_the_same_figures(run: Path) -> None:
     text = as_markdown(compared(gather([str(run)])))
     assert "| `fused` | 80.0 % | 65.2–89.5 | 0.0 % | 2 | 40 |" in text
