@@ -388,7 +388,9 @@ def questions(tmp_path: Path) -> Path:
     return tmp_path / "mine.jsonl"
 
 
-def test_eval_of_ones_own_questions_and_their_comparison(family: Path, questions: Path, tmp_path: Path) -> None:
+def test_eval_of_ones_own_questions_and_their_comparison(
+    family: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "runs" / "mine"
     arms = "fused,wrong-future,oracle-future,true-image,imagined-image,verbal,gemma,dummy"
     command = ("eval", "mcq", "--data", questions, "--fields", "choices=options,future_frames=future", "--model")
@@ -399,7 +401,9 @@ def test_eval_of_ones_own_questions_and_their_comparison(family: Path, questions
     assert list(content["arms"]) == arms.split(",")
     assert len((run / "answers" / "oracle-future.jsonl").read_text().splitlines()) == 6
     before = {file: file.read_bytes() for file in (run / "answers").iterdir()}
-    succeed(*command, family / "fused", *options)  # all is answered: nothing is asked, nothing changes
+    with monkeypatch.context() as patched:  # all is answered: no model is loaded, and nothing changes
+        patched.setattr("theworld.cli.eval.load", lambda *names, **settings: pytest.fail("loaded a model"))
+        succeed(*command, family / "fused", *options)
     assert {file: file.read_bytes() for file in (run / "answers").iterdir()} == before
     assert "holds a run with model" in fail(*command, family / "matched-control", *options[:1], "gemma", *options[2:])
     report = tmp_path / "report"

@@ -184,10 +184,10 @@ def run(
     """The result of a run: every question asked in every arm, into a folder where one is given."""
     from theworld import checkpoints
     from theworld.evaluation.benchmarks import BENCHMARKS
-    from theworld.evaluation.disagreements import disagreeing, save_pictures
+    from theworld.evaluation.disagreements import INDEX, disagreeing, save_pictures
     from theworld.evaluation.report import labels, results, versions
     from theworld.evaluation.run_folder import PICTURES, RunFolder
-    from theworld.evaluation.runner import run_arms
+    from theworld.evaluation.runner import run_arms, with_steps
 
     model, seed = str(settings["model"]), int(settings["seed"])
     needs_world = any(arm.needs_world for arm in arms.values() if arm.weights is None)
@@ -208,6 +208,10 @@ def run(
 
     folder: RunFolder | None = None if output is None else RunFolder(output, settings, items)
     with folder or nullcontext(), counting() as step:
+        wanted = with_steps(arms, steps)
+        # a run that is through needs no model in memory
+        through = folder is not None and all(len(folder.known(name)) == len(items) for name in wanted)
+        pictured = output is not None and (Path(output) / PICTURES / INDEX).is_file()
         answers = run_arms(
             items,
             arms,
@@ -218,7 +222,7 @@ def run(
             max_new_tokens=int(settings["max_new_tokens"]),
             progress=step,
             store=folder,
-            finish=None if output is None else save,
+            finish=None if output is None or (through and pictured) else save,
         )
     found = results(items, {name: [own] for name, own in answers.items()})
     return {

@@ -58,9 +58,13 @@ class Item:
             return self.image.read()
         return list(self.image) if isinstance(self.image, list | tuple) else [self.image]
 
-    def looks_from(self, every: bool) -> list[Any]:
-        """The pictures that the world model looks ahead from: the first (of a video the last), or each with `every`."""
-        pictures = self.pictures()
+    def looks_from(self, every: bool, pictures: Sequence[Any] | None = None) -> list[Any]:
+        """The pictures that the world model looks ahead from: the first (of a video the last), or each with `every`.
+
+        Args:
+            pictures: those of the item, where they have been read already.
+        """
+        pictures = self.pictures() if pictures is None else list(pictures)
         if isinstance(self.image, VideoFile):
             return [pictures[-1]]  # the frames before are not now
         return pictures if every else pictures[:1]

@@ -152,10 +152,23 @@ def ask_arms(
     others = other_pictures(items, seed, imagination.every) if reads_others else [[] for _ in items]
     for start in range(0, len(items), batch_size):
         chunk = range(start, min(start + batch_size, len(items)))
+        shown: dict[int, list[Any]] = {}  # pictures of the chunk, read once for all arms
         for name, (arm, n) in runs.items():
             rows = [row for row in chunk if items[row].id not in known[name]]
             if rows:
-                batch = make_batch([items[row] for row in rows], [others[row] for row in rows], imagination, n, seed)
+                shown.update({row: read_pictures(items[row]) for row in rows if row not in shown})
+                batch = Batch(
+                    images=[shown[row] for row in rows],
+                    questions=[items[row].question for row in rows],
+                    num_world_steps=n,
+                    seed=seed,
+                    enable_world=True,
+                    world_latents=None,
+                    records=[items[row] for row in rows],
+                    seen=[items[row].looks_from(imagination.every, shown[row]) for row in rows],
+                    others=[others[row] for row in rows],
+                    imagination=imagination,
+                )
                 answers = answer(arm, batch, max_new_tokens)
                 store.add(name, answers)
                 known[name].update((own.id, own) for own in answers)
@@ -164,32 +177,16 @@ def ask_arms(
         imagination.forget_features()
 
 
-def make_batch(
-    records: list[Item], others: list[list[Any]], imagination: Imagination, num_world_steps: int, seed: int
-) -> Batch:
-    """The plain batch of some items, their pictures read.
+def read_pictures(item: Item) -> list[Any]:
+    """The pictures of an item, decoded.
 
     Raises:
         ValueError: a picture that cannot be read, with the id of its item.
     """
-    images = []
-    for item in records:
-        try:
-            images.append([load_image(picture) for picture in item.pictures()])
-        except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"{item.id}: {error}") from error
-    return Batch(
-        images=images,
-        questions=[item.question for item in records],
-        num_world_steps=num_world_steps,
-        seed=seed,
-        enable_world=True,
-        world_latents=None,
-        records=records,
-        seen=[item.looks_from(imagination.every) for item in records],
-        others=others,
-        imagination=imagination,
-    )
+    try:
+        return [load_image(picture) for picture in item.pictures()]
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{item.id}: {error}") from error
 
 
 def answer(arm: Arm, batch: Batch, max_new_tokens: int) -> list[Answer]:
