@@ -83,7 +83,7 @@ def invoke(*arguments: object) -> Any:
 
 
 def test_a_token_is_seen_nowhere_and_a_stopped_run_goes_on(config: Path, tmp_path: Path) -> None:
-    """One run: started with a token on its command line, stopped by SIGTERM, ended by the script with the same flags."""
+    """One run: started with a token on its command line, stopped by SIGTERM, ended by the script with its flags."""
     data = tmp_path / "chats.jsonl"
     settings = ["--set", "max_steps=400", "--set", "save_steps=1000", "--dataset", data]
     started = command(
@@ -141,7 +141,7 @@ def test_a_token_is_in_no_error(config: Path) -> None:
 
 
 def test_a_disk_that_is_full_is_one_sentence(config: Path, tmp_path: Path) -> None:
-    """No file may grow beyond what the first checkpoint's optimiser state takes: the second, larger one cannot be written."""
+    """No file may grow beyond what the first checkpoint's optimiser state takes: the second cannot be written."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))

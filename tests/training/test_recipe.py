@@ -272,7 +272,7 @@ def test_what_learns_and_how_long_samples_are_is_said(settings: Settings, caplog
     recipe.train(settings(num_world_steps=1, world_steps_mix={"0": 1, "2": 1}), load())
     model = build_model(settings(), describe(settings()))
     rows = freezing.count_parameters(model)
-    trainable, total = sum(row.trainable for row in rows), sum(row.total for row in rows)
+    trainable = sum(row.trainable for row in rows)
     assert f"learns: projector, {trainable:,} parameters" in caplog.text
     text, picture, world = 2048, 16 + 2, 3 * 16 + 2
     line = (
@@ -283,5 +283,5 @@ def test_what_learns_and_how_long_samples_are_is_said(settings: Settings, caplog
 
 
 def test_a_dataset_without_evaluation_samples(settings: Settings) -> None:
-    with pytest.raises(ValueError, match="do_eval is true, but .* gives no evaluation samples; set it to false"):
+    with pytest.raises(ValueError, match=r"do_eval is true, but .* gives no evaluation samples; set it to false"):
         recipe.train(settings(do_eval=True), lambda config: (records(2), None))
