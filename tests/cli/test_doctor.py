@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.loopback_hub import ACCEPTED, STRANGER, LoopbackHub, files_of, use_endpoint
-from theworld import checkpoints, hub
+from theworld import checkpoints, hub, memory
 from theworld.cli import app, doctor
-from theworld.configuration import COSMOS_2B
+from theworld.configuration import COSMOS_2B, TheWorldConfig, published_gemma
 
 GEMMA, COSMOS, ADAPTER = "google/gemma-3-4b-it", COSMOS_2B, "somebody/tuned"
 
@@ -138,6 +138,7 @@ def test_what_is_cached_is_not_downloaded_again_and_is_enough_offline(
     content = report("--model", ADAPTER, "--steps", "2")
     assert {row["where"] for row in content["repositories"]} == {"cache"}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "_answered", {})  # as in a process of its own
     assert report("--model", ADAPTER, "--steps", "2")["machine"]["offline"]
     weights = next((tmp_path / "hub").glob("models--google*/snapshots/*/model.safetensors"))
     weights.unlink()
@@ -173,6 +174,7 @@ def test_no_network_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
     content = report("--model", GEMMA, works=False)
     assert "check the network and http://127.0.0.1:9" in problems(content)[0]
+    assert not content["machine"]["offline"], "nobody asked for that"
     assert content["memory"]
     assert list(tmp_path.rglob("*.*")) == []
 
@@ -231,3 +233,20 @@ def test_stars_do_not_reach_into_folders() -> None:
     names = ["model.safetensors", "original/model.safetensors", "vae/config.json"]
     assert hub.matching(names, ("*.safetensors",)) == ["model.safetensors"]
     assert hub.matching(names, ("vae/*",)) == ["vae/config.json"]
+
+
+def test_memory_counts_the_text_encoder_of_a_first_rollout_and_imagined_frames(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = TheWorldConfig(vlm_config=published_gemma(GEMMA))
+    encoder = 30 * 2**30
+    (ram,), (more,) = doctor.predict(config, 4), doctor.predict(config, 4, encoder)
+    assert more["predicted"] - ram["predicted"] > encoder // 2, "the largest moment instead of a smaller one"
+    card = {"name": "a card", "total_bytes": 2**40, "free_bytes": 2**40}
+    monkeypatch.setattr(doctor, "gpus", lambda: [card])
+    (ram, gpu), (with_encoder, same_gpu) = doctor.predict(config, 4), doctor.predict(config, 4, encoder)
+    assert gpu == same_gpu, "where a GPU has no room for it, it runs on the CPU"
+    assert with_encoder["predicted"] == encoder + memory.LIBRARIES > ram["predicted"]
+    # an untrained projector is answered from frames, which are decoded; a trained one reads tokens
+    config.trained_parts = ["projector"]
+    assert doctor.predict(config, 4)[1]["predicted"] != gpu["predicted"]

@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from typing import Annotated, Any
+import sys
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
 
-from theworld.cli import ask, cache, doctor, eval, imagine, info, nano, train
-from theworld.cli.errors import errors_told
+from theworld.cli import ask, cache, compare, doctor, eval, imagine, info, nano, train
+from theworld.cli.console import say_error
+from theworld.cli.errors import errors_told, one_sentence
 from theworld.cli.token import hide_token
 
 
 class Verbs(TyperGroup):
     """Turns what went wrong into one sentence and exit code 1; `--debug` shows the traceback instead."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Also around what is written outside a verb: --help, --version, and what Python holds back until the end."""
+        if sys.stdout is None:  # closed by whoever started us: >&-
+            sys.stdout = nowhere()
+        try:
+            try:
+                return super().main(*args, **options)
+            finally:
+                sys.stdout.flush()
+        except OSError as error:
+            if error.errno is None or error.filename is not None:  # not of stdout: --debug wants it as it is
+                raise
+            # when it ends, Python would try again to write the rest, and complain in its own way
+            sys.stdout = nowhere()
+            if error.errno != errno.EPIPE:  # whoever read has gone, and wants nothing more
+                say_error(one_sentence(error))
+            sys.exit(1)
+
     def invoke(self, ctx: Any) -> Any:
         with errors_told(lambda: bool(ctx.meta.get("theworld.debug"))):
             return super().invoke(ctx)
+
+
+def nowhere() -> TextIO:
+    """A stdout that takes everything and keeps nothing."""
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 app = typer.Typer(
@@ -55,7 +81,8 @@ app.command("ask")(ask.ask)
 app.command("imagine")(imagine.imagine)
 app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
-app.add_typer(eval.app, name="eval")
+app.command("eval")(eval.evaluate)
+app.command("compare")(compare.compare)
 app.add_typer(nano.app, name="nano")
 app.command("train")(train.train)
 app.command("cache")(cache.cache)

@@ -10,6 +10,8 @@ import typer
 from theworld.cli import options
 from theworld.cli.console import say, stdout, waiting
 from theworld.cli.loading import read_config
+from theworld.cli.shapes import show as show_shapes
+from theworld.cli.shapes import way_through
 
 if TYPE_CHECKING:
     from theworld.configuration import TheWorldConfig
@@ -37,29 +39,51 @@ def info(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="nano, a model folder, or a Hub id; or a plain Gemma 3.")
     ],
-    world: options.World = options.DEFAULT_WORLD,
+    world_model: options.WorldModel = None,
     batch: Annotated[int, typer.Option("--batch", metavar="B", min=1, help="Pictures at once.")] = 1,
     steps: options.Steps = None,
     dtype: Annotated[
         str, typer.Option("--dtype", help="Type of the weights: bfloat16, float16 or float32.")
     ] = "bfloat16",
+    shapes: Annotated[
+        bool, typer.Option("--shapes", help="Show instead the shapes that a picture passes through to an answer.")
+    ] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
+    world: options.World = None,
 ) -> None:
     """Show what a model is made of, what learns under each freeze setting, its tokens, and the memory it will take.
 
     From configurations alone: no weights are read, and none downloaded.
 
-    Example: theworld info google/gemma-3-4b-it --world nvidia/Cosmos-Predict2-2B-Video2World --batch 4 --steps 4
+    Example: theworld info google/gemma-3-4b-it --world-model nvidia/Cosmos-Predict2-2B-Video2World --batch 4 --steps 4
     """
+    world_model = world_model or world or options.DEFAULT_WORLD
     with waiting(f"Reading {model} …"):
-        content = describe(model, world, batch, steps, dtype)
+        content = (
+            describe_shapes(model, world_model, batch, steps)
+            if shapes
+            else describe(model, world_model, batch, steps, dtype)
+        )
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
         return
     for note in content["notes"]:
         say(f"Note: {note}")
-    show(content)
+    if shapes:
+        show_shapes(content)
+    else:
+        show(content)
+
+
+def describe_shapes(model: str, world_model: str, batch: int, steps: int | None) -> dict[str, Any]:
+    """Everything `info --shapes` says, from configs alone."""
+    from theworld import checkpoints
+
+    config, notes = read_config(model, world_model)
+    steps = config.check_world_steps(config.num_world_steps if steps is None else steps)
+    content = way_through(on_meta(config), steps, batch, checkpoints.resolve(model))
+    return {"model": model, **content, "notes": notes}
 
 
 def describe(model: str, world: str, batch: int, steps: int | None, dtype: str) -> dict[str, Any]:
@@ -85,7 +109,7 @@ def describe(model: str, world: str, batch: int, steps: int | None, dtype: str) 
             world_now=config.world_token_count(0),
             world_default=config.world_token_count(config.num_world_steps),
         )
-    size = {"num_world_steps": steps, "batch": batch, "b": memory.DTYPES[dtype]}
+    size: dict[str, Any] = {"num_world_steps": steps, "batch": batch, "b": memory.DTYPES[dtype]}
     settings = []
     for name, parts in freeze_settings(config).items():
         trainable = sum(counts[part] for part in parts)
@@ -96,8 +120,14 @@ def describe(model: str, world: str, batch: int, steps: int | None, dtype: str) 
                 "trainable": trainable,
                 "percent": 100 * trainable / total,
                 "training_memory": as_bytes(memory.training(config, counts, parts, **size)),
+                "training_memory_checkpointing": as_bytes(
+                    memory.training(config, counts, parts, checkpointing=True, **size)
+                ),
             }
         )
+    answering = {"inference": as_bytes(memory.inference(config, counts, **size))}
+    if config.enable_world and steps:
+        answering["inference_frames"] = as_bytes(memory.inference(config, counts, mode="frames", **size))
     return {
         "model": model,
         "vision_language_model": config.vlm_name_or_path,
@@ -121,7 +151,7 @@ def describe(model: str, world: str, batch: int, steps: int | None, dtype: str) 
             "dtype": dtype,
             "sequence": memory.sequence_length(config, steps),
             "text_tokens": memory.TEXT_TOKENS,
-            "inference": as_bytes(memory.inference(config, counts, **size)),
+            **answering,
         },
         "labels": labels(checkpoints.resolve(model)),
         "notes": notes,
@@ -204,24 +234,29 @@ def show(content: dict[str, Any]) -> None:
     console.print(table)
 
     memory = content["memory"]
-    table = figures("learns", "trainable", "share", "GiB to train")
+    table = figures("learns", "trainable", "share", "GiB to train", "checkpointing")
     for row in content["freeze_settings"]:
-        peak = row["training_memory"]["peak"]
-        table.add_row(row["setting"], f"{row['trainable']:,}", f"{row['percent']:.4f} %", gib(peak))
+        peaks = (gib(row[name]["peak"]) for name in ("training_memory", "training_memory_checkpointing"))
+        table.add_row(row["setting"], f"{row['trainable']:,}", f"{row['percent']:.4f} %", *peaks)
     console.print()
     console.print(table)
 
-    inference = memory["inference"]
-    table = figures("memory to answer", "GiB")
-    for name, size in {**inference["holds"], **inference["moments"]}.items():
-        table.add_row(name if name in inference["holds"] else f"{name} (for a moment)", gib(size))
-    table.add_row("peak", gib(inference["peak"]), style="bold")
+    modes = {"GiB": memory["inference"]}
+    if "inference_frames" in memory:
+        modes = {"tokens, GiB": memory["inference"], "frames, GiB": memory["inference_frames"]}
+    table = figures("memory to answer", *modes)
+    rows = [{**mode["holds"], **mode["moments"]} for mode in modes.values()]
+    for name in dict.fromkeys(name for row in rows for name in row):
+        label = name if name in memory["inference"]["holds"] else f"{name} (for a moment)"
+        table.add_row(label, *(gib(row[name]) if name in row else "" for row in rows))
+    table.add_row("peak", *(gib(mode["peak"]) for mode in modes.values()), style="bold")
     console.print()
     console.print(table)
     console.print()
     console.print(
         f"Memory is predicted: batch {memory['batch']}, {memory['num_world_steps']} world steps, {memory['dtype']}, "
-        f"{memory['sequence']:,} tokens a sample ({memory['text_tokens']} of them text); stock eager PyTorch, AdamW."
+        f"{memory['sequence']:,} tokens a sample ({memory['text_tokens']} of them text); stock eager PyTorch, "
+        "fused AdamW."
     )
 
 

@@ -152,8 +152,9 @@ class ChatCollator:
         own_steps = {each.sample.num_world_steps for each in placed}
         if len(own_steps) > 1:
             raise ValueError(f"samples of one batch look {own_steps} world steps ahead; group them by that number.")
-        for own in own_steps - {None}:
-            steps = self.processor.config.check_world_steps(own)
+        for own in own_steps:
+            if own is not None:
+                steps = self.processor.config.check_world_steps(own)
         seed = draws.first_seed + int(rng.integers(draws.futures))
         samples = [each.sample for each in placed]
         true = [
