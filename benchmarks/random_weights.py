@@ -308,7 +308,9 @@ def make_gemma(folder: Path, size: Size = FULL, device: str | torch.device = "cp
         if key != "lm_head.weight":  # tied
             # Gemma's own norms multiply by 1 + weight, SigLIP's by weight
             norm = 1.0 if "vision_tower." in key else 0.0
-            tensors[published_name(key)] = drawn(tensor, norm, key.endswith("bias"), generator)
+            made = drawn(tensor, norm, key.endswith("bias"), generator)
+            # the head is tied: beside embeddings as large as a layer's output it would say the last token again
+            tensors[published_name(key)] = made / 4 if key.endswith("embed_tokens.weight") else made
     write_shards(folder, tensors, "model", shards=2)
     return folder
 

@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "configuration": set(),
     "images": set(),
     "pictures": set(),
+    "filmstrip": set(),
     "freezing": set(),
     "hub": {"checkpoints", "world_models"},
     "memory": {"configuration"},  # formulas only; parameters are counted above
@@ -30,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "world_models": {"configuration", "images"},
     "processing": {"configuration", "images", "checkpoints"},
     "modeling": _INSIDE,
-    "api": _MODEL | {"pictures"},
+    "api": _MODEL | {"pictures", "filmstrip"},
     "world_cache": _MODEL,
     # samples know how a prompt is made, never the model
     "datasets": {"configuration", "images", "processing"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,29 @@ def same(one: torch.Tensor, other: torch.Tensor) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ the published layout
+
+
+def test_a_key_of_a_newer_transformers_is_told_and_carried_along(
+    gemma: Path, cosmos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said() -> list[str]:
+        return [message for message in caplog.messages if "does not read" in message]
+
+    published = logits(build(gemma, cosmos))
+    TheWorld("nano", device="cpu")
+    assert said() == [], "neither the published layout nor nano has such a key"
+    newer = shutil.copytree(gemma, tmp_path / "newer")
+    config = json.loads((newer / "config.json").read_text())
+    config["text_config"]["attention_style"] = "plain"
+    (newer / "config.json").write_text(json.dumps({**config, "brand_new": {"deep": [1]}}))
+    assert torch.equal(logits(build(newer, cosmos)), published)
+    assert "brand_new, text_config.attention_style. They are ignored" in said()[0]
+    build(newer, cosmos).save_pretrained(tmp_path / "ours")
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    TheWorld.from_pretrained(tmp_path / "ours", device="cpu")
+    (tmp_path / "ours" / "config.json").write_text(json.dumps({**config, "brand_new": 1}))
+    with pytest.raises(ValueError, match="no 'brand_new'; known are"):  # in ours it can only be a mistake
+        TheWorld.from_pretrained(tmp_path / "ours", device="cpu")
 
 
 def test_both_published_layouts_load_through_the_facade(gemma: Path, cosmos: Path) -> None:

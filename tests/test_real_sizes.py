@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from theworld import TheWorldConfig, freezing
-from theworld.configuration import COSMOS_2B_TRANSFORMER, CosmosPredict2Config
+from theworld.configuration import COSMOS_2B_TRANSFORMER, CosmosPredict2Config, published_gemma
 from theworld.modeling import TheWorldForConditionalGeneration
 
 # as the published config.json files have them: what they leave out is the class's default
@@ -96,6 +97,30 @@ def test_gemma_4b_and_cosmos_2b_have_the_published_counts() -> None:
     table = {row.part: row.total for row in freezing.count_parameters(model)}
     assert table["language"] == 3_209_010_688 + 671_252_480
     assert sum(table.values()) == count(model)
+
+
+@pytest.mark.parametrize("size", GEMMA_TEXT)
+def test_what_is_known_without_a_network_is_what_the_published_config_says(size: str) -> None:
+    for suffix in ("it", "pt"):
+        known = published_gemma(f"google/gemma-3-{size}-{suffix}")
+        assert known is not None
+        text, vision = known.text_config.to_dict(), known.vision_config.to_dict()
+        published = Gemma3Config(**gemma_config(size))
+        assert (text, vision) == (published.text_config.to_dict(), published.vision_config.to_dict())
+        assert known.mm_tokens_per_image == published.mm_tokens_per_image
+    assert published_gemma("google/gemma-3-1b-it") is None, "it sees no pictures"
+
+
+# the Gemma 3 report's table 1, in millions (https://arxiv.org/abs/2503.19786): vision, embeddings, and the rest
+@pytest.mark.parametrize(
+    ("size", "millions"), [("4b", (417, 675, 3_209)), ("12b", (417, 1_012, 10_759)), ("27b", (417, 1_416, 25_600))]
+)
+def test_each_size_counts_as_the_report_says(size: str, millions: tuple[int, int, int]) -> None:
+    with torch.device("meta"):
+        model = Gemma3ForConditionalGeneration(published_gemma(f"google/gemma-3-{size}-it")).model
+    embeddings = model.language_model.embed_tokens.weight.numel()
+    counted = (count(model.vision_tower), embeddings, count(model.language_model) - embeddings)
+    assert counted == pytest.approx([1e6 * figure for figure in millions], rel=0.008)
 
 
 @pytest.mark.parametrize(

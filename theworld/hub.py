@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import http_backoff  # type: ignore[attr-defined]  # documented, and exported lazily
 
 from theworld import checkpoints
 from theworld.world_models.cosmos_components import file_patterns
@@ -32,6 +33,7 @@ from theworld.world_models.prompts import ENCODER_FILES
 # the HTTP library's own base class of errors, whichever library this version of huggingface_hub is built on
 TransportError: type[BaseException] = HfHubHTTPError.__bases__[0]
 TIMEOUT = 10.0  # seconds for one answer of the Hub
+CONNECT_TIMEOUT = 5.0  # seconds until it takes a call, behind a firewall that drops packets
 
 # Patterns without a slash are of the top folder. What is not required is taken where it is there.
 ADAPTER_FILES = (checkpoints.CONFIG_FILE, checkpoints.ADAPTER_FILE)
@@ -93,6 +95,44 @@ class Found:
         return self.needed - self.here if self.access == "ok" else 0
 
 
+def answers(endpoint: str) -> bool:
+    """Whether the Hub says anything at all, be it a refusal: asked once a process, and once more a second later."""
+    if endpoint not in _answered:
+        timeouts = (CONNECT_TIMEOUT, TIMEOUT, TIMEOUT, TIMEOUT)  # to connect, read, write and get a connection
+        try:
+            http_backoff("HEAD", endpoint, max_retries=1, retry_on_status_codes=(), timeout=timeouts)
+        except (TransportError, OSError):
+            _answered[endpoint] = False
+        else:
+            _answered[endpoint] = True
+    return _answered[endpoint]
+
+
+_answered: dict[str, bool] = {}
+
+
+def is_away() -> bool:
+    """Whether `go_offline_if_away` has found the Hub away, so that this process reads the cache alone."""
+    return bool(constants.HF_HUB_OFFLINE) and _answered.get(constants.ENDPOINT) is False
+
+
+def go_offline_if_away(name: str, inside: str | None = None) -> None:
+    """Where `name` lies on the Hub and the Hub does not answer, reads the cache alone from here on.
+
+    As HF_HUB_OFFLINE=1 does, for the whole process: for a program that makes one call, not for a library. Without it
+    huggingface_hub asks six times over 23 seconds for every file that it does not have, and transformers and we look
+    for several that many repositories lack: a model that is whole in the cache would be minutes late. Once the Hub has
+    answered, downloads have all the patience they had.
+    """
+    place = checkpoints.resolve(name, inside)
+    if may_be_on_hub(place) and not constants.HF_HUB_OFFLINE and not answers(constants.ENDPOINT):
+        constants.HF_HUB_OFFLINE = True
+
+
+def may_be_on_hub(place: str) -> bool:
+    return not Path(place).is_dir() and place.count("/") == 1 and not place.startswith((".", "/", "~"))
+
+
 def config_need(name: str) -> Need:
     """Only what says what a repository is."""
     return Need("config", name, checkpoints.resolve(name), CONFIG_FILES, ())
@@ -147,11 +187,13 @@ def look(need: Need) -> Found:
     if Path(need.place).is_dir():
         shipped = Path(need.place).resolve().is_relative_to(checkpoints.SHIPPED_WEIGHTS.resolve())
         return _in_folder(need, Path(need.place), "shipped" if shipped else "folder")
-    if need.place.count("/") != 1 or need.place.startswith((".", "/", "~")):
+    if not may_be_on_hub(need.place):
         problem = f"There is no folder {need.place}, and it is no Hub id such as owner/name: check the name."
         return Found(need, "folder", "unknown", problem)
     if constants.HF_HUB_OFFLINE:
-        return _in_cache(need, "HF_HUB_OFFLINE is set: unset it")
+        return _in_cache(need, no_network() if is_away() else "HF_HUB_OFFLINE is set: unset it")
+    if not answers(constants.ENDPOINT):
+        return _in_cache(need, no_network())
     return _on_hub(need)
 
 
@@ -247,8 +289,12 @@ def _on_hub(need: Need) -> Found:
         else:
             found = _in_cache(need, f"it answers {status} at {constants.ENDPOINT}, so try again later")
     except (TransportError, OSError):
-        found = _in_cache(need, f"check the network and {constants.ENDPOINT}")
+        found = _in_cache(need, no_network())
     return found
+
+
+def no_network() -> str:
+    return f"check the network and {constants.ENDPOINT}"
 
 
 def _is_cached(repository: str, name: str, commit: str | None) -> bool:
@@ -257,7 +303,7 @@ def _is_cached(repository: str, name: str, commit: str | None) -> bool:
 
 def token_problem() -> str | None:
     """What is wrong with the token, where there is one and the Hub can be asked."""
-    if constants.HF_HUB_OFFLINE or not get_token():
+    if constants.HF_HUB_OFFLINE or not get_token() or not answers(constants.ENDPOINT):
         return None
     try:
         HfApi().whoami()

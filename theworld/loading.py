@@ -6,21 +6,27 @@ transformers logs missing and unexpected tensors and goes on with random ones; h
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import AutoConfig, Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedConfig
+from transformers import __version__ as transformers_version
 
 from theworld import checkpoints, freezing
 from theworld.configuration import CosmosPredict2Config, TheWorldConfig
 from theworld.world_models import world_model_class
 from theworld.world_models.base import PARTS, WorldModel
 
+logger = logging.getLogger(__name__)
+
 GEMMA = Gemma3Config.model_type
+# keys that published configs hold and transformers keeps as plain attributes, after reading them or for no reader
+GEMMA_KEYS_KEPT = {"model_type", "eos_token_id", "cache_implementation", "sliding_window_pattern"}
 VLM_FOLDER, WORLD_FOLDER = "vlm", "world"  # of a full export
 DIGESTED = 1024  # numbers of each tensor that a fingerprint reads
 
@@ -40,6 +46,21 @@ def read_gemma_config(name_or_path: str, revision: str | None = None) -> Gemma3C
     return AutoConfig.from_pretrained(name_or_path, revision=revision)
 
 
+def keys_nobody_reads(values: Mapping[str, Any], config: PreTrainedConfig) -> Iterator[str]:
+    """Keys of a config.json that `config`, made of it, only carries along; those of its parts as `text_config.key`.
+
+    transformers turns a key it does not know into an attribute. In a base model's config that is no typing error, as it
+    would be in ours, but a newer version's key: the model may be what it was, or not quite.
+    """
+    fresh = type(config)()
+    for key, value in values.items():
+        part = vars(config).get(key)
+        if isinstance(part, PreTrainedConfig) and isinstance(value, dict):
+            yield from (f"{key}.{inner}" for inner in keys_nobody_reads(value, part))
+        elif key in vars(config) and key not in {*vars(fresh), *dir(fresh), *GEMMA_KEYS_KEPT}:
+            yield key
+
+
 def load_gemma(
     name_or_path: str, revision: str | None = None, dtype: torch.dtype | str | None = None, **arguments: Any
 ) -> Gemma3ForConditionalGeneration:
@@ -53,7 +74,16 @@ def load_gemma(
         ValueError: a tensor too many, too few (the head may be missing where it is tied to the embeddings) or of
             another shape; a missing or damaged file.
     """
-    read_gemma_config(name_or_path, revision)
+    config = read_gemma_config(name_or_path, revision)
+    unread = sorted(keys_nobody_reads(checkpoints.read_json(name_or_path, revision=revision), config))
+    if unread:
+        logger.warning(
+            "The config of %s has keys that transformers %s does not read: %s. They are ignored; if its answers are "
+            "odd, use a newer transformers.",
+            name_or_path,
+            transformers_version,
+            ", ".join(unread),
+        )
     try:
         model, found = Gemma3ForConditionalGeneration.from_pretrained(
             name_or_path,

@@ -4,8 +4,9 @@ From a picture to an answer: embed the text, scatter Gemma's image features over
 projected world latents over the world placeholders, and let Gemma's own forward do the rest. With the world off, every
 input goes to Gemma untouched.
 
-Shapes: B prompts, L tokens, n pictures with a world block, C latent channels, T = 1 + N latent frames, h×w latent grid,
-K = world_token_count(N) placeholders a picture, D width of the language model.
+Shapes: B prompts, L tokens, n pictures or videos with a world block, F pixel frames seen, C latent channels,
+T = P + 1 + N latent frames (past, now, imagined), h×w latent grid, K = world_token_count(N, P) placeholders a picture,
+D width of the language model.
 """
 
 from __future__ import annotations
@@ -40,7 +41,15 @@ from theworld.world_models.cosmos_components import PROMPT_EMBEDS
 
 logger = logging.getLogger(__name__)
 
-WORLD_INPUTS = ("world_frames", "world_latents", "world_embeds", "world_seeds", "num_world_steps", "world_prompt")
+WORLD_INPUTS = (
+    "world_frames",
+    "world_latents",
+    "world_embeds",
+    "world_seeds",
+    "num_world_steps",
+    "num_past_steps",
+    "world_prompt",
+)
 
 
 def world_parts_for(num_world_steps: int) -> tuple[str, ...]:
@@ -298,10 +307,10 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_prompt: str | Sequence[str] | None = None,
         **rollout: Any,
     ) -> Tensor:
-        """Latents of now and, for N > 0, of the imagined next moments.
+        """Latents of what was seen, up to now, and, for N > 0, of the imagined next moments.
 
         Args:
-            world_frames: (n, 3, F, S, S) in [-1, 1].
+            world_frames: (n, 3, F, S, S) in [-1, 1], in order of time, the last one now; F = 1 + 4·P.
             num_world_steps: N future latent frames.
             seeds: one a picture; the noise of its rollout.
             progress: called with (denoise steps done, of how many).
@@ -309,7 +318,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             rollout: `num_inference_steps`, `guidance_scale`, prompt embeddings; the config's when left out.
 
         Returns:
-            (n, C, T, h, w) normalised latents, T = 1 + N.
+            (n, C, T, h, w) normalised latents, T = P + 1 + N; the first P + 1 are those of the frames, whatever N is.
         """
         if self.world is None:
             raise ValueError("this model was built with the world off (enable_world=False); it cannot imagine.")
@@ -336,6 +345,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_embeds: Tensor | None = None,
         world_seeds: Tensor | None = None,
         num_world_steps: Tensor | int | None = None,
+        num_past_steps: Tensor | int | None = None,
         world_prompt: str | Sequence[str] | None = None,
     ) -> Tensor | None:
         """World tokens (n, K, D) from whichever of the three forms is given; None when none is."""
@@ -348,10 +358,17 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return world_embeds
         if world_latents is None:
             assert world_frames is not None
-            steps = one_number(num_world_steps, self.config.num_world_steps)
+            steps = one_number(num_world_steps, self.config.num_world_steps, "num_world_steps")
             seeds = [0] * world_frames.shape[0] if world_seeds is None else world_seeds.tolist()
             world_latents = self.world_latents_of(world_frames, steps, seeds, world_prompt=world_prompt)
-        return self.projector(world_latents.to(self.projector.row.device))
+            past = world_latents.shape[2] - 1 - steps
+            if one_number(num_past_steps, past, "num_past_steps") != past:
+                raise ValueError(
+                    f"world_frames have {past} past steps, and num_past_steps says otherwise; leave it out."
+                )
+        else:
+            past = one_number(num_past_steps, 0, "num_past_steps")
+        return self.projector(world_latents.to(self.projector.row.device), past)
 
     def forward(
         self,
@@ -370,6 +387,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_embeds: Tensor | None = None,
         world_seeds: Tensor | None = None,
         num_world_steps: Tensor | int | None = None,
+        num_past_steps: Tensor | int | None = None,
         world_prompt: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Gemma3CausalLMOutputWithPast:
@@ -382,6 +400,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 (n, K, D), already projected. None of them: Gemma alone.
             world_seeds: (n,) int64, the noise of each picture's rollout.
             num_world_steps: N, or (n,) of one value; used with `world_frames`.
+            num_past_steps: P, or (n,) of one value, the frames of `world_latents` that lie before now; 0 when None.
             world_prompt: what the future of `world_frames` shows, as the processor was told; its seeds depend on it.
             labels: (B, L), -100 where nothing is learned.
 
@@ -392,7 +411,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: world placeholders and world tokens do not match in number, or one is there without the other.
         """
         world_tokens = self.world_tokens(
-            world_frames, world_latents, world_embeds, world_seeds, num_world_steps, world_prompt
+            world_frames, world_latents, world_embeds, world_seeds, num_world_steps, num_past_steps, world_prompt
         )
         passed_on = {
             "attention_mask": attention_mask,
@@ -471,15 +490,15 @@ def scatter(embeds_BLD: Tensor, placeholders_BL: Tensor, features: Tensor, kind:
     return embeds_BLD.masked_scatter(placeholders_BL.unsqueeze(-1), features.to(embeds_BLD))
 
 
-def one_number(value: Tensor | int | None, default: int) -> int:
-    """The one number of world steps of a batch; a ValueError when its rows differ."""
+def one_number(value: Tensor | int | None, default: int, name: str) -> int:
+    """The one number of steps of a batch; a ValueError when its rows differ."""
     if value is None:
         return default
     if isinstance(value, int):
         return value
     numbers = sorted(set(value.flatten().tolist()))
     if len(numbers) != 1:
-        raise ValueError(f"one batch has one num_world_steps, but these were given: {numbers}; group your samples.")
+        raise ValueError(f"one batch has one {name}, but these were given: {numbers}; group your samples.")
     return int(numbers[0])
 
 

@@ -27,8 +27,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from tests.loopback_hub import LoopbackHub, files_of, use_endpoint
+from tests.loopback_hub import ACCEPTED, LoopbackHub, files_of, use_endpoint
 from tests.tiny import tiny_gemma_folder
+from theworld import hub
 from theworld.cli import app
 
 QUESTION = "Which bin will the ball land in?"
@@ -405,12 +406,64 @@ def test_a_repository_that_is_not_there(
     assert "somebody/nothing" in ask("somebody/nothing", picture)
 
 
-def test_no_network(picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the Hub's client tries six times
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that somebody wanted to wait, without the waiting; the Hub was never asked before."""
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    monkeypatch.setattr(hub, "_answered", {})
+    return waits
+
+
+def test_no_network(picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited: list[float]) -> None:
     use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
     said = ask("somebody/tuned", picture)
     assert "somebody/tuned" in said
     assert "network" in said
+    assert sum(waited) == 1, "the Hub's client would wait for 23 seconds"
+
+
+def test_without_a_network_the_cache_is_enough_and_at_once(
+    loopback: LoopbackHub,
+    family: Path,
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    waited: list[float],
+) -> None:
+    from huggingface_hub import snapshot_download
+
+    loopback.use(monkeypatch, tmp_path, ACCEPTED)
+    for name in (GEMMA, COSMOS, "somebody/tuned"):
+        snapshot_download(name)
+    bases = {"vlm_name_or_path": GEMMA, "world_name_or_path": COSMOS}
+    change(shutil.copytree(family / "fused", tmp_path / "here") / "config.json", **bases)
+    short = ("--steps", "1", "--max-new-tokens", "2", "--device", "cpu")
+    for model in ("somebody/tuned", str(tmp_path / "here"), GEMMA):  # the bases of a folder lie on the Hub, too
+        use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
+        hub._answered.clear()
+        waited.clear()
+        result = run("ask", picture, QUESTION, "--model", model, "--no-world", *short)
+        assert result.exit_code == 0, result.output
+        assert "http://127.0.0.1:9 does not answer, so what lies there was read from the cache." in result.stderr
+        assert sum(waited) == 1
+
+
+def test_a_hub_that_refuses_is_there(
+    loopback: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited: list[float]
+) -> None:
+    from huggingface_hub import constants
+
+    loopback.use(monkeypatch, tmp_path)
+    hub.go_offline_if_away("somebody/nothing")  # its front page is a 404
+    assert not constants.HF_HUB_OFFLINE, "a download keeps its own patience"
+    hub.go_offline_if_away("nano")
+    hub.go_offline_if_away("no-such-model")
+    use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
+    hub.go_offline_if_away("nano")  # lies here: nobody is asked
+    assert not constants.HF_HUB_OFFLINE
+    hub.go_offline_if_away("somebody/nothing")
+    assert constants.HF_HUB_OFFLINE
 
 
 # ------------------------------------------------------------------------------------------------------ a full disk
@@ -478,16 +531,43 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_runs(
     assert "is no folder to write to" in fail("eval", "physics", *model, "--json", tmp_path / "file" / "r.json")
 
 
+WRITES = [
+    ("--version",),
+    ("--help",),
+    ("info", "nano"),
+    ("info", "nano", "--json"),
+    ("nano", "scene", "drop", "--json"),
+]
+
+
+def run_into(stdout: Any, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "theworld.cli", *arguments]
+    return subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120, check=False, **options
+    )
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_a_full_disk_behind_stdout() -> None:
+@pytest.mark.parametrize("arguments", WRITES, ids=" ".join)
+def test_a_full_disk_behind_stdout(arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "theworld.cli", "nano", "scene", "drop", "--json"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_into(full, *arguments)
     assert done.returncode == 1
     assert done.stderr.strip() == "Error: No space left on device; make room, or choose another place."
+
+
+@pytest.mark.parametrize("arguments", WRITES, ids=" ".join)
+def test_a_reader_that_has_gone_is_no_error_to_talk_about(arguments: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run_into(writing, *arguments)
+    os.close(writing)
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+def test_a_closed_stdout_takes_nothing_and_harms_nothing(family: Path, picture: Path) -> None:
+    arguments = ("ask", str(picture), QUESTION, "--model", str(family / "fused"), "--max-new-tokens", "2")
+    done = run_into(None, *arguments, preexec_fn=lambda: os.close(1))
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr

@@ -15,8 +15,10 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from theworld import __version__, checkpoints
-from theworld.cli import app, is_out_of_memory, one_sentence
+from theworld.api import DEFAULT_COSMOS
+from theworld.cli import app, is_out_of_memory, one_sentence, options
 from theworld.cli.eval import control_places
+from theworld.configuration import COSMOS_2B
 from theworld.world_models import guardrail
 
 QUESTION = "Which bin will the ball land in?"
@@ -79,6 +81,15 @@ def test_help_names_every_verb_and_loads_no_library() -> None:
 )
 def test_every_verb_has_help(command: tuple[str, ...]) -> None:
     assert "Usage" in succeed(*command, "--help").stdout
+
+
+def test_an_option_has_one_name_in_every_verb() -> None:
+    """What two verbs take is called the same; an earlier name is not shown."""
+    for verb in ("ask", "imagine", "info", "doctor"):
+        shown = " ".join(succeed(verb, "--help").stdout.split())
+        assert "--world-model" in shown
+        assert "--world " not in shown.replace("--world --no-world", ""), verb
+    assert options.DEFAULT_WORLD == DEFAULT_COSMOS == COSMOS_2B
 
 
 def test_version() -> None:
@@ -272,10 +283,19 @@ def test_info_of_a_plain_gemma_is_of_the_fusion_it_would_become(family: Path) ->
     content = json.loads(succeed("info", bases / "gemma", "--world-model", bases / "cosmos", "--json").stdout)
     assert [row["part"] for row in content["parameters"] if row["trainable"]] == ["projector"]
     assert content["trained_parts"] == []
+    earlier = succeed("info", bases / "gemma", "--world", bases / "cosmos", "--json").stdout
+    assert json.loads(earlier) == content
 
 
 def test_info_of_the_published_pair_needs_no_network() -> None:
-    arguments = ("google/gemma-3-4b-it", "--world", "nvidia/Cosmos-Predict2-2B-Video2World", "--batch", "4", "--json")
+    arguments = (
+        "google/gemma-3-4b-it",
+        "--world-model",
+        "nvidia/Cosmos-Predict2-2B-Video2World",
+        "--batch",
+        "4",
+        "--json",
+    )
     content = json.loads(succeed("info", *arguments).stdout)
     assert len(content["notes"]) == 2  # says where both configs came from
     sizes = {row["component"]: row["parameters"] for row in content["components"]}

@@ -138,6 +138,7 @@ def test_what_is_cached_is_not_downloaded_again_and_is_enough_offline(
     content = report("--model", ADAPTER, "--steps", "2")
     assert {row["where"] for row in content["repositories"]} == {"cache"}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "_answered", {})  # as in a process of its own
     assert report("--model", ADAPTER, "--steps", "2")["machine"]["offline"]
     weights = next((tmp_path / "hub").glob("models--google*/snapshots/*/model.safetensors"))
     weights.unlink()
@@ -173,6 +174,7 @@ def test_no_network_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
     content = report("--model", GEMMA, works=False)
     assert "check the network and http://127.0.0.1:9" in problems(content)[0]
+    assert not content["machine"]["offline"], "nobody asked for that"
     assert content["memory"]
     assert list(tmp_path.rglob("*.*")) == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -16,6 +16,23 @@ from theworld.cli.console import say_error
 
 class Verbs(TyperGroup):
     """Turns what went wrong into one sentence and exit code 1; `--debug` shows the traceback instead."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Also around what is written outside a verb: --help, --version, and what Python holds back until the end."""
+        if sys.stdout is None:  # closed by whoever started us: >&-
+            sys.stdout = nowhere()
+        try:
+            try:
+                return super().main(*args, **options)
+            finally:
+                sys.stdout.flush()
+        except OSError as error:
+            sys.stdout = (
+                nowhere()
+            )  # when it ends, Python would try again to write the rest, and complain in its own way
+            if error.errno != errno.EPIPE:  # whoever read has gone, and wants nothing more
+                say_error(one_sentence(error))
+            sys.exit(1)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -29,6 +46,11 @@ class Verbs(TyperGroup):
                 raise
             say_error("not enough memory for this model; try fewer --steps, or a smaller model or --batch-size.")
         raise typer.Exit(1)
+
+
+def nowhere() -> TextIO:
+    """A stdout that takes everything and keeps nothing."""
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def one_sentence(error: BaseException) -> str:

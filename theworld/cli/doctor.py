@@ -37,18 +37,19 @@ class Finding:
 def doctor(
     model: options.Model = "nano",
     steps: options.Steps = None,
-    world: options.World = options.DEFAULT_WORLD,
+    world_model: options.WorldModel = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
+    world: options.World = None,
 ) -> None:
     """Check that a call would work here: repositories and their licences, downloads, disk, memory, libraries.
 
     Fetches no weights. The exit code is 1 when the call would fail, and the last lines say why and what to do.
 
-    Example: theworld doctor --model google/gemma-3-4b-it --world nvidia/Cosmos-Predict2-2B-Video2World --steps 4
+    Example: theworld doctor --model google/gemma-3-4b-it --world-model nvidia/Cosmos-Predict2-2B-Video2World --steps 4
     """
     with waiting("Looking …"):
-        content = examine(model, world, steps)
+        content = examine(model, world_model or world or options.DEFAULT_WORLD, steps)
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
     else:
@@ -129,7 +130,7 @@ def examine(model: str, world: str, steps: int | None) -> dict[str, Any]:
             "versions": versions(),
             "guardrail": guardrail_version(),
             "hub": constants.ENDPOINT,
-            "offline": bool(constants.HF_HUB_OFFLINE),
+            "offline": bool(constants.HF_HUB_OFFLINE) and not hub.is_away(),
             "token": get_token() is not None,
         },
     }

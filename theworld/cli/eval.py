@@ -14,7 +14,7 @@ import typer
 
 from theworld.cli import options
 from theworld.cli.console import counting, say, stdout
-from theworld.cli.loading import check_place, check_steps, check_trained, load, note_for
+from theworld.cli.loading import check_place, check_steps, check_trained, load, note_for, read_values
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -118,9 +118,7 @@ def physics(
 
 def world_steps(model: str, steps: int | None) -> int:
     """`--steps`, or the model's own number, checked against what the model can do."""
-    from theworld import checkpoints
-
-    config = checkpoints.read_json(checkpoints.resolve(model))
+    config = read_values(model)
     own = config.get("num_world_steps", 0)
     assert isinstance(own, int)
     check_steps(model, steps)
@@ -133,8 +131,6 @@ def control_places(model: str, wanted: set[str], given: list[str]) -> dict[str, 
     Raises:
         ValueError: one that is not there, a Hub id whose control nobody named, or a `--control` that is not NAME=MODEL.
     """
-    from theworld import checkpoints
-
     places: dict[str, str] = {}
     for pair in given:
         name, _, place = pair.partition("=")
@@ -149,7 +145,7 @@ def control_places(model: str, wanted: set[str], given: list[str]) -> dict[str, 
         else:
             raise ValueError(f"the arm {name!r} needs its trained weights; give --control {name}=FOLDER.")
     for name in wanted:
-        checkpoints.read_json(checkpoints.resolve(places[name]))  # told now, not when half the arms have run
+        read_values(places[name])  # told now, not when half the arms have run
     return {name: places[name] for name in sorted(wanted)}
 
 

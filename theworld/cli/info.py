@@ -10,6 +10,8 @@ import typer
 from theworld.cli import options
 from theworld.cli.console import say, stdout, waiting
 from theworld.cli.loading import read_config
+from theworld.cli.shapes import show as show_shapes
+from theworld.cli.shapes import way_through
 
 if TYPE_CHECKING:
     from theworld.configuration import TheWorldConfig
@@ -37,29 +39,51 @@ def info(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="nano, a model folder, or a Hub id; or a plain Gemma 3.")
     ],
-    world: options.World = options.DEFAULT_WORLD,
+    world_model: options.WorldModel = None,
     batch: Annotated[int, typer.Option("--batch", metavar="B", min=1, help="Pictures at once.")] = 1,
     steps: options.Steps = None,
     dtype: Annotated[
         str, typer.Option("--dtype", help="Type of the weights: bfloat16, float16 or float32.")
     ] = "bfloat16",
+    shapes: Annotated[
+        bool, typer.Option("--shapes", help="Show instead the shapes that a picture passes through to an answer.")
+    ] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
+    world: options.World = None,
 ) -> None:
     """Show what a model is made of, what learns under each freeze setting, its tokens, and the memory it will take.
 
     From configurations alone: no weights are read, and none downloaded.
 
-    Example: theworld info google/gemma-3-4b-it --world nvidia/Cosmos-Predict2-2B-Video2World --batch 4 --steps 4
+    Example: theworld info google/gemma-3-4b-it --world-model nvidia/Cosmos-Predict2-2B-Video2World --batch 4 --steps 4
     """
+    world_model = world_model or world or options.DEFAULT_WORLD
     with waiting(f"Reading {model} …"):
-        content = describe(model, world, batch, steps, dtype)
+        content = (
+            describe_shapes(model, world_model, batch, steps)
+            if shapes
+            else describe(model, world_model, batch, steps, dtype)
+        )
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
         return
     for note in content["notes"]:
         say(f"Note: {note}")
-    show(content)
+    if shapes:
+        show_shapes(content)
+    else:
+        show(content)
+
+
+def describe_shapes(model: str, world_model: str, batch: int, steps: int | None) -> dict[str, Any]:
+    """Everything `info --shapes` says, from configs alone."""
+    from theworld import checkpoints
+
+    config, notes = read_config(model, world_model)
+    steps = config.check_world_steps(config.num_world_steps if steps is None else steps)
+    content = way_through(on_meta(config), steps, batch, checkpoints.resolve(model))
+    return {"model": model, **content, "notes": notes}
 
 
 def describe(model: str, world: str, batch: int, steps: int | None, dtype: str) -> dict[str, Any]:

@@ -9,12 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from theworld.cli.console import waiting
+from theworld.cli.console import say, waiting
 
 if TYPE_CHECKING:
     from theworld.api import TheWorld
     from theworld.configuration import TheWorldConfig
+    from theworld.images import Video
     from theworld.world_models.base import WorldModel
+
+# Of a video, what a fresh fusion reads: the published Cosmos-Predict2 was made to go on from 1 frame or from 5
+# (https://github.com/nvidia-cosmos/cosmos-predict2, documentations/inference_video2world.md).
+PAST_STEPS = 1
 
 NANO_NOTE = (
     "Note: nano knows only the scenes it ships with (see `theworld nano scene`); about any other picture its answers "
@@ -46,14 +51,14 @@ def read_config(
     """
     from transformers import AutoConfig
 
-    from theworld import checkpoints
+    from theworld import checkpoints, hub
     from theworld.configuration import COSMOS_2B, CosmosPredict2Config, TheWorldConfig, published_gemma
     from theworld.world_models import world_model_class
 
     place = checkpoints.resolve(model)
     notes: list[str] = []
     try:
-        values = checkpoints.read_json(place) if readable(model) else unreadable(model)
+        values = read_values(model) if readable(model) else unreadable(model)
     except ValueError:
         vlm = published_gemma(model)
         if vlm is None or Path(place).is_dir():
@@ -69,7 +74,10 @@ def read_config(
     world_place = checkpoints.resolve(world)
     try:
         world_class = world_model_class(CosmosPredict2Config.model_type)
-        world_config = world_class.read_config(world_place) if readable(world) else unreadable(world)
+        if not readable(world):
+            unreadable(world)
+        hub.go_offline_if_away(world)
+        world_config = world_class.read_config(world_place)
     except ValueError:
         if world != COSMOS_2B or Path(world_place).is_dir():
             raise
@@ -77,6 +85,14 @@ def read_config(
         notes.append(f"{world} could not be read; its published configuration, which this package knows, stands in.")
     fused = TheWorldConfig(vlm_config=vlm, world_config=world_config, vlm_name_or_path=model, world_name_or_path=world)
     return fused, notes
+
+
+def read_values(model: str) -> dict[str, object]:
+    """A model's config.json, out of the cache where the Hub does not answer."""
+    from theworld import checkpoints, hub
+
+    hub.go_offline_if_away(model)
+    return checkpoints.read_json(checkpoints.resolve(model))
 
 
 def config_of(model: str, values: dict[str, object]) -> TheWorldConfig:
@@ -95,10 +111,8 @@ def unreadable(name: str) -> NoReturn:
 
 def has_trained_projector(model: str) -> bool:
     """Whether world tokens would mean something to this model; true as well where it has none. Loads nothing."""
-    from theworld import checkpoints
-
     with waiting(f"Looking for {model} …"):
-        config = checkpoints.read_json(checkpoints.resolve(model))
+        config = read_values(model)
     parts = config.get("trained_parts") or []
     return not config.get("enable_world", True) or (isinstance(parts, list) and "projector" in parts)
 
@@ -138,16 +152,17 @@ def world_of(model: str, world_model: str | None = None) -> WorldModel:
     Args:
         world_model: of a fresh fusion; None is the default one.
     """
-    from theworld import checkpoints
+    from theworld import checkpoints, hub
     from theworld.api import DEFAULT_COSMOS
     from theworld.configuration import CosmosPredict2Config, TheWorldConfig
     from theworld.world_models import world_model_class
 
     folder = checkpoints.resolve(model)
-    values = checkpoints.read_json(folder)
+    values = read_values(model)
     name, revision = world_model or DEFAULT_COSMOS, None
     if values.get("model_type") == TheWorldConfig.model_type:
         name, revision = str(values.get("world_name_or_path")), values.get("world_revision")
+    hub.go_offline_if_away(name, folder)
     world: WorldModel = world_model_class(CosmosPredict2Config.model_type).from_pretrained(
         checkpoints.resolve(name, folder), parts=(), revision=None if revision is None else str(revision)
     )
@@ -170,10 +185,8 @@ def check_device(device: str | None) -> None:
 
 def check_steps(model: str, steps: int | None) -> None:
     """Stops before anything is loaded when a model cannot look as many world steps ahead."""
-    from theworld import checkpoints
-
     with waiting(f"Looking for {model} …"):
-        most = checkpoints.read_json(checkpoints.resolve(model)).get("max_world_steps", 16)
+        most = read_values(model).get("max_world_steps", 16)
     if steps is not None and isinstance(most, int) and steps > most:
         raise ValueError(f"--steps {steps}: {model} imagines at most {most} world steps; give a number up to that.")
 
@@ -195,37 +208,47 @@ def load(
     device: str | None = None,
     enable_world: bool = True,
     world_model: str | None = None,
+    video: Video | None = None,
 ) -> TheWorld:
     """A trained model, or two base models freshly fused, as far as a call needs it.
 
     Args:
         world_model: of a fresh fusion; None is the default one.
+        video: what the model will read; a model that reads pictures only is told before its weights are loaded.
 
     Raises:
         ValueError: no such model, or one that cannot be read; the sentence says which.
     """
     check_steps(model, steps)
     with waiting(f"Loading {model} …"):
+        from huggingface_hub import constants
         from safetensors import SafetensorError
 
-        from theworld import checkpoints
+        from theworld import checkpoints, hub
         from theworld.api import DEFAULT_COSMOS, TheWorld
         from theworld.configuration import TheWorldConfig
 
         _quieten()
         check_device(device)
-        values = checkpoints.read_json(checkpoints.resolve(model))
+        values = read_values(model)
         try:
             if values.get("model_type") == TheWorldConfig.model_type:
-                config_of(model, values)  # told now, not when the base models are in memory
-                return TheWorld.from_pretrained(model, num_world_steps=steps, device=device)
-            return TheWorld(
-                model,
-                num_world_steps=steps,
-                cosmos_model_name=world_model or DEFAULT_COSMOS,
-                device=device,
-                enable_world=enable_world,
-            )
+                config = config_of(model, values)  # told now, not when the base models are in memory
+                if video is not None and enable_world:
+                    config.past_steps_of(video.num_frames)
+                for base in (config.vlm_name_or_path, config.world_name_or_path):
+                    hub.go_offline_if_away(base, checkpoints.resolve(model))
+                loaded = TheWorld.from_pretrained(model, num_world_steps=steps, device=device)
+            else:
+                hub.go_offline_if_away(world_model or DEFAULT_COSMOS)
+                loaded = TheWorld(
+                    model,
+                    num_world_steps=steps,
+                    cosmos_model_name=world_model or DEFAULT_COSMOS,
+                    device=device,
+                    enable_world=enable_world,
+                    max_past_steps=0 if video is None else PAST_STEPS,
+                )
         except SafetensorError as error:
             raise ValueError(
                 f"The weights of {model}, or of a base of it, are damaged or cut short ({error}); download or save "
@@ -236,6 +259,9 @@ def load(
                 f"{model}, or a base of it, comes as a pickle that holds more than tensors; nothing in it was run: use "
                 "safetensors."
             ) from error
+    if hub.is_away():
+        say(f"Note: {constants.ENDPOINT} does not answer, so what lies there was read from the cache.")
+    return loaded
 
 
 def _quieten() -> None:

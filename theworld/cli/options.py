@@ -30,20 +30,29 @@ WorldPrompt = Annotated[
         "encoder (nano has none).",
     ),
 ]
+Video = Annotated[
+    str | None,
+    typer.Option(
+        "--video",
+        metavar="FILE",
+        help="What has been seen so far, instead of pictures: an MP4, MOV, WebM, MKV, AVI, GIF, APNG or animated WebP "
+        "that ends now.",
+    ),
+]
+Frames = Annotated[
+    bool, typer.Option("--frames", help="The pictures are the frames of one video, in order of time; the last is now.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, … Default: a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=_remember, help="Show the traceback of an error.")]
-World = Annotated[
-    str,
-    typer.Option(
-        "--world",
-        "--world-model",
-        metavar="NAME",
-        help="World model to fuse with, when the model is a plain Gemma 3: a folder or a Hub id.",
-    ),
-]
-DEFAULT_WORLD = "nvidia/Cosmos-Predict2-2B-Video2World"
 WorldModel = Annotated[
     str | None,
-    typer.Option("--world-model", metavar="NAME", help="Folder or Hub id of the world model, where MODEL is a Gemma."),
+    typer.Option(
+        "--world-model",
+        metavar="NAME",
+        help="World model to fuse with, where the model is a plain Gemma 3: a folder or a Hub id. Default: the "
+        "published Cosmos-Predict2 of 2B.",
+    ),
 ]
+World = Annotated[str | None, typer.Option("--world", hidden=True)]  # what info and doctor once called --world-model
+DEFAULT_WORLD = "nvidia/Cosmos-Predict2-2B-Video2World"

@@ -6,8 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from theworld.evaluation.choices import read_choice
 from theworld.evaluation.items import Item
 from theworld.evaluation.statistics import wilson_interval
+
+__all__ = ["commonest_answers", "is_parsed", "is_right", "normalise", "read_choice", "score", "share"]
 
 
 def normalise(text: str) -> str:

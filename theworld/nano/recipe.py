@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PACKAGE = Path(__file__).parent.parent
 STAGES = ("world", "language", "fusion")
 MAX_SHARD = "15MB"
 # of every fusion of nano's bases
@@ -315,12 +316,11 @@ def train(work: Path, settings: NanoSettings, stages: Sequence[str], device: tor
 
 def record(work: Path, stage: str, settings: NanoSettings, device: torch.device, command: str) -> None:
     """Adds to `work/provenance.json` how a stage was run: command, commit, machine, versions, settings."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=SHIPPED_WEIGHTS.parent)
     own = {"world": ("clips", "vae", "transformer"), "language": ("language",), "fusion": ("fusion",)}[stage]
     entry = {
         "stage": stage,
         "command": command,
-        "commit": git.stdout.strip() or "unknown: not run from a checkout",
+        "commit": commit_of_code(),
         "date": datetime.now(UTC).date().isoformat(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
         "versions": {name: version(name) for name in ("torch", "transformers", "diffusers", "pymunk")},
@@ -336,6 +336,26 @@ def record(work: Path, stage: str, settings: NanoSettings, device: torch.device,
         content["labelled_scenes_per_family"] = settings.fusion.scenes_per_family
     content["runs"].append(entry)
     write_json(file, content)
+
+
+def commit_of_code(package: Path = PACKAGE) -> str:
+    """The commit of the checkout that this code runs from, and whether the code differs from it.
+
+    Weights count as results, not as code: publishing a stage changes them before the next one runs.
+    """
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=package, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if shutil.which("git") is None:
+        return "unknown: no git here to ask"
+    # an environment may lie inside the checkout of something else, whose commit says nothing of this package
+    commit = git("rev-parse", "HEAD")
+    if commit is None or git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return "unknown: not run from a checkout"
+    changes = git("status", "--porcelain", "--", ".", ":(exclude)nano/weights")
+    return f"{commit} (with uncommitted changes)" if changes else commit
 
 
 def publish(work: Path, weights: Path = SHIPPED_WEIGHTS) -> None:

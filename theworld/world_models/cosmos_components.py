@@ -55,7 +55,10 @@ def _check_keys(name: str, cls: type, config: Mapping[str, Any], extra: Sequence
     known = set(inspect.signature(cls.__init__).parameters) - {"self"} | set(extra)  # type: ignore[misc]
     unknown = sorted(config.keys() - known)
     if unknown:
-        raise ValueError(f"The world model's {name} config has a key {unknown[0]!r} that {cls.__name__} does not know.")
+        raise ValueError(
+            f"The world model's {name} config has a key {unknown[0]!r} that {cls.__name__} does not know; correct it, "
+            "or use the diffusers that wrote it."
+        )
 
 
 def new_vae(config: CosmosPredict2Config) -> AutoencoderKLWan:

@@ -2,8 +2,8 @@
 
 Arithmetic and order of operations are `Cosmos2VideoToWorldPipeline`'s; docs/autoregressive_world_rollout.md derives it.
 
-Shape legend: n samples, C latent channels, P given and N imagined latent frames, T = P + N, h×w cells, L prompt tokens
-of width D.
+Shape legend: n samples, C latent channels, P + 1 given latent frames (P before now) and N imagined ones, T = P + 1 + N,
+h×w cells, L prompt tokens of width D.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def denoise(
     """Turns noise into the frames that follow the given ones.
 
     Args:
-        given: (n, C, P, h, w), float32, normalised.
+        given: (n, C, P + 1, h, w), float32, normalised.
         noise: (n, C, N, h, w), float32, at the level sigmas[0].
         text: (n, L, D), or (2n, L, D) with the negative prompts behind, which switches guidance on.
 
