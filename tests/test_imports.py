@@ -32,12 +32,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "processing": {"configuration", "images", "checkpoints"},
     "modeling": _INSIDE,
     "api": _MODEL | {"pictures", "filmstrip"},
-    "world_cache": _MODEL,
+    "world_cache": {"configuration", "checkpoints", "world_models"},  # latents by content; who asks is above
     # samples know how a prompt is made, never the model
-    "datasets": {"configuration", "images", "processing"},
+    "datasets": {"configuration", "images", "processing", "world_cache"},
     # changes batches and asks for answers, and does not know what is inside the model
     "evaluation": {"configuration", "images", "pictures", "processing", "datasets", "api"},
-    "training": _MODEL | {"api", "datasets", "world_cache"},
+    "training": _MODEL | {"api", "datasets", "world_cache", "pictures"},
     "nano": _MODEL | {"api", "datasets", "evaluation", "training", "pictures"},
     "cli": _MODEL | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache", "memory", "hub"},
 }

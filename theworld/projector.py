@@ -27,6 +27,13 @@ def merge_neighbours(latents_BCThw: Tensor, merge: int) -> Tensor:
     return cells.permute(0, 2, 3, 5, 1, 4, 6).reshape(B, T * (h // merge) * (w // merge), C * merge**2)
 
 
+def waves(places: int, width: int) -> Tensor:
+    """(places, width) of unit root mean square: sines and cosines of wavelengths from 2 to 4·places cells."""
+    wavelengths = 2.0 * (2.0 * places) ** torch.linspace(0, 1, (width + 1) // 2)
+    angles = 2 * torch.pi * torch.arange(places)[:, None] / wavelengths
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width] * 2**0.5
+
+
 @torch.no_grad()
 def draw_linear(linear: nn.Linear, generator: torch.Generator) -> None:
     """Fresh weights that keep the variance of what comes in; a bias starts at zero."""
@@ -154,6 +161,16 @@ class WorldProjector(nn.Module):
             for place in (self.row, self.column):
                 place.copy_(torch.randn(place.shape, generator=generator))
             self.resampler.scale_to(target_rms, self.places(), generator)
+
+    @torch.no_grad()
+    def start_as_waves(self, rms: float = 0.7) -> None:
+        """Starts the places as sines and cosines of row and column, about as large as the cells they are added to.
+
+        From zero, what stands where is learned along the order of tokens, that is by rows, and columns stay unread for
+        thousands of steps; and a language model that has learned to read waves need not learn another code.
+        """
+        self.row.copy_(waves(*self.row.shape) * rms)
+        self.column.copy_(waves(*self.column.shape).flip(1) * rms)  # flipped: no row is taken for a column
 
     def places(self) -> Tensor:
         """(h·w/merge², P): what each cell of a frame is told about where it is."""

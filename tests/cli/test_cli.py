@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 
 from theworld import __version__, checkpoints
 from theworld.api import DEFAULT_COSMOS
-from theworld.cli import app, is_out_of_memory, one_sentence, options
+from theworld.cli import app, options
+from theworld.cli.errors import is_out_of_memory, one_sentence
 from theworld.cli.eval import control_places
 from theworld.configuration import COSMOS_2B
 from theworld.world_models import guardrail
