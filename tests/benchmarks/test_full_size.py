@@ -156,6 +156,21 @@ def test_the_page_of_a_run_that_was_cut_shows_what_there_is() -> None:
     assert "| projector, B=1 | 235,520 | 0.250 | 16.00 | 17.00 | 1.062 | 0.201 s |" in page
 
 
+def test_the_committed_page_is_what_its_file_says() -> None:
+    results = Path(full_size.__file__).parent / "results" / "full_size.json"
+    report = json.loads(results.read_text(encoding="utf-8"))
+    assert results.with_suffix(".md").read_text(encoding="utf-8") == markdown(report)
+    found = report["sections"]
+    assert found["describe"]["differ_from_published"] == {}
+    assert found["parity"]["world_off"]["logits_equal"]
+    assert all(row["within"] for row in found["parity"]["latents"].values() if isinstance(row, dict))
+    rows = [*found["answers"]["calls"].values(), *found["training"].values()]
+    measured = [row for row in rows if isinstance(row, dict)]
+    assert len(measured) == len(full_size.CALLS) + len(full_size.TRAINING)
+    # README says so
+    assert all(row["predicted_over_measured"] == pytest.approx(1, abs=0.0205) for row in measured)
+
+
 def test_what_no_longer_fits_is_left_out(tmp_path: Path) -> None:
     now = time.time()
     full = full_size.Run("full", tmp_path, torch.device("cpu"), until=now + 20)
