@@ -264,7 +264,7 @@ def fused(run: Run) -> TheWorld:
 def describe(run: Run) -> dict[str, Any]:
     """`theworld info` and `theworld doctor` on the two folders."""
     content: dict[str, Any] = {}
-    told = theworld(run, "info", run.gemma, "--world", run.cosmos, "--steps", run.steps, "--batch", 4, "--json")
+    told = theworld(run, "info", run.gemma, "--world-model", run.cosmos, "--steps", run.steps, "--batch", 4, "--json")
     content["info"] = parsed = json.loads(told["stdout"])
     counted = {row["component"]: row["parameters"] for row in parsed["components"]}
     content["components"] = counted
@@ -279,7 +279,7 @@ def describe(run: Run) -> dict[str, Any]:
         content["differ_from_published"] = differ
         say("parameters:", f"{differ} differ from the published counts" if differ else "the published counts")
     run.keep("describe", content)
-    doctor = ("doctor", "--model", run.gemma, "--world", run.cosmos, "--steps", run.steps)
+    doctor = ("doctor", "--model", run.gemma, "--world-model", run.cosmos, "--steps", run.steps)
     told = theworld(run, *doctor)
     content["doctor_text"] = told["stdout"]
     content["doctor_works"] = told["returncode"] == 0
@@ -384,8 +384,9 @@ def stages(run: Run, model: TheWorld, photo: Any, found: dict[str, Any]) -> None
             given.pop(name)
         given["world_latents"] = latents[:, :, : 1 + steps]
         length = int(given["input_ids"].shape[1])
-        found[f"prefill with SigLIP, {length:,} tokens"] = milliseconds(
-            lambda: inner(**given, use_cache=True, logits_to_keep=1), run  # noqa: B023
+        blind = {name: value for name, value in given.items() if name != "pixel_values"}  # SigLIP stands by itself
+        found[f"prefill, {length:,} tokens"] = milliseconds(
+            lambda: inner(**blind, use_cache=True, logits_to_keep=1), run  # noqa: B023
         )
         long = 1 + (NEW_TOKENS if run.size == "full" else 4)
 
@@ -768,7 +769,12 @@ def write(report: Mapping[str, Any], folder: Path, results: Path) -> None:
         (results, json.dumps(report, indent=2, ensure_ascii=False) + "\n"),
         (results.with_suffix(".md"), markdown(report)),
     ):
-        for place, name in ((folder, "FOLDER"), (REPOSITORY, "."), (Path.home(), "~")):  # of no use elsewhere
+        for place, name in (
+            (folder, "FOLDER"),
+            (REPOSITORY, "."),
+            (results.absolute().parent, "RESULTS"),
+            (Path.home(), "~"),
+        ):  # of no use elsewhere
             text = text.replace(str(place), name)
         path.write_text(text, encoding="utf-8")
 

@@ -126,6 +126,51 @@ def test_a_run_leaves_its_findings_and_says_what_failed(tmp_path: Path) -> None:
         full_size.main([*base, "--sections", "nonsense"])
 
 
+def test_the_page_of_a_run_that_was_cut_shows_what_there_is() -> None:
+    report = {
+        **dict.fromkeys(("date", "commit", "command", "card", "weights", "photo", "question"), "…"),
+        "versions": {"torch": "2.11.0"},
+        "skipped": {"commands": "3 s were left and it takes 45 or more"},
+        "failed": {"answers": "cut off at the end of the budget"},
+        "sections": {
+            "make": {"write_seconds": 12.3, "bytes": {"gemma": 8_600_000_000}},
+            "answers": {"load_seconds": 4.5, "calls": {}, "stages": {}, "left_out": ["future, frames"]},
+            "training": {
+                "all, B=1, checkpointing *": {"predicted": 36 * 2**30, "out_of_memory": "CUDA out of memory"},
+                "projector, B=1": {
+                    "predicted": 17 * 2**30,
+                    "peak": {"allocated": 16 * 2**30},
+                    "predicted_over_measured": 1.0625,
+                    "trainable": 235_520,
+                    "seconds": 0.25,
+                },
+            },
+        },
+    }
+    page = markdown(report)
+    assert "**commands skipped**: 3 s were left" in page
+    assert "**answers failed**: cut off" in page
+    assert "**left out of answers**: future, frames" in page
+    assert "gemma 8.60 GB" in page
+    assert "| all, B=1, checkpointing * |  |  | CUDA out of memory | 36.00 |  |  |" in page
+    assert "| projector, B=1 | 235,520 | 0.250 | 16.00 | 17.00 | 1.062 | 0.201 s |" in page
+
+
+def test_the_committed_page_is_what_its_file_says() -> None:
+    results = Path(full_size.__file__).parent / "results" / "full_size.json"
+    report = json.loads(results.read_text(encoding="utf-8"))
+    assert results.with_suffix(".md").read_text(encoding="utf-8") == markdown(report)
+    found = report["sections"]
+    assert found["describe"]["differ_from_published"] == {}
+    assert found["parity"]["world_off"]["logits_equal"]
+    assert all(row["within"] for row in found["parity"]["latents"].values() if isinstance(row, dict))
+    rows = [*found["answers"]["calls"].values(), *found["training"].values()]
+    measured = [row for row in rows if isinstance(row, dict)]
+    assert len(measured) == len(full_size.CALLS) + len(full_size.TRAINING)
+    # README says so
+    assert all(row["predicted_over_measured"] == pytest.approx(1, abs=0.0205) for row in measured)
+
+
 def test_what_no_longer_fits_is_left_out(tmp_path: Path) -> None:
     now = time.time()
     full = full_size.Run("full", tmp_path, torch.device("cpu"), until=now + 20)

@@ -81,11 +81,14 @@ def denoise(
     t_given = torch.tensor(sigma_conditioning) / (torch.tensor(sigma_conditioning) + 1)
 
     future = noise
+    # on the device, as the pipeline has them: CUDA divides by a number on the CPU through its reciprocal, a bit off
+    levels = sigmas.to(given.device)
     # a step of length zero changes nothing: it is left out, and the transformer is spared one run
-    moves = [(s, s_next) for s, s_next in pairwise(sigmas) if s != s_next]
-    for done, (sigma, next_sigma) in enumerate(moves, start=1):
+    moves = [step for step, (s, s_next) in enumerate(pairwise(sigmas.tolist())) if s != s_next]
+    for done, step in enumerate(moves, start=1):
+        sigma, next_sigma = levels[step], levels[step + 1]
         t = sigma / (sigma + 1)  # the network's time: 0 is clean, 1 is noise
-        timestep = torch.full((1, 1, num_frames, 1, 1), t.item(), device=given.device)
+        timestep = t.repeat(1, 1, num_frames, 1, 1)
         timestep[:, :, :num_given] = t_given
 
         # given frames go in clean, the others as (1-t)·x0 + t·noise
