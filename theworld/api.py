@@ -7,6 +7,7 @@ answer = model.generate("scene.png", "Which bin will the ball land in: left, mid
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import BatchFeature, TextIteratorStreamer
+from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from theworld import checkpoints, freezing
 from theworld.configuration import TheWorldConfig
@@ -101,6 +102,8 @@ class TheWorld(nn.Module):
     def _set(self, model: TheWorldForConditionalGeneration, place: torch.device | None) -> None:
         self.model = model if place is None else model.to(place)
         self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
+        tokens = self.processor.tokenizer.added_tokens_decoder.values()
+        self._control_tokens = tuple(token.content for token in tokens if token.special)
         self._warned = False
         self.eval()  # as transformers hands models out; call train() to train
 
@@ -211,6 +214,8 @@ class TheWorld(nn.Module):
         answers = [answer] if isinstance(answer, str) else answer
         if answers is not None and len(answers) != len(questions):
             raise ValueError(f"{len(questions)} questions were given with {len(answers)} answers.")
+        for text in (*questions, *(answers or ())):
+            check_text(text, self._control_tokens)
         chats = [user_turn(len(own), text) for own, text in zip(pictures, questions, strict=True)]
         prompts = [self.processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
         texts = prompts
@@ -350,12 +355,17 @@ class TheWorld(nn.Module):
             progress,
         )
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        gone = Gone()
         with ThreadPoolExecutor(max_workers=1) as executor:
+            arguments["stopping_criteria"] = StoppingCriteriaList([gone])
             writing = executor.submit(self.model.generate, **inputs, **arguments, streamer=streamer)
             # a failure would else leave the reader waiting for ever
             writing.add_done_callback(lambda done: streamer.end() if done.exception() else None)
-            yield from streamer
-            writing.result()
+            try:
+                yield from streamer
+                writing.result()
+            finally:
+                gone.reader = True  # the executor waits for the writer: not for the rest of its answer
 
     def _generation(
         self,
@@ -405,8 +415,8 @@ class TheWorld(nn.Module):
             inputs["world_latents"] = world_latents.to(self.device)
         elif world_latents is not None:
             raise ValueError("world_latents were given, but the world is off or there is no picture.")
-        if temperature < 0:
-            raise ValueError(f"temperature is {temperature}; 0 is greedy, larger is freer.")
+        if not 0 <= temperature < math.inf:  # written so that NaN fails
+            raise ValueError(f"temperature is {temperature}; 0 is greedy, a larger number is freer.")
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         return inputs, {"max_new_tokens": max_new_tokens, **sampling}
 
@@ -639,6 +649,34 @@ def _load(
     if num_world_steps is not None:
         model.config.num_world_steps = model.config.check_world_steps(num_world_steps)
     return model
+
+
+class Gone(StoppingCriteria):
+    """Stops writing after the token at hand when nobody reads any more: Ctrl-C, or a loop that was left."""
+
+    reader = False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.full((input_ids.shape[0],), self.reader, device=input_ids.device)
+
+
+def check_text(text: str, control_tokens: Iterable[str]) -> None:
+    """Raises a ValueError for text that would be read as more than text.
+
+    A tokenizer takes the name of a control token for the token, wherever it stands: a question could end its own turn,
+    answer itself, or bring placeholders that nothing fills. What people and data sets write is text, so it is refused;
+    prompts with control tokens of one's own are for the processor.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{text!r} has bytes in it that are no text; write it in UTF-8.") from error
+    for token in control_tokens:
+        if token in text:
+            raise ValueError(
+                f"The text has {token!r} in it, which is a control token of the language model and would be "
+                "read as one; write it another way."
+            )
 
 
 def user_turn(num_pictures: int, question: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from typing import Annotated, Any, TextIO
@@ -17,19 +18,24 @@ from theworld.cli.console import say_error
 class Verbs(TyperGroup):
     """Turns what went wrong into one sentence and exit code 1; `--debug` shows the traceback instead."""
 
+    shown: BaseException | None = None  # what --debug wants to see
+
     def main(self, *args: Any, **options: Any) -> Any:
         """Also around what is written outside a verb: --help, --version, and what Python holds back until the end."""
         if sys.stdout is None:  # closed by whoever started us: >&-
             sys.stdout = nowhere()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal without our × or → shows a question mark
         try:
             try:
                 return super().main(*args, **options)
             finally:
                 sys.stdout.flush()
         except OSError as error:
-            sys.stdout = (
-                nowhere()
-            )  # when it ends, Python would try again to write the rest, and complain in its own way
+            if error is self.shown:
+                raise
+            # when it ends, Python would try again to write the rest, and complain in its own way
+            sys.stdout = nowhere()
             if error.errno != errno.EPIPE:  # whoever read has gone, and wants nothing more
                 say_error(one_sentence(error))
             sys.exit(1)
@@ -38,7 +44,10 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except (ValueError, OSError, MemoryError) as error:
-            if ctx.meta.get("theworld.debug") or (isinstance(error, OSError) and error.errno == errno.EPIPE):
+            if ctx.meta.get("theworld.debug"):
+                self.shown = error
+                raise
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise
             say_error(one_sentence(error))
         except RuntimeError as error:
@@ -59,8 +68,9 @@ def one_sentence(error: BaseException) -> str:
         return "not enough memory for this model; try fewer --steps, or a smaller model or --batch-size."
     if isinstance(error, OSError) and error.strerror:
         said = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        return f"{said}; make room, or choose another place." if error.errno in full else said
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return f"{said}; make room, or choose another place."
+        return f"{said}; check its permissions." if error.errno in (errno.EACCES, errno.EPERM) else said
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -45,6 +45,8 @@ def ask(
     Example: theworld ask scene.png "Which bin will the ball land in: left, middle or right?" --steps 4
     """
     started = time.perf_counter()
+    if not question.strip():
+        raise ValueError("The question is empty; write one, in quotes, behind the pictures.")
     note = note_for(model)
     pictures = read_pictures(images)
     if world and mode == "tokens":
