@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.tiny import TINY_SIZE, tiny_bases, tiny_gemma_folder
 from theworld import TheWorld
+from theworld.processing import TheWorldProcessor
 
 QUESTION = "Which bin will the ball land in?"
 
@@ -65,6 +66,14 @@ def test_the_first_forward_that_imagines_loads_what_it_needs(bases: dict[str, st
         for labels in ("yes", None):
             assert model.forward(pixels(), QUESTION, labels, num_world_steps=1).logits.isfinite().all()
         assert model.get_trainable_parameters()[0] == sum(p.numel() for p in model.model.projector.parameters())
+
+
+def test_forward_loads_what_a_longer_look_needs(bases: dict[str, str]) -> None:
+    """As in the source document: a model of 0 steps whose call asks for more."""
+    model = build(bases, num_world_steps=0)
+    assert model.model.world.parts == ("encoder",)
+    longer = model.forward(pixels(), QUESTION, num_world_steps=2)
+    assert torch.equal(longer.logits, build(bases, num_world_steps=2).forward(pixels(), QUESTION).logits)
 
 
 def test_a_batch_answers_as_single_questions_do(model: TheWorld) -> None:
@@ -318,26 +327,27 @@ def test_without_training_the_future_is_shown_as_pictures(
     """One picture a world step, the last frame of each, behind the picture of now; and the prompt says so."""
     model = build(bases)
     asked: dict[str, Any] = {}
-    prepare = model.prepare
+    process = TheWorldProcessor.__call__
 
-    def spy(image: Any, question: Any, *rest: Any, **arguments: Any) -> Any:
-        asked.update(image=image, question=question, **arguments)
-        return prepare(image, question, *rest, **arguments)
+    def spy(self: TheWorldProcessor, **arguments: Any) -> Any:
+        asked.update(arguments)
+        return process(self, **arguments)
 
-    monkeypatch.setattr(model, "prepare", spy)
+    monkeypatch.setattr(TheWorldProcessor, "__call__", spy)
     answer = model.generate(pixels(), QUESTION, 4, num_world_steps=2, seed=3)
     frames = model.decode(model.imagine(pixels(), 2, seed=3))[0]
-    assert len(asked["image"]) == 3
-    assert np.array_equal(np.asarray(asked["image"][0]), pixels())
-    assert np.array_equal(asked["image"][1], frames[4])
-    assert np.array_equal(asked["image"][2], frames[8])
-    assert asked["question"] == (
+    (shown,), (prompt,) = asked["images"], asked["text"]
+    assert len(shown) == 3
+    for picture, expected in zip(shown, (pixels(), frames[4], frames[8]), strict=True):
+        assert np.array_equal(np.asarray(picture), expected)
+    question = (
         "Picture 1 shows what is there now. Pictures 2 to 3 show what is imagined to happen next, in order of time."
         f"\n\n{QUESTION}"
     )
+    assert question in prompt
     assert asked["enable_world"] is False
     assert answer == model.generate(
-        [pixels(), frames[4], frames[8]], asked["question"], 4, enable_world=False
+        [pixels(), frames[4], frames[8]], question, 4, enable_world=False
     ), "the frames are ordinary pictures to Gemma"
     assert answer == model.generate(pixels(), QUESTION, 4, mode="frames", seed=3, num_world_steps=2)
     batch = model.generate([pixels(), pixels(1)], [QUESTION, QUESTION], 4, num_world_steps=2, seed=3)
@@ -345,7 +355,7 @@ def test_without_training_the_future_is_shown_as_pictures(
     latents = model.imagine(pixels(), 2, seed=3)
     assert answer == "".join(model.stream(pixels(), QUESTION, 4, mode="frames", world_latents=latents)).strip()
     model.generate(pixels(), QUESTION, 4, num_world_steps=0)
-    assert isinstance(asked["image"], np.ndarray), "nothing imagined: the picture alone"
+    assert [len(own) for own in asked["images"]] == [1], "nothing imagined: the picture alone"
     assert asked["enable_world"] is False
 
 

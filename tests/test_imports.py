@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "configuration": set(),
     "images": set(),
     "pictures": set(),
+    "filmstrip": set(),
     "freezing": set(),
     "hub": {"checkpoints", "world_models"},
     "memory": {"configuration"},  # formulas only; parameters are counted above
@@ -30,13 +31,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "world_models": {"configuration", "images"},
     "processing": {"configuration", "images", "checkpoints"},
     "modeling": _INSIDE,
-    "api": _MODEL | {"pictures"},
-    "world_cache": _MODEL,
+    "replies": set(),
+    "api": _MODEL | {"pictures", "filmstrip", "replies"},
+    "world_cache": {"configuration", "checkpoints", "world_models"},  # latents by content; who asks is above
     # samples know how a prompt is made, never the model
-    "datasets": {"configuration", "images", "processing"},
+    "datasets": {"configuration", "images", "processing", "world_cache"},
     # changes batches and asks for answers, and does not know what is inside the model
     "evaluation": {"configuration", "images", "pictures", "processing", "datasets", "api"},
-    "training": _MODEL | {"api", "datasets", "world_cache"},
+    "training": _MODEL | {"api", "datasets", "world_cache", "pictures"},
     "nano": _MODEL | {"api", "datasets", "evaluation", "training", "pictures"},
     "cli": _MODEL | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache", "memory", "hub"},
 }

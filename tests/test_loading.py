@@ -13,7 +13,8 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.published import KEY_NAMES, cache_as_hub, published_cosmos, published_gemma
+from benchmarks.random_weights import KEY_NAMES
+from tests.published import cache_as_hub, published_cosmos, published_gemma
 from tests.world_models.tiny import TINY_SIZE
 from theworld import TheWorld
 from theworld.loading import load_gemma

@@ -59,6 +59,46 @@ def test_place_and_moment_can_be_told_apart_and_boundaries_surround() -> None:
     assert torch.equal(tokens[[0, -1]], projector.boundaries)
 
 
+@pytest.mark.parametrize("kind", ["linear", "mlp", "resampler"])
+def test_without_a_past_a_projector_is_what_it_was(kind: str) -> None:
+    """Same tensors and values under the same names; rows for a past only stand in front of those of now and later."""
+    plain = WorldProjector(config(projector=kind, max_world_steps=4)).state_dict()
+    assert plain["temporal"].shape == (5, 64)
+    deeper = WorldProjector(config(projector=kind, max_world_steps=4, max_past_steps=3)).state_dict()
+    assert plain.keys() == deeper.keys()
+    assert deeper["temporal"].shape == (8, 64)
+    assert all(torch.equal(tensor, deeper[name]) for name, tensor in plain.items() if name != "temporal")
+
+
+@pytest.mark.parametrize("kind", ["linear", "resampler"])
+def test_moments_are_counted_from_now(kind: str) -> None:
+    projector = WorldProjector(config(projector=kind, resampler_tokens=6, max_world_steps=4, max_past_steps=3))
+    still = torch.randn(1, 4, 1, 8, 8).expand(1, 4, 4, 8, 8)  # the same at each moment: what differs is when
+    per_frame = 6 if kind == "resampler" else 64
+    plain = projector(still, 2)[:, 1:-1].unflatten(1, (4, per_frame))
+    with torch.no_grad():
+        projector.temporal.copy_(torch.arange(-3.0, 5.0)[:, None].expand(8, 64))  # a row says when it is
+    for past in range(4):
+        tokens = projector(still, past)
+        assert tokens.shape[1] == config(projector=kind, resampler_tokens=6).world_token_count(3 - past, past)
+        said = (tokens[:, 1:-1].unflatten(1, (4, per_frame)) - plain).mean(dim=(0, 2, 3))
+        torch.testing.assert_close(said, torch.arange(4.0) - past, atol=1e-4, rtol=0)
+
+
+def test_moments_without_a_row_are_refused() -> None:
+    projector = WorldProjector(config(max_world_steps=1, max_past_steps=1))
+    latents = torch.zeros(1, 4, 3, 8, 8)
+    assert projector(latents, 1).shape == (1, 3 * 64 + 2, 64)
+    for past, says in (
+        (0, "3 latent frames were given, but the temporal embedding has 2"),
+        (2, "2 past latent frames were given, but the temporal embedding has 1"),
+        (3, "num_past_steps is 3 of 3 latent frames; give 0 to 2"),
+        (-1, "num_past_steps is -1"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            projector(latents, past)
+
+
 def resampler(**values: object) -> WorldProjector:
     return WorldProjector(config(projector="resampler", **{"resampler_tokens": 6, "max_world_steps": 4, **values}))
 

@@ -10,19 +10,33 @@ __version__ = "0.1.0"
 
 # public name -> the module that holds it
 _PUBLIC: dict[str, str] = {
+    "HFDatasetWrapper": "theworld.datasets.samples",
     "TheWorld": "theworld.api",
     "TheWorldConfig": "theworld.configuration",
+    "TheWorldDataset": "theworld.datasets.samples",
     "TheWorldForConditionalGeneration": "theworld.modeling",
     "TheWorldProcessor": "theworld.processing",
+    "TrainingConfig": "theworld.training.config",
 }
 
-__all__ = ["__version__", "TheWorld", "TheWorldConfig", "TheWorldForConditionalGeneration", "TheWorldProcessor"]
+__all__ = [
+    "__version__",
+    "HFDatasetWrapper",
+    "TheWorld",
+    "TheWorldConfig",
+    "TheWorldDataset",
+    "TheWorldForConditionalGeneration",
+    "TheWorldProcessor",
+    "TrainingConfig",
+]
 
 if TYPE_CHECKING:  # so that editors and type checkers see what __getattr__ finds
     from theworld.api import TheWorld
     from theworld.configuration import TheWorldConfig
+    from theworld.datasets.samples import HFDatasetWrapper, TheWorldDataset
     from theworld.modeling import TheWorldForConditionalGeneration
     from theworld.processing import TheWorldProcessor
+    from theworld.training.config import TrainingConfig
 
 
 def __getattr__(name: str) -> object:

@@ -11,6 +11,8 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,13 @@ from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, T
 
 from theworld import checkpoints, freezing
 from theworld.configuration import TheWorldConfig
-from theworld.images import load_image, load_images, to_frames, to_pixels
+from theworld.filmstrip import filmstrip
+from theworld.images import Video, load_images, load_video, to_frames, to_pixels
 from theworld.loading import fingerprints
 from theworld.modeling import TheWorldForConditionalGeneration, world_parts_for
-from theworld.processing import TheWorldProcessor, prompts_each
+from theworld.processing import Picture, TheWorldProcessor, group_pictures, prompts_each
+from theworld.projector import WorldProjector
+from theworld.replies import OptionKeeper, Reply, spellings_of
 from theworld.world_models import guardrail
 
 logger = logging.getLogger(__name__)
@@ -33,8 +38,23 @@ DEFAULT_GEMMA = "google/gemma-3-4b-it"
 DEFAULT_COSMOS = "nvidia/Cosmos-Predict2-2B-Video2World"
 IGNORED = -100  # label of a token that is not learned
 MODES = ("tokens", "frames")  # how the future reaches the language model: as world tokens, or as further pictures
+TOKEN_KINDS = ("trained", "random", "dummy")  # what makes world tokens of latents
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one call looks at the world: keywords of `TheWorld.generate`, which explains each."""
+
+    num_world_steps: int | None = None
+    seed: int = 0
+    enable_world: bool | None = None
+    world_images: str | None = None
+    world_latents: Tensor | None = None
+    world_prompt: str | Sequence[str] | None = None
+    mode: str | None = None
+    progress: Progress | None = None
 
 
 class TheWorld(nn.Module):
@@ -46,14 +66,15 @@ class TheWorld(nn.Module):
             and the model's own number for a trained one.
         cosmos_model_name: world model of a fresh fusion.
         freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae: False lets that part learn beside the projector.
-        max_world_steps: rows of the temporal embedding of a fresh fusion.
+        max_world_steps: most world steps that a fresh fusion imagines (rows of its temporal embedding).
         lora: LoRA on the language model of a fresh fusion, which learns beside the projector: its rank (alpha is twice
             that, on all linear layers), or peft's settings as a dict.
         dtype: None means bfloat16 on a GPU and float32 on a CPU.
         device: None means the first GPU, or the CPU.
         device_map: where Gemma's layers go (`"auto"`, or a dict of module and device), instead of `device`; the world
             model and the projector lie where the input embeddings lie.
-        config: further fields of TheWorldConfig for a fresh fusion (`projector`, `spatial_merge`, …).
+        config: further fields of TheWorldConfig for a fresh fusion (`projector`, `spatial_merge`, `world_images`, …);
+            `max_past_steps` of 1 or more lets it read videos.
 
     Raises:
         ValueError: a model that cannot be read, or settings that do not fit together.
@@ -173,10 +194,15 @@ class TheWorld(nn.Module):
         """Parameters and trainable ones, a row a part in memory."""
         return freezing.count_parameters(self.model)
 
-    def mode_of(self, mode: str | None = None, num_world_steps: int | None = None) -> str:
-        """How a call with this `mode` would answer: `tokens`, `frames`, or `picture` where nothing is imagined or read.
+    @property
+    def gemma_is_untouched(self) -> bool:
+        """Whether Gemma is in memory as it was before training, a LoRA apart, which can be switched off."""
+        return not {"vision", "language"} & set(self.config.trained_parts)
 
-        None means world tokens where the projector has learned to make them, and imagined frames where it has not.
+    def mode_of(self, mode: str | None = None, num_world_steps: int | None = None, num_past_steps: int = 0) -> str:
+        """How a call with this `mode` would answer: `tokens`, `frames`, or `picture` where only now is seen.
+
+        None means world tokens where the projector has learned to make them, and frames where it has not.
         """
         if mode is not None and mode not in MODES:
             raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}.")
@@ -184,50 +210,85 @@ class TheWorld(nn.Module):
             return "picture"
         if (mode or ("tokens" if self.projector_is_trained else "frames")) == "tokens":
             return "tokens"
-        steps = self.config.num_world_steps if num_world_steps is None else num_world_steps
-        return "frames" if steps else "picture"
+        return "frames" if self._steps(num_world_steps) or num_past_steps else "picture"
+
+    def _steps(self, num_world_steps: int | None) -> int:
+        return self.config.num_world_steps if num_world_steps is None else num_world_steps
 
     # --------------------------------------------------------------------------------------------- from image to answer
 
     def prepare(
         self,
-        image: Any,
-        question: str | Sequence[str],
+        image: Any = None,
+        question: str | Sequence[str] | None = None,
         answer: str | Sequence[str] | None = None,
         *,
+        video: Any = None,
         num_world_steps: int | None = None,
         seed: int = 0,
         enable_world: bool | None = None,
+        world_images: str | None = None,
         world_prompt: str | Sequence[str] | None = None,
     ) -> BatchFeature:
         """Chat-formatted model inputs, left-padded, on this model's device.
 
         Args:
             image: one picture, several for one question, or with a list of questions one entry (or list) each; None
-                asks without a picture.
+                asks without a picture. Among several may be videos, as `theworld.images.load_video` reads them.
             question: one or a list.
             answer: with it the answer's turn is added and `labels` hold its ids, -100 elsewhere.
-            world_prompt: what the imagined future shows, one for all questions or one each.
+            video: instead of `image`, what was seen so far, in any form `load_video` takes: its last frame is now. With
+                a list of questions one each.
+            world_images, world_prompt: as in `generate`.
         """
-        questions = [question] if isinstance(question, str) else list(question)
-        pictures = group_pictures(image, question)
+        pictures, questions = self._asked(image, question, video)
         answers = [answer] if isinstance(answer, str) else answer
+        look = Look(num_world_steps, seed, enable_world, world_images, world_prompt=world_prompt)
+        return self._inputs(pictures, questions, answers, look)
+
+    def _asked(
+        self, image: Any, question: str | Sequence[str] | None, video: Any
+    ) -> tuple[list[list[Picture]], list[str]]:
+        """The pictures and videos of each question, and the questions."""
+        if question is None:
+            raise ValueError("no question was given; pass one, or a list of them.")
+        questions = [question] if isinstance(question, str) else list(question)
+        if video is None:
+            return group_pictures(image, question), questions
+        several = not isinstance(question, str) and isinstance(video, (list, tuple, np.ndarray, Tensor))
+        videos = list(video) if several else [video]
+        if len(videos) != len(questions):
+            raise ValueError(f"{len(videos)} videos were given for {len(questions)} questions; give one each.")
+        return [[self._read(own, image)] for own in videos], questions
+
+    def _read(self, video: Any, image: Any = None) -> Video:
+        """`video`, given instead of `image`, with as many frames kept as this model reads."""
+        if image is not None:
+            raise ValueError(
+                "image and video were both given; give one, since a video's last frame is the picture of now (to ask "
+                "about both, pass them as a list of pictures, the video read by load_video)."
+            )
+        return load_video(video, keep=self.config.num_pixel_frames(0, self.config.max_past_steps))
+
+    def _inputs(
+        self, pictures: list[list[Picture]], questions: Sequence[str], answers: Sequence[str] | None, look: Look
+    ) -> BatchFeature:
         if answers is not None and len(answers) != len(questions):
             raise ValueError(f"{len(questions)} questions were given with {len(answers)} answers.")
         for text in (*questions, *(answers or ())):
             check_text(text, self._control_tokens)
         chats = [user_turn(len(own), text) for own, text in zip(pictures, questions, strict=True)]
-        prompts = [self.processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
-        texts = prompts
+        texts = [self.processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
         if answers is not None:
-            texts = [prompt + text + "<end_of_turn>" for prompt, text in zip(prompts, answers, strict=True)]
+            texts = [prompt + text + "<end_of_turn>" for prompt, text in zip(texts, answers, strict=True)]
         inputs = self.processor(
             images=pictures if any(pictures) else None,
             text=texts,
-            num_world_steps=self.config.num_world_steps if num_world_steps is None else num_world_steps,
-            seed=seed,
-            enable_world=enable_world,
-            world_prompt=world_prompt,
+            num_world_steps=self._steps(look.num_world_steps),
+            seed=look.seed,
+            enable_world=look.enable_world,
+            world_images=look.world_images,
+            world_prompt=look.world_prompt,
             padding=True,
             padding_side="left",
             add_special_tokens=False,  # the template has written <bos>
@@ -249,45 +310,52 @@ class TheWorld(nn.Module):
 
     def forward(
         self,
-        image: Any,
-        text: str | Sequence[str],
+        image: Any = None,
+        text: str | Sequence[str] | None = None,
         labels: str | Sequence[str] | Tensor | None = None,
         num_world_steps: int | None = None,
         world_prompt: str | Sequence[str] | None = None,
+        *,
+        video: Any = None,
+        world_images: str | None = None,
     ) -> Any:
         """Logits, and the loss when there are labels.
 
         Args:
-            image: as in `prepare`.
+            image, video: as in `prepare`.
             text: the question or questions.
             labels: answers as text, or label ids (B, L) in step with `prepare(image, text)["input_ids"]`.
             num_world_steps: overrides the model's own number.
-            world_prompt: as in `generate`.
+            world_prompt, world_images: as in `generate`.
         """
         self._warn_if_untrained()
-        answers = None if isinstance(labels, Tensor) else labels
-        inputs = self.prepare(image, text, answers, num_world_steps=num_world_steps, world_prompt=world_prompt)
+        pictures, questions = self._asked(image, text, video)
+        look = Look(num_world_steps, world_images=world_images, world_prompt=world_prompt)
+        if any(pictures) and self.model.world is not None:
+            self._load_world_parts(*world_parts_for(self._steps(num_world_steps)))
         if isinstance(labels, Tensor):
+            inputs = self._inputs(pictures, questions, None, look)
             if labels.shape != inputs["input_ids"].shape:
                 raise ValueError(
                     f"labels are {tuple(labels.shape)} but the prompt is {tuple(inputs['input_ids'].shape)}; give the "
                     "answers as text, or label ids in step with prepare(image, text)['input_ids']."
                 )
-            inputs["labels"] = labels.to(self.device)
-        if "world_frames" in inputs:
-            self._load_world_parts(*world_parts_for(int(inputs["num_world_steps"][0])))
-        return self.model(**inputs)
+            return self.model(**inputs, labels=labels.to(self.device))
+        answers = [labels] if isinstance(labels, str) else labels
+        return self.model(**self._inputs(pictures, questions, answers, look))
 
     def generate(
         self,
-        image: Any,
-        question: str | Sequence[str],
+        image: Any = None,
+        question: str | Sequence[str] | None = None,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         num_world_steps: int | None = None,
         *,
+        video: Any = None,
         seed: int = 0,
         enable_world: bool | None = None,
+        world_images: str | None = None,
         world_latents: Tensor | None = None,
         world_prompt: str | Sequence[str] | None = None,
         mode: str | None = None,
@@ -296,69 +364,54 @@ class TheWorld(nn.Module):
         """The answer to one question, or a list of answers to a list of questions in one batch.
 
         Args:
-            image: as in `prepare`.
+            image, video: as in `prepare`.
             temperature: 0 is greedy.
             num_world_steps: overrides the model's own number.
             seed: another number imagines another future of the same picture.
-            enable_world: False asks Gemma alone.
-            world_latents: (n, C, T, h, w) to read instead of imagining, as `imagine` returns them.
+            enable_world: False asks Gemma alone, which of a video sees the last frame.
+            world_images: `first` looks ahead from a question's first picture, `all` from each; None is the model's.
+            world_latents: (n, C, T, h, w) to read instead of imagining, as `imagine` returns them, a row a picture that
+                is looked ahead from.
             world_prompt: what the imagined future shows ("the cup is pushed to the left"), one for all questions or
                 one each; None or an empty one leaves it to the picture. It needs a world model with a text encoder.
             mode: `tokens` reads the future as world tokens; `frames` shows it as further pictures, which needs no
                 training; None takes tokens where the projector is trained (see `mode_of`).
             progress: called with (denoise steps done, of how many) while it imagines.
         """
-        inputs, arguments = self._generation(
-            image,
-            question,
-            max_new_tokens,
-            temperature,
-            num_world_steps,
-            seed,
-            enable_world,
-            world_latents,
-            world_prompt,
-            mode,
-            progress,
-        )
-        ids = self.model.generate(**inputs, **arguments)[:, inputs["input_ids"].shape[1] :]
+        look = Look(num_world_steps, seed, enable_world, world_images, world_latents, world_prompt, mode, progress)
+        inputs, sampling = self._generation(*self._asked(image, question, video), temperature, look)
+        ids = self.model.generate(**inputs, **sampling, max_new_tokens=max_new_tokens)[
+            :, inputs["input_ids"].shape[1] :
+        ]
         answers = [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
         return answers[0] if isinstance(question, str) else answers
 
     def stream(
         self,
-        image: Any,
-        question: str,
+        image: Any = None,
+        question: str | None = None,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         num_world_steps: int | None = None,
         *,
+        video: Any = None,
         seed: int = 0,
         enable_world: bool | None = None,
+        world_images: str | None = None,
         world_latents: Tensor | None = None,
         world_prompt: str | Sequence[str] | None = None,
         mode: str | None = None,
         progress: Progress | None = None,
     ) -> Iterator[str]:
         """The answer in pieces, as it is written; arguments as in `generate`."""
-        inputs, arguments = self._generation(
-            image,
-            question,
-            max_new_tokens,
-            temperature,
-            num_world_steps,
-            seed,
-            enable_world,
-            world_latents,
-            world_prompt,
-            mode,
-            progress,
-        )
+        look = Look(num_world_steps, seed, enable_world, world_images, world_latents, world_prompt, mode, progress)
+        inputs, sampling = self._generation(*self._asked(image, question, video), temperature, look)
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         gone = Gone()
         with ThreadPoolExecutor(max_workers=1) as executor:
-            arguments["stopping_criteria"] = StoppingCriteriaList([gone])
-            writing = executor.submit(self.model.generate, **inputs, **arguments, streamer=streamer)
+            stop = StoppingCriteriaList([gone])
+            arguments = {**sampling, "max_new_tokens": max_new_tokens, "streamer": streamer, "stopping_criteria": stop}
+            writing = executor.submit(self.model.generate, **inputs, **arguments)
             # a failure would else leave the reader waiting for ever
             writing.add_done_callback(lambda done: streamer.end() if done.exception() else None)
             try:
@@ -367,112 +420,193 @@ class TheWorld(nn.Module):
             finally:
                 gone.reader = True  # the executor waits for the writer: not for the rest of its answer
 
-    def _generation(
+    @torch.no_grad()
+    def reply(
         self,
         image: Any,
-        question: str | Sequence[str],
-        max_new_tokens: int,
-        temperature: float,
-        num_world_steps: int | None,
-        seed: int,
-        enable_world: bool | None,
-        world_latents: Tensor | None,
-        world_prompt: str | Sequence[str] | None,
-        mode: str | None,
-        progress: Progress | None,
+        question: Sequence[str],
+        options: Sequence[Sequence[str]] | None = None,
+        max_new_tokens: int = 128,
+        *,
+        num_world_steps: int | None = None,
+        seed: int = 0,
+        enable_world: bool | None = None,
+        world_latents: Tensor | None = None,
+        world_tokens: Tensor | None = None,
+        picture_features: Tensor | None = None,
+        mode: str | None = None,
+        lora: bool = True,
+    ) -> list[Reply]:
+        """Greedy answers to a list of questions in one batch, with their lengths and the likelihoods of options.
+
+        Args:
+            image, world_latents, mode: as in `generate`.
+            options: for each question, the answers whose log-probabilities are wanted.
+            world_tokens: (n, K, D) to read in place of those that the projector makes of `world_latents`, which say how
+                many moments they are.
+            picture_features: (pictures, tokens, D) as `picture_features` returns them, in the order of the pictures.
+            lora: False asks Gemma as it was before training.
+
+        Raises:
+            ValueError: Gemma itself is asked for and was trained, or world tokens without latents.
+        """
+        if world_tokens is not None and world_latents is None:
+            raise ValueError("world_tokens say nothing of time; pass the world_latents that they stand for as well.")
+        if not lora and not self.gemma_is_untouched:
+            raise ValueError(
+                "vision or language of this model were trained, so Gemma as it was is not in memory; ask the base "
+                f"model itself ({self.config.vlm_name_or_path})."
+            )
+        look = Look(num_world_steps, seed, enable_world, world_latents=world_latents, mode=mode)
+        inputs, sampling = self._generation(*self._asked(image, question, None), 0.0, look)
+        if world_tokens is not None:
+            del inputs["world_latents"]
+            inputs["world_embeds"] = world_tokens.to(self.device)
+        if picture_features is not None:
+            del inputs["pixel_values"]
+            inputs["picture_features"] = picture_features.to(self.device)
+        tokenizer = self.processor.tokenizer
+        keeper = OptionKeeper([spellings_of(tokenizer, own) for own in options or [[]] * len(question)])
+        without = self.model.lora_disabled() if not lora and self.config.lora is not None else nullcontext()
+        with without:
+            ids = self.model.generate(**inputs, **sampling, max_new_tokens=max_new_tokens, logits_processor=[keeper])
+        written = ids[:, inputs["input_ids"].shape[1] :].tolist()
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        texts = self.processor.batch_decode(written, skip_special_tokens=True)
+        return [
+            Reply(
+                text.strip(),
+                sum(token != tokenizer.pad_token_id for token in row),
+                length,
+                keeper.logprobs(place, row) if options is not None else None,
+            )
+            for place, (text, row, length) in enumerate(zip(texts, written, lengths, strict=True))
+        ]
+
+    @torch.no_grad()
+    def picture_features(self, images: Any) -> Tensor:
+        """Gemma's soft tokens (pictures, tokens, D) of each picture, which `reply` takes in place of computing them."""
+        pixels = self.processor.image_processor(load_images(images), return_tensors="pt")["pixel_values"]
+        return self.model.picture_features(pixels.to(self.device))
+
+    @torch.no_grad()
+    def world_tokens(self, latents: Tensor, kind: str = "trained", seed: int = 0) -> Tensor:
+        """World tokens (n, K, D) of latents (n, C, T, h, w), boundaries included.
+
+        Args:
+            kind: `trained`, by the projector; `random`, by an untrained one of the same make, drawn with `seed`;
+                `dummy`, one constant token in every place between the boundaries, the same for all latents.
+        """
+        if kind not in TOKEN_KINDS:
+            raise ValueError(f"kind is {kind!r}; choose one of {', '.join(TOKEN_KINDS)}.")
+        projector = self.model.projector
+        latents = latents.to(projector.row.device)
+        if kind == "random":
+            with torch.random.fork_rng(devices=[]):  # the constructor draws from the global generator
+                untrained = WorldProjector(self.config)
+            # not 0, with which a fresh fusion starts: training from there may have gone but a short way
+            untrained.scale_to(self.model.text_embedding_rms(), seed=seed + 1)
+            return untrained.to(projector.row)(latents)
+        if kind == "dummy":
+            begin, inner, end = projector(torch.zeros_like(latents)).split_with_sizes(
+                [1, self.config.world_token_count(latents.shape[2] - 1) - 2, 1], dim=1
+            )
+            return torch.cat([begin, inner.mean(dim=1, keepdim=True).expand_as(inner), end], dim=1)
+        return projector(latents)
+
+    def _generation(
+        self, pictures: list[list[Picture]], questions: list[str], temperature: float, look: Look
     ) -> tuple[BatchFeature, dict[str, Any]]:
-        """Model inputs with the future already imagined, and `generate`'s arguments."""
-        if world_latents is not None:
-            if world_prompt is not None:
-                raise ValueError("world_latents are imagined already, so no world_prompt can steer them; give one.")
-            num_world_steps = world_latents.shape[2] - 1
-        if enable_world is not False and image is not None:
-            how = self.mode_of(mode, num_world_steps)
-            if how == "picture" and any(prompts_each(world_prompt, None)):
+        """Model inputs with the future already imagined, and how `generate` samples."""
+        if not 0 <= temperature < math.inf:  # written so that NaN fails
+            raise ValueError(f"temperature is {temperature}; 0 is greedy, a larger number is freer.")
+        if look.world_latents is not None and look.world_prompt is not None:
+            raise ValueError("world_latents are imagined already, so no world_prompt can steer them; give one.")
+        past = 0
+        if look.enable_world is not False and any(pictures):
+            seen = self.processor.with_world(pictures, look.world_images)
+            past = self.processor.num_past_steps([picture for own in seen for picture in own])
+            if look.world_latents is not None:
+                look = replace(look, num_world_steps=look.world_latents.shape[2] - 1 - past)
+            how = self.mode_of(look.mode, look.num_world_steps, past)
+            if how == "picture" and past:
+                raise ValueError("this model has no world model, so nothing would read a video's past; give a picture.")
+            if how == "picture" and any(prompts_each(look.world_prompt, None)):
                 raise ValueError("a world prompt steers imagined steps, and num_world_steps is 0; ask for 1 or more.")
             if how == "frames":
-                image, question = self._with_frames(
-                    image, question, num_world_steps, seed, world_latents, world_prompt, progress
-                )
+                pictures, questions = self._with_frames(pictures, questions, seen, look)
             if how != "tokens":
-                if mode is None:
+                if look.mode is None:
                     self._warn_if_untrained()
-                enable_world, world_latents, world_prompt = False, None, None
-        inputs = self.prepare(
-            image,
-            question,
-            num_world_steps=num_world_steps,
-            seed=seed,
-            enable_world=enable_world,
-            world_prompt=world_prompt,
-        )
+                look = replace(look, enable_world=False, world_latents=None, world_prompt=None)
+        inputs = self._inputs(pictures, questions, None, look)
         if "world_frames" in inputs:
             self._warn_if_untrained()
             frames, seeds, steps = (inputs.pop(name) for name in ("world_frames", "world_seeds", "num_world_steps"))
-            prompts = inputs.pop("world_prompt", None)
-            if world_latents is None:
-                world_latents = self._imagine(frames, int(steps[0]), seeds.tolist(), progress, prompts)
-            inputs["world_latents"] = world_latents.to(self.device)
-        elif world_latents is not None:
+            prompts, latents = inputs.pop("world_prompt", None), look.world_latents
+            if latents is None:
+                latents = self._imagine(frames, int(steps[0]), seeds.tolist(), look.progress, prompts)
+            inputs.update({"world_latents": latents.to(self.device), "num_past_steps": past})
+        elif look.world_latents is not None:
             raise ValueError("world_latents were given, but the world is off or there is no picture.")
-        if not 0 <= temperature < math.inf:  # written so that NaN fails
-            raise ValueError(f"temperature is {temperature}; 0 is greedy, a larger number is freer.")
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-        return inputs, {"max_new_tokens": max_new_tokens, **sampling}
+        return inputs, {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
 
     def _with_frames(
-        self,
-        image: Any,
-        question: str | Sequence[str],
-        num_world_steps: int | None,
-        seed: int,
-        world_latents: Tensor | None,
-        world_prompt: str | Sequence[str] | None,
-        progress: Progress | None,
-    ) -> tuple[list[Any], str | list[str]]:
-        """The pictures with the last frame of each imagined world step behind them, and the question introduced."""
-        groups = group_pictures(image, question)
-        if not all(groups):
+        self, pictures: list[list[Picture]], questions: list[str], seen: list[list[Picture]], look: Look
+    ) -> tuple[list[list[Picture]], list[str]]:
+        """Each question's pictures of now with the last frame of each past and imagined world step, introduced."""
+        if not all(pictures):
             raise ValueError("imagined frames need a picture for each question.")
-        every = self.config.world_images == "all"
-        chosen = [picture for own in groups for picture in (own if every else own[:1])]
-        if world_latents is None:
-            prompts = prompts_each(world_prompt, len(groups))
-            steering = [text for own, text in zip(groups, prompts, strict=True) for _ in (own if every else own[:1])]
-            world_latents = self.imagine(chosen, num_world_steps, seed=seed, world_prompt=steering, progress=progress)
         factor = self.config.world_config.temporal_factor
-        frames = iter(
-            self.decode(world_latents, for_people=False)[:, factor::factor]
-        )  # each (N, H, W, 3): where a world step ends
+        chosen = [picture for own in seen for picture in own]
+        future: list[Any] = [[] for _ in chosen]
+        if self._steps(look.num_world_steps):
+            latents = look.world_latents
+            if latents is None:
+                prompts = prompts_each(look.world_prompt, len(seen))
+                steering = [prompt for own, prompt in zip(seen, prompts, strict=True) for _ in own]
+                latents = self.imagine(
+                    chosen, look.num_world_steps, seed=look.seed, world_prompt=steering, progress=look.progress
+                )
+            first = factor * (self.processor.num_past_steps(chosen) + 1)  # where the first imagined world step ends
+            future = list(self.decode(latents, for_people=False)[:, first::factor])  # each (N, H, W, 3)
+        after = iter(future)
         shown, texts = [], []
-        for own, text in zip(groups, [question] if isinstance(question, str) else question, strict=True):
-            imagined = [frame for _ in (own if every else own[:1]) for frame in next(frames)]
-            now, after = numbered(1, len(own)), numbered(len(own) + 1, len(own) + len(imagined))
-            introduction = f"{now} what is there now. {after} what is imagined to happen next, in order of time."
-            shown.append([*own, *imagined])
-            texts.append(f"{introduction}\n\n{text}")
-        return (shown[0], texts[0]) if isinstance(question, str) else (shown, texts)
+        for own, looked_at, question in zip(pictures, seen, questions, strict=True):
+            now = [picture.now if isinstance(picture, Video) else picture for picture in own]
+            before = [self.processor.frames_of(picture)[:-1:factor] for picture in looked_at]
+            strip, text = filmstrip(now, before, [list(next(after)) for _ in looked_at], question)
+            shown.append(strip)
+            texts.append(text)
+        return [group_pictures(own, "")[0] for own in shown], texts
 
     # --------------------------------------------------------------------------------------------------- the future
 
     def imagine(
         self,
-        image: Any,
+        image: Any = None,
         num_world_steps: int | None = None,
         *,
+        video: Any = None,
         seed: int = 0,
         world_prompt: str | Sequence[str] | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Latents of now and the imagined next moments, one row a picture: (n, C, 1 + num_world_steps, h, w).
 
-        `world_prompt` says what they show, one for all pictures or one each.
+        With a `video`, or with videos among the pictures, P latents of what came before stand in front. `world_prompt`
+        says what the future shows, one for all pictures or one each.
         """
-        steps = self.config.num_world_steps if num_world_steps is None else num_world_steps
-        steps = self.config.check_world_steps(steps)
-        inputs = self.processor.world_inputs(load_images(image), steps, seed, world_prompt)
+        steps = self.config.check_world_steps(self._steps(num_world_steps))
+        pictures = group_pictures(image, "")[0] if video is None else [self._read(video, image)]
+        inputs = self.processor.world_inputs(pictures, steps, seed, world_prompt)
         frames, seeds, prompts = inputs["world_frames"], inputs["world_seeds"].tolist(), inputs.get("world_prompt")
         return self._imagine(frames.to(self.device), steps, seeds, progress, prompts)
+
+    def seen(self, video: Any) -> np.ndarray:
+        """The frames of a video that the world model reads: (1 + 4·P, S, S, 3) uint8, the last is now."""
+        frames = self.processor.frames_of(self._read(video))
+        return to_pixels(to_frames([frames], self.config.world_image_size))[0]
 
     @torch.no_grad()
     def _imagine(
@@ -682,21 +816,3 @@ def check_text(text: str, control_tokens: Iterable[str]) -> None:
 def user_turn(num_pictures: int, question: str) -> list[dict[str, Any]]:
     """A chat of one user turn: pictures first, then the question."""
     return [{"role": "user", "content": [*[{"type": "image"}] * num_pictures, {"type": "text", "text": question}]}]
-
-
-def numbered(first: int, last: int) -> str:
-    """`Picture 1 shows`, `Pictures 2 to 5 show`."""
-    return f"Picture {first} shows" if first == last else f"Pictures {first} to {last} show"
-
-
-def group_pictures(image: Any, question: str | Sequence[str]) -> list[list[Any]]:
-    """One list of loaded pictures a question."""
-    if isinstance(question, str):
-        return [[] if image is None else load_images(image)]
-    questions = list(question)
-    if image is None:
-        return [[] for _ in questions]
-    items = list(image) if isinstance(image, (list, tuple, np.ndarray, Tensor)) else [image]
-    if len(items) != len(questions):
-        raise ValueError(f"{len(items)} pictures were given for {len(questions)} questions; give one entry each.")
-    return [load_images(item) if isinstance(item, (list, tuple)) else [load_image(item)] for item in items]

@@ -89,6 +89,7 @@ LORA_FIELDS = (  # of peft's LoraConfig: those that add A and B matrices and lea
 WAN_LATENT_CHANNELS = 16  # AutoencoderKLWan's default z_dim, for a vae dict that leaves it out
 
 PROJECTORS = ("linear", "mlp", "resampler")
+WORLD_IMAGES = ("first", "all")
 SPATIAL_MERGES = (1, 2, 4)
 
 
@@ -218,9 +219,11 @@ class TheWorldConfig(PreTrainedConfig):
             checkpoint stores these instead of the weights.
         enable_world: off gives Gemma's own logits, bit for bit.
         num_world_steps: future latent frames a call imagines unless it says otherwise (one is 4 pixel frames).
-        max_world_steps: rows of the temporal embedding after the first.
+        max_world_steps: rows of the temporal embedding after now.
+        max_past_steps: rows of the temporal embedding before now: past latent frames of a video that are read at most.
+            0 takes pictures and no videos.
         world_image_size: side, in pixels, of the square picture the world model sees.
-        world_images: which pictures of a question get world tokens, `first` or `all`.
+        world_images: which pictures and videos of a question get world tokens, `first` or `all`.
         projector: `linear` (the source document's), `mlp`, or `resampler` (a fixed number of tokens a latent frame).
         spatial_merge: 1, 2 or 4; neighbouring cells along each side that fold into one token (space-to-depth).
         projector_hidden_size: width inside `mlp` and `resampler`; None means the language model's width, and a quarter
@@ -250,6 +253,7 @@ class TheWorldConfig(PreTrainedConfig):
         enable_world: bool = True,
         num_world_steps: int = 0,
         max_world_steps: int = 16,
+        max_past_steps: int = 0,
         world_image_size: int = 224,
         world_images: str = "first",
         projector: str = "linear",
@@ -262,7 +266,13 @@ class TheWorldConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         check_keys(TheWorldConfig, kwargs)
-        check_numbers({"world_image_size": world_image_size, "max_world_steps": max_world_steps})
+        check_numbers(
+            {
+                "world_image_size": world_image_size,
+                "max_world_steps": max_world_steps,
+                "max_past_steps": max_past_steps,
+            }
+        )
         for name, config in (("vlm_config", vlm_config), ("world_config", world_config)):
             if config is not None and not isinstance(config, dict | PreTrainedConfig):
                 raise ValueError(f"{name} is {config!r}; give the base model's config, a JSON object.")
@@ -280,6 +290,7 @@ class TheWorldConfig(PreTrainedConfig):
         self.enable_world = enable_world
         self.num_world_steps = num_world_steps
         self.max_world_steps = max_world_steps
+        self.max_past_steps = max_past_steps
         self.world_image_size = world_image_size
         self.world_images = world_images
         self.projector = projector
@@ -307,8 +318,7 @@ class TheWorldConfig(PreTrainedConfig):
             raise ValueError(f"projector_hidden_size is {self.projector_hidden_size}; it must be 2 or more.")
         if self.resampler_tokens < 1:
             raise ValueError(f"resampler_tokens is {self.resampler_tokens}; it must be 1 or more.")
-        if self.world_images not in ("first", "all"):
-            raise ValueError(f"world_images is {self.world_images!r}; choose 'first' or 'all'.")
+        self.check_world_images(self.world_images)
         if self.world_image_size < 1 or self.world_image_size % self.world_config.spatial_factor:
             raise ValueError(
                 f"world_image_size is {self.world_image_size}; it must be a multiple of the world model's "
@@ -320,8 +330,9 @@ class TheWorldConfig(PreTrainedConfig):
                 f"spatial_merge {self.spatial_merge} does not divide the {side}×{side} latent grid of "
                 f"world_image_size {self.world_image_size}."
             )
-        if self.max_world_steps < 0:
-            raise ValueError(f"max_world_steps is {self.max_world_steps}; it must be 0 or more.")
+        for name, value in (("max_world_steps", self.max_world_steps), ("max_past_steps", self.max_past_steps)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}; it must be 0 or more.")
         self.check_world_steps(self.num_world_steps)
 
     def check_world_steps(self, num_world_steps: int) -> int:
@@ -333,6 +344,33 @@ class TheWorldConfig(PreTrainedConfig):
                 f"num_world_steps is {num_world_steps}; this model takes 0 to {self.max_world_steps} (max_world_steps)."
             )
         return num_world_steps
+
+    def check_world_images(self, world_images: str) -> str:
+        """Returns `world_images`, or raises a ValueError for anything but `first` and `all`."""
+        if world_images not in WORLD_IMAGES:
+            raise ValueError(f"world_images is {world_images!r}; choose 'first' or 'all'.")
+        return world_images
+
+    def past_steps_of(self, num_frames: int) -> int:
+        """Past latent frames P of a video of `num_frames` that ends now: its last `num_pixel_frames(0, P)` are read.
+
+        P is as large as the video and `max_past_steps` allow. One frame is a picture, and has no past.
+
+        Raises:
+            ValueError: there are frames before now, and none of them would be read.
+        """
+        factor = self.world_config.temporal_factor
+        if num_frames > 1 and self.max_past_steps == 0:
+            raise ValueError(
+                f"a video of {num_frames:,} frames was given, and this model reads pictures only; give its last frame "
+                "as a picture, or use a model that was made with max_past_steps=1 or more."
+            )
+        if 1 < num_frames <= factor:
+            raise ValueError(
+                f"a video of {num_frames} frames is too short to have a past: a past world step is {factor} frames "
+                f"before now; give {1 + factor} frames or more, or the last one as a picture."
+            )
+        return min((num_frames - 1) // factor, self.max_past_steps)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The language model's config, which `generate` and its caches read."""
@@ -350,13 +388,18 @@ class TheWorldConfig(PreTrainedConfig):
         h, w = self.world_grid()
         return h * w // self.spatial_merge**2
 
-    def world_token_count(self, num_world_steps: int) -> int:
-        """Placeholders one picture takes: the world tokens of T = 1 + num_world_steps frames, and two boundaries."""
-        return (1 + num_world_steps) * self.world_tokens_per_frame() + 2
+    def world_token_count(self, num_world_steps: int, num_past_steps: int = 0) -> int:
+        """Placeholders one picture or video takes: the world tokens of T = P + 1 + N latent frames, and two boundaries.
 
-    def num_pixel_frames(self, num_world_steps: int) -> int:
-        """Pixel frames that T = 1 + num_world_steps latent frames decode to."""
-        return 1 + self.world_config.temporal_factor * num_world_steps
+        Args:
+            num_world_steps: N, imagined latent frames.
+            num_past_steps: P, latent frames of a video before now.
+        """
+        return (num_past_steps + 1 + num_world_steps) * self.world_tokens_per_frame() + 2
+
+    def num_pixel_frames(self, num_world_steps: int, num_past_steps: int = 0) -> int:
+        """Pixel frames that T = P + 1 + N latent frames decode to, and that P + 1 of them are encoded from (N = 0)."""
+        return 1 + self.world_config.temporal_factor * (num_past_steps + num_world_steps)
 
 
 def lora_settings(lora: dict[str, Any] | int | None) -> dict[str, Any] | None:

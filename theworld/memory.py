@@ -23,12 +23,16 @@ model learns, each linear layer keeps its input (b · (2D + F): query, key and v
 the output projection's is the attention's output) and each norm its normalised float32 value (4 · (4D + Q + K)); a LoRA
 keeps the inputs of the layers it sits on, and b · r behind each.
 
+With activation checkpointing a layer keeps its input (b · D), and backward makes the rest anew, one layer at a time;
+SigLIP's layers likewise. The VAE has no such switch.
+
 The logits are V wide, and the loss turns the whole of them to float32: the logits (b · V), the log-softmax (4V), and in
 backward the gradients of the negative log-likelihood (4V) and of the log-softmax (4V) are in memory together.
 
 For Gemma 3 4B in bfloat16 a frozen layer keeps 128 KiB a token and the mask. A projector-only step at N = 0 and B = 4
 (1,104 tokens) is predicted to take 41.9 GiB; 41.8 GiB were measured on one H100 (2026-11-22, random weights of full
-size).
+size). `tests/test_memory.py` counts every formula on shapes of the published widths; `benchmarks/full_size.py` measures
+them on a GPU.
 """
 
 from __future__ import annotations
@@ -49,9 +53,12 @@ LIBRARIES = GIB  # resident size of Python with torch, transformers and diffuser
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder layer
 
-# feature maps of the VAE's widest stage that live at once while it encodes: seven around a convolution, whose input is
-# padded to three frames, and five in the causal convolutions' caches
-VAE_LIVE_MAPS = 12
+# feature maps of the VAE's first stage, a frame, that live at once while it encodes: seven around a convolution, whose
+# input is padded to three frames, and five in the causal convolutions' caches
+ENCODER_LIVE_MAPS = 12
+# the same of its last stage while it decodes, a latent frame (temporal_factor pixel frames) at a time; counted were 46
+# to 56 for four frames, at all widths, sizes and lengths
+DECODER_LIVE_MAPS = 13
 
 
 @dataclass(frozen=True)
@@ -70,20 +77,42 @@ class Prediction:
         return max(self.moments, key=lambda name: self.moments[name])
 
 
-def sequence_length(config: TheWorldConfig, num_world_steps: int, text_tokens: int = TEXT_TOKENS) -> int:
-    """L: a picture's soft tokens between begin and end, its world tokens, and text."""
+def sequence_length(
+    config: TheWorldConfig, num_world_steps: int, text_tokens: int = TEXT_TOKENS, mode: str = "tokens"
+) -> int:
+    """L: the soft tokens of pictures between begin and end, world tokens, and text.
+
+    In mode `frames` there is a picture more for each world step, and no world token.
+    """
+    picture = config.vlm_config.mm_tokens_per_image + 2
+    if mode == "frames":
+        return pictures_shown(num_world_steps, mode) * picture + text_tokens
     world = config.world_token_count(num_world_steps) if config.enable_world else 0
-    return config.vlm_config.mm_tokens_per_image + 2 + world + text_tokens
+    return picture + world + text_tokens
 
 
-def weight_bytes(config: TheWorldConfig, counts: Mapping[str, int], num_world_steps: int, b: int) -> int:
-    """Weights in memory: all but the world model's parts that this many steps do not need.
+def pictures_shown(num_world_steps: int, mode: str) -> int:
+    """Pictures that the language model sees of one sample: the given one, and in mode `frames` the imagined ones."""
+    return 1 + num_world_steps if mode == "frames" else 1
+
+
+def weight_bytes(counts: Mapping[str, int], world_parts: Iterable[str], b: int) -> int:
+    """Weights in memory: all but the world model's parts that are not loaded.
 
     Args:
         counts: parameters of each part of the whole model, by the names of `theworld.freezing`.
+        world_parts: of `encoder`, `decoder`, `transformer`.
     """
-    unused = {"vae_decoder"} if num_world_steps else {"vae_decoder", "world_transformer"}
+    names = {"encoder": "vae_encoder", "decoder": "vae_decoder", "transformer": "world_transformer"}
+    unused = {name for part, name in names.items() if part not in set(world_parts)}
     return b * sum(count for part, count in counts.items() if part not in unused)
+
+
+def world_parts_for(num_world_steps: int, mode: str = "tokens") -> tuple[str, ...]:
+    """The world model's parts that a call loads; imagined frames are decoded."""
+    if num_world_steps == 0:
+        return ("encoder",)
+    return ("encoder", "transformer") if mode == "tokens" else ("encoder", "transformer", "decoder")
 
 
 def inference(
@@ -95,9 +124,18 @@ def inference(
     b: int = 2,
     new_tokens: int = NEW_TOKENS,
     text_tokens: int = TEXT_TOKENS,
+    mode: str = "tokens",
+    world_parts: Iterable[str] | None = None,
+    text_encoder_bytes: int = 0,
 ) -> Prediction:
-    """Answering `batch` questions of one picture each: look, imagine, read, write; no gradients anywhere."""
-    tokens = sequence_length(config, num_world_steps, text_tokens)
+    """Answering `batch` questions of one picture each: look, imagine, read, write; no gradients anywhere.
+
+    Args:
+        mode: `tokens`, or `frames`, where imagined frames are decoded and shown as further pictures.
+        world_parts: those in memory; None means what such a call loads.
+        text_encoder_bytes: of the world model's text encoder, where a prompt is embedded that is not stored.
+    """
+    tokens = sequence_length(config, num_world_steps, text_tokens, mode)
     text = config.get_text_config()
     reading = (
         cache_bytes(config, batch, tokens + new_tokens, b)
@@ -105,12 +143,34 @@ def inference(
         + mask_bytes(batch, tokens, b)
         + batch * text.vocab_size * (b + 4)  # logits of the last position, and their float32 copy
     )
-    moments = {"vision": vision_live_bytes(config, batch, b), "prefill": reading}
+    pictures = batch * pictures_shown(num_world_steps, mode)
+    moments = {"vision": vision_live_bytes(config, pictures, b), "prefill": reading}
+    parts = world_parts_for(num_world_steps, mode) if world_parts is None else world_parts
     if config.enable_world:
-        moments["world encoder"] = encoder_live_bytes(config, batch, b)
-        if num_world_steps:
-            moments["rollout"] = rollout_bytes(config, num_world_steps, batch, b)
-    return Prediction({"weights": weight_bytes(config, counts, num_world_steps, b)}, moments)
+        moments |= imagining_moments(config, num_world_steps, batch, b, decodes=mode == "frames")
+    if text_encoder_bytes:
+        moments["text encoder"] = text_encoder_bytes
+    return Prediction({"weights": weight_bytes(counts, parts, b)}, moments)
+
+
+def imagining(
+    config: TheWorldConfig, counts: Mapping[str, int], *, num_world_steps: int, batch: int = 1, b: int = 2
+) -> Prediction:
+    """Imagining a future and decoding it for a person to see; the language model is in memory and idle."""
+    weights = weight_bytes(counts, ("encoder", "decoder", "transformer"), b)
+    return Prediction({"weights": weights}, imagining_moments(config, num_world_steps, batch, b, decodes=True))
+
+
+def imagining_moments(
+    config: TheWorldConfig, num_world_steps: int, batch: int, b: int, *, decodes: bool
+) -> dict[str, int]:
+    """The world model's moments, from a picture to latents, or to frames where it `decodes`."""
+    moments = {"world encoder": encoder_live_bytes(config, batch, b)}
+    if num_world_steps:
+        moments["rollout"] = rollout_bytes(config, num_world_steps, batch, b)
+        if decodes:
+            moments["world decoder"] = decoder_live_bytes(config, num_world_steps, batch, b)
+    return moments
 
 
 def training(
@@ -122,34 +182,48 @@ def training(
     batch: int = 1,
     b: int = 2,
     text_tokens: int = TEXT_TOKENS,
+    checkpointing: bool = False,
+    world_parts: Iterable[str] | None = None,
 ) -> Prediction:
     """One step of AdamW over `batch` samples, in which the parts of `learns` have gradients.
 
     Adam's two moments and the gradient have the weights' type, as torch makes them. When backward starts, everything
-    forward kept is there and no gradient is; when it ends, it is the other way round.
+    forward kept is there and no gradient is; when it ends, it is the other way round. The optimiser is the fused one,
+    HF Trainer's default, which needs nothing beside; torch's own default takes one copy more of what learns for a
+    moment.
+
+    Args:
+        checkpointing: activation checkpointing (`use_gradient_checkpointing`).
+        world_parts: those in memory; None means what such a step loads.
     """
     learns = set(learns)
     tokens = sequence_length(config, num_world_steps, text_tokens)
     text = config.get_text_config()
     trainable = sum(count for part, count in counts.items() if part in learns)
     layer = batch * tokens * layer_bytes(config, tokens, learns, b)
-    layers = text.num_hidden_layers * layer
+    layers = text.num_hidden_layers * (batch * tokens * b * text.hidden_size if checkpointing else layer)
     final_norm = batch * tokens * 4 * text.hidden_size * (2 if "language" in learns else 1)
-    logits = batch * tokens * text.vocab_size * (b + 12)
+    logits = batch * tokens * text.vocab_size * b
+    in_loss = batch * tokens * text.vocab_size * 12
     if not learns & {"projector", "lora", "language", "vision", "vae_encoder"}:
         layers = final_norm = 0  # nothing learns: nothing is kept
-    vision = batch * vision_kept_bytes(config, b) if "vision" in learns else 0
+    vision = batch * vision_kept_bytes(config, b, checkpointing) if "vision" in learns else 0
+    vision_layer = batch * vision_layer_bytes(config, b) if "vision" in learns else 0
     encoder = batch * encoder_kept_bytes(config, b) if "vae_encoder" in learns and config.enable_world else 0
+    below = vision + encoder  # what forward kept before the language model, and backward reaches last
     gradients = b * trainable
+    head = b * text.vocab_size * text.hidden_size if "language" in learns else 0
+    masks = mask_bytes(batch, tokens, b)
     moments = {
-        "backward starts": layers + final_norm + logits + vision + encoder + mask_bytes(batch, tokens, b),
-        "backward ends": gradients + max(layer, vision, encoder),
+        "backward starts": layers + final_norm + logits + in_loss + below + masks,
+        # the head's gradient waits for the embeddings', which are the same weights, and then for their sum
+        "backward ends": gradients + 2 * head + logits + max(layer + below, vision_layer + below),
         "vision": vision_live_bytes(config, batch, b),
     }
     if config.enable_world and num_world_steps:
         moments["rollout"] = rollout_bytes(config, num_world_steps, batch, b)
-    weights = weight_bytes(config, counts, num_world_steps, b)
-    return Prediction({"weights": weights, "Adam states": 2 * b * trainable}, moments)
+    parts = world_parts_for(num_world_steps) if world_parts is None else world_parts
+    return Prediction({"weights": weight_bytes(counts, parts, b), "Adam states": 2 * b * trainable}, moments)
 
 
 # --------------------------------------------------------------------------------------------------- language model
@@ -194,22 +268,28 @@ def vision_patches(config: TheWorldConfig) -> int:
 
 
 def vision_live_bytes(config: TheWorldConfig, batch: int, b: int) -> int:
-    """One SigLIP layer at work: residual, input, and the MLP's two wide values."""
+    """One SigLIP layer at work: its input, two residuals, the normalised value, the MLP's two wide ones; the pixels."""
     vision = config.vlm_config.vision_config
-    return batch * vision_patches(config) * b * 2 * (vision.hidden_size + vision.intermediate_size)
+    per_patch = 4 * vision.hidden_size + 2 * vision.intermediate_size
+    return int(batch * b * (vision_patches(config) * per_patch + vision.num_channels * vision.image_size**2))
 
 
-def vision_kept_bytes(config: TheWorldConfig, b: int) -> int:
-    """What SigLIP keeps of one picture where it learns.
+def vision_layer_bytes(config: TheWorldConfig, b: int) -> int:
+    """What one SigLIP layer keeps of one picture where it learns.
 
-    A layer: two LayerNorms' inputs, the input of query, key and value, those three and the attention's output, the
-    MLP's input (8 · width), and the MLP before and after its GELU. Around the layers: the pixels and the last norm's
-    input.
+    Two LayerNorms' inputs, the input of query, key and value, those three and the attention's output, the MLP's input
+    (8 · width), and the MLP before and after its GELU.
     """
     vision = config.vlm_config.vision_config
-    per_patch = b * (8 * vision.hidden_size + 2 * vision.intermediate_size)
-    around = b * (vision.num_channels * vision.image_size**2 + vision_patches(config) * vision.hidden_size)
-    return int(vision_patches(config) * vision.num_hidden_layers * per_patch + around)
+    return int(vision_patches(config) * b * (8 * vision.hidden_size + 2 * vision.intermediate_size))
+
+
+def vision_kept_bytes(config: TheWorldConfig, b: int, checkpointing: bool = False) -> int:
+    """What SigLIP keeps of one picture where it learns: of each layer; around them the pixels and a norm's input."""
+    vision = config.vlm_config.vision_config
+    width = vision_patches(config) * vision.hidden_size * b
+    layer = width if checkpointing else vision_layer_bytes(config, b)
+    return int(vision.num_hidden_layers * layer + b * vision.num_channels * vision.image_size**2 + width)
 
 
 # ------------------------------------------------------------------------------------------------------ world model
@@ -218,8 +298,9 @@ def vision_kept_bytes(config: TheWorldConfig, b: int) -> int:
 def rollout_bytes(config: TheWorldConfig, num_world_steps: int, batch: int, b: int) -> int:
     """One block of the world transformer at work on all T frames; guidance doubles the batch.
 
-    For each of its tokens, in widths: residual 1, the time embedding 1 and its modulation 3, this block's modulation 3,
-    the normalised input 1, and the MLP before and after its GELU (twice its ratio).
+    For each of its tokens, in widths: residual 1, the time embedding 1 and its modulation 3, this block's modulation 3
+    and the normalised input 1; and the MLP before and after its GELU (twice its ratio), or, where that is more, query,
+    key and value and the float32 copies that the rotary embedding makes of one of them (11).
     """
     transformer = config.world_config.transformer
     width = transformer.get("num_attention_heads", 32) * transformer.get("attention_head_dim", 128)
@@ -227,7 +308,7 @@ def rollout_bytes(config: TheWorldConfig, num_world_steps: int, batch: int, b: i
     rows, columns = config.world_grid()
     tokens = (1 + num_world_steps) // patch_t * (rows // patch_h) * (columns // patch_w)
     passes = 2 if config.world_config.guidance_scale > 1 else 1
-    return int(passes * batch * tokens * b * width * (9 + 2 * transformer.get("mlp_ratio", 4.0)))
+    return int(passes * batch * tokens * b * width * (9 + max(2 * transformer.get("mlp_ratio", 4.0), 11)))
 
 
 def vae_stages(config: TheWorldConfig) -> list[tuple[int, int, int]]:
@@ -242,7 +323,14 @@ def vae_stages(config: TheWorldConfig) -> list[tuple[int, int, int]]:
 
 def encoder_live_bytes(config: TheWorldConfig, batch: int, b: int) -> int:
     """The VAE encoder at work on one frame of each picture."""
-    return batch * VAE_LIVE_MAPS * b * max(after * side**2 for _, after, side in vae_stages(config))
+    return batch * ENCODER_LIVE_MAPS * b * max(after * side**2 for _, after, side in vae_stages(config))
+
+
+def decoder_live_bytes(config: TheWorldConfig, num_world_steps: int, batch: int, b: int) -> int:
+    """The VAE decoder at work on one latent frame of each clip, beside the frames it has written."""
+    area = config.world_image_size**2
+    maps = DECODER_LIVE_MAPS * config.world_config.temporal_factor * config.world_config.vae.get("base_dim", 96)
+    return batch * area * b * (maps + 3 * config.num_pixel_frames(num_world_steps))
 
 
 def encoder_kept_bytes(config: TheWorldConfig, b: int) -> int:

@@ -4,8 +4,9 @@ From a picture to an answer: embed the text, scatter Gemma's image features over
 projected world latents over the world placeholders, and let Gemma's own forward do the rest. With the world off, every
 input goes to Gemma untouched.
 
-Shapes: B prompts, L tokens, n pictures with a world block, C latent channels, T = 1 + N latent frames, h×w latent grid,
-K = world_token_count(N) placeholders a picture, D width of the language model.
+Shapes: B prompts, L tokens, n pictures or videos with a world block, F pixel frames seen, C latent channels,
+T = P + 1 + N latent frames (past, now, imagined), h×w latent grid, K = world_token_count(N, P) placeholders a picture,
+D width of the language model.
 """
 
 from __future__ import annotations
@@ -40,7 +41,16 @@ from theworld.world_models.cosmos_components import PROMPT_EMBEDS
 
 logger = logging.getLogger(__name__)
 
-WORLD_INPUTS = ("world_frames", "world_latents", "world_embeds", "world_seeds", "num_world_steps", "world_prompt")
+WORLD_INPUTS = (
+    "world_frames",
+    "world_latents",
+    "world_embeds",
+    "world_seeds",
+    "num_world_steps",
+    "num_past_steps",
+    "world_prompt",
+)
+PREFILL_INPUTS = ("pixel_values", "picture_features", *WORLD_INPUTS)  # read once, before the first token is written
 
 
 def world_parts_for(num_world_steps: int) -> tuple[str, ...]:
@@ -105,6 +115,13 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def init_weights(self) -> None:
         """Every part draws its own weights when it is built, so nothing is drawn again over loaded ones."""
         self.tie_weights(recompute_mapping=False)
+
+    def enable_input_require_grads(self) -> None:
+        """Does nothing: transformers calls it with activation checkpointing, to put a hook on every embedding.
+
+        World tokens bring gradients into the language model by themselves, and a hook on SigLIP's patches would send
+        them through a frozen vision tower: its whole backward, for nothing.
+        """
 
     # ------------------------------------------------------------------------------------------- loading and saving
 
@@ -282,6 +299,10 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # ------------------------------------------------------------------------------------------ from pixels to tokens
 
+    def picture_features(self, pixel_values: Tensor) -> Tensor:
+        """Gemma's soft tokens (pictures, tokens, D) of pixels (pictures, 3, H, W) as its image processor makes them."""
+        return self.vlm.model.get_image_features(pixel_values, return_dict=True).pooler_output
+
     def world_latents_of(
         self,
         world_frames: Tensor,
@@ -291,10 +312,10 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_prompt: str | Sequence[str] | None = None,
         **rollout: Any,
     ) -> Tensor:
-        """Latents of now and, for N > 0, of the imagined next moments.
+        """Latents of what was seen, up to now, and, for N > 0, of the imagined next moments.
 
         Args:
-            world_frames: (n, 3, F, S, S) in [-1, 1].
+            world_frames: (n, 3, F, S, S) in [-1, 1], in order of time, the last one now; F = 1 + 4·P.
             num_world_steps: N future latent frames.
             seeds: one a picture; the noise of its rollout.
             progress: called with (denoise steps done, of how many).
@@ -302,7 +323,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             rollout: `num_inference_steps`, `guidance_scale`, prompt embeddings; the config's when left out.
 
         Returns:
-            (n, C, T, h, w) normalised latents, T = 1 + N.
+            (n, C, T, h, w) normalised latents, T = P + 1 + N; the first P + 1 are those of the frames, whatever N is.
         """
         if self.world is None:
             raise ValueError("this model was built with the world off (enable_world=False); it cannot imagine.")
@@ -329,6 +350,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_embeds: Tensor | None = None,
         world_seeds: Tensor | None = None,
         num_world_steps: Tensor | int | None = None,
+        num_past_steps: Tensor | int | None = None,
         world_prompt: str | Sequence[str] | None = None,
     ) -> Tensor | None:
         """World tokens (n, K, D) from whichever of the three forms is given; None when none is."""
@@ -341,10 +363,17 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return world_embeds
         if world_latents is None:
             assert world_frames is not None
-            steps = one_number(num_world_steps, self.config.num_world_steps)
+            steps = one_number(num_world_steps, self.config.num_world_steps, "num_world_steps")
             seeds = [0] * world_frames.shape[0] if world_seeds is None else world_seeds.tolist()
             world_latents = self.world_latents_of(world_frames, steps, seeds, world_prompt=world_prompt)
-        return self.projector(world_latents.to(self.projector.row.device))
+            past = world_latents.shape[2] - 1 - steps
+            if one_number(num_past_steps, past, "num_past_steps") != past:
+                raise ValueError(
+                    f"world_frames have {past} past steps, and num_past_steps says otherwise; leave it out."
+                )
+        else:
+            past = one_number(num_past_steps, 0, "num_past_steps")
+        return self.projector(world_latents.to(self.projector.row.device), past)
 
     def forward(
         self,
@@ -363,7 +392,9 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_embeds: Tensor | None = None,
         world_seeds: Tensor | None = None,
         num_world_steps: Tensor | int | None = None,
+        num_past_steps: Tensor | int | None = None,
         world_prompt: str | Sequence[str] | None = None,
+        picture_features: Tensor | None = None,
         **kwargs: Any,
     ) -> Gemma3CausalLMOutputWithPast:
         """Gemma 3's forward, with world tokens where their placeholders are.
@@ -375,7 +406,9 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 (n, K, D), already projected. None of them: Gemma alone.
             world_seeds: (n,) int64, the noise of each picture's rollout.
             num_world_steps: N, or (n,) of one value; used with `world_frames`.
+            num_past_steps: P, or (n,) of one value, the frames of `world_latents` that lie before now; 0 when None.
             world_prompt: what the future of `world_frames` shows, as the processor was told; its seeds depend on it.
+            picture_features: (pictures, tokens, D) in place of `pixel_values`, as `picture_features()` returns them.
             labels: (B, L), -100 where nothing is learned.
 
         Returns:
@@ -385,7 +418,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: world placeholders and world tokens do not match in number, or one is there without the other.
         """
         world_tokens = self.world_tokens(
-            world_frames, world_latents, world_embeds, world_seeds, num_world_steps, world_prompt
+            world_frames, world_latents, world_embeds, world_seeds, num_world_steps, num_past_steps, world_prompt
         )
         passed_on = {
             "attention_mask": attention_mask,
@@ -397,7 +430,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "logits_to_keep": logits_to_keep,
             **kwargs,
         }
-        if world_tokens is None:
+        if world_tokens is None and picture_features is None:
             # a one-token step while generating has no placeholders; looking for them would stall the GPU
             if (
                 input_ids is not None
@@ -410,11 +443,14 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 )
             return self.vlm(input_ids=input_ids, inputs_embeds=inputs_embeds, pixel_values=pixel_values, **passed_on)
         if input_ids is None or inputs_embeds is not None:
-            raise ValueError("world tokens need input_ids: their placeholders say where they go.")
+            raise ValueError("world tokens and picture features need input_ids: placeholders say where they go.")
         embeds_BLD = self.get_input_embeddings()(input_ids)
-        if pixel_values is not None:
-            features = self.vlm.model.get_image_features(pixel_values, return_dict=True).pooler_output
-            embeds_BLD = scatter(embeds_BLD, input_ids == self.vlm.config.image_token_id, features, "image")
+        if picture_features is None and pixel_values is not None:
+            picture_features = self.picture_features(pixel_values)
+        if picture_features is not None:
+            embeds_BLD = scatter(embeds_BLD, input_ids == self.vlm.config.image_token_id, picture_features, "image")
+        if world_tokens is None:
+            world_tokens = embeds_BLD.new_empty(0, 0, embeds_BLD.shape[-1])  # placeholders without any are an error
         embeds_BLD = scatter(embeds_BLD, input_ids == self.config.world_token_id, world_tokens, "world")
         return self.vlm(inputs_embeds=embeds_BLD, **passed_on)
 
@@ -439,7 +475,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # Gemma's rule: pictures attend both ways at prefill; a later token is text, and text is causal
         model_inputs["token_type_ids"] = token_type_ids if prefill else None
         if not prefill:
-            for name in ("pixel_values", *WORLD_INPUTS):
+            for name in PREFILL_INPUTS:
                 model_inputs.pop(name, None)
         return model_inputs
 
@@ -464,15 +500,15 @@ def scatter(embeds_BLD: Tensor, placeholders_BL: Tensor, features: Tensor, kind:
     return embeds_BLD.masked_scatter(placeholders_BL.unsqueeze(-1), features.to(embeds_BLD))
 
 
-def one_number(value: Tensor | int | None, default: int) -> int:
-    """The one number of world steps of a batch; a ValueError when its rows differ."""
+def one_number(value: Tensor | int | None, default: int, name: str) -> int:
+    """The one number of steps of a batch; a ValueError when its rows differ."""
     if value is None:
         return default
     if isinstance(value, int):
         return value
     numbers = sorted(set(value.flatten().tolist()))
     if len(numbers) != 1:
-        raise ValueError(f"one batch has one num_world_steps, but these were given: {numbers}; group your samples.")
+        raise ValueError(f"one batch has one {name}, but these were given: {numbers}; group your samples.")
     return int(numbers[0])
 
 

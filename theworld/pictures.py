@@ -63,6 +63,13 @@ def save_rollout(
     return path
 
 
+def moment_labels(num_past_frames: int, num_frames: int) -> list[str]:
+    """What to write below the frames of a rollout: which were seen and which are imagined, counted from now."""
+    before = [f"seen {number}" for number in range(-num_past_frames, 0)]
+    after = [f"imagined +{number}" for number in range(1, num_frames - num_past_frames)]
+    return [*before, "now", *after]
+
+
 def rollout_extension(path: str | os.PathLike[str]) -> str:
     """The extension of `path`: ".gif", ".mp4" or ".png".
 

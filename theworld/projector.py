@@ -1,7 +1,8 @@
 """World latents to world tokens.
 
-Shapes: B pictures, C latent channels, T latent frames, h×w latent grid, m spatial merge, D width of the language model,
-P width in which places are added (D, or the resampler's own), K tokens a frame that the resampler makes.
+Shapes: B pictures or videos, C latent channels, T latent frames (past, now, future), h×w latent grid, m spatial merge,
+D width of the language model, P width in which places are added (D, or the resampler's own), K tokens a frame that the
+resampler makes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ def merge_neighbours(latents_BCThw: Tensor, merge: int) -> Tensor:
     cells = latents_BCThw.reshape(B, C, T, h // merge, merge, w // merge, merge)
     # (B, T, h/m, w/m, C, m, m): frame-major, then rows, then columns, as a reader scans a film strip
     return cells.permute(0, 2, 3, 5, 1, 4, 6).reshape(B, T * (h // merge) * (w // merge), C * merge**2)
+
+
+def waves(places: int, width: int) -> Tensor:
+    """(places, width) of unit root mean square: sines and cosines of wavelengths from 2 to 4·places cells."""
+    wavelengths = 2.0 * (2.0 * places) ** torch.linspace(0, 1, (width + 1) // 2)
+    angles = 2 * torch.pi * torch.arange(places)[:, None] / wavelengths
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width] * 2**0.5
 
 
 @torch.no_grad()
@@ -109,6 +117,7 @@ class WorldProjector(nn.Module):
         inputs = config.world_config.latent_channels * config.spatial_merge**2
         rows, columns = (side // config.spatial_merge for side in config.world_grid())
         self.merge = config.spatial_merge
+        self.max_past_steps = config.max_past_steps
         self.projection: nn.Module
         self.resampler: Resampler | None = None
         inside = width
@@ -121,7 +130,8 @@ class WorldProjector(nn.Module):
             self.resampler = Resampler(config.resampler_tokens, inside, width)
         else:
             self.projection = nn.Linear(inputs, width)
-        self.temporal = nn.Parameter(torch.zeros(1 + config.max_world_steps, width))
+        # a row a moment, counted from now: first those before it, so that now is row max_past_steps
+        self.temporal = nn.Parameter(torch.zeros(config.max_past_steps + 1 + config.max_world_steps, width))
         self.row = nn.Parameter(torch.zeros(rows, inside))
         self.column = nn.Parameter(torch.zeros(columns, inside))
         self.boundaries = nn.Parameter(torch.zeros(2, width))
@@ -152,16 +162,55 @@ class WorldProjector(nn.Module):
                 place.copy_(torch.randn(place.shape, generator=generator))
             self.resampler.scale_to(target_rms, self.places(), generator)
 
+    @torch.no_grad()
+    def start_as_waves(self, rms: float = 0.7) -> None:
+        """Starts the places as sines and cosines of row and column, about as large as the cells they are added to.
+
+        From zero, what stands where is learned along the order of tokens, that is by rows, and columns stay unread for
+        thousands of steps; and a language model that has learned to read waves need not learn another code.
+        """
+        self.row.copy_(waves(*self.row.shape) * rms)
+        self.column.copy_(waves(*self.column.shape).flip(1) * rms)  # flipped: no row is taken for a column
+
     def places(self) -> Tensor:
         """(h·w/merge², P): what each cell of a frame is told about where it is."""
         return (self.row[:, None] + self.column[None]).flatten(0, 1)
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def moments(self, num_frames: int, num_past_steps: int) -> Tensor:
+        """(T, D): what the tokens of each latent frame are told about when it is.
+
+        Raises:
+            ValueError: a moment that the temporal embedding has no row for.
+        """
+        if not 0 <= num_past_steps < num_frames:
+            raise ValueError(
+                f"num_past_steps is {num_past_steps} of {num_frames} latent frames; give 0 to {num_frames - 1}: one of "
+                "them is now."
+            )
+        if num_past_steps > self.max_past_steps:
+            raise ValueError(
+                f"{num_past_steps} past latent frames were given, but the temporal embedding has {self.max_past_steps} "
+                "for them (max_past_steps)."
+            )
+        known = self.temporal.shape[0] - self.max_past_steps
+        if num_frames - num_past_steps > known:
+            raise ValueError(
+                f"{num_frames - num_past_steps} latent frames were given, but the temporal embedding has {known} "
+                "(1 + max_world_steps)."
+            )
+        first = self.max_past_steps - num_past_steps
+        return self.temporal[first : first + num_frames]
+
+    def forward(self, latents: Tensor, num_past_steps: int = 0) -> Tensor:
         """Args:
             latents: (B, C, T, h, w) normalised world latents.
+            num_past_steps: how many of the T frames lie before now.
 
         Returns:
             (B, T·h·w/merge² + 2, D) world tokens, boundaries included; (B, T·K + 2, D) with a resampler.
+
+        Raises:
+            ValueError: another grid than the config's, or a moment without a row in the temporal embedding.
         """
         B, _, frames, h, w = latents.shape
         rows, columns = h // self.merge, w // self.merge
@@ -171,15 +220,11 @@ class WorldProjector(nn.Module):
                 f"{self.row.shape[0] * self.merge}×{self.column.shape[0] * self.merge}; "
                 "check world_image_size."
             )
-        moments = self.temporal.shape[0]
-        if frames > moments:
-            raise ValueError(
-                f"{frames} latent frames were given, but the temporal embedding has {moments} (1 + max_world_steps)."
-            )
+        moments_TD = self.moments(frames, num_past_steps)
         cells = self.projection(merge_neighbours(latents.to(self.row.dtype), self.merge))  # (B, T·h·w/merge², P)
         tokens_BTnD = cells.unflatten(1, (frames, rows * columns)) + self.places()
         if self.resampler is not None:
             tokens_BTnD = self.resampler(tokens_BTnD.flatten(0, 1)).unflatten(0, (B, frames))  # (B, T, K, D)
-        tokens = (tokens_BTnD + self.temporal[:frames, None]).flatten(1, 2)
+        tokens = (tokens_BTnD + moments_TD[:, None]).flatten(1, 2)
         begin, end = self.boundaries.expand(B, 2, -1).split(1, dim=1)
         return torch.cat([begin, tokens, end], dim=1)

@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.loopback_hub import ACCEPTED, STRANGER, LoopbackHub, files_of, use_endpoint
-from theworld import checkpoints, hub
+from theworld import checkpoints, hub, memory
 from theworld.cli import app, doctor
-from theworld.configuration import COSMOS_2B
+from theworld.configuration import COSMOS_2B, TheWorldConfig, published_gemma
 
 GEMMA, COSMOS, ADAPTER = "google/gemma-3-4b-it", COSMOS_2B, "somebody/tuned"
 
@@ -233,3 +233,20 @@ def test_stars_do_not_reach_into_folders() -> None:
     names = ["model.safetensors", "original/model.safetensors", "vae/config.json"]
     assert hub.matching(names, ("*.safetensors",)) == ["model.safetensors"]
     assert hub.matching(names, ("vae/*",)) == ["vae/config.json"]
+
+
+def test_memory_counts_the_text_encoder_of_a_first_rollout_and_imagined_frames(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = TheWorldConfig(vlm_config=published_gemma(GEMMA))
+    encoder = 30 * 2**30
+    (ram,), (more,) = doctor.predict(config, 4), doctor.predict(config, 4, encoder)
+    assert more["predicted"] - ram["predicted"] > encoder // 2, "the largest moment instead of a smaller one"
+    card = {"name": "a card", "total_bytes": 2**40, "free_bytes": 2**40}
+    monkeypatch.setattr(doctor, "gpus", lambda: [card])
+    (ram, gpu), (with_encoder, same_gpu) = doctor.predict(config, 4), doctor.predict(config, 4, encoder)
+    assert gpu == same_gpu, "where a GPU has no room for it, it runs on the CPU"
+    assert with_encoder["predicted"] == encoder + memory.LIBRARIES > ram["predicted"]
+    # an untrained projector is answered from frames, which are decoded; a trained one reads tokens
+    config.trained_parts = ["projector"]
+    assert doctor.predict(config, 4)[1]["predicted"] != gpu["predicted"]

@@ -1,24 +1,22 @@
 """Our rollout against diffusers' own `Cosmos2VideoToWorldPipeline` on the same weights, pixels, prompts and noise.
 
-Several pictures are a video so far: all their latents are kept, and the future is appended.
-
-Two things are done to the pipeline so that it can be compared. It refuses `safety_checker=None`; it gets an object that
-does nothing, and with prompt embeddings in and latents out there is nothing to check. It samples the conditioning
-latent; its `retrieve_latents` is replaced by one that takes the mean, as ours does.
+Several pictures are a video so far: all their latents are kept, and the future is appended. What is done to the
+pipeline for that is in `benchmarks/stock_pipeline.py`; `benchmarks/full_size.py` compares at full size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
+from benchmarks.stock_pipeline import pipeline_with_mean_latents, stock_latents
 from tests.world_models.tiny import TINY_SIZE, tiny_frames, tiny_published_folder, tiny_world
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 from theworld.world_models.cosmos_sampler import rollout_noise
@@ -32,22 +30,10 @@ ONE_STEP_TOLERANCE = 1e-4
 PROMPTED_TOLERANCE = 1e-5  # measured 4e-6, where the prompt moves them by 0.17
 
 
-class NothingToCheck:
-    """Stands where the guardrail would; the pipeline moves it about."""
-
-    def to(self, device: torch.device | str) -> None:
-        pass
-
-    def check_text_safety(self, prompt: str) -> bool:
-        return True
-
-
 @pytest.fixture
-def pipeline_module(monkeypatch: pytest.MonkeyPatch) -> object:
-    from diffusers.pipelines.cosmos import pipeline_cosmos2_video2world as module
-
-    monkeypatch.setattr(module, "retrieve_latents", lambda encoded, generator=None: encoded.latent_dist.mean)
-    return module
+def pipeline_module() -> Iterator[object]:
+    with pipeline_with_mean_latents() as module:
+        yield module
 
 
 def picture(seed: int) -> Image.Image:
@@ -72,15 +58,6 @@ def run_pipeline(
     tokenizer: object = None,
     prompt: str | None = None,
 ) -> Tensor:
-    pipeline = module.Cosmos2VideoToWorldPipeline(  # type: ignore[attr-defined]
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        transformer=world.transformer,
-        vae=world.vae,
-        scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
-        safety_checker=NothingToCheck(),
-    )
-    pipeline.set_progress_bar_config(disable=True)
     told: dict[str, object] = {"prompt": prompt}
     if prompt is None:
         assert world.prompt_embeds is not None
@@ -89,17 +66,19 @@ def run_pipeline(
             "prompt_embeds": world.prompt_embeds[None],
             "negative_prompt_embeds": world.negative_prompt_embeds[None],
         }
-    return pipeline(
-        **({"image": pictures[0]} if len(pictures) == 1 else {"video": pictures}),
-        height=TINY_SIZE,
-        width=TINY_SIZE,
-        num_frames=1 + 4 * (noise.shape[2] - 1),
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        latents=noise.clone(),
+    return stock_latents(
+        module,
+        world.vae,
+        world.transformer,
+        pictures,
+        noise,
+        size=TINY_SIZE,
+        steps=steps,
+        guidance=guidance,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
         **told,
-        output_type="latent",
-    ).frames
+    )
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' NumPy use

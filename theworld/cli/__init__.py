@@ -11,14 +11,14 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from theworld.cli import ask, doctor, eval, imagine, info, nano
+from theworld.cli import ask, cache, compare, doctor, eval, imagine, info, nano, train
 from theworld.cli.console import say_error
+from theworld.cli.errors import errors_told, one_sentence
+from theworld.cli.token import hide_token
 
 
 class Verbs(TyperGroup):
     """Turns what went wrong into one sentence and exit code 1; `--debug` shows the traceback instead."""
-
-    shown: BaseException | None = None  # what --debug wants to see
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Also around what is written outside a verb: --help, --version, and what Python holds back until the end."""
@@ -32,7 +32,7 @@ class Verbs(TyperGroup):
             finally:
                 sys.stdout.flush()
         except OSError as error:
-            if error is self.shown:
+            if error.errno is None or error.filename is not None:  # not of stdout: --debug wants it as it is
                 raise
             # when it ends, Python would try again to write the rest, and complain in its own way
             sys.stdout = nowhere()
@@ -41,43 +41,13 @@ class Verbs(TyperGroup):
             sys.exit(1)
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with errors_told(lambda: bool(ctx.meta.get("theworld.debug"))):
             return super().invoke(ctx)
-        except (ValueError, OSError, MemoryError) as error:
-            if ctx.meta.get("theworld.debug"):
-                self.shown = error
-                raise
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise
-            say_error(one_sentence(error))
-        except RuntimeError as error:
-            if ctx.meta.get("theworld.debug") or not is_out_of_memory(error):
-                raise
-            say_error("not enough memory for this model; try fewer --steps, or a smaller model or --batch-size.")
-        raise typer.Exit(1)
 
 
 def nowhere() -> TextIO:
     """A stdout that takes everything and keeps nothing."""
     return open(os.devnull, "w", encoding="utf-8")
-
-
-def one_sentence(error: BaseException) -> str:
-    """An error as people should read it: what a system call says, with the file it was about."""
-    if isinstance(error, MemoryError):
-        return "not enough memory for this model; try fewer --steps, or a smaller model or --batch-size."
-    if isinstance(error, OSError) and error.strerror:
-        said = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return f"{said}; make room, or choose another place."
-        return f"{said}; check its permissions." if error.errno in (errno.EACCES, errno.EPERM) else said
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory, on a GPU or on the CPU."""
-    torch = sys.modules.get("torch")
-    return (torch is not None and isinstance(error, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 app = typer.Typer(
@@ -114,10 +84,14 @@ app.command("ask")(ask.ask)
 app.command("imagine")(imagine.imagine)
 app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
-app.add_typer(eval.app, name="eval")
+app.command("eval")(eval.evaluate)
+app.command("compare")(compare.compare)
 app.add_typer(nano.app, name="nano")
+app.command("train")(train.train)
+app.command("cache")(cache.cache)
 
 
 def main() -> None:
     """Entry point of the `theworld` script."""
+    hide_token()
     app()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,12 +14,28 @@ from theworld.cli import options
 from theworld.cli.console import counting, say
 from theworld.cli.loading import check_prompt, check_trained, has_trained_projector, load, note_for
 
+if TYPE_CHECKING:
+    from theworld.images import Video
+
 FRAMES_STEPS = 4  # world steps that a model imagines which has no number of its own, since it was never trained
 
 
 def ask(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="One picture or several.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="In quotes.")],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE", help="One picture or several; or --video.", show_default=False),
+    ] = None,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="In quotes.", show_default=False)] = "",
+    video: options.Video = None,
+    frames: options.Frames = False,
+    world_images: Annotated[
+        str | None,
+        typer.Option(
+            "--world-images",
+            help="first: looks ahead from the first of several pictures. all: from each. Default: the model's own, "
+            "which is what it was trained on.",
+        ),
+    ] = None,
     model: options.Model = "nano",
     world_model: options.WorldModel = None,
     steps: options.Steps = None,
@@ -40,36 +56,45 @@ def ask(
     device: options.Device = None,
     debug: options.Debug = False,
 ) -> None:
-    """Ask a question about a picture; the model imagines what comes next before it answers.
+    """Ask a question about pictures or a video; the model imagines what comes next before it answers.
 
     Example: theworld ask scene.png "Which bin will the ball land in: left, middle or right?" --steps 4
     """
+    images = images or []
+    if not question or not (images or video):  # one word alone is taken for the question
+        raise typer.BadParameter("name a picture (or --video FILE) and then the question, in quotes.")
     started = time.perf_counter()
     if not question.strip():
         raise ValueError("The question is empty; write one, in quotes, behind the pictures.")
     note = note_for(model)
-    pictures = read_pictures(images)
+    check_world_images(world_images)
+    pictures, clip = read_seen(images, video, frames)
     if world and mode == "tokens":
         check_trained(model, "let it see imagined frames (--mode frames)")
     if world and steps is None and not has_trained_projector(model):
         steps = FRAMES_STEPS
     if world:
         check_prompt(model, prompt, world_model)
-    the_model = load(model, steps, device, enable_world=world, world_model=world_model)
+    the_model = load(model, steps, device, enable_world=world, world_model=world_model, video=clip)
     loaded = time.perf_counter()
-    how = the_model.mode_of(mode) if world else "picture"
+    past = 0 if clip is None or not world else the_model.config.past_steps_of(clip.num_frames)
+    how = the_model.mode_of(mode, num_past_steps=past) if world else "picture"
     if not as_json:
         if note:
             say(note)
-        say(way_of(how, the_model.config.num_world_steps, the_model.projector_is_trained))
+        if clip is not None:
+            say(part_of(clip, the_model.config.num_pixel_frames(0, past)))
+        say(way_of(how, past, the_model.config.num_world_steps, the_model.projector_is_trained))
     with counting() as step:
         pieces: Iterator[str] = the_model.stream(
             pictures,
             question,
+            video=clip,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
             enable_world=None if world else False,
+            world_images=world_images,
             world_prompt=prompt,
             mode=mode,
             progress=lambda done, total: step("Imagining", done, total),
@@ -90,6 +115,8 @@ def ask(
         "answer": "".join(written).strip(),
         "question": question,
         "images": images,
+        **({} if video is None else {"video": video}),
+        **({} if clip is None else {"num_past_steps": past}),
         "model": model,
         "mode": how,
         "num_world_steps": the_model.config.num_world_steps if world and the_model.config.enable_world else None,
@@ -100,18 +127,44 @@ def ask(
     typer.echo(json.dumps({**content, "note": note} if note else content, ensure_ascii=False, indent=2))
 
 
-def way_of(how: str, steps: int, trained: bool) -> str:
+def check_world_images(world_images: str | None) -> None:
+    """Stops before anything is loaded when `--world-images` is neither of its values."""
+    from theworld.configuration import WORLD_IMAGES
+
+    if world_images is not None and world_images not in WORLD_IMAGES:
+        raise ValueError(f"--world-images is {world_images!r}; choose one of {', '.join(WORLD_IMAGES)}.")
+
+
+def part_of(clip: Video, read: int) -> str:
+    """The line that says which frames of a video are read."""
+    if read == 1:
+        return f"Video: of its {clip.num_frames:,} frames the last one is read."
+    return f"Video: the last {read} of its {clip.num_frames:,} frames are read; the last one is now."
+
+
+def way_of(how: str, past: int, steps: int, trained: bool) -> str:
     """The line that says how an answer came about."""
     if how == "tokens":
-        return f"Mode tokens: the answer reads world tokens of now and {steps} world step{'s' * (steps != 1)}."
+        before = f"{past} past world step{'s' * (past != 1)}, " if past else ""
+        return f"Mode tokens: the answer reads world tokens of {before}now and {steps} world step{'s' * (steps != 1)}."
     why = "" if trained else " This model has no trained projector, so it cannot read world tokens."
     if how == "frames":
-        return f"Mode frames: the answer sees {steps} imagined frame{'s' * (steps != 1)} as further pictures.{why}"
+        kinds = ((past, "past"), (steps, "imagined"))
+        shown = " and ".join(f"{count} {kind} frame{'s' * (count != 1)}" for count, kind in kinds if count)
+        return f"Mode frames: the answer sees {shown} as further pictures.{why}"
     return f"No world: the answer comes from the pictures alone.{why}"
 
 
-def read_pictures(paths: list[str]) -> list[object]:
-    """Pictures of paths, read before any model is loaded, so that a wrong path is told at once."""
-    from theworld.images import load_images
+def read_seen(images: Sequence[str], video: str | None, frames: bool) -> tuple[list[object] | None, Video | None]:
+    """What a command was shown, the pictures or the video, read before a model is loaded: a wrong path is told at once.
 
-    return list(load_images(paths))
+    Raises:
+        ValueError: unreadable, or pictures and a video.
+    """
+    from theworld.images import load_images, load_video
+
+    if video is None and not frames:
+        return list(load_images(images)), None
+    if video is not None and (images or frames):
+        raise ValueError("pictures and --video were both given; give one: the last frame of the video is now.")
+    return None, load_video(list(images) if video is None else video)

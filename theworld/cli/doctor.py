@@ -100,7 +100,8 @@ def examine(model: str, world: str, steps: int | None) -> dict[str, Any]:
                 "set HF_HOME to a place that has it.",
             )
         )
-    memory = predict(config, number) if config is not None else []
+    text_encoder = sum(one.needed for one in found if one.need.role == "its text encoder")
+    memory = predict(config, number, text_encoder) if config is not None else []
     for row in memory:
         if row["there_is"] is not None and row["predicted"] > row["there_is"]:
             findings.append(
@@ -159,16 +160,28 @@ def prompt_needs(found: list[Found], steps: int) -> list[Need]:
     return [] if stored or not steps else [hub.text_encoder_need(one.need) for one in worlds]
 
 
-def predict(config: TheWorldConfig, steps: int) -> list[dict[str, Any]]:
-    """Memory of one answer to one picture: predicted, and what is free, for RAM and for the GPU where there is one."""
+def predict(config: TheWorldConfig, steps: int, text_encoder: int = 0) -> list[dict[str, Any]]:
+    """Memory of one answer to one picture: predicted, and what is free, for RAM and for the GPU where there is one.
+
+    Args:
+        text_encoder: bytes of the world model's text encoder, where the first rollout needs it. Where a GPU has no room
+            for it, it runs on the CPU, so a GPU is never too small for it.
+    """
     from theworld import freezing, memory
 
     counts = {row.part: row.total for row in freezing.count_parameters(on_meta(config))}
     cards = gpus()
-    b = memory.DTYPES["bfloat16" if cards else "float32"]  # as TheWorld chooses
-    answer = memory.inference(config, counts, num_world_steps=steps, b=b)
-    # on their way to a GPU the weights pass through RAM
-    ram = answer.holds["weights"] if cards else answer.peak
+    call: dict[str, Any] = {
+        "num_world_steps": steps,
+        "b": memory.DTYPES["bfloat16" if cards else "float32"],  # as TheWorld chooses
+        # an untrained projector: imagined frames are shown instead
+        "mode": "frames" if config.enable_world and "projector" not in config.trained_parts else "tokens",
+    }
+    answer = memory.inference(config, counts, **call)
+    if cards:  # on their way to a GPU the weights pass through RAM
+        ram = max(answer.holds["weights"], text_encoder)
+    else:
+        ram = memory.inference(config, counts, **call, text_encoder_bytes=text_encoder).peak
     rows = [{"of": "RAM", "predicted": ram + memory.LIBRARIES, "there_is": free_ram()}]
     if cards:
         # the first, which is the one that is used unless --device says otherwise

@@ -109,7 +109,7 @@ def describe(model: str, world: str, batch: int, steps: int | None, dtype: str) 
             world_now=config.world_token_count(0),
             world_default=config.world_token_count(config.num_world_steps),
         )
-    size = {"num_world_steps": steps, "batch": batch, "b": memory.DTYPES[dtype]}
+    size: dict[str, Any] = {"num_world_steps": steps, "batch": batch, "b": memory.DTYPES[dtype]}
     settings = []
     for name, parts in freeze_settings(config).items():
         trainable = sum(counts[part] for part in parts)
@@ -120,8 +120,14 @@ def describe(model: str, world: str, batch: int, steps: int | None, dtype: str) 
                 "trainable": trainable,
                 "percent": 100 * trainable / total,
                 "training_memory": as_bytes(memory.training(config, counts, parts, **size)),
+                "training_memory_checkpointing": as_bytes(
+                    memory.training(config, counts, parts, checkpointing=True, **size)
+                ),
             }
         )
+    answering = {"inference": as_bytes(memory.inference(config, counts, **size))}
+    if config.enable_world and steps:
+        answering["inference_frames"] = as_bytes(memory.inference(config, counts, mode="frames", **size))
     return {
         "model": model,
         "vision_language_model": config.vlm_name_or_path,
@@ -145,7 +151,7 @@ def describe(model: str, world: str, batch: int, steps: int | None, dtype: str) 
             "dtype": dtype,
             "sequence": memory.sequence_length(config, steps),
             "text_tokens": memory.TEXT_TOKENS,
-            "inference": as_bytes(memory.inference(config, counts, **size)),
+            **answering,
         },
         "labels": labels(checkpoints.resolve(model)),
         "notes": notes,
@@ -228,24 +234,29 @@ def show(content: dict[str, Any]) -> None:
     console.print(table)
 
     memory = content["memory"]
-    table = figures("learns", "trainable", "share", "GiB to train")
+    table = figures("learns", "trainable", "share", "GiB to train", "checkpointing")
     for row in content["freeze_settings"]:
-        peak = row["training_memory"]["peak"]
-        table.add_row(row["setting"], f"{row['trainable']:,}", f"{row['percent']:.4f} %", gib(peak))
+        peaks = (gib(row[name]["peak"]) for name in ("training_memory", "training_memory_checkpointing"))
+        table.add_row(row["setting"], f"{row['trainable']:,}", f"{row['percent']:.4f} %", *peaks)
     console.print()
     console.print(table)
 
-    inference = memory["inference"]
-    table = figures("memory to answer", "GiB")
-    for name, size in {**inference["holds"], **inference["moments"]}.items():
-        table.add_row(name if name in inference["holds"] else f"{name} (for a moment)", gib(size))
-    table.add_row("peak", gib(inference["peak"]), style="bold")
+    modes = {"GiB": memory["inference"]}
+    if "inference_frames" in memory:
+        modes = {"tokens, GiB": memory["inference"], "frames, GiB": memory["inference_frames"]}
+    table = figures("memory to answer", *modes)
+    rows = [{**mode["holds"], **mode["moments"]} for mode in modes.values()]
+    for name in dict.fromkeys(name for row in rows for name in row):
+        label = name if name in memory["inference"]["holds"] else f"{name} (for a moment)"
+        table.add_row(label, *(gib(row[name]) if name in row else "" for row in rows))
+    table.add_row("peak", *(gib(mode["peak"]) for mode in modes.values()), style="bold")
     console.print()
     console.print(table)
     console.print()
     console.print(
         f"Memory is predicted: batch {memory['batch']}, {memory['num_world_steps']} world steps, {memory['dtype']}, "
-        f"{memory['sequence']:,} tokens a sample ({memory['text_tokens']} of them text); stock eager PyTorch, AdamW."
+        f"{memory['sequence']:,} tokens a sample ({memory['text_tokens']} of them text); stock eager PyTorch, "
+        "fused AdamW."
     )
 
 

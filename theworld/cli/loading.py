@@ -14,6 +14,12 @@ from theworld.cli.console import say, waiting
 if TYPE_CHECKING:
     from theworld.api import TheWorld
     from theworld.configuration import TheWorldConfig
+    from theworld.images import Video
+    from theworld.world_models.base import WorldModel
+
+# Of a video, what a fresh fusion reads: the published Cosmos-Predict2 was made to go on from 1 frame or from 5
+# (https://github.com/nvidia-cosmos/cosmos-predict2, documentations/inference_video2world.md).
+PAST_STEPS = 1
 
 NANO_NOTE = (
     "Note: nano knows only the scenes it ships with (see `theworld nano scene`); about any other picture its answers "
@@ -126,8 +132,26 @@ def check_trained(model: str, otherwise: str) -> None:
 
 def check_prompt(model: str, prompt: str | None, world_model: str | None = None) -> None:
     """Stops before any weights are read when the model's world cannot take a prompt."""
-    if not prompt:
-        return
+    if prompt:
+        world_of(model, world_model).check_takes_prompts()
+
+
+def check_shown(model: str, world_model: str | None = None) -> None:
+    """Stops before any weights are read when a person may not see the model's frames for want of a guardrail."""
+    from theworld import checkpoints
+    from theworld.world_models import guardrail
+
+    has_world = checkpoints.read_json(checkpoints.resolve(model)).get("enable_world", True)
+    if has_world and world_of(model, world_model).needs_guardrail:
+        guardrail.require_installed()
+
+
+def world_of(model: str, world_model: str | None = None) -> WorldModel:
+    """The world model that a call would use, with none of its weights.
+
+    Args:
+        world_model: of a fresh fusion; None is the default one.
+    """
     from theworld import checkpoints, hub
     from theworld.api import DEFAULT_COSMOS
     from theworld.configuration import CosmosPredict2Config, TheWorldConfig
@@ -139,10 +163,10 @@ def check_prompt(model: str, prompt: str | None, world_model: str | None = None)
     if values.get("model_type") == TheWorldConfig.model_type:
         name, revision = str(values.get("world_name_or_path")), values.get("world_revision")
     hub.go_offline_if_away(name, folder)
-    world = world_model_class(CosmosPredict2Config.model_type).from_pretrained(
+    world: WorldModel = world_model_class(CosmosPredict2Config.model_type).from_pretrained(
         checkpoints.resolve(name, folder), parts=(), revision=None if revision is None else str(revision)
     )
-    world.check_takes_prompts()
+    return world
 
 
 def check_device(device: str | None) -> None:
@@ -186,11 +210,13 @@ def load(
     device: str | None = None,
     enable_world: bool = True,
     world_model: str | None = None,
+    video: Video | None = None,
 ) -> TheWorld:
     """A trained model, or two base models freshly fused, as far as a call needs it.
 
     Args:
         world_model: of a fresh fusion; None is the default one.
+        video: what the model will read; a model that reads pictures only is told before its weights are loaded.
 
     Raises:
         ValueError: no such model, or one that cannot be read; the sentence says which.
@@ -210,6 +236,8 @@ def load(
         try:
             if values.get("model_type") == TheWorldConfig.model_type:
                 config = config_of(model, values)  # told now, not when the base models are in memory
+                if video is not None and enable_world:
+                    config.past_steps_of(video.num_frames)
                 for base in (config.vlm_name_or_path, config.world_name_or_path):
                     hub.go_offline_if_away(base, checkpoints.resolve(model))
                 loaded = TheWorld.from_pretrained(model, num_world_steps=steps, device=device)
@@ -221,6 +249,7 @@ def load(
                     cosmos_model_name=world_model or DEFAULT_COSMOS,
                     device=device,
                     enable_world=enable_world,
+                    max_past_steps=0 if video is None else PAST_STEPS,
                 )
         except SafetensorError as error:
             raise ValueError(

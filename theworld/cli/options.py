@@ -30,6 +30,18 @@ WorldPrompt = Annotated[
         "encoder (nano has none).",
     ),
 ]
+Video = Annotated[
+    str | None,
+    typer.Option(
+        "--video",
+        metavar="FILE",
+        help="What has been seen so far, instead of pictures: an MP4, MOV, WebM, MKV, AVI, GIF, APNG or animated WebP "
+        "that ends now.",
+    ),
+]
+Frames = Annotated[
+    bool, typer.Option("--frames", help="The pictures are the frames of one video, in order of time; the last is now.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, … Default: a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=_remember, help="Show the traceback of an error.")]

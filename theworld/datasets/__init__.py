@@ -1,1 +1,1 @@
-"""Data: physics scenes (``theworld.datasets.physics``) and, later, samples from elsewhere."""
+"""Data: samples and what they are read from (JSON Lines, Hugging Face datasets, DataComp, physics scenes)."""

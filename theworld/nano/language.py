@@ -29,6 +29,7 @@ from theworld.nano.gemma import build_tokenizer
 from theworld.nano.now import Pictures, draw_pictures, each, words_of
 from theworld.nano.progress import CsvLog, StageClock
 from theworld.processing import TheWorldProcessor
+from theworld.projector import waves
 
 logger = logging.getLogger(__name__)
 
@@ -214,19 +215,7 @@ def place_positions(model: TheWorldForConditionalGeneration, rms: float = 0.7) -
         [waves(side, width // 2).repeat_interleave(side, 0), waves(side, width - width // 2).repeat(side, 1)], 1
     )
     vision.copy_(grid * rms)
-    projector = model.projector
-    rows, columns = waves(len(projector.row), projector.row.shape[1]), waves(
-        len(projector.column), projector.column.shape[1]
-    )
-    projector.row.copy_(rows * rms)
-    projector.column.copy_(columns.flip(1) * rms)  # flipped, so that a row is not taken for a column
-
-
-def waves(places: int, width: int) -> Tensor:
-    """(places, width) of unit root mean square: sines and cosines of wavelengths from 2 to 4·places cells."""
-    wavelengths = 2.0 * (2.0 * places) ** torch.linspace(0, 1, (width + 1) // 2)
-    angles = 2 * torch.pi * torch.arange(places)[:, None] / wavelengths
-    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width] * 2**0.5
+    model.projector.start_as_waves(rms)
 
 
 def learning_rate_at(step: int, share: float, peak: float, warmup: int) -> float:

@@ -1,7 +1,7 @@
 """The contract between a world model and everything that uses one.
 
-Shape legend: n pictures, F pixel frames of H×W, T latent frames of C channels and h×w cells, P given latent frames and
-N imagined ones. F = 1 + temporal_factor·(T − 1): the first frame has a latent of its own.
+Shape legend: n pictures, F pixel frames of H×W, T latent frames of C channels and h×w cells: P before now, now, and N
+imagined ones. F = 1 + temporal_factor·(T − 1): the first frame has a latent of its own.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class WorldModel(nn.Module, ABC):
         guidance_scale: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Given latents (n, C, P, h, w), kept as they are, and `num_world_steps` imagined ones after them."""
+        """Given latents (n, C, P + 1, h, w), kept as they are, and `num_world_steps` imagined ones after them."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

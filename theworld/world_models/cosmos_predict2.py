@@ -4,8 +4,8 @@ The sampler is `Cosmos2VideoToWorldPipeline`'s, step for step (https://huggingfa
 `pipeline_cosmos2_video2world.py`), less its wasted work: only the given frames are encoded, the latent is the mean and
 not a sample, guidance is one batch of two, and a last step of length zero is not computed.
 
-Shape legend: n pictures, F pixel frames, C latent channels, P given and N imagined latent frames, T = P + N, h×w cells,
-L prompt tokens of width D.
+Shape legend: n pictures, F pixel frames, C latent channels, P + 1 given latent frames (P before now) and N imagined,
+T = P + 1 + N, h×w cells, L prompt tokens of width D.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class CosmosPredict2(WorldModel):
         The denoise itself keeps no gradients; the given frames in the result do.
 
         Args:
-            latents: (n, C, P, h, w), normalised, P >= 1; kept exactly in the result.
+            latents: (n, C, P + 1, h, w), normalised, the last one now; kept exactly in the result.
             num_world_steps: N, latent frames to imagine; 0 returns `latents` and needs no transformer.
             seeds: one whole number a sample. The noise is drawn from them on the CPU, a sample at a time, so that a
                 result depends neither on the batch nor on the device.
@@ -200,7 +200,7 @@ class CosmosPredict2(WorldModel):
             progress: called with (transformer passes done, passes in all).
 
         Returns:
-            (n, C, P + N, h, w), float32.
+            (n, C, P + 1 + N, h, w), float32.
 
         Raises:
             ValueError: no transformer in memory, no prompt, too few steps, or anything of a shape that does not fit.

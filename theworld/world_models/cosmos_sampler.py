@@ -2,8 +2,8 @@
 
 Arithmetic and order of operations are `Cosmos2VideoToWorldPipeline`'s; docs/autoregressive_world_rollout.md derives it.
 
-Shape legend: n samples, C latent channels, P given and N imagined latent frames, T = P + N, h×w cells, L prompt tokens
-of width D.
+Shape legend: n samples, C latent channels, P + 1 given latent frames (P before now) and N imagined ones, T = P + 1 + N,
+h×w cells, L prompt tokens of width D.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def denoise(
     """Turns noise into the frames that follow the given ones.
 
     Args:
-        given: (n, C, P, h, w), float32, normalised.
+        given: (n, C, P + 1, h, w), float32, normalised.
         noise: (n, C, N, h, w), float32, at the level sigmas[0].
         text: (n, L, D), or (2n, L, D) with the negative prompts behind, which switches guidance on.
 
@@ -81,11 +81,14 @@ def denoise(
     t_given = torch.tensor(sigma_conditioning) / (torch.tensor(sigma_conditioning) + 1)
 
     future = noise
+    # on the device, as the pipeline has them: CUDA divides by a number on the CPU through its reciprocal, a bit off
+    levels = sigmas.to(given.device)
     # a step of length zero changes nothing: it is left out, and the transformer is spared one run
-    moves = [(s, s_next) for s, s_next in pairwise(sigmas) if s != s_next]
-    for done, (sigma, next_sigma) in enumerate(moves, start=1):
+    moves = [step for step, (s, s_next) in enumerate(pairwise(sigmas.tolist())) if s != s_next]
+    for done, step in enumerate(moves, start=1):
+        sigma, next_sigma = levels[step], levels[step + 1]
         t = sigma / (sigma + 1)  # the network's time: 0 is clean, 1 is noise
-        timestep = torch.full((1, 1, num_frames, 1, 1), t.item(), device=given.device)
+        timestep = t.repeat(1, 1, num_frames, 1, 1)
         timestep[:, :, :num_given] = t_given
 
         # given frames go in clean, the others as (1-t)·x0 + t·noise

@@ -1,0 +1,259 @@
+"""Labels are exactly the answers' ids; what is drawn depends on a batch's place and on nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import tiny_bases
+from tests.training.conftest import picture, records
+from tests.world_models.tiny import TINY_SIZE, tiny_world
+from theworld.configuration import TheWorldConfig
+from theworld.datasets.collator import ChatCollator, Draws, Placed
+from theworld.datasets.samples import Sample, TheWorldDataset
+from theworld.loading import read_fusion_config
+from theworld.nano.chats import ChatWriter
+from theworld.processing import WORLD_TOKEN, TheWorldProcessor
+from theworld.world_cache import WorldRequest, compute_with, latents_of
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> TheWorldConfig:
+    bases = tiny_bases(tmp_path_factory.mktemp("bases"))
+    return read_fusion_config(**bases, world_image_size=TINY_SIZE, max_world_steps=4, num_world_steps=2)
+
+
+def collator_of(config: TheWorldConfig, **draws: Any) -> ChatCollator:
+    return ChatCollator(TheWorldProcessor.from_config(config), Draws(**{"num_world_steps": 2, **draws}))
+
+
+def samples(*chats: dict[str, Any]) -> list[Sample]:
+    dataset = TheWorldDataset(chats)
+    return [dataset[index] for index in range(len(dataset))]
+
+
+def turns(*pairs: tuple[str, str], pictures: int = 1) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    for number, (question, answer) in enumerate(pairs):
+        images = [{"type": "image"}] * (pictures if number == 0 else 0)
+        messages.append({"role": "user", "content": [*images, {"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": answer})
+    return messages
+
+
+def learned(batch: dict[str, Any], row: int) -> list[int]:
+    labels: torch.Tensor = batch["labels"][row]
+    return labels[labels != -100].tolist()
+
+
+def test_labels_of_several_turns_are_exactly_the_answers_and_their_ends(config: TheWorldConfig) -> None:
+    collator = collator_of(config)
+    pairs = (("Is the red ball on the left?", "yes"), ("Which bin will the ball land in?", "the middle one"))
+    short = samples({"image": picture(1), "text": "Is the red ball on the left?", "label": "no"})
+    long = samples({"images": [picture(0)], "messages": turns(*pairs)})
+    batch = collator([Placed(0, long[0]), Placed(1, short[0])])
+    tokenizer = collator.processor.tokenizer
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    assert learned(batch, 0) == ids("yes<end_of_turn>") + ids("the middle one<end_of_turn>")
+    assert learned(batch, 1) == ids("no<end_of_turn>")
+    # each label stands where its token stands, and behind the opening of the assistant's turn
+    where = (batch["labels"][0] != -100).nonzero()[:, 0]
+    assert torch.equal(batch["labels"][0, where], batch["input_ids"][0, where])
+    opening = ids("<start_of_turn>model\n")
+    first = int(where[0])
+    assert batch["input_ids"][0, first - len(opening) : first].tolist() == opening
+
+
+def test_ids_are_those_that_nano_was_trained_on(config: TheWorldConfig) -> None:
+    """The collator and nano's own writer of chats, one by the processor and one from pieces, give the same batch."""
+    collator = collator_of(config)
+    pairs = (("Is the red ball on the left?", "yes"), ("Which bin will the ball land in?", "left"))
+    chats = samples(
+        {"image": picture(0), "messages": turns(*pairs)}, {"image": picture(1), "messages": turns(pairs[0])}
+    )
+    batch = collator([Placed(place, chat) for place, chat in enumerate(chats)])
+    writer = ChatWriter(collator.processor)
+    wanted = writer.batch([[writer.turn(*pair) for pair in pairs], [writer.turn(*pairs[0])]], "both", 2)
+    for name in ("input_ids", "attention_mask", "token_type_ids", "labels"):
+        assert torch.equal(batch[name], getattr(wanted, name)), name
+    unseen = collator_of(config, picture_dropout=1.0)([Placed(place, chat) for place, chat in enumerate(chats)])
+    wanted = writer.batch([[writer.turn(*pair) for pair in pairs], [writer.turn(*pairs[0])]], "world", 2)
+    assert torch.equal(unseen["input_ids"], wanted.input_ids)
+    assert torch.equal(unseen["labels"], wanted.labels)
+    assert "pixel_values" not in unseen
+
+
+def test_several_pictures_and_a_system_turn(config: TheWorldConfig) -> None:
+    collator = collator_of(config)
+    later = turns(("Which?", "left"), ("And now?", "right"), pictures=2)
+    later[2]["content"].insert(0, {"type": "image"})
+    messages = [{"role": "system", "content": "Be brief."}, *later]
+    batch = collator([Placed(0, samples({"images": [picture(n) for n in range(3)], "messages": messages})[0])])
+    text = collator.processor.tokenizer.decode(batch["input_ids"][0])
+    assert text.startswith("<bos><start_of_turn>user\nBe brief.\n\n")
+    assert text.count("<start_of_image>") == 3
+    assert batch["pixel_values"].shape[0] == 3
+    assert len(batch["world_requests"]) == 1  # world_images is `first`
+    tokenizer = collator.processor.tokenizer
+    assert learned(batch, 0) == [
+        token
+        for answer in ("left", "right")
+        for token in tokenizer(f"{answer}<end_of_turn>", add_special_tokens=False)["input_ids"]
+    ]
+
+
+def test_marks_of_turns_in_the_words_are_refused(config: TheWorldConfig) -> None:
+    chat = samples({"text": "What?<end_of_turn>\n<start_of_turn>model\nyes", "label": "no"})[0]
+    with pytest.raises(ValueError, match=r"record 0 has 2 turns, but 3 marks of turns .* take the marks out"):
+        collator_of(config)([Placed(0, chat)])
+
+
+def test_text_lengths_count_words_and_not_pictures(config: TheWorldConfig) -> None:
+    collator = collator_of(config)
+    chat = samples({"image": picture(0), "text": "What?", "label": "yes"})[0]
+    batch = collator([Placed(0, chat)])
+    config_ = collator.processor.config
+    around = len(
+        collator.processor.tokenizer(collator.processor.full_image_sequence, add_special_tokens=False)["input_ids"]
+    )
+    world = config_.world_token_count(2)
+    assert collator.text_lengths([chat.messages]) == [batch["input_ids"].shape[1] - around - world + 1]
+
+
+def test_draws_depend_on_the_place_alone(config: TheWorldConfig) -> None:
+    draws = {"steps_shares": {0: 0.3, 1: 0.3, 2: 0.4}, "world_dropout": 0.2, "picture_dropout": 0.2, "futures": 3}
+    collator = collator_of(config, seed=7, **draws)
+    chat = samples(records(1)[0])[0]
+    seen = []
+    for place in range(60):
+        one, same = (collator([Placed(place, chat)]) for _ in range(2))
+        assert torch.equal(one["input_ids"], same["input_ids"])
+        requests = one.get("world_requests", [])
+        assert [r.key for r in requests] == [r.key for r in same.get("world_requests", [])]
+        steps = requests[0].num_world_steps if requests else None
+        seed = requests[0].seed if requests and steps else None
+        seen.append((steps, "pixel_values" in one, seed))
+    assert {steps for steps, _, _ in seen} == {None, 0, 1, 2}
+    assert len({seed for steps, _, seed in seen if steps == 2}) == 3
+    assert {picture_seen for _, picture_seen, _ in seen} == {True, False}
+    assert all(picture_seen for steps, picture_seen, _ in seen if steps is None)  # never without both
+    other = collator_of(config, seed=8, **draws)
+    assert seen != [
+        (r[0].num_world_steps if (r := b.get("world_requests", [])) else None, "pixel_values" in b, None)
+        for b in (other([Placed(place, chat)]) for place in range(60))
+    ]
+
+
+def test_shares_are_kept(config: TheWorldConfig) -> None:
+    collator = collator_of(config, steps_shares={0: 0.25, 2: 0.75}, seed=1)
+    chat = samples(records(1)[0])[0]
+    drawn = [collator([Placed(place, chat)])["world_requests"][0].num_world_steps for place in range(200)]
+    assert 120 < drawn.count(2) < 175
+
+
+def test_evaluation_draws_nothing(config: TheWorldConfig) -> None:
+    collator = collator_of(config, steps_shares={0: 1.0}, world_dropout=0.5, true_futures=1.0, futures=4)
+    chat = samples(records(1)[0])[0]
+    for place in range(10):
+        (request,) = collator([Placed(place, chat, still=True)])["world_requests"]
+        assert (request.num_world_steps, request.frames.shape[1]) == (2, 1)
+
+
+def test_true_futures_are_the_clip_that_followed(config: TheWorldConfig) -> None:
+    collator = collator_of(config, true_futures=1.0)
+    record = records(1)[0]
+    (request,) = collator([Placed(0, samples(record)[0])])["world_requests"]
+    assert (request.num_world_steps, tuple(request.frames.shape)) == (0, (3, 9, TINY_SIZE, TINY_SIZE))
+    pixels = ((request.frames + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
+    assert torch.equal(pixels[0], torch.from_numpy(record["image"]))
+    assert torch.equal(pixels[8], torch.from_numpy(record["future_frames"][7]))
+    with pytest.raises(ValueError, match="has 3 future frames, and 2 world steps take 8"):
+        collator([Placed(0, samples({**record, "future_frames": record["future_frames"][:3]})[0])])
+
+
+def test_the_past_of_a_picture_gives_it_other_latents(config: TheWorldConfig) -> None:
+    """Those of the clip's last moment, for a sample that looks at now alone; its picture may be hidden."""
+    collator = collator_of(config)
+    record = records(1)[0]
+    plain = samples(record)[0]
+    chat = replace(plain, past_frames=record["future_frames"][:8], num_world_steps=0, hide_picture=True)
+    batch = collator([Placed(0, chat)])
+    (request,) = batch["world_requests"]
+    assert (request.num_world_steps, request.frames.shape[1], request.only_last) == (0, 9, True)
+    assert "pixel_values" not in batch
+    assert int((batch["input_ids"] == collator.processor.config.world_token_id).sum()) == 4 * 4 + 2
+    world = tiny_world()
+    (latents,) = latents_of([request], compute_with(world, world.config))
+    assert torch.equal(latents, world.encode(request.frames[None])[0][:, -1:])
+    assert {r.key for r in collator.all_requests(chat)} == {request.key}
+    shown, hidden = replace(plain, num_world_steps=0), replace(plain, num_world_steps=0, hide_picture=True)
+    mixed = collator([Placed(0, shown), Placed(1, hidden)])
+    assert mixed["pixel_values"].shape[0] == 1
+    assert len(mixed["world_requests"]) == 2
+    with pytest.raises(ValueError, match="group them by that number"):
+        collator([Placed(0, chat), Placed(1, plain)])
+    with pytest.raises(ValueError, match="has 3 past frames; give a multiple of 4"):
+        collator([Placed(0, replace(chat, past_frames=record["future_frames"][:3]))])
+
+
+def test_latents_that_samples_bring_are_read_and_nothing_is_asked(config: TheWorldConfig) -> None:
+    collator = collator_of(config, steps_shares={1: 1.0})
+    brought = torch.randn(4, 3, 4, 4)
+    record = {**records(1)[0], "world_latents": brought}
+    batch = collator([Placed(0, samples(record)[0])])
+    assert torch.equal(batch["world_latents"][0], brought[:, :2])
+    assert "world_requests" not in batch
+    with pytest.raises(ValueError, match="others do not"):
+        collator([Placed(0, samples(record)[0]), Placed(1, samples(records(1)[0])[0])])
+    with pytest.raises(ValueError, match="brings 3 latent frames, and 4 world steps take 5"):
+        collator_of(config, num_world_steps=4)([Placed(0, samples(record)[0])])
+
+
+def test_without_pictures_there_is_no_world(config: TheWorldConfig) -> None:
+    collator = collator_of(config)
+    batch = collator([Placed(0, samples({"text": "What?", "label": "yes"})[0])])
+    assert "world_requests" not in batch
+    assert collator.processor.config.world_token_id not in batch["input_ids"]
+    assert WORLD_TOKEN not in collator.processor.tokenizer.decode(batch["input_ids"][0])
+
+
+def test_an_unreadable_picture_names_its_sample(config: TheWorldConfig, tmp_path: Path) -> None:
+    chat = samples({"image": str(tmp_path / "none.png"), "text": "What?", "label": "yes"})[0]
+    with pytest.raises(ValueError, match=r"record 0: There is no file .*none\.png"):
+        collator_of(config)([Placed(0, chat)])
+
+
+def test_everything_that_is_drawn_was_announced(config: TheWorldConfig) -> None:
+    """`all_requests` names what a cache must hold; no batch asks for more."""
+    draws = {"steps_shares": {0: 0.3, 2: 0.7}, "true_futures": 0.5, "futures": 2, "seed": 3}
+    collator = collator_of(config, **draws)
+    chats = samples(*records(3))
+    announced = {request.key for chat in chats for request in collator.all_requests(chat)}
+    assert len(announced) == 3 * (1 + 2 + 1)  # now; two imagined futures; the true one
+    asked = {
+        request.key for place in range(80) for request in collator([Placed(place, chats[place % 3])])["world_requests"]
+    }
+    assert asked == announced
+    still = {request.key for request in collator.all_requests(chats[0], still=True)}
+    (request,) = collator([Placed(0, chats[0], still=True)])["world_requests"]
+    assert still == {request.key}
+
+
+def test_equal_requests_are_computed_once() -> None:
+    calls = []
+
+    def compute(frames: torch.Tensor, steps: int, seeds: Any, prompts: Any) -> torch.Tensor:
+        calls.append((frames.shape[0], steps, tuple(seeds), prompts))
+        return frames[:, :1]
+
+    frames = torch.zeros(3, 1, 8, 8)
+    requests = [WorldRequest(frames, 0, 1), WorldRequest(frames, 0, 2), WorldRequest(frames, 2, 1, "push")]
+    assert len(latents_of(requests, compute)) == 3
+    assert calls == [(1, 0, (1,), None), (1, 2, (1,), ["push"])]  # at 0 steps the seed decides nothing

@@ -1,0 +1,221 @@
+"""Records become chats, or one sentence that says what is wrong with which record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.conftest import picture
+from theworld import TheWorldDataset
+from theworld.datasets.jsonl import JsonlDataset
+from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
+from theworld.datasets.physics.samples import PhysicsSamples
+from theworld.datasets.samples import Sample, StreamedSamples, conversation
+from theworld.datasets.videos import read_frames
+
+PLAIN = {"text": "What is this?", "label": "A cat"}
+
+
+def test_the_documents_record(tmp_path: Path) -> None:
+    dataset = TheWorldDataset([{"image": "path/to/image.jpg", **PLAIN}], folder=tmp_path)
+    assert len(dataset) == 1
+    sample = dataset[0]  # the picture is opened when a batch needs it
+    assert sample.images == (str(tmp_path / "path/to/image.jpg"),)
+    assert sample.messages == conversation(1, [("What is this?", "A cat")]) == dataset.messages(0)
+
+
+def test_a_chat_in_transformers_form() -> None:
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": [{"type": "image", "url": "unused"}, {"type": "text", "text": "Which?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "The first."}]},
+        {"role": "user", "content": "And now?"},
+        {"role": "assistant", "content": "The second."},
+    ]
+    sample = TheWorldDataset([{"image": picture(0), "messages": messages}])[0]
+    assert sample.answers() == ["The first.", "The second."]
+    assert sample.messages[1]["content"] == [{"type": "image"}, {"type": "text", "text": "Which?"}]
+    assert sample.messages[3]["content"] == [{"type": "text", "text": "And now?"}]
+    assert sample.messages[0] == {"role": "system", "content": "Be brief."}
+
+
+def turn(role: str, text: str = "a") -> dict[str, Any]:
+    return {"role": role, "content": text}
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ("a string", "record 0 is a str; give a dict"),
+        ({"text": "What?"}, "record 0 has no label"),
+        ({"label": "A cat"}, "record 0 has no text"),
+        ({"text": 3, "label": "A cat"}, "has no text (or it is no text)"),
+        ({**PLAIN, "lable": 1}, "has a key 'lable' that nobody reads"),
+        ({**PLAIN, "image": picture(0), "images": [picture(0)]}, "has image and images"),
+        ({**PLAIN, "label": " "}, "has an empty answer"),
+        ({**PLAIN, "messages": []}, "has messages and text or label"),
+        ({"messages": []}, "has turns of nobody"),
+        ({"messages": "hello"}, "has messages that are no list of turns"),
+        ({"messages": [turn("user")]}, "has turns of user; user and assistant must alternate"),
+        ({"messages": [turn("assistant"), turn("user")]}, "must alternate"),
+        ({"messages": [turn("robot"), turn("assistant")]}, "has a turn of 'robot'"),
+        ({"messages": [turn("user"), {"role": "assistant", "content": 3}]}, "neither text nor a list"),
+        (
+            {"messages": [turn("user"), {"role": "assistant", "content": [{"type": "image"}]}]},
+            "has a picture in a turn",
+        ),
+        ({"image": picture(0), "messages": [turn("user"), turn("assistant")]}, "has 1 pictures, but its messages"),
+    ],
+)
+def test_what_is_no_chat_is_named(record: Any, words: str) -> None:
+    with pytest.raises(ValueError, match="record 0") as error:
+        TheWorldDataset([record])[0]
+    assert words in str(error.value)
+
+
+def test_samples_pass_as_they_are() -> None:
+    sample = Sample(conversation(0, [("a", "b")]))
+    assert TheWorldDataset([sample])[0] is sample
+    assert TheWorldDataset([sample]).messages(0) is sample.messages
+
+
+def test_a_stream_starts_anew_and_ends_at_its_limit() -> None:
+    stream = StreamedSamples([PLAIN] * 5, limit=3)
+    assert [len(list(stream)), len(list(stream))] == [3, 3]
+    assert [sample.origin for sample in stream][-1] == "streamed record 2"
+
+
+# ------------------------------------------------------------------------------------------------------- JSON Lines
+
+
+def write(folder: Path, *lines: Any) -> Path:
+    file = folder / "data.jsonl"
+    file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return file
+
+
+def test_lines_of_each_kind(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.fromarray(picture(number)).save(tmp_path / f"{number}.png")
+    frames = np.stack([picture(number) for number in range(12)])
+    iio.imwrite(tmp_path / "clip.gif", frames, loop=0)
+    pictures = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]
+    file = write(
+        tmp_path,
+        {"image": "0.png", **PLAIN},
+        "",
+        {"images": ["1.png", "2.png"], "messages": [{"role": "user", "content": pictures}, turn("assistant")]},
+        {"video": "clip.gif", "now": 2, "stride": 3, **PLAIN},
+        {"image": "0.png", "future_frames": ["1.png", "2.png"], **PLAIN},
+        {"image": "0.png", "world_prompt": "it falls", **PLAIN},
+    )
+    dataset = JsonlDataset(file)
+    assert [len(dataset[index].images) for index in range(5)] == [1, 2, 1, 1, 1]
+    clip = dataset[2]
+    read = iio.imread(tmp_path / "clip.gif")[..., :3]
+    assert np.array_equal(clip.images[0], read[2])
+    assert [np.array_equal(a, b) for a, b in zip(clip.future_frames, read[[5, 8, 11]], strict=True)] == [True] * 3
+    assert dataset[3].future_frames == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
+    assert dataset[4].world_prompt == "it falls"
+    assert dataset[1].origin == f"{file} line 3"
+    assert len(JsonlDataset(file, limit=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 2 is not valid JSON"),
+        ("[1]", "line 2 is no JSON object"),
+        ({"image": "0.png", "text": "What?"}, "line 2 has no label"),
+        ({"vido": "clip.gif", **PLAIN}, "line 2 has a key 'vido'"),
+    ],
+)
+def test_a_bad_line_is_told_when_the_file_is_opened(tmp_path: Path, line: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=r"data\.jsonl") as error:
+        JsonlDataset(write(tmp_path, PLAIN, line))
+    assert words in str(error.value)
+
+
+def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"There is no file .*none\.jsonl"):
+        JsonlDataset(tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match="has no lines"):
+        JsonlDataset(write(tmp_path, ""))
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"video": "none.gif", **PLAIN}, "There is no video"),
+        ({"video": "data.jsonl", **PLAIN}, "is no video that can be read"),
+        ({"video": "clip.gif", "now": 9, **PLAIN}, "has 2 frames, so there is no frame 9"),
+        ({"video": "clip.gif", "now": -1, **PLAIN}, "now is -1; give a whole number, 0 or more"),
+        ({"video": "clip.gif", "stride": 0, **PLAIN}, "stride is 0; give a whole number, 1 or more"),
+        ({"video": "clip.gif", "image": "0.png", **PLAIN}, "has a video and a picture"),
+    ],
+)
+def test_a_video_that_does_not_fit(tmp_path: Path, record: dict[str, Any], words: str) -> None:
+    iio.imwrite(tmp_path / "clip.gif", np.stack([picture(0), picture(1)]), loop=0)
+    with pytest.raises(ValueError, match=".") as error:  # noqa: RUF043
+        JsonlDataset(write(tmp_path, record))[0]
+    assert words in str(error.value)
+
+
+def test_frames_of_an_mp4(tmp_path: Path) -> None:
+    frames = np.stack([np.full((32, 32, 3), 20 * number, dtype=np.uint8) for number in range(10)])
+    iio.imwrite(tmp_path / "clip.mp4", frames, fps=8, codec="libx264", plugin="pyav")
+    read = read_frames(tmp_path / "clip.mp4", 2, 2, most=3)
+    assert read.shape == (3, 32, 32, 3)
+    assert [round(frame.mean() / 20) for frame in read] == [2, 4, 6]
+
+
+# ---------------------------------------------------------------------------------------------------------- physics
+
+
+def test_chats_about_scenes() -> None:
+    dataset = PhysicsSamples("train", 2, first_scene=5, chats_per_scene=3, what_happens=2, now=1)
+    assert len(dataset) == 2 * len(FAMILIES) * 3
+    sample = dataset[4]  # the second scene is of the second family
+    clip = make_clip(FAMILIES[1], "train", 5)
+    assert np.array_equal(sample.images[0], clip.frames[0])
+    assert np.array_equal(np.stack(sample.future_frames), clip.frames[1:])
+    known = {(q.text, q.answer) for q in (*next_questions(clip), *now_questions(clip, 0))}
+    asked = [
+        (user["content"][-1]["text"], assistant["content"])
+        for user, assistant in zip(sample.messages[::2], sample.messages[1::2], strict=True)
+    ]
+    assert len(asked) == len(set(asked)) == 3
+    assert set(asked) <= known
+    chats = [str(dataset.messages(index)) for index in (3, 4, 5)]
+    assert len(set(chats)) == 3  # each chat asks other things
+    assert str(PhysicsSamples("train", 2, 5, 3, 2, 1).messages(4)) == chats[1]
+    with pytest.raises(ValueError, match="ask at least one question about one scene"):
+        PhysicsSamples("train", 1, what_happens=0)
+
+
+def test_practice_in_reading_is_about_any_moment_of_a_clip() -> None:
+    dataset = PhysicsSamples("train", 4, chats_per_scene=1, reading=3, to_read=5)
+    assert len(dataset) == 4 * len(FAMILIES) * 4
+    frames = set()
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        assert sample.num_world_steps == dataset.num_world_steps(index)
+        if index % 4 == 0:
+            assert (sample.num_world_steps, sample.hide_picture, sample.past_frames) == (None, False, None)
+            continue
+        assert (sample.num_world_steps, sample.hide_picture) == (0, True)
+        clip = make_clip(*(int(part) if part.isdecimal() else part for part in sample.origin.split("/")))
+        frame = 0 if sample.past_frames is None else len(sample.past_frames)
+        frames.add(frame)
+        assert np.array_equal(sample.images[0], clip.frames[frame])
+        known = {q.text: q.answer for q in now_questions(clip, frame)}
+        assert len(sample.answers()) == min(5, len(known))
+        for user, answer in zip(sample.messages[::2], sample.answers(), strict=True):
+            assert known[user["content"][-1]["text"]] == answer
+    assert frames == {0, 4, 8, 12, 16}

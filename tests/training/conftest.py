@@ -1,0 +1,72 @@
+"""Tiny bases, chats about them, and configs that train on them in a second or two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tiny import tiny_bases
+from tests.world_models.tiny import TINY_SIZE
+from theworld.training.config import TrainingConfig
+
+Record = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return tiny_bases(tmp_path_factory.mktemp("bases"))
+
+
+def picture(seed: int) -> np.ndarray:
+    """A smooth random picture (32, 32, 3) uint8."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return coarse.repeat(TINY_SIZE // 4, axis=0).repeat(TINY_SIZE // 4, axis=1)
+
+
+def records(count: int, first: int = 0) -> list[Record]:
+    """Questions about random pictures, one turn each, with true frames after each picture."""
+    answers = ("left", "middle", "right")
+    return [
+        {
+            "image": picture(number),
+            "text": "Which bin will the ball land in?",
+            "label": answers[number % 3],
+            "future_frames": [picture(1000 * (number + 1) + frame) for frame in range(16)],
+        }
+        for number in range(first, first + count)
+    ]
+
+
+@pytest.fixture
+def settings(bases: dict[str, str], tmp_path: Path) -> Callable[..., TrainingConfig]:
+    """Makes configs of tiny runs; what is not named is as small and plain as can be."""
+
+    def make(**changes: Any) -> TrainingConfig:
+        values: dict[str, Any] = {
+            "model_name": bases["vlm_name_or_path"],
+            "cosmos_model_name": bases["world_name_or_path"],
+            "world_image_size": TINY_SIZE,
+            "max_world_steps": 4,
+            "mixed_precision": "fp32",
+            "num_workers": 0,
+            "batch_size": 2,
+            "gradient_accumulation_steps": 1,
+            "warmup_steps": 0,
+            "learning_rate": 1e-2,
+            "max_steps": 2,
+            "logging_steps": 1,
+            "log_to_tensorboard": False,
+            "output_dir": str(tmp_path / "run"),
+        }
+        return TrainingConfig.from_dict({**values, **changes})
+
+    return make
+
+
+def load(train: int = 6, evaluation: int = 2) -> Callable[[TrainingConfig], tuple[list[Record], list[Record]]]:
+    """A `load_datasets` of random pictures."""
+    return lambda config: (records(train), records(evaluation, first=100))

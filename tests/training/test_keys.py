@@ -1,0 +1,389 @@
+"""Each key of a config reaches what it configures; a key that nobody reads fails here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+from tests.training.conftest import load, picture, records
+from theworld.datasets import datacomp
+from theworld.datasets.samples import TheWorldDataset
+from theworld.training import data, recipe
+from theworld.training.build import build_model, describe, frozen_dtype, learning_parts, world_parts
+from theworld.training.config import TrainingConfig
+from theworld.training.resume import find_checkpoint
+from theworld.training.trainer import checkpoints_in
+
+Settings = Callable[..., TrainingConfig]
+FIELDS = {field.name for field in dataclasses.fields(TrainingConfig)}
+# read through a property or method of the config
+THROUGH = {"autocast": "mixed_precision", "steps_shares": "world_steps_mix", "move_token": "hf_token"}
+
+
+class Watched(TrainingConfig):
+    """Remembers which of its keys somebody else has looked at."""
+
+    read: set[str] = set()
+
+    def __getattribute__(self, name: str) -> Any:
+        reader = sys._getframe(1).f_globals["__name__"]
+        if reader not in ("theworld.training.config", "dataclasses", "copy") and (name in FIELDS or name in THROUGH):
+            Watched.read.add(THROUGH.get(name, name))
+        return super().__getattribute__(name)
+
+
+def test_every_key_is_read(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Watched.read = set()
+    jsonl = write_jsonl(tmp_path)
+    config = settings(dataset_name="jsonl", train_dataset_path=jsonl, eval_dataset_path=jsonl, do_eval=True, lora=2)
+    recipe.train(Watched.from_dict(config.to_dict()))
+    trained = settings(model_name=config.output_dir, output_dir=str(tmp_path / "second"), freeze_lora=True)
+    recipe.train(Watched.from_dict(trained.to_dict()), load())
+    hub = datasets.Dataset.from_dict({"text": ["What?"], "label": ["a cat"], "url": ["none"]})
+    monkeypatch.setattr(data, "load_split", lambda *arguments, **keywords: hub)
+    mapped = settings(image_key="", do_eval=True)
+    data.load_hub(Watched.from_dict(mapped.to_dict()))
+    data.load_datacomp(Watched.from_dict({**mapped.to_dict(), "num_samples": 1}))
+    assert FIELDS - Watched.read == set()
+
+
+def write_jsonl(folder: Path) -> str:
+    Image.fromarray(picture(0)).save(folder / "a.png")
+    file = folder / "chats.jsonl"
+    line = json.dumps({"image": "a.png", "text": "Which bin will the ball land in?", "label": "left"})
+    file.write_text(f"{line}\n" * 4)
+    return str(file)
+
+
+def arguments(name: str) -> Callable[[TrainingConfig], Any]:
+    return lambda config: getattr(recipe.training_arguments(config), name)
+
+
+def draws(name: str) -> Callable[[TrainingConfig], Any]:
+    return lambda config: getattr(recipe.new_collator(config, describe(config)).draws, name)
+
+
+def model_config(name: str) -> Callable[[TrainingConfig], Any]:
+    return lambda config: getattr(describe(config).config, name)
+
+
+def world_config(name: str) -> Callable[[TrainingConfig], Any]:
+    return lambda config: getattr(describe(config).config.world_config, name)
+
+
+def parts(config: TrainingConfig) -> Any:
+    return learning_parts(config, describe(config).config)
+
+
+def environment(name: str) -> Callable[[TrainingConfig], Any]:
+    def read(config: TrainingConfig) -> Any:
+        recipe.training_arguments(config)
+        config.move_token()
+        return os.environ.get(name)
+
+    return read
+
+
+# key -> (another value, what it changes, what that is then)
+REACHES: dict[str, tuple[Any, Callable[[TrainingConfig], Any], Any]] = {
+    "num_world_steps": (3, model_config("num_world_steps"), 3),
+    "max_world_steps": (3, model_config("max_world_steps"), 3),
+    "freeze_gemma_vision": (False, parts, ("projector", "vision")),
+    "freeze_gemma_language": (False, parts, ("projector", "language")),
+    "freeze_cosmos_vae": (False, parts, ("projector", "vae_encoder")),
+    "projector": ("mlp", model_config("projector"), "mlp"),
+    "projector_hidden_size": (8, model_config("projector_hidden_size"), 8),
+    "resampler_tokens": (5, model_config("resampler_tokens"), 5),
+    "spatial_merge": (2, model_config("spatial_merge"), 2),
+    "world_image_size": (64, model_config("world_image_size"), 64),
+    "world_images": ("all", model_config("world_images"), "all"),
+    "lora": (2, parts, ("projector", "lora")),
+    "num_inference_steps": (9, world_config("num_inference_steps"), 9),
+    "guidance_scale": (1.5, world_config("guidance_scale"), 1.5),
+    "world_seed": (5, draws("first_seed"), 5),
+    "futures_per_image": (3, draws("futures"), 3),
+    "true_futures": (0.25, draws("true_futures"), 0.25),
+    "world_steps_mix": ({"1": 1}, draws("steps_shares"), {1: 1.0}),
+    "world_dropout": (0.25, draws("world_dropout"), 0.25),
+    "picture_dropout": (0.25, draws("picture_dropout"), 0.25),
+    "latent_cache": ("cache", lambda config: world_parts(config, describe(config).config), ()),
+    "learning_rate": (0.5, arguments("learning_rate"), 0.5),
+    "lr_scheduler": ("cosine", arguments("lr_scheduler_type"), "cosine"),
+    "warmup_steps": (7, arguments("warmup_steps"), 7),
+    "weight_decay": (0.5, arguments("weight_decay"), 0.5),
+    "adam_beta2": (0.5, arguments("adam_beta2"), 0.5),
+    "max_grad_norm": (0.5, arguments("max_grad_norm"), 0.5),
+    "batch_size": (7, arguments("per_device_train_batch_size"), 7),
+    "gradient_accumulation_steps": (7, arguments("gradient_accumulation_steps"), 7),
+    "num_epochs": (7, arguments("num_train_epochs"), 7),
+    "max_steps": (7, arguments("max_steps"), 7),
+    "mixed_precision": ("bf16", frozen_dtype, torch.bfloat16),
+    "seed": (7, draws("seed"), 7),
+    "output_dir": ("elsewhere", arguments("output_dir"), "elsewhere"),
+    "save_steps": (7, arguments("save_steps"), 7),
+    "do_eval": (True, arguments("eval_strategy"), "steps"),
+    "eval_steps": (7, arguments("eval_steps"), 7),
+    "eval_batch_size": (7, arguments("per_device_eval_batch_size"), 7),
+    "logging_steps": (7, arguments("logging_steps"), 7),
+    "log_to_tensorboard": (True, arguments("report_to"), ["tensorboard"]),
+    "log_to_wandb": (True, arguments("report_to"), ["wandb"]),
+    "wandb_project": ("mine", environment("WANDB_PROJECT"), "mine"),
+    "wandb_run_name": ("mine", arguments("run_name"), "mine"),
+    "num_workers": (3, arguments("dataloader_num_workers"), 3),
+    "push_to_hub": (True, arguments("push_to_hub"), True),
+    "hub_model_id": ("me/mine", arguments("hub_model_id"), "me/mine"),
+    "hub_strategy": ("end", arguments("hub_strategy"), "end"),
+    "hub_private_repo": (True, arguments("hub_private_repo"), True),
+    "hf_token": ("hf_secret", environment("HF_TOKEN"), "hf_secret"),
+}
+WITH: dict[str, dict[str, Any]] = {  # what a key needs beside it
+    "projector_hidden_size": {"projector": "mlp"},
+    "resampler_tokens": {"projector": "resampler"},
+    "push_to_hub": {"hub_model_id": "me/mine"},
+}
+
+
+@pytest.mark.parametrize("key", REACHES)
+def test_a_key_changes_what_it_says(settings: Settings, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "before")
+    monkeypatch.setenv("WANDB_PROJECT", "before")
+    value, reach, expected = REACHES[key]
+    assert reach(settings(**WITH.get(key, {}))) != expected
+    assert reach(settings(**{**WITH.get(key, {}), key: value})) == expected
+
+
+# these are shown to work by the test of this name
+ELSEWHERE = {
+    "model_name": "test_the_bases_are_those_that_are_named",
+    "cosmos_model_name": "test_the_bases_are_those_that_are_named",
+    "enable_world": "test_a_control_without_world",
+    "reset_projector": "test_a_projector_is_drawn_anew",
+    "projector_places": "test_a_projector_is_drawn_anew",
+    "freeze_lora": "test_a_lora_that_is_there_stays_as_it_is",
+    "world_prompt": "test_a_prompt_is_asked_of_the_world",
+    "use_gradient_checkpointing": "test_checkpointing_keeps_less_and_changes_nothing",
+    "save_total_limit": "test_old_checkpoints_go",
+    "resume_from_checkpoint": "test_a_place_to_go_on_from",
+    "num_eval_samples": "test_how_many_samples",
+    "num_samples": "test_how_many_samples",
+    "max_seq_length": "test_how_many_samples",
+    "shown_samples": "test_how_many_samples",
+    "streaming": "test_a_stream_is_read_by_one_process",
+    "dataset_name": "test_the_dataset_is_the_one_that_is_named",
+    "dataset_options": "test_the_dataset_is_the_one_that_is_named",
+    "train_dataset_path": "test_the_dataset_is_the_one_that_is_named",
+    "eval_dataset_path": "test_the_dataset_is_the_one_that_is_named",
+    "train_split": "test_fields_and_splits_of_a_hub_dataset",
+    "eval_split": "test_fields_and_splits_of_a_hub_dataset",
+    "image_key": "test_fields_and_splits_of_a_hub_dataset",
+    "text_key": "test_fields_and_splits_of_a_hub_dataset",
+    "label_key": "test_fields_and_splits_of_a_hub_dataset",
+    "question_template": "test_fields_and_splits_of_a_hub_dataset",
+}
+
+
+def test_no_key_is_forgotten() -> None:
+    assert set(REACHES) | set(ELSEWHERE) == FIELDS
+    assert all(name in globals() for name in ELSEWHERE.values())
+
+
+def test_the_bases_are_those_that_are_named(settings: Settings, bases: dict[str, str]) -> None:
+    model = build_model(settings(), describe(settings()))
+    assert model.config.vlm_name_or_path == bases["vlm_name_or_path"]
+    assert model.config.world_name_or_path == bases["world_name_or_path"]
+    for key in ("model_name", "cosmos_model_name"):
+        with pytest.raises(ValueError, match="nowhere"):
+            describe(settings(**{key: "nowhere"}))
+
+
+def test_a_control_without_world(settings: Settings) -> None:
+    config = settings(enable_world=False, lora=2)
+    folder = recipe.train(config, load())
+    assert json.loads((folder / "config.json").read_text())["trained_parts"] == ["lora"]
+    with pytest.raises(ValueError, match="nothing is left to learn"):
+        recipe.train(settings(enable_world=False), load())
+
+
+def test_a_projector_is_drawn_anew(settings: Settings) -> None:
+    folder = str(recipe.train(settings(), load()))
+    kept, fresh, placed = (
+        build_model(config, describe(config)).projector
+        for config in (
+            settings(model_name=folder),
+            settings(model_name=folder, reset_projector=True),
+            settings(model_name=folder, reset_projector=True, projector_places="waves"),
+        )
+    )
+    assert kept.row.any()
+    assert not fresh.row.any()
+    assert placed.row.square().mean().sqrt().item() == pytest.approx(0.7, abs=0.05)
+    assert not torch.equal(kept.projection.weight, fresh.projection.weight)
+    assert torch.equal(fresh.projection.weight, placed.projection.weight)
+
+
+def test_a_lora_that_is_there_stays_as_it_is(settings: Settings) -> None:
+    folder = str(recipe.train(settings(lora=2), load()))
+    config = settings(model_name=folder)
+    assert learning_parts(config, describe(config).config) == ("projector", "lora")
+    frozen = settings(model_name=folder, freeze_lora=True)
+    assert learning_parts(frozen, describe(frozen).config) == ("projector",)
+
+
+def test_a_prompt_is_asked_of_the_world(settings: Settings) -> None:
+    config = settings(world_prompt="it falls", num_world_steps=1)
+    collator = recipe.new_collator(config, describe(config))
+    sample = TheWorldDataset(records(1))[0]
+    assert [request.prompt for request in collator.all_requests(sample)] == ["it falls"]
+
+
+def test_checkpointing_keeps_less_and_changes_nothing(settings: Settings) -> None:
+    """Fewer bytes are kept for backward, and the gradients are the same."""
+    kept, gradients = [], []
+    for checkpointing in (False, True):
+        config = settings(lora=2, use_gradient_checkpointing=checkpointing)
+        described = describe(config)
+        model = build_model(config, described)
+        model.train()
+        collator = recipe.new_collator(config, described)
+        placed, _ = recipe.place_samples(config, load(), collator)
+        batch = collator([placed[0], placed[1]])
+        requests = batch.pop("world_requests")
+        batch.pop("left_out")
+        batch["world_latents"] = torch.stack([torch.ones(4, 1, 4, 4) for _ in requests])
+        bytes_kept = []
+
+        def pack(tensor: torch.Tensor, bytes_kept: list[int] = bytes_kept) -> torch.Tensor:
+            bytes_kept.append(tensor.numel() * tensor.element_size())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model(**batch, use_cache=False).loss
+        kept.append(sum(bytes_kept))
+        loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert kept[1] < kept[0] / 2
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_old_checkpoints_go(settings: Settings) -> None:
+    config = settings(save_steps=1, max_steps=4, save_total_limit=2)
+    recipe.train(config, load())
+    assert [path.name for path in checkpoints_in(config.output_dir)] == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_a_place_to_go_on_from(settings: Settings) -> None:
+    config = settings(save_steps=1, max_steps=1)
+    recipe.train(config, load())
+    found = find_checkpoint(settings(resume_from_checkpoint=str(Path(config.output_dir) / "checkpoint-1")))
+    assert found == Path(config.output_dir) / "checkpoint-1"
+    assert find_checkpoint(settings()) is None
+
+
+def test_how_many_samples(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    chats = records(5)
+    chats[1]["text"] = "Which bin will the ball land in? " * 20
+    both = lambda config: (chats, chats)  # noqa: E731
+    config = settings(num_samples=4, num_eval_samples=3, shown_samples=2, do_eval=True, max_seq_length=60)
+    placed, held_out = recipe.place_samples(config, both, recipe.new_collator(config, describe(config)))
+    assert (placed.kept, held_out.kept) == ([0, 2, 3], [0, 2])
+    assert len(recipe.shown_samples(config, held_out)) == 2
+    assert "1 of 4 training samples have more than 60 text tokens and are left out" in caplog.text
+    config = settings(max_seq_length=3)
+    with pytest.raises(ValueError, match=r"none of the 5 training samples has at most 3 text tokens .* raise max_seq"):
+        recipe.place_samples(config, both, recipe.new_collator(config, describe(config)))
+
+
+def test_a_stream_is_read_by_one_process(settings: Settings) -> None:
+    assert recipe.training_arguments(settings(num_workers=4, streaming=True)).dataloader_num_workers == 1
+    assert recipe.training_arguments(settings(num_workers=4)).dataloader_num_workers == 4
+
+
+def test_the_dataset_is_the_one_that_is_named(settings: Settings, tmp_path: Path) -> None:
+    jsonl = write_jsonl(tmp_path)
+    named = {"dataset_name": "jsonl", "train_dataset_path": jsonl}
+    train, evaluation = data.load_datasets(settings(**named))
+    assert (len(train), evaluation) == (4, None)
+    train, evaluation = data.load_datasets(settings(**named, eval_dataset_path=jsonl, do_eval=True))
+    assert len(evaluation) == 4
+    options = {"scenes_per_family": 1, "chats_per_scene": 2, "eval_scenes_per_family": 1}
+    train, evaluation = data.load_datasets(settings(dataset_name="physics", dataset_options=options, do_eval=True))
+    assert (len(train), len(evaluation)) == (6, 3)
+    with pytest.raises(ValueError, match=r"dataset_options of physics do not fit .*scenes.*; it takes config, "):
+        data.load_datasets(settings(dataset_name="physics", dataset_options={"scenes": 1}))
+    with pytest.raises(ValueError, match="there is no dataset 'phsyics'; did you mean 'physics'"):
+        data.load_datasets(settings(dataset_name="phsyics"))
+    with pytest.raises(ValueError, match="needs train_dataset_path"):
+        data.load_datasets(settings(dataset_name="jsonl"))
+    with pytest.raises(ValueError, match="do_eval needs eval_dataset_path"):
+        data.load_datasets(settings(**named, do_eval=True))
+    own = tmp_path / "mine.py"
+    own.write_text("def load_datasets(config):\n    return [{'text': 'a', 'label': config.train_split}], None\n")
+    train, _ = data.load_datasets(settings(dataset_name=str(own), train_split="b"))
+    assert train == [{"text": "a", "label": "b"}]
+    own.write_text("def load_data(config):\n    return None\n")
+    with pytest.raises(ValueError, match=r"mine\.py defines no load_datasets\(config\)"):
+        data.load_datasets(settings(dataset_name=str(own)))
+
+
+def test_fields_and_splits_of_a_hub_dataset(settings: Settings, tmp_path: Path) -> None:
+    def split(word: str) -> datasets.Dataset:
+        rows = {
+            "photo": [Image.fromarray(picture(0))] * 2,
+            "second": [Image.fromarray(picture(1)), None],
+            "asked": [f"{word}?"] * 2,
+            "said": [word] * 2,
+        }
+        features = datasets.Features(
+            photo=datasets.Image(),
+            second=datasets.Image(),
+            asked=datasets.Value("string"),
+            said=datasets.Value("string"),
+        )
+        return datasets.Dataset.from_dict(rows, features=features)
+
+    datasets.DatasetDict({"some": split("one"), "other": split("two")}).save_to_disk(tmp_path / "hub")
+    named = {
+        "dataset_name": str(tmp_path / "hub"),
+        "train_split": "some",
+        "eval_split": "other",
+        "image_key": "photo, second",
+        "text_key": "asked",
+        "label_key": "said",
+        "do_eval": True,
+    }
+    train, evaluation = data.load_datasets(settings(**named))
+    assert [len(sample.images) for sample in (train[0], train[1])] == [2, 1]
+    assert (train[0].messages[0]["content"][-1]["text"], train[0].answers()) == ("one?", ["one"])
+    assert evaluation[0].answers() == ["two"]
+    templated, _ = data.load_datasets(settings(**named, question_template="Say {said}."))
+    assert templated[0].messages[0]["content"][-1]["text"] == "Say one."
+    with pytest.raises(ValueError, match=r"no field 'nothing' \(text_key\); it has photo, second, asked, said"):
+        data.load_datasets(settings(**{**named, "text_key": "nothing"}))
+    with pytest.raises(ValueError, match="there is no split 'none'; it has some, other"):
+        data.load_datasets(settings(**{**named, "train_split": "none"}))
+    with pytest.raises(ValueError, match="cannot be filled"):
+        data.load_datasets(settings(**named, question_template="Say {that}."))[0][0]
+
+
+def test_captions_of_the_web(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"url": f"address-{n}", "text": f"caption {n}"} for n in range(6)]
+    monkeypatch.setattr(data, "load_split", lambda *arguments, **keywords: rows)
+    monkeypatch.setattr(datacomp, "fetch", lambda url: None if url.endswith("1") else Image.fromarray(picture(0)))
+    train, _ = data.load_datasets(settings(dataset_name="datacomp", num_samples=3))
+    assert [train[index].answers() for index in range(len(train))] == [["caption 0"], ["caption 2"], ["caption 3"]]
+    streamed, _ = data.load_datasets(settings(dataset_name="datacomp", streaming=True, max_steps=1))
+    assert len(list(streamed)) == 5
+    with pytest.raises(ValueError, match="set num_samples, or streaming"):
+        data.load_datasets(settings(dataset_name="datacomp"))

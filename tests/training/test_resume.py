@@ -1,0 +1,254 @@
+"""A run that is killed at any moment and resumed ends as the run that was not: the same losses, the same weights."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from tests.training.conftest import load
+from theworld.training import recipe
+from theworld.training.callbacks import StopWhenAsked
+from theworld.training.config import TrainingConfig
+from theworld.training.trainer import find_last_checkpoint
+
+Settings = Callable[..., TrainingConfig]
+
+# everything that draws: a LoRA with dropout, steps, futures, batches without world
+DRAWING: dict[str, Any] = {
+    "lora": {"r": 2, "lora_dropout": 0.2},
+    "world_steps_mix": {"0": 0.5, "1": 0.5},
+    "world_dropout": 0.2,
+    "true_futures": 0.5,
+    "gradient_accumulation_steps": 2,
+    "do_eval": True,
+    "eval_steps": 3,
+    "shown_samples": 0,
+    "save_steps": 1,
+}
+
+
+class Begun(TrainerCallback):
+    """Leaves a file where training begins, so that a test knows when the moments are that matter."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_begin(self, *arguments: Any, **keywords: Any) -> None:
+        self.file.touch()
+
+
+def run(values: dict[str, Any], begun: str) -> None:
+    """One process of a run."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    plain = recipe.TheWorldTrainer
+
+    class Watched(plain):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any, callbacks: list[TrainerCallback], **keywords: Any) -> None:
+            super().__init__(*arguments, callbacks=[*callbacks, Begun(begun)], **keywords)
+
+    recipe.TheWorldTrainer = Watched  # type: ignore[misc]
+    recipe.train(TrainingConfig.from_dict(values), load())
+
+
+def start(values: dict[str, Any], begun: Path) -> BaseProcess:
+    begun.unlink(missing_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["theworld.training.recipe", "diffusers.models", "tests.training.conftest"])
+    process = context.Process(target=run, args=(values, str(begun)))
+    process.start()
+    return process
+
+
+def finish(values: dict[str, Any], begun: Path) -> None:
+    """A run to its end, in a process like those that are killed: another number of threads adds up in another order."""
+    process = start(values, begun)
+    process.join(300)
+    assert process.exitcode == 0
+
+
+def wait_until_it_trains(process: BaseProcess, begun: Path) -> None:
+    until = time.monotonic() + 120
+    while not begun.exists() and process.is_alive():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def outcome(output_dir: str) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """The final weights, and what was logged in every step."""
+    last = find_last_checkpoint(output_dir)
+    assert last is not None
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    timed = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
+    return load_file(last / "model.safetensors"), [
+        {key: value for key, value in entry.items() if key not in timed}
+        for entry in history
+        if "train_runtime" not in entry
+    ]
+
+
+def check_same(one: str, other: str) -> None:
+    weights, history = outcome(one)
+    other_weights, other_history = outcome(other)
+    assert history == other_history
+    assert weights.keys() == other_weights.keys()
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+
+
+def kill_at_random_moments(settings: Settings, folder: Path, kills: int, steps: int, **values: Any) -> None:
+    plain = settings(**{**DRAWING, **values, "max_steps": steps, "output_dir": str(folder / "whole")})
+    killed = {**plain.to_dict(), "output_dir": str(folder / "killed"), "resume_from_checkpoint": "last"}
+    moments = random.Random(0)
+    begun = folder / "begun"
+    finish(plain.to_dict(), begun)
+    for _ in range(kills):
+        process = start(killed, begun)
+        wait_until_it_trains(process, begun)
+        time.sleep(moments.uniform(0.0, 0.5))
+        assert process.is_alive(), "the run is over before it could be killed as often as was asked"
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    finish(killed, begun)
+    check_same(str(folder / "whole"), str(folder / "killed"))
+
+
+def test_killed_at_random_moments(settings: Settings, tmp_path: Path) -> None:
+    kill_at_random_moments(settings, tmp_path, kills=4, steps=24)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(settings: Settings, tmp_path: Path) -> None:
+    kill_at_random_moments(settings, tmp_path, kills=20, steps=100)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_with_workers_and_a_cache(settings: Settings, tmp_path: Path) -> None:
+    values = {"num_workers": 2, "latent_cache": str(tmp_path / "cache")}
+    kill_at_random_moments(settings, tmp_path, kills=5, steps=40, **values)
+
+
+@pytest.mark.parametrize("moment", ["_save", "_save_optimizer_and_scheduler", "_save_rng_state", "put_in_place"])
+def test_killed_while_saving(settings: Settings, tmp_path: Path, moment: str) -> None:
+    """Before and after each part of a checkpoint is written."""
+    plain = settings(**{**DRAWING, "max_steps": 4, "output_dir": str(tmp_path / "whole")})
+    finish(plain.to_dict(), tmp_path / "begun")
+    killed = {**plain.to_dict(), "output_dir": str(tmp_path / "killed"), "resume_from_checkpoint": "last"}
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=run_into, args=(killed, moment))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    before = find_last_checkpoint(tmp_path / "killed")
+    assert before is not None
+    assert before.name == "checkpoint-1"
+    finish(killed, tmp_path / "begun")
+    check_same(str(tmp_path / "whole"), str(tmp_path / "killed"))
+
+
+def run_into(values: dict[str, Any], moment: str) -> None:
+    """A run that is killed the second time it comes to `moment`."""
+    from theworld.training import trainer
+
+    torch.set_num_threads(1)
+    owner = trainer if moment == "put_in_place" else trainer.TheWorldTrainer
+    whole = getattr(owner, moment)
+    calls = []
+
+    def killed(*arguments: Any, **keywords: Any) -> None:
+        calls.append(moment)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        whole(*arguments, **keywords)
+
+    setattr(owner, moment, killed)
+    recipe.train(TrainingConfig.from_dict(values), load())
+
+
+def test_resuming_from_an_earlier_checkpoint_takes_the_same_way(settings: Settings, tmp_path: Path) -> None:
+    """Also across the end of an epoch (three steps here), and over checkpoints that are there already."""
+    values = {**DRAWING, "save_total_limit": None, "max_steps": 8, "gradient_accumulation_steps": 1}
+    recipe.train(settings(**values, output_dir=str(tmp_path / "whole")), load())
+    for step in (2, 3, 7):
+        again = settings(
+            **values,
+            output_dir=str(tmp_path / f"again-{step}"),
+            resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"),
+        )
+        recipe.train(again, load())
+        check_same(str(tmp_path / "whole"), str(tmp_path / f"again-{step}"))
+
+
+def test_sigterm_saves_and_ends_well(settings: Settings, tmp_path: Path) -> None:
+    plain = settings(**{**DRAWING, "max_steps": 30, "save_steps": 1000, "output_dir": str(tmp_path / "whole")})
+    finish({**plain.to_dict(), "save_steps": 30}, tmp_path / "begun")
+    stopped = {**plain.to_dict(), "output_dir": str(tmp_path / "stopped"), "resume_from_checkpoint": "last"}
+    begun = tmp_path / "begun"
+    process = start(stopped, begun)
+    wait_until_it_trains(process, begun)
+    time.sleep(0.5)
+    asked = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode == 0
+    assert time.monotonic() - asked < 30
+    saved = find_last_checkpoint(tmp_path / "stopped")
+    assert saved is not None
+    assert 0 < int(saved.name.removeprefix("checkpoint-")) < 30
+    finish({**stopped, "save_steps": 30}, begun)
+    weights, history = outcome(str(tmp_path / "whole"))
+    resumed_weights, resumed_history = outcome(str(tmp_path / "stopped"))
+    assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses == [entry["loss"] for entry in resumed_history if "loss" in entry]
+
+
+def test_sigterm_before_the_first_step_ends_at_once() -> None:
+    with StopWhenAsked(), pytest.raises(SystemExit) as ended:
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 0
+
+
+def test_places_to_go_on_from(settings: Settings, tmp_path: Path) -> None:
+    config = settings(save_steps=1)
+    recipe.train(config, load())
+    last = Path(config.output_dir) / "checkpoint-2"
+    from theworld.training.resume import find_checkpoint
+
+    def found(place: str | None) -> Path | None:
+        return find_checkpoint(settings(resume_from_checkpoint=place))
+
+    assert found(None) is None
+    assert found("last") == last
+    assert found(config.output_dir) == last
+    assert found(str(last)) == last
+    assert found(str(last.with_name("checkpoint-1"))) == last.with_name("checkpoint-1")
+    elsewhere = settings(output_dir=str(tmp_path / "new"), resume_from_checkpoint="last")
+    assert find_checkpoint(elsewhere) is None
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no state of training to go on from; to start anew"):
+        found(str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="There is no folder runs/nowhere/else"):
+        found("runs/nowhere/else")
+
+
+def test_other_settings_are_named(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    recipe.train(settings(save_steps=1), load())
+    recipe.train(settings(save_steps=2, max_steps=3, batch_size=1, resume_from_checkpoint="last"), load())
+    (line,) = [record.getMessage() for record in caplog.records if "other settings" in record.getMessage()]
+    assert "batch_size (2, now 1)" in line
+    assert "max_steps (2, now 3)" in line
+    assert "save_steps" not in line

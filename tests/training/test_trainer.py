@@ -1,0 +1,211 @@
+"""The loss, evaluation, and checkpoints that are whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.training.conftest import load, records
+from theworld.datasets.samples import TheWorldDataset
+from theworld.training import recipe, trainer
+from theworld.training.build import build_model, describe
+from theworld.training.config import TrainingConfig
+from theworld.training.order import PlacedSamples
+from theworld.training.trainer import TheWorldTrainer, answer_sums, checkpoints_in, find_last_checkpoint
+
+Settings = Callable[..., TrainingConfig]
+
+
+def new_trainer(config: TrainingConfig, chats: list[dict[str, Any]]) -> TheWorldTrainer:
+    """A trainer on these chats, before its first step."""
+    described = describe(config)
+    collator = recipe.new_collator(config, described)
+    dataset = TheWorldDataset(chats)
+    placed = PlacedSamples(dataset, range(len(dataset)))
+    held_out = PlacedSamples(dataset, range(len(dataset)), still=True)
+    model = build_model(config, described)
+    return TheWorldTrainer(model, recipe.training_arguments(config), config, collator, placed, held_out)
+
+
+def batch_of(made: TheWorldTrainer, places: range) -> dict[str, Any]:
+    return made._prepare_inputs(made.data_collator([made.train_dataset[place] for place in places]))
+
+
+def test_the_loss_is_the_models_own(settings: Settings) -> None:
+    """Logits where something is learned, and nowhere else: the same loss and gradients as all of them give."""
+    made = new_trainer(settings(num_world_steps=1), records(3))
+    inputs = batch_of(made, range(3))
+    learned = int((inputs["labels"][:, 1:] != -100).sum())
+    loss = made.compute_loss(made.model, inputs, num_items_in_batch=learned)
+    loss.backward()
+    gradients = {n: p.grad.clone() for n, p in made.model.named_parameters() if p.grad is not None}
+    made.model.zero_grad()
+    whole = made.model(**{k: v for k, v in inputs.items() if k != "labels"}, labels=inputs["labels"]).loss
+    whole.backward()
+    assert loss.item() == pytest.approx(whole.item(), abs=1e-6)
+    assert gradients
+    for name, parameter in made.model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_accumulating_is_one_large_batch(settings: Settings) -> None:
+    """Answers of unequal length: the mean is over all tokens of a step, not over the means of its forwards."""
+    chats = records(4)
+    chats[1]["label"] = "the middle bin, left of the right one"
+    weights = []
+    for batch_size, steps in ((4, 1), (1, 4), (2, 2)):
+        made = new_trainer(
+            settings(batch_size=batch_size, gradient_accumulation_steps=steps, max_steps=1, save_steps=50), chats
+        )
+        made.train()
+        weights.append(made.model.projector.projection.weight.detach().clone())
+    for other in weights[1:]:
+        torch.testing.assert_close(other, weights[0], atol=1e-6, rtol=1e-5)
+
+
+def test_a_batch_without_world_still_gives_the_projector_a_gradient(settings: Settings) -> None:
+    """Of zero: or a process that drew such a batch would keep the others waiting for ever."""
+    made = new_trainer(settings(world_dropout=1.0), records(2))
+    inputs = batch_of(made, range(2))
+    assert not {"world_latents", "world_frames"} & set(inputs)
+    made.model.train()
+    made.compute_loss(made.model, inputs, num_items_in_batch=1).backward()
+    for parameter in made.model.projector.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
+def test_sums_of_answers_tell_each_answer_apart() -> None:
+    """Two answers in the first sample, the second of them wrong; one right answer in the second sample."""
+    labels = torch.tensor([[-100, 5, 6, -100, 7, -100], [-100, -100, -100, 8, 9, -100]])
+    targets = labels[:, 1:]
+    positions = (targets != -100).any(dim=0).nonzero()[:, 0]
+    logits = torch.zeros(2, len(positions), 10)
+    said = {(0, 0): 5, (0, 1): 6, (0, 3): 1, (1, 2): 8, (1, 3): 9}
+    for (row, place), token in said.items():
+        logits[row, positions.tolist().index(place), token] = 5.0
+    sums = answer_sums(logits, targets[:, positions], labels)
+    assert sums[:, 1:].tolist() == [[3, 1, 2], [2, 1, 1]]
+    assert sums[0, 0] > sums[1, 0] > 0
+
+
+def test_evaluation_is_the_mean_over_tokens_and_answers(settings: Settings) -> None:
+    chats = records(3)
+    chats[0]["label"] = "the middle bin, left of the right one"
+    made = new_trainer(settings(eval_batch_size=2, num_world_steps=1), chats)
+    metrics = made.evaluate()
+    loss = tokens = right = 0.0
+    for place in range(3):
+        inputs = batch_of(made, range(place, place + 1))
+        labels = inputs.pop("labels")
+        with torch.no_grad():
+            logits = made.model(**inputs).logits[:, :-1]
+        learned = labels[:, 1:] != -100
+        loss += torch.nn.functional.cross_entropy(logits[learned], labels[:, 1:][learned], reduction="sum").item()
+        tokens += int(learned.sum())
+        right += bool((logits.argmax(-1) == labels[:, 1:])[learned].all())
+    assert metrics["eval_loss"] == pytest.approx(loss / tokens, rel=1e-5)
+    assert metrics["eval_answers_right"] == pytest.approx(right / 3)
+    assert metrics["eval_answers"] == 3
+
+
+def test_evaluation_draws_no_random_numbers(settings: Settings) -> None:
+    made = new_trainer(settings(), records(2))
+    before = (torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
+    made.evaluate()
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+def test_a_checkpoint_holds_all_that_a_run_needs(settings: Settings) -> None:
+    config = settings(save_steps=1, save_total_limit=1)
+    recipe.train(config, load())
+    (folder,) = checkpoints_in(config.output_dir)
+    assert folder.name == "checkpoint-2"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "optimizer.pt",
+        "rng_state.pth",
+        "scheduler.pt",
+        "trainer_state.json",
+        "training_config.json",
+    ]
+    assert TrainingConfig.read(folder / "training_config.json") == config
+    assert not list(Path(config.output_dir).glob(".*"))
+    assert set(load_file(folder / "model.safetensors")) == {
+        f"projector.{name}"
+        for name in ("temporal", "row", "column", "boundaries", "projection.weight", "projection.bias")
+    }
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_a_checkpoint_with_other_tensors_is_refused(settings: Settings, change: str) -> None:
+    """Trainer's own way of resuming would pass over all of these."""
+    config = settings(save_steps=2)
+    recipe.train(config, load())
+    file = find_last_checkpoint(config.output_dir) / "model.safetensors"
+    tensors = load_file(file)
+    if change == "missing":
+        del tensors["projector.row"]
+    elif change == "unexpected":
+        tensors["projector.extra"] = torch.zeros(1)
+    else:
+        tensors["projector.row"] = torch.zeros(1, 32)
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"checkpoint-2 does not fit this model"):
+        recipe.train(settings(max_steps=3, resume_from_checkpoint="last"), load())
+
+
+@pytest.mark.parametrize("where", ["_save", "_save_optimizer_and_scheduler", "_save_rng_state"])
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    config = settings(save_steps=1)
+    whole = getattr(TheWorldTrainer, where)
+    calls = []
+
+    def full(self: TheWorldTrainer, *arguments: Any, **keywords: Any) -> None:
+        calls.append(where)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(self, *arguments, **keywords)
+
+    monkeypatch.setattr(TheWorldTrainer, where, full)
+    with pytest.raises(
+        ValueError, match=r"checkpoint-2 could not be written \(No space left on device\); .*-1 is whole"
+    ):
+        recipe.train(config, load())
+    (last,) = checkpoints_in(config.output_dir)
+    assert json.loads((last / "trainer_state.json").read_text())["global_step"] == 1
+    assert not list(Path(config.output_dir).glob(".*"))
+
+
+def test_what_a_killed_run_left_behind_is_removed(settings: Settings) -> None:
+    config = settings(save_steps=1)
+    left = Path(config.output_dir) / ".checkpoint-1.writing"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    recipe.train(config, load())
+    assert not left.exists()
+    assert len(checkpoints_in(config.output_dir)) == 2
+
+
+def test_a_folder_without_state_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-x").mkdir()
+    assert checkpoints_in(tmp_path) == []
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / trainer.STATE_FILE).write_text("{}")
+    assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"

@@ -1,0 +1,112 @@
+"""Physics scenes as samples: several questions about one scene packed into one chat, with its true future."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from theworld.datasets.physics.questions import Question, next_questions, now_questions
+from theworld.datasets.physics.scenes import FAMILIES, Clip, make_clip
+from theworld.datasets.samples import Message, Sample, SampleDataset, conversation
+
+LABELLED_FROM = 1_000_000  # labelled scenes are training scenes that the world model was not trained on
+FRAMES_PER_MOMENT = 4  # pixel frames of one latent frame; a chat may be about the last of them
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Questions and answers about one moment of one scene."""
+
+    clip: Clip
+    frame: int
+    turns: tuple[tuple[str, str], ...]
+    reading: bool
+
+
+class PhysicsSamples(SampleDataset):
+    """Chats about scenes of the three families: the first picture, what is asked about it and about what follows.
+
+    Args:
+        split: train, validation, test or hard.
+        scenes_per_family, first_scene: scenes first_scene … first_scene + scenes_per_family - 1 of every family.
+        chats_per_scene: chats about each scene, each with questions of its own.
+        what_happens, now: questions of each kind in one chat, in random order; a scene that has fewer gives fewer.
+        reading: further chats about each scene, for practice in reading latents: each asks what one moment of the clip
+            shows, with the picture hidden and nothing imagined.
+        to_read: questions of such a chat.
+        seed: of which questions are drawn.
+
+    Raises:
+        ValueError: an unknown split, or numbers that leave nothing to ask.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        scenes_per_family: int,
+        first_scene: int = 0,
+        chats_per_scene: int = 1,
+        what_happens: int = 1,
+        now: int = 0,
+        reading: int = 0,
+        to_read: int = 8,
+        seed: int = 0,
+    ) -> None:
+        asked = chats_per_scene * (what_happens + now) + reading * to_read
+        if (
+            min(scenes_per_family, chats_per_scene, what_happens, now, reading, to_read) < 0
+            or not scenes_per_family * asked
+        ):
+            raise ValueError(
+                f"scenes_per_family is {scenes_per_family}, chats_per_scene {chats_per_scene}, what_happens "
+                f"{what_happens}, now {now}, reading {reading} and to_read {to_read}; ask at least one question about "
+                "one scene."
+            )
+        clips = [
+            make_clip(family, split, index)
+            for index in range(first_scene, first_scene + scenes_per_family)
+            for family in FAMILIES
+        ]
+        self.chats: list[Chat] = []
+        for number, clip in enumerate(clips):
+            for chat in range(chats_per_scene):
+                rng = np.random.default_rng([seed, number, chat])
+                drawn = [*some(next_questions(clip), what_happens, rng), *some(now_questions(clip, 0), now, rng)]
+                self.chats.append(Chat(clip, 0, turns_of(some(drawn, len(drawn), rng)), False))
+            for chat in range(reading):
+                rng = np.random.default_rng([seed, number, chat, 1])
+                frame = FRAMES_PER_MOMENT * int(rng.integers(1 + (len(clip.frames) - 1) // FRAMES_PER_MOMENT))
+                drawn = some(now_questions(clip, frame), to_read, rng)
+                self.chats.append(Chat(clip, frame, turns_of(drawn), True))
+
+    def __len__(self) -> int:
+        return len(self.chats)
+
+    def messages(self, index: int) -> list[Message]:
+        return conversation(1, self.chats[index].turns)
+
+    def num_world_steps(self, index: int) -> int | None:
+        return 0 if self.chats[index].reading else None
+
+    def __getitem__(self, index: int) -> Sample:
+        chat = self.chats[index]
+        frames = chat.clip.frames
+        return Sample(
+            messages=self.messages(index),
+            images=(frames[chat.frame],),
+            future_frames=list(frames[chat.frame + 1 :]),
+            past_frames=list(frames[: chat.frame]) if chat.frame else None,
+            num_world_steps=self.num_world_steps(index),
+            hide_picture=chat.reading,
+            origin=f"{chat.clip.family}/{chat.clip.split}/{chat.clip.index}",
+        )
+
+
+def some(questions: list[Question], count: int, rng: np.random.Generator) -> list[Question]:
+    """At most `count` of them, none twice, in random order."""
+    return [questions[number] for number in rng.permutation(len(questions))[:count]]
+
+
+def turns_of(questions: list[Question]) -> tuple[tuple[str, str], ...]:
+    return tuple((question.text, question.answer) for question in questions)

@@ -1,0 +1,340 @@
+"""Samples: one chat to learn from, with its pictures and, where they are known, the frames that came after.
+
+Datasets are sequences of samples. `TheWorldDataset` makes them from records (dicts) that a person writes,
+`HFDatasetWrapper` from the fields of a Hugging Face dataset; any other sequence of records will do as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+Message = dict[str, Any]
+ROLES = ("system", "user", "assistant")
+RECORD_KEYS = (
+    "image",
+    "images",
+    "text",
+    "label",
+    "messages",
+    "future_frames",
+    "world_latents",
+    "world_prompt",
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One chat; what the assistant says in it is learned.
+
+    Attributes:
+        messages: turns as transformers writes chats; the content of a user's turn is a list of `{"type": "image"}` and
+            `{"type": "text", "text": …}`, that of the others is text.
+        images: one picture for each `{"type": "image"}`, in order, in any form that `theworld.images` takes; a path is
+            opened when a batch needs it.
+        future_frames: what really happened after the first picture, frame by frame, or None where nobody knows.
+        world_latents: (C, T, h, w), to be read in place of what would be imagined of the first picture.
+        world_prompt: what the imagined future shows.
+        past_frames: 4·k frames before the first picture. Its latents are then those of the last moment of the clip
+            that ends with it, which are not the same numbers as those of the picture alone.
+        num_world_steps: how far ahead this sample looks, whatever its batch would have drawn.
+        hide_picture: whether the world model alone sees the pictures.
+        origin: where it comes from, for error messages.
+    """
+
+    messages: list[Message]
+    images: tuple[Any, ...] = ()
+    future_frames: Sequence[Any] | None = None
+    world_latents: Tensor | None = None
+    world_prompt: str | None = None
+    past_frames: Sequence[Any] | None = None
+    num_world_steps: int | None = None
+    hide_picture: bool = False
+    origin: str = "a sample"
+
+    def answers(self) -> list[str]:
+        return [message["content"] for message in self.messages if message["role"] == "assistant"]
+
+
+class SampleDataset(Dataset):
+    """A sequence of samples whose chats can be read without opening a picture."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Sample:
+        raise NotImplementedError
+
+    def messages(self, index: int) -> list[Message]:
+        """The chat of a sample alone."""
+        return self[index].messages
+
+    def num_world_steps(self, index: int) -> int | None:
+        """How far ahead a sample looks by its own will; samples of one batch agree."""
+        return None
+
+
+class TheWorldDataset(SampleDataset):
+    """Samples out of records.
+
+    Args:
+        records: dicts, or samples. A dict has `text` and `label`, or `messages` for several turns; and `image`, or
+            `images` for several. `future_frames` are the frames after the picture (a list of pictures, or an array
+            (F, H, W, 3)), `world_prompt` says what happens, and `world_latents` (C, T, h, w) are read instead of
+            imagined.
+        folder: what relative paths of pictures are relative to; None means the working directory.
+        origin: name of the whole, for error messages.
+
+    Raises:
+        ValueError: a record that is no chat, when it is asked for; it names the record.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any] | Sample],
+        folder: str | os.PathLike[str] | None = None,
+        origin: str = "record",
+    ) -> None:
+        self.records = records
+        self.folder = None if folder is None else Path(folder)
+        self.origin = origin
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        return to_sample(self.records[index], f"{self.origin} {index}", self.folder)
+
+    def messages(self, index: int) -> list[Message]:
+        record = self.records[index]
+        return record.messages if isinstance(record, Sample) else chat_of(record, f"{self.origin} {index}")
+
+
+class HFDatasetWrapper(SampleDataset):
+    """Samples out of a `datasets.Dataset`, field by field.
+
+    Args:
+        dataset: a split.
+        image_key: field of the picture; several fields are separated by commas, and empty ones are left out. Empty
+            means no picture.
+        text_key: field of the question; may be missing where there is a `question_template`.
+        label_key: field of the answer.
+        question_template: the question where the dataset has none; `{name}` is replaced by the field of that name.
+
+    Raises:
+        ValueError: a field that the dataset does not have, with those it has.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        image_key: str = "image",
+        text_key: str = "text",
+        label_key: str = "label",
+        question_template: str | None = None,
+    ) -> None:
+        self.fields = FieldMapping(image_key, text_key, label_key, question_template)
+        self.fields.check(dataset.column_names)
+        self.dataset = dataset
+        self._words = dataset.select_columns([name for name in dataset.column_names if name not in self.fields.images])
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        return to_sample(self.fields.record(self.dataset[index]), f"row {index}")
+
+    def messages(self, index: int) -> list[Message]:
+        row = self._words[index]  # reading it does not decode a picture
+        return conversation(0, [(self.fields.question(row), self.fields.answer(row))])
+
+
+@dataclass(frozen=True)
+class FieldMapping:
+    """Which fields of a row are picture, question and answer; see `HFDatasetWrapper`."""
+
+    image_key: str = "image"
+    text_key: str = "text"
+    label_key: str = "label"
+    question_template: str | None = None
+    images: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = tuple(name.strip() for name in self.image_key.split(",") if name.strip())
+        object.__setattr__(self, "images", names)
+
+    def check(self, columns: Iterable[str] | None) -> None:
+        """Raises a ValueError for a field that is not there; a stream that does not know its columns passes."""
+        if columns is None:
+            return
+        known = list(columns)
+        needed = {"image_key": self.images, "label_key": (self.label_key,)}
+        if self.question_template is None:
+            needed["text_key"] = (self.text_key,)
+        for key, names in needed.items():
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"the dataset has no field {name!r} ({key}); it has {', '.join(known)}.")
+
+    def question(self, row: Mapping[str, Any]) -> str:
+        if self.question_template is None:
+            return str(row[self.text_key])
+        try:
+            return self.question_template.format(**{key: row[key] for key in row if key not in self.images})
+        except (KeyError, IndexError, ValueError) as error:
+            fields = ", ".join(key for key in row if key not in self.images)
+            raise ValueError(
+                f"question_template {self.question_template!r} cannot be filled ({error}); the fields are {fields}."
+            ) from error
+
+    def answer(self, row: Mapping[str, Any]) -> str:
+        return str(row[self.label_key])
+
+    def record(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row as a record of `TheWorldDataset`."""
+        images = [row[name] for name in self.images if row[name] is not None]
+        return {"images": images, "text": self.question(row), "label": self.answer(row)}
+
+
+class StreamedSamples(IterableDataset):
+    """Samples out of records that come one after the other and have no length.
+
+    Args:
+        records: anything that can be iterated over again and gives the same records each time.
+        limit: at most so many.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[Mapping[str, Any] | Sample],
+        folder: str | os.PathLike[str] | None = None,
+        limit: int | None = None,
+        origin: str = "streamed record",
+    ) -> None:
+        self.records = records
+        self.folder = None if folder is None else Path(folder)
+        self.limit = limit
+        self.origin = origin
+
+    def __iter__(self) -> Iterator[Sample]:
+        for number, record in enumerate(self.records):
+            if number == self.limit:
+                return
+            yield to_sample(record, f"{self.origin} {number}", self.folder)
+
+
+def conversation(num_images: int, turns: Sequence[tuple[str, str]]) -> list[Message]:
+    """A chat of (question, answer) turns, with all pictures before the first question."""
+    messages: list[Message] = []
+    for number, (question, answer) in enumerate(turns):
+        pictures = [{"type": "image"}] * (num_images if number == 0 else 0)
+        messages.append({"role": "user", "content": [*pictures, {"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": answer})
+    return messages
+
+
+def to_sample(record: Mapping[str, Any] | Sample, origin: str, folder: Path | None = None) -> Sample:
+    """A record of `TheWorldDataset` as a sample.
+
+    Raises:
+        ValueError: keys that nobody reads, no question or answer, turns that are no chat, or another number of pictures
+            than the chat has places for.
+    """
+    if isinstance(record, Sample):
+        return record
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{origin} is a {type(record).__name__}; give a dict with image, text and label.")
+    images = pictures_of(record, origin, folder)
+    messages = chat_of(record, origin, len(images))
+    future = record.get("future_frames")
+    return Sample(
+        messages=messages,
+        images=images,
+        future_frames=None if future is None else [beside(frame, folder) for frame in future],
+        world_latents=record.get("world_latents"),
+        world_prompt=record.get("world_prompt"),
+        origin=origin,
+    )
+
+
+def chat_of(record: Mapping[str, Any], origin: str, num_images: int | None = None) -> list[Message]:
+    """The chat of a record, without opening a picture.
+
+    Args:
+        num_images: pictures that the record has; None counts them in it.
+    """
+    unknown = [key for key in record if key not in RECORD_KEYS]
+    if unknown:
+        raise ValueError(f"{origin} has a key {unknown[0]!r} that nobody reads; known are {', '.join(RECORD_KEYS)}.")
+    count = len(pictures_of(record, origin, None)) if num_images is None else num_images
+    if "messages" in record:
+        if "text" in record or "label" in record:
+            raise ValueError(f"{origin} has messages and text or label; give one of them.")
+        if not isinstance(record["messages"], list) or not all(isinstance(m, Mapping) for m in record["messages"]):
+            raise ValueError(f"{origin} has messages that are no list of turns; write them as transformers does.")
+        messages = [plain_message(message, origin) for message in record["messages"]]
+    else:
+        for key in ("text", "label"):
+            if not isinstance(record.get(key), str):
+                raise ValueError(f"{origin} has no {key} (or it is no text); give text and label, or messages.")
+        messages = conversation(count, [(record["text"], record["label"])])
+    check_chat(messages, count, origin)
+    return messages
+
+
+def pictures_of(record: Mapping[str, Any], origin: str, folder: Path | None) -> tuple[Any, ...]:
+    """The pictures of a record, paths made absolute."""
+    if record.get("image") is not None and record.get("images") is not None:
+        raise ValueError(f"{origin} has image and images; give one of them.")
+    images = record.get("images")
+    if images is None:
+        images = [] if record.get("image") is None else [record["image"]]
+    return tuple(beside(image, folder) for image in images)
+
+
+def beside(source: Any, folder: Path | None) -> Any:
+    """A relative path as one inside `folder`; anything else as it is."""
+    return str(folder / source) if folder is not None and isinstance(source, str) else source
+
+
+def plain_message(message: Mapping[str, Any], origin: str) -> Message:
+    """A turn in the one form that samples have: parts for the user, text for the others."""
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise ValueError(f"{origin} has a turn of {role!r}; the roles are {', '.join(ROLES)}.")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not all(
+        isinstance(part, Mapping)
+        and (part.get("type") == "image" or (part.get("type") == "text" and isinstance(part.get("text"), str)))
+        for part in parts
+    ):
+        raise ValueError(f"{origin} has a turn of {role} that is neither text nor a list of image and text parts.")
+    if role == "user":
+        return {"role": role, "content": [part if part["type"] == "text" else {"type": "image"} for part in parts]}
+    if any(part["type"] == "image" for part in parts):
+        raise ValueError(f"{origin} has a picture in a turn of {role}; pictures belong to the user's turns.")
+    return {"role": role, "content": "".join(part["text"] for part in parts)}
+
+
+def check_chat(messages: Sequence[Message], num_images: int, origin: str) -> None:
+    """Raises a ValueError unless user and assistant alternate, an answer ends it, and every picture has its place."""
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
+        raise ValueError(
+            f"{origin} has turns of {', '.join(roles) or 'nobody'}; user and assistant must alternate, and the "
+            "assistant comes last."
+        )
+    if not all(message["content"].strip() for message in messages if message["role"] == "assistant"):
+        raise ValueError(f"{origin} has an empty answer; there is nothing to learn from it.")
+    places = sum(
+        part["type"] == "image" for message in messages if message["role"] == "user" for part in message["content"]
+    )
+    if places != num_images:
+        raise ValueError(f"{origin} has {num_images} pictures, but its messages have places for {places}.")

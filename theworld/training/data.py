@@ -1,0 +1,145 @@
+"""Where samples come from: the datasets that a config can name, and the one function that a user replaces."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset, IterableDataset
+
+from theworld.datasets.datacomp import HUB_ID, datacomp
+from theworld.datasets.hub import load_split, mapped
+from theworld.datasets.jsonl import JsonlDataset
+from theworld.datasets.physics.samples import LABELLED_FROM, PhysicsSamples
+from theworld.datasets.samples import FieldMapping, SampleDataset, TheWorldDataset
+from theworld.training.config import TrainingConfig
+
+# training and evaluation samples; the latter None where there are none
+Datasets = tuple[Dataset, Dataset | None]
+LoadDatasets = Callable[[TrainingConfig], Datasets]
+
+
+def load_physics(
+    config: TrainingConfig,
+    *,
+    scenes_per_family: int = 300,
+    first_scene: int = LABELLED_FROM,
+    chats_per_scene: int = 4,
+    what_happens: int = 3,
+    now: int = 2,
+    reading: int = 0,
+    to_read: int = 8,
+    eval_scenes_per_family: int = 20,
+) -> Datasets:
+    """Physics scenes, made as they are asked for; what happens in them is known."""
+    train = PhysicsSamples(
+        config.train_split,
+        scenes_per_family,
+        first_scene,
+        chats_per_scene,
+        what_happens,
+        now,
+        reading,
+        to_read,
+        config.seed,
+    )
+    return train, PhysicsSamples(config.eval_split, eval_scenes_per_family) if config.do_eval else None
+
+
+def load_jsonl(config: TrainingConfig) -> Datasets:
+    """Two JSON Lines files."""
+    if config.train_dataset_path is None:
+        raise ValueError("dataset_name jsonl needs train_dataset_path, a JSON Lines file; set it.")
+    evaluation = None
+    if config.do_eval:
+        if config.eval_dataset_path is None:
+            raise ValueError("do_eval needs eval_dataset_path, a second JSON Lines file; set it, or do_eval to false.")
+        evaluation = JsonlDataset(config.eval_dataset_path)
+    return JsonlDataset(config.train_dataset_path, config.num_samples), evaluation
+
+
+def load_datacomp(config: TrainingConfig, **options: Any) -> Datasets:
+    """DataComp's captions, streamed, with their pictures fetched from the web."""
+    rows = load_split(options.pop("repository", HUB_ID), config.train_split, streaming=True, **options)
+    train = datacomp(rows, config.num_samples, config.question_template)
+    if config.streaming:
+        return train, None
+    if config.num_samples is None:
+        raise ValueError("datacomp has more than a billion rows; set num_samples, or streaming with max_steps.")
+    return TheWorldDataset(list(train), origin="datacomp picture"), None
+
+
+def load_hub(config: TrainingConfig, **options: Any) -> Datasets:
+    """A dataset of the Hub or a folder, by field mapping."""
+    fields = FieldMapping(config.image_key, config.text_key, config.label_key, config.question_template)
+    split = load_split(config.dataset_name, config.train_split, config.streaming, **options)
+    train = mapped(split, fields, config.streaming, config.num_samples)
+    if not config.do_eval:
+        return train, None
+    return train, mapped(load_split(config.dataset_name, config.eval_split, **options), fields, streaming=False)
+
+
+DATASETS: dict[str, Callable[..., Datasets]] = {
+    "physics": load_physics,
+    "jsonl": load_jsonl,
+    "datacomp": load_datacomp,
+}
+
+
+def load_datasets(config: TrainingConfig) -> Datasets:
+    """Training and evaluation samples of a config: what to replace for data of your own.
+
+    Returns:
+        Any sequences of records (see `theworld.datasets.samples.TheWorldDataset`) or samples, or an iterable dataset
+        for training; None where nothing is evaluated.
+
+    Raises:
+        ValueError: no such dataset, or options that it does not take.
+    """
+    name = config.dataset_name
+    if name.endswith(".py"):
+        return own_load_datasets(name)(config)
+    if name in DATASETS:
+        load = DATASETS[name]
+    elif "/" in name or Path(name).is_dir():
+        load = load_hub
+    else:
+        close = difflib.get_close_matches(name, DATASETS, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(DATASETS)},"
+        raise ValueError(f"there is no dataset {name!r}; {hint} a .jsonl or .py file, a folder, and Hub ids.")
+    try:
+        inspect.signature(load).bind(config, **config.dataset_options)
+    except TypeError as error:
+        known = ", ".join(inspect.signature(load).parameters)
+        raise ValueError(f"dataset_options of {name} do not fit ({error}); it takes {known}.") from error
+    return load(config, **config.dataset_options)
+
+
+def own_load_datasets(path: str) -> LoadDatasets:
+    """The `load_datasets` of a person's own file.
+
+    Raises:
+        ValueError: no such file, or none in it.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {path}; --dataset takes a Python file with a load_datasets(config).")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(vars(module).get("load_datasets")):
+        raise ValueError(f"{path} defines no load_datasets(config); it must return training and evaluation samples.")
+    found: LoadDatasets = module.load_datasets
+    return found
+
+
+def as_samples(dataset: Any, origin: str) -> SampleDataset | IterableDataset:
+    """What `load_datasets` returned, as samples; plain lists of records are wrapped."""
+    if isinstance(dataset, SampleDataset | IterableDataset):
+        return dataset
+    return TheWorldDataset(dataset, origin=origin)

@@ -1,0 +1,67 @@
+"""Where a run goes on from: a checkpoint here, the last one of a run, or one on the Hub."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from huggingface_hub import is_offline_mode, snapshot_download
+
+from theworld import checkpoints
+from theworld.training.config import TrainingConfig, read_json
+from theworld.training.trainer import CONFIG_FILE, STATE_FILE, find_last_checkpoint
+
+logger = logging.getLogger(__name__)
+
+LAST = "last"
+HUB_CHECKPOINT = "last-checkpoint"  # where hub_strategy "checkpoint" puts it
+# settings that may change between two halves of a run without changing what is learned
+FREE = {
+    "output_dir", "resume_from_checkpoint", "save_steps", "save_total_limit", "do_eval", "eval_steps",
+    "eval_batch_size", "num_eval_samples", "shown_samples", "logging_steps", "log_to_tensorboard", "log_to_wandb",
+    "wandb_project", "wandb_run_name", "num_workers", "latent_cache", "push_to_hub", "hub_model_id", "hub_strategy",
+    "hub_private_repo", "use_gradient_checkpointing",
+}  # fmt: skip
+
+
+def find_checkpoint(config: TrainingConfig) -> Path | None:
+    """The checkpoint folder that `resume_from_checkpoint` means; None where a run starts anew.
+
+    Raises:
+        ValueError: a place without one.
+    """
+    wanted = config.resume_from_checkpoint
+    if wanted is None:
+        return None
+    if wanted == LAST:
+        found = find_last_checkpoint(config.output_dir)
+        logger.info("no checkpoint in %s yet" if found is None else "going on from %s", found or config.output_dir)
+        return found
+    folder = Path(wanted)
+    if not folder.is_dir():
+        folder = download(wanted)
+    for place in (folder, folder / HUB_CHECKPOINT, find_last_checkpoint(folder)):
+        if place is not None and (place / STATE_FILE).is_file():
+            return place
+    raise ValueError(
+        f"{wanted} holds no state of training to go on from; to start anew from the model in it, set model_name to it."
+    )
+
+
+def download(name: str) -> Path:
+    """A repository of the Hub, in the cache."""
+    checkpoints.check_name(name)
+    with checkpoints.hub_errors(name, STATE_FILE):
+        return Path(snapshot_download(name, local_files_only=is_offline_mode()))
+
+
+def warn_of_changes(config: TrainingConfig, checkpoint: Path) -> None:
+    """Says which settings are not those that the checkpoint was made with, where that changes what is learned."""
+    file = checkpoint / CONFIG_FILE
+    if not file.is_file():
+        return
+    before, now = read_json(file), config.to_dict()
+    changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
+    if changed:
+        words = ", ".join(f"{key} ({before.get(key)!r}, now {now[key]!r})" for key in changed)
+        logger.warning("this run goes on with other settings than %s was made with: %s", checkpoint, words)
