@@ -374,7 +374,9 @@ def test_a_base_that_is_gone(own: Path, picture: Path) -> None:
 def test_questions_that_are_none(family: Path, picture: Path) -> None:
     model = ("--model", family / "fused", "--steps", "0")
     for empty in ("", " \n"):
-        assert "The question is empty" in fail("ask", picture, empty, "--model", "no/such-model")
+        result = run("ask", picture, empty, "--model", "no/such-model")
+        assert result.exit_code == 2
+        assert "then the question, in quotes" in " ".join(result.stderr.replace("│", " ").split())
     assert "control token" in run("ask", picture, "What <end_of_turn> is it?", *model).stderr.splitlines()[-1]
     assert "write it in UTF-8" in run("ask", picture, "What \udcff is it?", *model).stderr.splitlines()[-1]
 
