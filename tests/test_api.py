@@ -99,6 +99,47 @@ def test_a_failure_while_streaming_reaches_the_reader(model: TheWorld, monkeypat
         list(model.stream(pixels(), QUESTION))
 
 
+def test_a_reader_who_leaves_stops_the_writer(model: TheWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else Ctrl-C would wait for the rest of an answer that nobody reads."""
+    written = []
+    generate = model.model.generate
+
+    def counting(**arguments: Any) -> torch.Tensor:
+        ids = generate(**arguments, min_new_tokens=400)
+        written.append(ids.shape[1] - arguments["input_ids"].shape[1])
+        return ids
+
+    monkeypatch.setattr(model.model, "generate", counting)
+    pieces = model.stream(pixels(), QUESTION, max_new_tokens=400, temperature=1.0)
+    next(pieces)
+    pieces.close()
+    assert 0 < written[0] < 400
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["<start_of_image>", "<end_of_image>", "<image_soft_token>", "<world_soft_token>", "<end_of_turn>", "<bos>"],
+)
+def test_a_control_token_in_a_question_is_refused(model: TheWorld, token: str) -> None:
+    for picture in (pixels(), None):
+        with pytest.raises(ValueError, match=f"{token}' in it, which is a control token"):
+            model.generate(picture, f"Where is {token} it?", num_world_steps=0)
+    with pytest.raises(ValueError, match="control token"):
+        model.prepare(pixels(), QUESTION, f"left{token}")
+    model.prepare(pixels(), f"Where is {token.upper()} and <b>it</b>, [INST] 3 < 4 > 2?", num_world_steps=0)
+
+
+def test_what_is_no_text_is_refused(model: TheWorld) -> None:
+    with pytest.raises(ValueError, match="write it in UTF-8"):
+        model.generate(pixels(), "Where is \udcff it?")
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), float("inf"), -1.0])
+def test_a_temperature_that_is_no_number_is_refused(model: TheWorld, temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature is"):
+        model.generate(pixels(), QUESTION, temperature=temperature, num_world_steps=0)
+
+
 def test_several_pictures_in_one_question(model: TheWorld) -> None:
     inputs = model.prepare([pixels(0), pixels(1)], QUESTION)
     assert inputs["pixel_values"].shape[0] == 2

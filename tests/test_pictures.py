@@ -114,6 +114,8 @@ def test_other_extensions_are_refused_with_the_list(frames: np.ndarray, tmp_path
         ({"frames": np.zeros((0, 4, 4, 3), dtype=np.uint8)}, r"\(0, 4, 4, 3\)"),
         ({"fps": 0}, "fps=0"),
         ({"fps": float("inf")}, "fps=inf"),
+        ({"fps": float("nan")}, "fps=nan"),
+        ({"fps": 1e9}, "at most 1000"),
         ({"hold": -1}, "hold=-1"),
         ({"scale": 0}, "scale=0"),
     ],

@@ -7,6 +7,7 @@ answer = model.generate("scene.png", "Which bin will the ball land in: left, mid
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import BatchFeature, TextIteratorStreamer
+from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from theworld import checkpoints, freezing
 from theworld.configuration import TheWorldConfig
@@ -122,6 +123,8 @@ class TheWorld(nn.Module):
     def _set(self, model: TheWorldForConditionalGeneration, place: torch.device | None) -> None:
         self.model = model if place is None else model.to(place)
         self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
+        tokens = self.processor.tokenizer.added_tokens_decoder.values()
+        self._control_tokens = tuple(token.content for token in tokens if token.special)
         self._warned = False
         self.eval()  # as transformers hands models out; call train() to train
 
@@ -272,6 +275,8 @@ class TheWorld(nn.Module):
     ) -> BatchFeature:
         if answers is not None and len(answers) != len(questions):
             raise ValueError(f"{len(questions)} questions were given with {len(answers)} answers.")
+        for text in (*questions, *(answers or ())):
+            check_text(text, self._control_tokens)
         chats = [user_turn(len(own), text) for own, text in zip(pictures, questions, strict=True)]
         texts = [self.processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
         if answers is not None:
@@ -402,13 +407,18 @@ class TheWorld(nn.Module):
         look = Look(num_world_steps, seed, enable_world, world_images, world_latents, world_prompt, mode, progress)
         inputs, sampling = self._generation(*self._asked(image, question, video), temperature, look)
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        gone = Gone()
         with ThreadPoolExecutor(max_workers=1) as executor:
-            arguments = {**sampling, "max_new_tokens": max_new_tokens, "streamer": streamer}
+            stop = StoppingCriteriaList([gone])
+            arguments = {**sampling, "max_new_tokens": max_new_tokens, "streamer": streamer, "stopping_criteria": stop}
             writing = executor.submit(self.model.generate, **inputs, **arguments)
             # a failure would else leave the reader waiting for ever
             writing.add_done_callback(lambda done: streamer.end() if done.exception() else None)
-            yield from streamer
-            writing.result()
+            try:
+                yield from streamer
+                writing.result()
+            finally:
+                gone.reader = True  # the executor waits for the writer: not for the rest of its answer
 
     @torch.no_grad()
     def reply(
@@ -508,8 +518,8 @@ class TheWorld(nn.Module):
         self, pictures: list[list[Picture]], questions: list[str], temperature: float, look: Look
     ) -> tuple[BatchFeature, dict[str, Any]]:
         """Model inputs with the future already imagined, and how `generate` samples."""
-        if temperature < 0:
-            raise ValueError(f"temperature is {temperature}; 0 is greedy, larger is freer.")
+        if not 0 <= temperature < math.inf:  # written so that NaN fails
+            raise ValueError(f"temperature is {temperature}; 0 is greedy, a larger number is freer.")
         if look.world_latents is not None and look.world_prompt is not None:
             raise ValueError("world_latents are imagined already, so no world_prompt can steer them; give one.")
         past = 0
@@ -773,6 +783,34 @@ def _load(
     if num_world_steps is not None:
         model.config.num_world_steps = model.config.check_world_steps(num_world_steps)
     return model
+
+
+class Gone(StoppingCriteria):
+    """Stops writing after the token at hand when nobody reads any more: Ctrl-C, or a loop that was left."""
+
+    reader = False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.full((input_ids.shape[0],), self.reader, device=input_ids.device)
+
+
+def check_text(text: str, control_tokens: Iterable[str]) -> None:
+    """Raises a ValueError for text that would be read as more than text.
+
+    A tokenizer takes the name of a control token for the token, wherever it stands: a question could end its own turn,
+    answer itself, or bring placeholders that nothing fills. What people and data sets write is text, so it is refused;
+    prompts with control tokens of one's own are for the processor.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{text!r} has bytes in it that are no text; write it in UTF-8.") from error
+    for token in control_tokens:
+        if token in text:
+            raise ValueError(
+                f"The text has {token!r} in it, which is a control token of the language model and would be "
+                "read as one; write it another way."
+            )
 
 
 def user_turn(num_pictures: int, question: str) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ is how a full export stays in one piece.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -49,10 +50,11 @@ def resolve(model: str | os.PathLike[str], inside: str | os.PathLike[str] | None
     Raises:
         ValueError: `nano/NAME` that is not shipped.
     """
-    name = os.fspath(model)
+    name = os.path.expanduser(model)
     if name == "nano" or name.startswith("nano/"):
         folder = SHIPPED_WEIGHTS / (name.removeprefix("nano").strip("/") or SHIPPED_DEFAULT)
-        if not (folder / CONFIG_FILE).exists() and not (folder / WORLD_INDEX_FILE).exists():
+        inside_it = os.path.normpath(folder).startswith(f"{SHIPPED_WEIGHTS}{os.sep}")
+        if not inside_it or not any((folder / file).exists() for file in (CONFIG_FILE, WORLD_INDEX_FILE)):
             shipped = sorted(path.name for path in SHIPPED_WEIGHTS.glob("*") if path.is_dir())
             raise ValueError(f"{name!r} is not shipped with this package; it has: nano, " + ", ".join(shipped) + ".")
         return str(folder)
@@ -63,9 +65,10 @@ def resolve(model: str | os.PathLike[str], inside: str | os.PathLike[str] | None
 
 def check_name(model: str) -> None:
     """Raises a ValueError for what is neither a folder nor can be a Hub id, before the network is asked for it."""
-    if not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
+    if not model or (not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~")))):
         raise ValueError(
-            f"There is no folder {model}, and it is no Hugging Face repository id such as 'owner/name'; check the name."
+            f"There is no folder {model or repr(model)}, and it is no Hugging Face repository id such as 'owner/name'; "
+            "check the name."
         )
 
 
@@ -186,6 +189,8 @@ def read_json(model: str, filename: str = CONFIG_FILE, revision: str | None = No
 def read_tensors(model: str, filename: str = ADAPTER_FILE, revision: str | None = None) -> dict[str, Tensor]:
     """Tensors of a safetensors file, or of a `.bin` file read with `weights_only=True` (pickled code is refused)."""
     path = find_file(model, filename, revision)
+    if not os.access(path, os.R_OK):  # safetensors would say that there is no such file
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     if path.suffix == ".safetensors":
         try:
             tensors = load_file(path)

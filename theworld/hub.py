@@ -8,6 +8,7 @@ is here already. Without a network the cache alone decides.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -204,9 +205,13 @@ def _in_folder(need: Need, folder: Path, where: str) -> Found:
     found.here = found.needed
     lacking = [pattern for pattern in need.required if not matching(files, [pattern])]
     lacking += [name for name in _indexed(folder, names) if name not in files]
+    closed = [name for name in names if not os.access(files[name], os.R_OK)]
     if lacking:
         found.access = "incomplete"
         found.problem = f"{need.name} has no {lacking[0]} in {folder}: download or save it again."
+    elif closed:
+        found.access = "incomplete"
+        found.problem = f"{files[closed[0]]} may not be read by this account: check its permissions."
     return found
 
 

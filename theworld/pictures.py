@@ -15,6 +15,8 @@ VISIBLE_SIDE = 256
 # A strip is enlarged no further than this width allows.
 STRIP_WIDTH = 2400
 STRIP_GAP = 4
+# More than any player shows. The frames that an MP4 holds at its start would fill the memory.
+MAX_FPS = 1000
 
 
 def save_rollout(
@@ -44,8 +46,8 @@ def save_rollout(
             f"A rollout is uint8 (F, H, W, 3) and this is {frames.dtype} {frames.shape}: "
             "theworld.images.to_pixels makes one from the world model's frames."
         )
-    if not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"fps={fps} frames a second cannot be shown: pass a number above 0.")
+    if not 0 < fps <= MAX_FPS:  # written so that NaN fails
+        raise ValueError(f"fps={fps} frames a second cannot be shown: pass a number above 0, at most {MAX_FPS}.")
     if not (math.isfinite(hold) and hold >= 0):
         raise ValueError(f"hold={hold} seconds cannot be shown: pass 0 or more.")
     if scale is not None and scale < 1:

@@ -371,6 +371,58 @@ def test_a_base_that_is_gone(own: Path, picture: Path) -> None:
     assert str(own / "bases" / "gemma") in ask(own / "fused", picture)
 
 
+def test_questions_that_are_none(family: Path, picture: Path) -> None:
+    model = ("--model", family / "fused", "--steps", "0")
+    for empty in ("", " \n"):
+        result = run("ask", picture, empty, "--model", "no/such-model")
+        assert result.exit_code == 2
+        assert "then the question, in quotes" in " ".join(result.stderr.replace("│", " ").split())
+    assert "control token" in run("ask", picture, "What <end_of_turn> is it?", *model).stderr.splitlines()[-1]
+    assert "write it in UTF-8" in run("ask", picture, "What \udcff is it?", *model).stderr.splitlines()[-1]
+
+
+def test_devices_that_cannot_answer(family: Path, picture: Path) -> None:
+    for device in ("meta", "xla", "cuda:99", "gpu", ""):
+        assert f"--device {device}" in ask(family / "fused", picture, "--device", device)
+        assert f"--device {device}" in fail("nano", "train", "--work", "/nowhere", "--device", device or "gpu")
+
+
+def test_names_that_lead_nowhere(family: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    assert "There is no folder" in ask(tmp_path / "one", picture)
+    assert "There is no file" in ask(family / "fused", tmp_path / "one")
+    assert "There is no folder ''" in ask("", picture)
+    assert "not shipped" in ask(f"nano/../../../../../../../../../..{family / 'fused'}", picture)
+    monkeypatch.setenv("HOME", str(family))
+    assert run("info", "~/fused").exit_code == 0, "--model=~/fused reaches us as it is"
+
+
+def test_a_terminal_of_another_alphabet(family: Path) -> None:
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = run_into(subprocess.PIPE, "info", str(family / "fused"), env=ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert "a 4?4 latent grid" in done.stdout
+
+
+@contextmanager
+def unreadable(path: Path) -> Iterator[None]:
+    """Inside, the system says that this account may not read a file; root may read everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        access = os.access
+        patch.setattr(os, "access", lambda place, mode: Path(place) != path and access(place, mode))
+        yield
+
+
+def test_weights_that_may_not_be_read(family: Path, picture: Path) -> None:
+    weights = family / "fused" / "model.safetensors"
+    with unreadable(weights):
+        assert ask(family / "fused", picture) == f"Permission denied: {weights}; check its permissions."
+        result = run("doctor", "--model", family / "fused")
+    assert result.exit_code == 1
+    assert f"{weights} may not be read by this account" in " ".join(result.stdout.split())
+
+
 # ---------------------------------------------------------------------------------------------------------- the Hub
 
 
@@ -529,15 +581,12 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_runs(
     assert "is no folder to write to" in fail("imagine", picture, "-o", place, *model)
     assert "is a folder" in fail("imagine", picture, "-o", tmp_path / "a.gif", *model)
     assert "is no folder to write to" in fail("eval", "physics", *model, "--json", tmp_path / "file" / "r.json")
+    for option, name in (("-o", "a.png"), ("--truth", "a.gif")):
+        assert "is no folder to write to" in fail("nano", "scene", "drop", option, tmp_path / "file" / name)
 
 
-WRITES = [
-    ("--version",),
-    ("--help",),
-    ("info", "nano"),
-    ("info", "nano", "--json"),
-    ("nano", "scene", "drop", "--json"),
-]
+# before a verb, in a verb, and through rich, which writes by itself
+WRITES = [("--version",), ("--help",), ("nano", "scene", "drop", "--json"), ("eval", "physics", "--arms", "list")]
 
 
 def run_into(stdout: Any, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -121,7 +121,8 @@ def test_debug_shows_the_traceback(family: Path) -> None:
 
 
 def test_errors_of_the_system_are_sentences() -> None:
-    assert one_sentence(PermissionError(13, "Permission denied", "a.gif")) == "Permission denied: a.gif"
+    denied = PermissionError(13, "Permission denied", "a.gif")
+    assert one_sentence(denied) == "Permission denied: a.gif; check its permissions."
     assert one_sentence(ValueError("two\n lines")) == "two lines"
     assert "memory" in one_sentence(MemoryError())
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …"))

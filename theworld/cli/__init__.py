@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from typing import Annotated, Any, TextIO
@@ -23,6 +24,8 @@ class Verbs(TyperGroup):
         """Also around what is written outside a verb: --help, --version, and what Python holds back until the end."""
         if sys.stdout is None:  # closed by whoever started us: >&-
             sys.stdout = nowhere()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal without our × or → shows a question mark
         try:
             try:
                 return super().main(*args, **options)

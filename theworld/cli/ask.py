@@ -61,7 +61,7 @@ def ask(
     Example: theworld ask scene.png "Which bin will the ball land in: left, middle or right?" --steps 4
     """
     images = images or []
-    if not question or not (images or video):  # one word alone is taken for the question
+    if not question.strip() or not (images or video):  # one word alone is taken for the question
         raise typer.BadParameter("name a picture (or --video FILE) and then the question, in quotes.")
     started = time.perf_counter()
     note = note_for(model)

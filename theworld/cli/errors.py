@@ -37,8 +37,9 @@ def one_sentence(error: BaseException) -> str:
         return NO_MEMORY
     if isinstance(error, OSError) and error.strerror:
         said = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        return f"{said}; make room, or choose another place." if error.errno in full else said
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return f"{said}; make room, or choose another place."
+        return f"{said}; check its permissions." if error.errno in (errno.EACCES, errno.EPERM) else said
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -31,7 +31,7 @@ def note_for(model: str) -> str | None:
     """The line that goes with every answer of the shipped model; None for any other."""
     from theworld import checkpoints
 
-    folder = Path(checkpoints.resolve(model)).resolve()
+    folder = Path(os.path.realpath(checkpoints.resolve(model)))  # Path.resolve raises where links lead in a circle
     return NANO_NOTE if folder.is_relative_to(checkpoints.SHIPPED_WEIGHTS.resolve()) else None
 
 
@@ -179,6 +179,8 @@ def check_device(device: str | None) -> None:
         kind = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"--device {device} is no device; use cpu, cuda or cuda:N.") from error
+    if kind.type not in ("cpu", "cuda", "mps") or (kind.type == "mps" and not torch.backends.mps.is_available()):
+        raise ValueError(f"--device {device}: torch cannot answer there on this machine; use cpu, cuda or cuda:N.")
     if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs that torch can use.")
 

@@ -35,8 +35,12 @@ def scene(
 
     Example: theworld nano scene drop --index 3 -o scene.png --truth truth.gif
     """
+    from theworld.cli.loading import check_place
     from theworld.datasets.physics import make_clip, next_questions
 
+    for place in (output, truth):
+        if place is not None:
+            check_place(place)
     clip = make_clip(family, split, index)
     questions = next_questions(clip)
     if output is not None:
@@ -95,8 +99,10 @@ def train(
 
     import torch
 
+    from theworld.cli.loading import check_device
     from theworld.nano import recipe
 
+    check_device(device)
     if scale not in recipe.SCALES:
         raise ValueError(f"there is no scale {scale!r}; choose one of {', '.join(recipe.SCALES)}.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
