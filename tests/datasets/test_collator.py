@@ -186,12 +186,15 @@ def test_the_past_of_a_picture_gives_it_other_latents(config: TheWorldConfig) ->
     chat = replace(plain, past_frames=record["future_frames"][:8], num_world_steps=0, hide_picture=True)
     batch = collator([Placed(0, chat)])
     (request,) = batch["world_requests"]
-    assert (request.num_world_steps, request.frames.shape[1], request.only_last) == (0, 9, True)
+    assert (request.num_world_steps, request.frames.shape[1], request.moment) == (0, 9 + 16, 2)
     assert "pixel_values" not in batch
     assert int((batch["input_ids"] == collator.processor.config.world_token_id).sum()) == 4 * 4 + 2
     world = tiny_world()
     (latents,) = latents_of([request], compute_with(world, world.config))
-    assert torch.equal(latents, world.encode(request.frames[None])[0][:, -1:])
+    # what comes after a moment does not change it
+    torch.testing.assert_close(latents, world.encode(request.frames[None, :, :9])[0][:, -1:])
+    (alone,) = collator([Placed(0, replace(chat, future_frames=None))])["world_requests"]
+    assert (alone.frames.shape[1], alone.moment) == (9, 2)
     assert {r.key for r in collator.all_requests(chat)} == {request.key}
     shown, hidden = replace(plain, num_world_steps=0), replace(plain, num_world_steps=0, hide_picture=True)
     mixed = collator([Placed(0, shown), Placed(1, hidden)])

@@ -15,6 +15,7 @@ from tests.training.conftest import picture
 from theworld import TheWorldDataset
 from theworld.datasets.jsonl import JsonlDataset
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
+from theworld.datasets.physics.practice import scan_questions
 from theworld.datasets.physics.samples import PhysicsSamples
 from theworld.datasets.samples import Sample, Seen, StreamedSamples, conversation
 from theworld.datasets.videos import read_frames
@@ -207,8 +208,14 @@ def test_chats_about_scenes() -> None:
         PhysicsSamples("train", 1, what_happens=0)
 
 
+def test_an_unknown_kind_of_practice() -> None:
+    with pytest.raises(ValueError, match="to_read has a kind 'cell'; known are now, cells, scans"):
+        PhysicsSamples("train", 1, reading=1, to_read={"cell": 2})
+
+
 def test_practice_in_reading_is_about_any_moment_of_a_clip() -> None:
-    dataset = PhysicsSamples("train", 4, chats_per_scene=1, reading=3, to_read=5)
+    counts = {"now": 3, "cells": 2, "scans": 1}
+    dataset = PhysicsSamples("train", 4, chats_per_scene=1, reading=3, to_read=counts)
     assert len(dataset) == 4 * len(FAMILIES) * 4
     frames = set()
     for index in range(len(dataset)):
@@ -223,7 +230,12 @@ def test_practice_in_reading_is_about_any_moment_of_a_clip() -> None:
         frames.add(frame)
         assert np.array_equal(sample.images[0], clip.frames[frame])
         known = {q.text: q.answer for q in now_questions(clip, frame)}
-        assert len(sample.answers()) == min(5, len(known))
-        for user, answer in zip(sample.messages[::2], sample.answers(), strict=True):
-            assert known[user["content"][-1]["text"]] == answer
+        plain = {q.text: q.answer for q in scan_questions(clip, frame, 99, np.random.default_rng(0))}
+        asked = [user["content"][-1]["text"] for user in sample.messages[::2]]
+        cells = [question for question in asked if "What colour is at column" in question]
+        assert len(asked) == min(3, len(known)) + len(cells) + 1
+        assert 1 <= len(cells) <= 2
+        for question, answer in zip(asked, sample.answers(), strict=True):
+            if question not in cells:
+                assert {**known, **plain}[question] == answer
     assert frames == {0, 4, 8, 12, 16}

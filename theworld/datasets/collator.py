@@ -268,7 +268,7 @@ class ChatCollator:
         if self.cache is None:
             batch["world_requests"] = requests
         else:
-            batch["world_latents"] = torch.stack([self.cache.read(request.key) for request in requests])
+            batch["world_latents"] = torch.stack([request.cut(self.cache.read(request.key)) for request in requests])
 
     def requests(
         self, sample: Sample, pictures: Sequence[Any], steps: int, seed: int, true: bool
@@ -308,20 +308,21 @@ class ChatCollator:
         return WorldRequest(to_frames([clip], config.world_image_size)[0], 0, 0)
 
     def past_request(self, sample: Sample, picture: Any) -> WorldRequest:
-        """The clip that ends with the picture, of which the last moment is kept.
+        """The clip that the picture is in, of which its own moment is wanted.
 
         Raises:
             ValueError: a number of frames that does not make whole latent frames.
         """
         assert sample.past_frames is not None
         config = self.processor.config
-        if len(sample.past_frames) % config.world_config.temporal_factor:
-            raise ValueError(
-                f"{sample.origin} has {len(sample.past_frames)} past frames; give a multiple of "
-                f"{config.world_config.temporal_factor}."
-            )
-        clip = to_frames([[*sample.past_frames, picture]], config.world_image_size)[0]
-        return WorldRequest(clip, 0, 0, only_last=True)
+        factor = config.world_config.temporal_factor
+        if len(sample.past_frames) % factor:
+            raise ValueError(f"{sample.origin} has {len(sample.past_frames)} past frames; give a multiple of {factor}.")
+        after = sample.future_frames or ()
+        clip = [*sample.past_frames, picture, *after[: len(after) // factor * factor]]
+        # as long as the clip is known, so that all of its moments are encoded at once
+        frames = to_frames([clip], config.world_image_size)[0]
+        return WorldRequest(frames, 0, 0, moment=len(sample.past_frames) // factor)
 
     def all_requests(self, sample: Sample, still: bool = False) -> list[WorldRequest]:
         """Everything that a run may ask about a sample, for a cache; `still` for evaluation."""

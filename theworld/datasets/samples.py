@@ -49,8 +49,8 @@ class Sample:
         future_frames: what really happened after the first picture, frame by frame, or None where nobody knows.
         world_latents: (C, T, h, w), to be read in place of what would be imagined of the first picture.
         world_prompt: what the imagined future shows.
-        past_frames: 4·k frames before the first picture. Its latents are then those of the last moment of the clip
-            that ends with it, which are not the same numbers as those of the picture alone.
+        past_frames: 4·k frames before the first picture. Where the sample looks 0 steps ahead, its latents are then
+            those of its moment in the clip, which are not the same numbers as those of the picture alone.
         num_world_steps: how far ahead this sample looks, whatever its batch would have drawn.
         hide_picture: whether the world model alone sees the pictures.
         origin: where it comes from, for error messages.
