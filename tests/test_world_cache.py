@@ -43,6 +43,7 @@ def test_keys_are_what_the_latents_depend_on() -> None:
         WorldRequest(frames.repeat(1, 5, 1, 1), 2, 5, "push"),
     ]
     assert len({request.key, *(other.key for other in others)}) == 6
+    assert request.key == WorldRequest(frames, 2, 5, "push", moment=1).key  # cut when it is read
     # nothing is imagined: neither seed nor prompt decides anything
     assert WorldRequest(frames, 0, 5, "push").key == WorldRequest(frames, 0, 6).key
     # pixels decide, not what floating point left behind them

@@ -62,28 +62,39 @@ class WorldRequest:
         num_world_steps: N, latent frames to imagine after them; 0 encodes what is given.
         seed: of the rollout's noise.
         prompt: what the imagined future shows; empty is the world model's default.
-        only_last: keeps the last latent frame alone.
+        moment: the one latent frame that is wanted, 0 for the first; None wants all. Encoding looks back and never
+            ahead, so a moment inside a clip knows nothing of what came after it.
     """
 
     frames: Tensor
     num_world_steps: int
     seed: int
     prompt: str = ""
-    only_last: bool = False
+    moment: int | None = None
 
     @cached_property
     def key(self) -> str:
-        """Names the latents: equal frames, steps, seed and prompt, equal key."""
+        """Names the latents, all of them: equal frames, steps, seed and prompt, equal key."""
         as_uint8 = ((self.frames + 1) * 127.5).round().to(torch.uint8)
         digest = hashlib.blake2b(as_uint8.numpy().tobytes(), digest_size=16)
         imagined = (self.seed, self.prompt) if self.num_world_steps else ()  # nothing else depends on them
-        digest.update(repr((tuple(self.frames.shape), self.num_world_steps, imagined, self.only_last)).encode())
+        digest.update(repr((tuple(self.frames.shape), self.num_world_steps, imagined)).encode())
         return digest.hexdigest()
+
+    def cut(self, latents: Tensor) -> Tensor:
+        """Of all latents (C, T, h, w) what is wanted: those, or one moment (C, 1, h, w)."""
+        return latents if self.moment is None else latents[:, self.moment : self.moment + 1]
+
+
+def latents_of(requests: Sequence[WorldRequest], compute: Compute) -> list[Tensor]:
+    """What each request wants, in order, wherever `compute` makes it; equal requests are computed once."""
+    made = latents_by_key(requests, compute)
+    return [request.cut(made[request.key]) for request in requests]
 
 
 @torch.no_grad()
-def latents_of(requests: Sequence[WorldRequest], compute: Compute) -> list[Tensor]:
-    """Latents (C, T, h, w) of each request, in order, wherever `compute` makes them; equal requests are made once."""
+def latents_by_key(requests: Sequence[WorldRequest], compute: Compute) -> dict[str, Tensor]:
+    """All latents (C, T, h, w) of each request, by its key."""
     made: dict[str, Tensor] = {}
     groups: dict[tuple[int, int, bool], dict[str, WorldRequest]] = {}
     for request in requests:  # one call has one shape, and prompts for all rows or for none
@@ -92,10 +103,8 @@ def latents_of(requests: Sequence[WorldRequest], compute: Compute) -> list[Tenso
     for (_, steps, prompted), own in groups.items():
         frames = torch.stack([request.frames for request in own.values()])
         prompts = [request.prompt for request in own.values()] if prompted else None
-        latents = compute(frames, steps, [request.seed for request in own.values()], prompts)
-        for (key, request), one in zip(own.items(), latents, strict=True):
-            made[key] = one[:, -1:] if request.only_last else one
-    return [made[request.key] for request in requests]
+        made.update(zip(own, compute(frames, steps, [request.seed for request in own.values()], prompts), strict=True))
+    return made
 
 
 class WorldCache:
@@ -180,7 +189,7 @@ class WorldCache:
         count = 0
 
         def compute_group(own: dict[str, WorldRequest]) -> None:
-            made.update(zip(own, (x.cpu() for x in latents_of(list(own.values()), compute)), strict=True))
+            made.update({key: x.cpu() for key, x in latents_by_key(list(own.values()), compute).items()})
             own.clear()
 
         for request in requests:

@@ -186,12 +186,15 @@ def test_the_past_of_a_picture_gives_it_other_latents(config: TheWorldConfig) ->
     chat = replace(plain, past_frames=record["future_frames"][:8], num_world_steps=0, hide_picture=True)
     batch = collator([Placed(0, chat)])
     (request,) = batch["world_requests"]
-    assert (request.num_world_steps, request.frames.shape[1], request.only_last) == (0, 9, True)
+    assert (request.num_world_steps, request.frames.shape[1], request.moment) == (0, 9 + 16, 2)
     assert "pixel_values" not in batch
     assert int((batch["input_ids"] == collator.processor.config.world_token_id).sum()) == 4 * 4 + 2
     world = tiny_world()
     (latents,) = latents_of([request], compute_with(world, world.config))
-    assert torch.equal(latents, world.encode(request.frames[None])[0][:, -1:])
+    # what comes after a moment does not change it
+    torch.testing.assert_close(latents, world.encode(request.frames[None, :, :9])[0][:, -1:])
+    (alone,) = collator([Placed(0, replace(chat, future_frames=None))])["world_requests"]
+    assert (alone.frames.shape[1], alone.moment) == (9, 2)
     assert {r.key for r in collator.all_requests(chat)} == {request.key}
     shown, hidden = replace(plain, num_world_steps=0), replace(plain, num_world_steps=0, hide_picture=True)
     mixed = collator([Placed(0, shown), Placed(1, hidden)])
@@ -201,6 +204,33 @@ def test_the_past_of_a_picture_gives_it_other_latents(config: TheWorldConfig) ->
         collator([Placed(0, chat), Placed(1, plain)])
     with pytest.raises(ValueError, match="has 3 past frames; give a multiple of 4"):
         collator([Placed(0, replace(chat, past_frames=record["future_frames"][:3]))])
+
+
+def test_what_was_seen_so_far_has_tokens_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Five frames are a past moment and now: T = 1 + 1 + N; Gemma sees the last of them."""
+    bases = tiny_bases(tmp_path_factory.mktemp("past"))
+    config = read_fusion_config(
+        **bases, world_image_size=TINY_SIZE, max_world_steps=4, max_past_steps=2, num_world_steps=1
+    )
+    frames = [picture(number) for number in range(5)]
+    record = {"frames": frames, "text": "What?", "label": "yes", "future_frames": [picture(n) for n in range(5, 9)]}
+    (chat,) = samples(record)
+    collator = collator_of(config, num_world_steps=1)
+    batch = collator([Placed(0, chat)])
+    (request,) = batch["world_requests"]
+    assert (request.frames.shape[1], request.num_world_steps, batch["num_past_steps"]) == (5, 1, 1)
+    places = int((batch["input_ids"] == config.world_token_id).sum())
+    assert places == config.world_token_count(1, 1) == 3 * 16 + 2
+    true = collator_of(config, num_world_steps=1, true_futures=1.0)([Placed(0, chat)])
+    (request,) = true["world_requests"]
+    assert (request.frames.shape[1], request.num_world_steps) == (9, 0)
+    hidden = collator_of(config, num_world_steps=1, picture_dropout=1.0)([Placed(0, chat)])
+    assert int((hidden["input_ids"] == config.world_token_id).sum()) == places
+    (plain,) = samples({**records(1)[0]})
+    with pytest.raises(ValueError, match="group your questions"):
+        collator([Placed(0, chat), Placed(1, plain)])
+    with pytest.raises(ValueError, match=r"record 0 .*reads pictures only|this model reads pictures only"):
+        collator_of(read_fusion_config(**bases, world_image_size=TINY_SIZE))([Placed(0, chat)])
 
 
 def test_latents_that_samples_bring_are_read_and_nothing_is_asked(config: TheWorldConfig) -> None:

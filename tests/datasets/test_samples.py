@@ -15,8 +15,9 @@ from tests.training.conftest import picture
 from theworld import TheWorldDataset
 from theworld.datasets.jsonl import JsonlDataset
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
+from theworld.datasets.physics.practice import scan_questions
 from theworld.datasets.physics.samples import PhysicsSamples
-from theworld.datasets.samples import Sample, StreamedSamples, conversation
+from theworld.datasets.samples import Sample, Seen, StreamedSamples, conversation
 from theworld.datasets.videos import read_frames
 
 PLAIN = {"text": "What is this?", "label": "A cat"}
@@ -114,15 +115,21 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
         {"video": "clip.gif", "now": 2, "stride": 3, **PLAIN},
         {"image": "0.png", "future_frames": ["1.png", "2.png"], **PLAIN},
         {"image": "0.png", "world_prompt": "it falls", **PLAIN},
+        {"video": "clip.gif", "now": 8, "past": 4, "stride": 2, **PLAIN},
+        {"frames": ["0.png", "1.png"], **PLAIN},
     )
     dataset = JsonlDataset(file)
-    assert [len(dataset[index].images) for index in range(5)] == [1, 2, 1, 1, 1]
+    assert [len(dataset[index].images) for index in range(7)] == [1, 2, 1, 1, 1, 1, 1]
     clip = dataset[2]
     read = iio.imread(tmp_path / "clip.gif")[..., :3]
     assert np.array_equal(clip.images[0], read[2])
     assert [np.array_equal(a, b) for a, b in zip(clip.future_frames, read[[5, 8, 11]], strict=True)] == [True] * 3
     assert dataset[3].future_frames == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
     assert dataset[4].world_prompt == "it falls"
+    (seen,) = dataset[5].images
+    assert np.array_equal(seen.source, read[[0, 2, 4, 6, 8]])
+    assert [np.array_equal(a, b) for a, b in zip(dataset[5].future_frames, read[[10]], strict=True)] == [True]
+    assert dataset[6].images == (Seen([str(tmp_path / "0.png"), str(tmp_path / "1.png")]),)
     assert dataset[1].origin == f"{file} line 3"
     assert len(JsonlDataset(file, limit=2)) == 2
 
@@ -158,6 +165,8 @@ def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
         ({"video": "clip.gif", "now": -1, **PLAIN}, "now is -1; give a whole number, 0 or more"),
         ({"video": "clip.gif", "stride": 0, **PLAIN}, "stride is 0; give a whole number, 1 or more"),
         ({"video": "clip.gif", "image": "0.png", **PLAIN}, "has a video and a picture"),
+        ({"video": "clip.gif", "now": 1, "past": 4, **PLAIN}, "there are no 4 frames before frame 1"),
+        ({"video": "clip.gif", "now": 8, "past": 8, **PLAIN}, "the video ends before frame 8"),
     ],
 )
 def test_a_video_that_does_not_fit(tmp_path: Path, record: dict[str, Any], words: str) -> None:
@@ -199,8 +208,14 @@ def test_chats_about_scenes() -> None:
         PhysicsSamples("train", 1, what_happens=0)
 
 
+def test_an_unknown_kind_of_practice() -> None:
+    with pytest.raises(ValueError, match="to_read has a kind 'cell'; known are now, cells, scans"):
+        PhysicsSamples("train", 1, reading=1, to_read={"cell": 2})
+
+
 def test_practice_in_reading_is_about_any_moment_of_a_clip() -> None:
-    dataset = PhysicsSamples("train", 4, chats_per_scene=1, reading=3, to_read=5)
+    counts = {"now": 3, "cells": 2, "scans": 1}
+    dataset = PhysicsSamples("train", 4, chats_per_scene=1, reading=3, to_read=counts)
     assert len(dataset) == 4 * len(FAMILIES) * 4
     frames = set()
     for index in range(len(dataset)):
@@ -215,7 +230,12 @@ def test_practice_in_reading_is_about_any_moment_of_a_clip() -> None:
         frames.add(frame)
         assert np.array_equal(sample.images[0], clip.frames[frame])
         known = {q.text: q.answer for q in now_questions(clip, frame)}
-        assert len(sample.answers()) == min(5, len(known))
-        for user, answer in zip(sample.messages[::2], sample.answers(), strict=True):
-            assert known[user["content"][-1]["text"]] == answer
+        plain = {q.text: q.answer for q in scan_questions(clip, frame, 99, np.random.default_rng(0))}
+        asked = [user["content"][-1]["text"] for user in sample.messages[::2]]
+        cells = [question for question in asked if "What colour is at column" in question]
+        assert len(asked) == min(3, len(known)) + len(cells) + 1
+        assert 1 <= len(cells) <= 2
+        for question, answer in zip(asked, sample.answers(), strict=True):
+            if question not in cells:
+                assert {**known, **plain}[question] == answer
     assert frames == {0, 4, 8, 12, 16}

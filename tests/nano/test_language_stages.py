@@ -16,13 +16,12 @@ from tests.tiny import CORPUS, tiny_bases, tiny_model
 from theworld import TheWorld
 from theworld.api import user_turn
 from theworld.datasets.physics import make_clip
-from theworld.datasets.physics.pictures import BACKGROUND, PALETTE
 from theworld.nano.chats import ANSWER_OPENING, QUESTION_OPENING, ChatWriter, TurnTable, answered_rightly
 from theworld.nano.clips import ClipSettings
 from theworld.nano.foresight import ForesightSettings
 from theworld.nano.fusion import FusionSettings
 from theworld.nano.language import LanguageSettings, NowBatches, clip_latents, place_positions
-from theworld.nano.now import COLOUR_NAMES, cell_colours, cell_questions, draw_pictures, scan_questions
+from theworld.nano.now import draw_pictures
 from theworld.nano.recipe import NanoSettings, publish, run_fusion, run_language, run_world, with_values
 from theworld.nano.vae import VAESettings
 from theworld.nano.world import NANO_VAE, TransformerSettings, nano_world_config
@@ -92,17 +91,6 @@ def test_every_place_starts_with_an_embedding_of_its_own(bases: dict[str, str]) 
         distance = torch.cdist(places, places) + 10 * torch.eye(len(places))
         assert distance.min() > 0.5, "two places look alike"
     assert projector.row.square().mean().sqrt().item() == pytest.approx(0.7, rel=0.1)
-
-
-def test_cells_are_called_by_the_colour_in_their_middle() -> None:
-    picture = np.empty((64, 64, 3), dtype=np.uint8)
-    picture[:] = BACKGROUND
-    picture[8:16, 24:32] = PALETTE["red"]  # row 2, column 4
-    picture[40:48, 0:8] = (1, 200, 1)  # no colour of ours: not asked
-    asked = cell_questions(picture, "drop", 8, np.random.default_rng(0))
-    assert ("What colour is at column 4, row 2?", "red") in {(question.text, question.answer) for question in asked}
-    assert {question.answer for question in asked} == {"red", "empty"}
-    assert not any("column 1, row 6" in question.text for question in asked)
 
 
 def test_a_table_of_turns_gives_the_writers_chats(bases: dict[str, str]) -> None:
@@ -191,19 +179,6 @@ def test_batches_read_what_they_ask_about(bases: dict[str, str]) -> None:
                 torch.testing.assert_close(latents[:, 0], whole[:, number // 4], atol=1e-4, rtol=1e-4)
             assert steps == 0 or number == 0, "a clip's later moments are those after its first frame"
     assert ahead == {0, 1, 2}
-
-
-def test_scans_say_what_stands_along_a_line_and_where_things_are() -> None:
-    clip = make_clip("drop", "train", 0)
-    asked = scan_questions(clip, 0, 100, np.random.default_rng(0))
-    colours = cell_colours(clip.frames[0])
-    answers = {question.text: question.answer for question in asked}
-    for name, line in (("row 8", colours[7]), ("column 2", colours[:, 1])):
-        words = answers[f"Which colours are in {name}?"].split()
-        assert [COLOUR_NAMES.index(word) if word != "unsure" else -1 for word in words] == line.tolist()
-    ball = next(part for part in clip.parts if part.kind == "ball" and part.colour == "yellow")
-    x, y = (int(number) for number in answers["Where exactly is the yellow ball?"].split())
-    assert (x, y) == (int(ball.x / 2), int(ball.y / 2))
 
 
 def test_settings_are_changed_by_name_and_unknown_ones_refused() -> None:

@@ -98,6 +98,7 @@ def environment(name: str) -> Callable[[TrainingConfig], Any]:
 REACHES: dict[str, tuple[Any, Callable[[TrainingConfig], Any], Any]] = {
     "num_world_steps": (3, model_config("num_world_steps"), 3),
     "max_world_steps": (3, model_config("max_world_steps"), 3),
+    "max_past_steps": (2, model_config("max_past_steps"), 2),
     "freeze_gemma_vision": (False, parts, ("projector", "vision")),
     "freeze_gemma_language": (False, parts, ("projector", "language")),
     "freeze_cosmos_vae": (False, parts, ("projector", "vae_encoder")),

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from theworld.datasets.samples import Message, Sample
-from theworld.images import load_image, to_frames
-from theworld.processing import WORLD_TOKEN, TheWorldProcessor
+from theworld.datasets.samples import Message, Sample, Seen
+from theworld.images import load_image, load_video, to_frames
+from theworld.processing import WORLD_TOKEN, Picture, TheWorldProcessor
 from theworld.world_cache import WorldCache, WorldRequest
 
 IGNORED = -100  # label of a token that is not learned
@@ -206,7 +206,8 @@ class ChatCollator:
         shown, texts = list(pictures), list(texts)
         for row, sample in enumerate(samples):
             if world_on and (sample.hide_picture or not pictures_on):
-                shown[row], texts[row] = [], self.without_pictures(texts[row], steps)
+                past = self.processor.num_past_steps(self.with_world(pictures[row]))
+                shown[row], texts[row] = [], self.without_pictures(texts[row], steps, past)
         inputs = self.processor(
             images=shown if any(shown) else None,
             text=texts,
@@ -224,10 +225,14 @@ class ChatCollator:
             self.add_world(batch, samples, pictures, steps, seed, true)
         return batch
 
-    def without_pictures(self, text: str, steps: int) -> str:
+    def with_world(self, pictures: Sequence[Picture]) -> list[Picture]:
+        """The pictures of one sample that have a world block."""
+        return self.processor.with_world([pictures])[0]
+
+    def without_pictures(self, text: str, steps: int, past: int) -> str:
         """A prompt with world placeholders where the pictures were."""
         config = self.processor.config
-        block = WORLD_TOKEN * config.world_token_count(steps)
+        block = WORLD_TOKEN * config.world_token_count(steps, past)
         mark = self.processor.boi_token
         if config.world_images == "first":
             text = text.replace(mark, block, 1)
@@ -252,6 +257,9 @@ class ChatCollator:
         if any(given):
             batch["world_latents"] = torch.stack([given_latents(sample, steps) for sample in samples if sample.images])
             return
+        past = self.processor.num_past_steps([picture for own in pictures for picture in self.with_world(own)])
+        if past:
+            batch["num_past_steps"] = past
         requests = [
             request
             for sample, own, really in zip(samples, pictures, true, strict=True)
@@ -260,7 +268,7 @@ class ChatCollator:
         if self.cache is None:
             batch["world_requests"] = requests
         else:
-            batch["world_latents"] = torch.stack([self.cache.read(request.key) for request in requests])
+            batch["world_latents"] = torch.stack([request.cut(self.cache.read(request.key)) for request in requests])
 
     def requests(
         self, sample: Sample, pictures: Sequence[Any], steps: int, seed: int, true: bool
@@ -268,7 +276,7 @@ class ChatCollator:
         """What the world model is asked for one sample: one request a picture with a world block."""
         if not pictures:
             return []
-        chosen = pictures if self.processor.config.world_images == "all" else pictures[:1]
+        chosen = self.with_world(pictures)
         prompt = (sample.world_prompt or self.world_prompt) if steps else None
         inputs = self.processor.world_inputs(chosen, steps, seed, prompt)
         seeds = inputs["world_seeds"].tolist()
@@ -296,24 +304,25 @@ class ChatCollator:
                 f"{sample.origin} has {len(sample.future_frames)} future frames, and {steps} world steps take {count}; "
                 "give more, or fewer steps."
             )
-        clip = [picture, *sample.future_frames[:count]]
+        clip = [*self.processor.frames_of(picture), *sample.future_frames[:count]]
         return WorldRequest(to_frames([clip], config.world_image_size)[0], 0, 0)
 
     def past_request(self, sample: Sample, picture: Any) -> WorldRequest:
-        """The clip that ends with the picture, of which the last moment is kept.
+        """The clip that the picture is in, of which its own moment is wanted.
 
         Raises:
             ValueError: a number of frames that does not make whole latent frames.
         """
         assert sample.past_frames is not None
         config = self.processor.config
-        if len(sample.past_frames) % config.world_config.temporal_factor:
-            raise ValueError(
-                f"{sample.origin} has {len(sample.past_frames)} past frames; give a multiple of "
-                f"{config.world_config.temporal_factor}."
-            )
-        clip = to_frames([[*sample.past_frames, picture]], config.world_image_size)[0]
-        return WorldRequest(clip, 0, 0, only_last=True)
+        factor = config.world_config.temporal_factor
+        if len(sample.past_frames) % factor:
+            raise ValueError(f"{sample.origin} has {len(sample.past_frames)} past frames; give a multiple of {factor}.")
+        after = sample.future_frames or ()
+        clip = [*sample.past_frames, picture, *after[: len(after) // factor * factor]]
+        # as long as the clip is known, so that all of its moments are encoded at once
+        frames = to_frames([clip], config.world_image_size)[0]
+        return WorldRequest(frames, 0, 0, moment=len(sample.past_frames) // factor)
 
     def all_requests(self, sample: Sample, still: bool = False) -> list[WorldRequest]:
         """Everything that a run may ask about a sample, for a cache; `still` for evaluation."""
@@ -331,14 +340,14 @@ class ChatCollator:
         return requests
 
 
-def load_pictures(sample: Sample) -> list[Any]:
-    """A sample's pictures, decoded.
+def load_pictures(sample: Sample) -> list[Picture]:
+    """A sample's pictures and videos, decoded.
 
     Raises:
         ValueError: one that cannot be read; it names the sample.
     """
     try:
-        return [load_image(image) for image in sample.images]
+        return [load_video(image.source) if isinstance(image, Seen) else load_image(image) for image in sample.images]
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{sample.origin}: {error}") from error
 

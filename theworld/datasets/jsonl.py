@@ -6,7 +6,7 @@
     {"video": "pour.mp4", "now": 12, "text": "Will it spill?", "label": "yes"}
 
 A `video` stands for the picture at frame `now` (0 when left out) and the true frames after it, of which every
-`stride`-th is taken. Paths are relative to the file.
+`stride`-th is taken; with `past`, so many frames before the picture are seen as well. Paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from theworld.datasets.samples import Message, Sample, TheWorldDataset, chat_of, to_sample
 from theworld.datasets.videos import read_frames
 
-VIDEO_KEYS = ("video", "now", "stride")
+VIDEO_KEYS = ("video", "now", "stride", "past")
 MAX_FUTURE_FRAMES = 64  # read of one video: 16 world steps
 
 
@@ -63,13 +63,20 @@ class JsonlDataset(TheWorldDataset):
     def _frames(self, record: dict[str, Any], where: str) -> dict[str, Any]:
         """Picture and true future of a video; takes its keys out of the record."""
         video, now, stride = record.pop("video"), record.pop("now", 0), record.pop("stride", 1)
-        for name, value, least in (("now", now, 0), ("stride", stride, 1)):
+        past = record.pop("past", 0)
+        for name, value, least in (("now", now, 0), ("stride", stride, 1), ("past", past, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{where}: {name} is {value!r}; give a whole number, {least} or more.")
-        if "image" in record or "images" in record:
+        if {"image", "images", "frames"} & set(record):
             raise ValueError(f"{where} has a video and a picture; the picture is the video's frame `now`.")
-        frames = read_frames(self.path.parent / video, now, stride, 1 + MAX_FUTURE_FRAMES)
-        return {"image": frames[0], "future_frames": frames[1:]}
+        first = now - past * stride
+        if first < 0:
+            raise ValueError(f"{where}: there are no {past} frames before frame {now}; give a smaller past.")
+        frames = read_frames(self.path.parent / video, first, stride, past + 1 + MAX_FUTURE_FRAMES)
+        if len(frames) <= past:
+            raise ValueError(f"{where}: the video ends before frame {now}; give a smaller `now`.")
+        seen = {"frames": frames[: past + 1]} if past else {"image": frames[0]}
+        return {**seen, "future_frames": frames[past + 1 :]}
 
 
 def read_lines(path: Path, limit: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -23,10 +23,18 @@ RECORD_KEYS = (
     "text",
     "label",
     "messages",
+    "frames",
     "future_frames",
     "world_latents",
     "world_prompt",
 )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A video that ends now, in any form that `theworld.images.load_video` takes; read when a batch needs it."""
+
+    source: Any
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,13 @@ class Sample:
     Attributes:
         messages: turns as transformers writes chats; the content of a user's turn is a list of `{"type": "image"}` and
             `{"type": "text", "text": …}`, that of the others is text.
-        images: one picture for each `{"type": "image"}`, in order, in any form that `theworld.images` takes; a path is
-            opened when a batch needs it.
+        images: one picture for each `{"type": "image"}`, in order, in any form that `theworld.images` takes, or what is
+            `Seen`; a path is opened when a batch needs it.
         future_frames: what really happened after the first picture, frame by frame, or None where nobody knows.
         world_latents: (C, T, h, w), to be read in place of what would be imagined of the first picture.
         world_prompt: what the imagined future shows.
-        past_frames: 4·k frames before the first picture. Its latents are then those of the last moment of the clip
-            that ends with it, which are not the same numbers as those of the picture alone.
+        past_frames: 4·k frames before the first picture. Where the sample looks 0 steps ahead, its latents are then
+            those of its moment in the clip, which are not the same numbers as those of the picture alone.
         num_world_steps: how far ahead this sample looks, whatever its batch would have drawn.
         hide_picture: whether the world model alone sees the pictures.
         origin: where it comes from, for error messages.
@@ -85,9 +93,9 @@ class TheWorldDataset(SampleDataset):
 
     Args:
         records: dicts, or samples. A dict has `text` and `label`, or `messages` for several turns; and `image`, or
-            `images` for several. `future_frames` are the frames after the picture (a list of pictures, or an array
-            (F, H, W, 3)), `world_prompt` says what happens, and `world_latents` (C, T, h, w) are read instead of
-            imagined.
+            `images` for several, or `frames`, a video that ends now (a path, a list of pictures, or an array
+            (F, H, W, 3)), of which Gemma sees the last frame. `future_frames` are the frames after that (a list or an
+            array), `world_prompt` says what happens, and `world_latents` (C, T, h, w) are read instead of imagined.
         folder: what relative paths of pictures are relative to; None means the working directory.
         origin: name of the whole, for error messages.
 
@@ -290,8 +298,12 @@ def chat_of(record: Mapping[str, Any], origin: str, num_images: int | None = Non
 
 def pictures_of(record: Mapping[str, Any], origin: str, folder: Path | None) -> tuple[Any, ...]:
     """The pictures of a record, paths made absolute."""
-    if record.get("image") is not None and record.get("images") is not None:
-        raise ValueError(f"{origin} has image and images; give one of them.")
+    given = [key for key in ("image", "images", "frames") if record.get(key) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{origin} has {' and '.join(given)}; give one of them.")
+    if given == ["frames"]:
+        frames = record["frames"]
+        return (Seen([beside(f, folder) for f in frames] if isinstance(frames, list) else beside(frames, folder)),)
     images = record.get("images")
     if images is None:
         images = [] if record.get("image") is None else [record["image"]]

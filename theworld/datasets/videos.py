@@ -20,7 +20,7 @@ def read_frames(path: str | os.PathLike[str], first: int = 0, stride: int = 1, m
     frames: list[np.ndarray] = []
     number = -1
     try:
-        for number, frame in enumerate(iio.imiter(Path(path))):
+        for number, frame in enumerate(iio.imiter(Path(path), plugin="pyav")):
             if number >= first and (number - first) % stride == 0:
                 frames.append(frame[..., :3])
             if len(frames) == most:

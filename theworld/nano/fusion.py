@@ -20,10 +20,11 @@ from torch import Tensor
 
 from theworld import freezing
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
+from theworld.datasets.physics.practice import Asked
 from theworld.modeling import TheWorldForConditionalGeneration
 from theworld.nano.chats import ChatWriter, TurnTable, answered_rightly
 from theworld.nano.language import as_pixels, clip_latents, compile_layers, learning_rate_at
-from theworld.nano.now import Asked, each
+from theworld.nano.now import each
 from theworld.nano.progress import CsvLog
 from theworld.processing import TheWorldProcessor
 

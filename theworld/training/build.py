@@ -21,6 +21,7 @@ from theworld.training.config import TrainingConfig
 # fields of a fresh fusion, by their names in both configs
 FUSION_FIELDS = (
     "max_world_steps",
+    "max_past_steps",
     "enable_world",
     "projector",
     "projector_hidden_size",

@@ -37,7 +37,8 @@ class TrainingConfig:
             folder, a Hub id).
         cosmos_model_name: * world model.
         num_world_steps: future latent frames a call imagines; None means 0, or a trained model's own.
-        max_world_steps: * rows of the temporal embedding after the first.
+        max_world_steps, max_past_steps: * rows of the temporal embedding after and before now; 0 past steps read no
+            videos.
         freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae: False lets that part learn beside the projector.
         enable_world: * False trains a model that never sees world tokens (a control).
         projector, projector_hidden_size, resampler_tokens, spatial_merge, world_image_size, world_images: * as in
@@ -116,6 +117,7 @@ class TrainingConfig:
     cosmos_model_name: str = COSMOS_2B
     num_world_steps: int | None = None
     max_world_steps: int = 16
+    max_past_steps: int = 0
     freeze_gemma_vision: bool = True
     freeze_gemma_language: bool = True
     freeze_cosmos_vae: bool = True
@@ -311,10 +313,10 @@ CHOICES = {
 }
 # the smallest value of whole numbers and rates
 LEAST = {
-    "max_world_steps num_world_steps warmup_steps weight_decay num_workers shown_samples max_grad_norm": 0,
+    "max_world_steps max_past_steps num_world_steps warmup_steps weight_decay num_workers shown_samples max_grad_norm "
+    "num_epochs": 0,
     "batch_size gradient_accumulation_steps save_steps eval_steps logging_steps max_seq_length max_steps num_samples "
     "eval_batch_size num_eval_samples save_total_limit futures_per_image resampler_tokens": 1,
-    "num_epochs": 0,
 }
 
 

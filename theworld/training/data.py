@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 from theworld.datasets.datacomp import HUB_ID, datacomp
 from theworld.datasets.hub import load_split, mapped
 from theworld.datasets.jsonl import JsonlDataset
-from theworld.datasets.physics.samples import LABELLED_FROM, PhysicsSamples
+from theworld.datasets.physics.samples import LABELLED_FROM, TO_READ, PhysicsSamples
 from theworld.datasets.samples import FieldMapping, SampleDataset, TheWorldDataset
 from theworld.training.config import TrainingConfig
 
@@ -32,7 +32,7 @@ def load_physics(
     what_happens: int = 3,
     now: int = 2,
     reading: int = 0,
-    to_read: int = 8,
+    to_read: Mapping[str, int] = TO_READ,
     eval_scenes_per_family: int = 20,
 ) -> Datasets:
     """Physics scenes, made as they are asked for; what happens in them is known."""

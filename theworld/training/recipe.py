@@ -251,7 +251,7 @@ def report(
     )
     picture = model.config.vlm_config.mm_tokens_per_image + 2
     steps = max([model.config.num_world_steps, *config.steps_shares])
-    world = model.config.world_token_count(steps) if model.config.enable_world else 0
+    world = model.config.world_token_count(steps, model.config.max_past_steps) if model.config.enable_world else 0
     logger.info(
         "a sample with one picture has up to %s tokens: %s of text, %s of the picture, %s of the world at %d steps",
         f"{config.max_seq_length + picture + world:,}", f"{config.max_seq_length:,}", picture, f"{world:,}", steps,

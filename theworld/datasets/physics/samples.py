@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
+from theworld.datasets.physics.practice import Asked, cell_questions, scan_questions
 from theworld.datasets.physics.questions import Question, next_questions, now_questions
 from theworld.datasets.physics.scenes import FAMILIES, Clip, make_clip
 from theworld.datasets.samples import Message, Sample, SampleDataset, conversation
 
 LABELLED_FROM = 1_000_000  # labelled scenes are training scenes that the world model was not trained on
 FRAMES_PER_MOMENT = 4  # pixel frames of one latent frame; a chat may be about the last of them
+
+TO_READ = {"now": 6, "cells": 3, "scans": 3}  # questions of a chat that practises reading
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class PhysicsSamples(SampleDataset):
         what_happens, now: questions of each kind in one chat, in random order; a scene that has fewer gives fewer.
         reading: further chats about each scene, for practice in reading latents: each asks what one moment of the clip
             shows, with the picture hidden and nothing imagined.
-        to_read: questions of such a chat.
+        to_read: questions of such a chat, by kind: `now`, and `cells` and `scans` (see `practice`).
         seed: of which questions are drawn.
 
     Raises:
@@ -50,18 +57,19 @@ class PhysicsSamples(SampleDataset):
         what_happens: int = 1,
         now: int = 0,
         reading: int = 0,
-        to_read: int = 8,
+        to_read: Mapping[str, int] = TO_READ,
         seed: int = 0,
     ) -> None:
-        asked = chats_per_scene * (what_happens + now) + reading * to_read
-        if (
-            min(scenes_per_family, chats_per_scene, what_happens, now, reading, to_read) < 0
-            or not scenes_per_family * asked
-        ):
+        unknown = sorted(set(to_read) - set(TO_READ))
+        if unknown:
+            raise ValueError(f"to_read has a kind {unknown[0]!r}; known are {', '.join(TO_READ)}.")
+        asked = chats_per_scene * (what_happens + now) + reading * sum(to_read.values())
+        counts = (scenes_per_family, chats_per_scene, what_happens, now, reading, *to_read.values())
+        if min(counts) < 0 or not scenes_per_family * asked:
             raise ValueError(
                 f"scenes_per_family is {scenes_per_family}, chats_per_scene {chats_per_scene}, what_happens "
-                f"{what_happens}, now {now}, reading {reading} and to_read {to_read}; ask at least one question about "
-                "one scene."
+                f"{what_happens}, now {now}, reading {reading} and to_read {dict(to_read)}; ask at least one question "
+                "about one scene."
             )
         clips = [
             make_clip(family, split, index)
@@ -77,8 +85,12 @@ class PhysicsSamples(SampleDataset):
             for chat in range(reading):
                 rng = np.random.default_rng([seed, number, chat, 1])
                 frame = FRAMES_PER_MOMENT * int(rng.integers(1 + (len(clip.frames) - 1) // FRAMES_PER_MOMENT))
-                drawn = some(now_questions(clip, frame), to_read, rng)
-                self.chats.append(Chat(clip, frame, turns_of(drawn), True))
+                plain: list[Question | Asked] = [
+                    *some(now_questions(clip, frame), to_read.get("now", 0), rng),
+                    *cell_questions(clip.frames[frame], clip.family, to_read.get("cells", 0), rng),
+                    *scan_questions(clip, frame, to_read.get("scans", 0), rng),
+                ]
+                self.chats.append(Chat(clip, frame, turns_of(some(plain, len(plain), rng)), True))
 
     def __len__(self) -> int:
         return len(self.chats)
@@ -103,10 +115,10 @@ class PhysicsSamples(SampleDataset):
         )
 
 
-def some(questions: list[Question], count: int, rng: np.random.Generator) -> list[Question]:
+def some(questions: Sequence[T], count: int, rng: np.random.Generator) -> list[T]:
     """At most `count` of them, none twice, in random order."""
     return [questions[number] for number in rng.permutation(len(questions))[:count]]
 
 
-def turns_of(questions: list[Question]) -> tuple[tuple[str, str], ...]:
+def turns_of(questions: Sequence[Question | Asked]) -> tuple[tuple[str, str], ...]:
     return tuple((question.text, question.answer) for question in questions)

@@ -1,0 +1,33 @@
+"""Practice questions ask for what their pictures show."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from theworld.datasets.physics import make_clip
+from theworld.datasets.physics.pictures import BACKGROUND, PALETTE
+from theworld.datasets.physics.practice import COLOUR_NAMES, cell_colours, cell_questions, scan_questions
+
+
+def test_cells_are_called_by_the_colour_in_their_middle() -> None:
+    picture = np.empty((64, 64, 3), dtype=np.uint8)
+    picture[:] = BACKGROUND
+    picture[8:16, 24:32] = PALETTE["red"]  # row 2, column 4
+    picture[40:48, 0:8] = (1, 200, 1)  # no colour of ours: not asked
+    asked = cell_questions(picture, "drop", 8, np.random.default_rng(0))
+    assert ("What colour is at column 4, row 2?", "red") in {(question.text, question.answer) for question in asked}
+    assert {question.answer for question in asked} == {"red", "empty"}
+    assert not any("column 1, row 6" in question.text for question in asked)
+
+
+def test_scans_say_what_stands_along_a_line_and_where_things_are() -> None:
+    clip = make_clip("drop", "train", 0)
+    asked = scan_questions(clip, 0, 100, np.random.default_rng(0))
+    colours = cell_colours(clip.frames[0])
+    answers = {question.text: question.answer for question in asked}
+    for name, line in (("row 8", colours[7]), ("column 2", colours[:, 1])):
+        words = answers[f"Which colours are in {name}?"].split()
+        assert [COLOUR_NAMES.index(word) if word != "unsure" else -1 for word in words] == line.tolist()
+    ball = next(part for part in clip.parts if part.kind == "ball" and part.colour == "yellow")
+    x, y = (int(number) for number in answers["Where exactly is the yellow ball?"].split())
+    assert (x, y) == (int(ball.x / 2), int(ball.y / 2))
