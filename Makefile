@@ -1,6 +1,10 @@
 # TheWorld: every command of the project. `make help` lists them; `make run` and `make test` set up by themselves.
 VENV ?= .venv
 MODEL ?= nano
+GEMMA ?= google/gemma-3-4b-it
+RUNS ?= runs/blink
+REPORT ?= report
+DATA_ARG = $(if $(DATA),--data $(DATA))
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -62,14 +66,14 @@ train-hf: ## Train with HF Trainer (later part)
 smoke-test: ## Two samples through training, checkpoint and upload (later part)
 	@echo "make smoke-test comes with training on Hugging Face Trainer, in a later part."; exit 1
 
-eval-blink: ## MODEL on BLINK (later part)
-	@echo "make eval-blink comes with the BLINK evaluation, in a later part."; exit 1
+eval-blink: $(CORE) ## MODEL on BLINK val, with and without its imagined future, into runs/blink (DATA=, ARGS=)
+	@$(PYTHON) scripts/evaluate_blink.py --config configs/eval_blink.json --model $(MODEL) $(DATA_ARG) $(ARGS)
 
-eval-gemma: ## Plain Gemma on BLINK (later part)
-	@echo "make eval-gemma comes with the BLINK evaluation, in a later part."; exit 1
+eval-gemma: $(CORE) ## Plain Gemma on BLINK val, into runs/blink (GEMMA=, DATA=, ARGS=)
+	@$(PYTHON) scripts/evaluate_blink.py --model $(GEMMA) --arms gemma $(DATA_ARG) $(ARGS)
 
-compare-results: ## Paired comparison of evaluation results (later part)
-	@echo "make compare-results comes with the BLINK evaluation, in a later part."; exit 1
+compare-results: $(CORE) ## Every run in runs/blink against the others, into report/ (RUNS=, REPORT=)
+	@$(PYTHON) scripts/compare_results.py $(RUNS) -o $(REPORT)
 
 test: $(DEV) ## The tests: tiny models, no network, no GPU
 	@HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2

@@ -31,7 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "world_models": {"configuration", "images"},
     "processing": {"configuration", "images", "checkpoints"},
     "modeling": _INSIDE,
-    "api": _MODEL | {"pictures", "filmstrip"},
+    "replies": set(),
+    "api": _MODEL | {"pictures", "filmstrip", "replies"},
     "world_cache": {"configuration", "checkpoints", "world_models"},  # latents by content; who asks is above
     # samples know how a prompt is made, never the model
     "datasets": {"configuration", "images", "processing", "world_cache"},

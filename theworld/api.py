@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from transformers import BatchFeature, TextIteratorStreamer
 from theworld import checkpoints, freezing
 from theworld.configuration import TheWorldConfig
 from theworld.filmstrip import filmstrip
-from theworld.images import Video, load_video, to_frames, to_pixels
+from theworld.images import Video, load_images, load_video, to_frames, to_pixels
 from theworld.loading import fingerprints
 from theworld.modeling import TheWorldForConditionalGeneration, world_parts_for
 from theworld.processing import Picture, TheWorldProcessor, group_pictures, prompts_each
+from theworld.projector import WorldProjector
+from theworld.replies import OptionKeeper, Reply, spellings_of
 from theworld.world_models import guardrail
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ DEFAULT_GEMMA = "google/gemma-3-4b-it"
 DEFAULT_COSMOS = "nvidia/Cosmos-Predict2-2B-Video2World"
 IGNORED = -100  # label of a token that is not learned
 MODES = ("tokens", "frames")  # how the future reaches the language model: as world tokens, or as further pictures
+TOKEN_KINDS = ("trained", "random", "dummy")  # what makes world tokens of latents
 
 Progress = Callable[[int, int], None]
 
@@ -186,6 +190,11 @@ class TheWorld(nn.Module):
     def parameter_table(self) -> list[freezing.PartCount]:
         """Parameters and trainable ones, a row a part in memory."""
         return freezing.count_parameters(self.model)
+
+    @property
+    def gemma_is_untouched(self) -> bool:
+        """Whether Gemma is in memory as it was before training, a LoRA apart, which can be switched off."""
+        return not {"vision", "language"} & set(self.config.trained_parts)
 
     def mode_of(self, mode: str | None = None, num_world_steps: int | None = None, num_past_steps: int = 0) -> str:
         """How a call with this `mode` would answer: `tokens`, `frames`, or `picture` where only now is seen.
@@ -400,6 +409,100 @@ class TheWorld(nn.Module):
             writing.add_done_callback(lambda done: streamer.end() if done.exception() else None)
             yield from streamer
             writing.result()
+
+    @torch.no_grad()
+    def reply(
+        self,
+        image: Any,
+        question: Sequence[str],
+        options: Sequence[Sequence[str]] | None = None,
+        max_new_tokens: int = 128,
+        *,
+        num_world_steps: int | None = None,
+        seed: int = 0,
+        enable_world: bool | None = None,
+        world_latents: Tensor | None = None,
+        world_tokens: Tensor | None = None,
+        picture_features: Tensor | None = None,
+        mode: str | None = None,
+        lora: bool = True,
+    ) -> list[Reply]:
+        """Greedy answers to a list of questions in one batch, with their lengths and the likelihoods of options.
+
+        Args:
+            image, world_latents, mode: as in `generate`.
+            options: for each question, the answers whose log-probabilities are wanted.
+            world_tokens: (n, K, D) to read in place of those that the projector makes of `world_latents`, which say how
+                many moments they are.
+            picture_features: (pictures, tokens, D) as `picture_features` returns them, in the order of the pictures.
+            lora: False asks Gemma as it was before training.
+
+        Raises:
+            ValueError: Gemma itself is asked for and was trained, or world tokens without latents.
+        """
+        if world_tokens is not None and world_latents is None:
+            raise ValueError("world_tokens say nothing of time; pass the world_latents that they stand for as well.")
+        if not lora and not self.gemma_is_untouched:
+            raise ValueError(
+                "vision or language of this model were trained, so Gemma as it was is not in memory; ask the base "
+                f"model itself ({self.config.vlm_name_or_path})."
+            )
+        look = Look(num_world_steps, seed, enable_world, world_latents=world_latents, mode=mode)
+        inputs, sampling = self._generation(*self._asked(image, question, None), 0.0, look)
+        if world_tokens is not None:
+            del inputs["world_latents"]
+            inputs["world_embeds"] = world_tokens.to(self.device)
+        if picture_features is not None:
+            del inputs["pixel_values"]
+            inputs["picture_features"] = picture_features.to(self.device)
+        tokenizer = self.processor.tokenizer
+        keeper = OptionKeeper([spellings_of(tokenizer, own) for own in options or [[]] * len(question)])
+        without = self.model.lora_disabled() if not lora and self.config.lora is not None else nullcontext()
+        with without:
+            ids = self.model.generate(**inputs, **sampling, max_new_tokens=max_new_tokens, logits_processor=[keeper])
+        written = ids[:, inputs["input_ids"].shape[1] :].tolist()
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        texts = self.processor.batch_decode(written, skip_special_tokens=True)
+        return [
+            Reply(
+                text.strip(),
+                sum(token != tokenizer.pad_token_id for token in row),
+                length,
+                keeper.logprobs(place, row) if options is not None else None,
+            )
+            for place, (text, row, length) in enumerate(zip(texts, written, lengths, strict=True))
+        ]
+
+    @torch.no_grad()
+    def picture_features(self, images: Any) -> Tensor:
+        """Gemma's soft tokens (pictures, tokens, D) of each picture, which `reply` takes in place of computing them."""
+        pixels = self.processor.image_processor(load_images(images), return_tensors="pt")["pixel_values"]
+        return self.model.picture_features(pixels.to(self.device))
+
+    @torch.no_grad()
+    def world_tokens(self, latents: Tensor, kind: str = "trained", seed: int = 0) -> Tensor:
+        """World tokens (n, K, D) of latents (n, C, T, h, w), boundaries included.
+
+        Args:
+            kind: `trained`, by the projector; `random`, by an untrained one of the same make, drawn with `seed`;
+                `dummy`, one constant token in every place between the boundaries, the same for all latents.
+        """
+        if kind not in TOKEN_KINDS:
+            raise ValueError(f"kind is {kind!r}; choose one of {', '.join(TOKEN_KINDS)}.")
+        projector = self.model.projector
+        latents = latents.to(projector.row.device)
+        if kind == "random":
+            with torch.random.fork_rng(devices=[]):  # the constructor draws from the global generator
+                untrained = WorldProjector(self.config)
+            # not 0, with which a fresh fusion starts: training from there may have gone but a short way
+            untrained.scale_to(self.model.text_embedding_rms(), seed=seed + 1)
+            return untrained.to(projector.row)(latents)
+        if kind == "dummy":
+            begin, inner, end = projector(torch.zeros_like(latents)).split_with_sizes(
+                [1, self.config.world_token_count(latents.shape[2] - 1) - 2, 1], dim=1
+            )
+            return torch.cat([begin, inner.mean(dim=1, keepdim=True).expand_as(inner), end], dim=1)
+        return projector(latents)
 
     def _generation(
         self, pictures: list[list[Picture]], questions: list[str], temperature: float, look: Look

@@ -25,8 +25,9 @@ from theworld.world_models.base import PARTS, WorldModel
 logger = logging.getLogger(__name__)
 
 GEMMA = Gemma3Config.model_type
-# keys that published configs hold and transformers keeps as plain attributes, after reading them or for no reader
-GEMMA_KEYS_KEPT = {"model_type", "eos_token_id", "cache_implementation", "sliding_window_pattern"}
+# keys that published configs hold and transformers keeps as plain attributes, after reading them or for no reader;
+# vision_use_head is published as false, which is what transformers before its day does
+GEMMA_KEYS_KEPT = {"model_type", "eos_token_id", "cache_implementation", "sliding_window_pattern", "vision_use_head"}
 VLM_FOLDER, WORLD_FOLDER = "vlm", "world"  # of a full export
 DIGESTED = 1024  # numbers of each tensor that a fingerprint reads
 

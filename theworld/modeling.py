@@ -50,6 +50,7 @@ WORLD_INPUTS = (
     "num_past_steps",
     "world_prompt",
 )
+PREFILL_INPUTS = ("pixel_values", "picture_features", *WORLD_INPUTS)  # read once, before the first token is written
 
 
 def world_parts_for(num_world_steps: int) -> tuple[str, ...]:
@@ -298,6 +299,10 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # ------------------------------------------------------------------------------------------ from pixels to tokens
 
+    def picture_features(self, pixel_values: Tensor) -> Tensor:
+        """Gemma's soft tokens (pictures, tokens, D) of pixels (pictures, 3, H, W) as its image processor makes them."""
+        return self.vlm.model.get_image_features(pixel_values, return_dict=True).pooler_output
+
     def world_latents_of(
         self,
         world_frames: Tensor,
@@ -389,6 +394,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_world_steps: Tensor | int | None = None,
         num_past_steps: Tensor | int | None = None,
         world_prompt: str | Sequence[str] | None = None,
+        picture_features: Tensor | None = None,
         **kwargs: Any,
     ) -> Gemma3CausalLMOutputWithPast:
         """Gemma 3's forward, with world tokens where their placeholders are.
@@ -402,6 +408,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_world_steps: N, or (n,) of one value; used with `world_frames`.
             num_past_steps: P, or (n,) of one value, the frames of `world_latents` that lie before now; 0 when None.
             world_prompt: what the future of `world_frames` shows, as the processor was told; its seeds depend on it.
+            picture_features: (pictures, tokens, D) in place of `pixel_values`, as `picture_features()` returns them.
             labels: (B, L), -100 where nothing is learned.
 
         Returns:
@@ -423,7 +430,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "logits_to_keep": logits_to_keep,
             **kwargs,
         }
-        if world_tokens is None:
+        if world_tokens is None and picture_features is None:
             # a one-token step while generating has no placeholders; looking for them would stall the GPU
             if (
                 input_ids is not None
@@ -436,11 +443,14 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 )
             return self.vlm(input_ids=input_ids, inputs_embeds=inputs_embeds, pixel_values=pixel_values, **passed_on)
         if input_ids is None or inputs_embeds is not None:
-            raise ValueError("world tokens need input_ids: their placeholders say where they go.")
+            raise ValueError("world tokens and picture features need input_ids: placeholders say where they go.")
         embeds_BLD = self.get_input_embeddings()(input_ids)
-        if pixel_values is not None:
-            features = self.vlm.model.get_image_features(pixel_values, return_dict=True).pooler_output
-            embeds_BLD = scatter(embeds_BLD, input_ids == self.vlm.config.image_token_id, features, "image")
+        if picture_features is None and pixel_values is not None:
+            picture_features = self.picture_features(pixel_values)
+        if picture_features is not None:
+            embeds_BLD = scatter(embeds_BLD, input_ids == self.vlm.config.image_token_id, picture_features, "image")
+        if world_tokens is None:
+            world_tokens = embeds_BLD.new_empty(0, 0, embeds_BLD.shape[-1])  # placeholders without any are an error
         embeds_BLD = scatter(embeds_BLD, input_ids == self.config.world_token_id, world_tokens, "world")
         return self.vlm(inputs_embeds=embeds_BLD, **passed_on)
 
@@ -465,7 +475,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # Gemma's rule: pictures attend both ways at prefill; a later token is text, and text is causal
         model_inputs["token_type_ids"] = token_type_ids if prefill else None
         if not prefill:
-            for name in ("pixel_values", *WORLD_INPUTS):
+            for name in PREFILL_INPUTS:
                 model_inputs.pop(name, None)
         return model_inputs
 

@@ -72,13 +72,16 @@ def test_help_names_every_verb_and_loads_no_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("ask", "imagine", "info", "doctor", "eval", "nano"):
+    for verb in ("ask", "imagine", "info", "doctor", "eval", "compare", "nano"):
         assert f" {verb} " in done.stdout
 
 
 @pytest.mark.parametrize(
     "command",
-    [(), ("ask",), ("imagine",), ("info",), ("doctor",), ("eval",), ("eval", "physics"), ("nano",), ("nano", "scene")],
+    [
+        *((), ("ask",), ("imagine",), ("info",), ("doctor",), ("eval",), ("eval", "physics"), ("compare",), ("nano",)),
+        ("nano", "scene"),
+    ],
 )
 def test_every_verb_has_help(command: tuple[str, ...]) -> None:
     assert "Usage" in succeed(*command, "--help").stdout
@@ -368,7 +371,9 @@ def test_eval_physics_writes_scores_and_predictions(
     content = json.loads(output.read_text())
     assert list(content["arms"]) == arms.split(",")
     for score in content["arms"].values():
-        assert set(score) == {"accuracy", "n", "interval_95", "by_family", "unparsed"}
+        assert {"accuracy", "n", "interval_95", "by_family", "unparsed", "likelihood", "by_horizon", "cost"} < set(
+            score
+        )
         assert score["n"] == 4
         assert sum(family["n"] for family in score["by_family"].values()) == 4
     assert set(content["paired"]) == {f"fused-minus-{arm}" for arm in arms.split(",")[1:]}
@@ -384,8 +389,112 @@ def test_eval_physics_writes_scores_and_predictions(
         assert shown in result.stdout
 
 
-def test_eval_lists_its_arms() -> None:
+def test_eval_lists_its_arms_and_benchmarks() -> None:
     assert "wrong-future" in succeed("eval", "physics", "--arms", "list").stdout
+    listed = succeed("eval", "list").stdout
+    assert "BLINK" in listed
+    assert "from memory" in listed  # what we know of a set's columns, and from where, is said
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """Six questions of one's own, with what happened next."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for number in range(6):
+        names = [f"{number}_{frame}.png" for frame in range(6)]
+        for name in names:
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(tmp_path / name)
+        rows.append(
+            {
+                "id": f"q{number}",
+                "image": names[0],
+                "future": names[1:],
+                "question": "Which bin will the ball land in?",
+                "options": ["left", "right"],
+                "answer": "AB"[number % 2],
+                "task": "near" if number < 3 else "far",
+            }
+        )
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return tmp_path / "mine.jsonl"
+
+
+def test_eval_of_ones_own_questions_and_their_comparison(
+    family: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs" / "mine"
+    arms = "fused,wrong-future,oracle-future,true-image,imagined-image,verbal,gemma,dummy"
+    command = ("eval", "mcq", "--data", questions, "--fields", "choices=options,future_frames=future", "--model")
+    options = ("--arms", arms, "--steps", "1", "--max-new-tokens", "4", "--device", "cpu", "-o", run)
+    result = succeed(*command, family / "fused", *options)
+    assert "finding" in result.stdout
+    content = json.loads((run / "results.json").read_text())
+    assert list(content["arms"]) == arms.split(",")
+    assert len((run / "answers" / "oracle-future.jsonl").read_text().splitlines()) == 6
+    before = {file: file.read_bytes() for file in (run / "answers").iterdir()}
+    with monkeypatch.context() as patched:  # all is answered: no model is loaded, and nothing changes
+        patched.setattr("theworld.cli.eval.load", lambda *names, **settings: pytest.fail("loaded a model"))
+        succeed(*command, family / "fused", *options)
+    assert {file: file.read_bytes() for file in (run / "answers").iterdir()} == before
+    assert "holds a run with model" in fail(*command, family / "matched-control", *options[:1], "gemma", *options[2:])
+    report = tmp_path / "report"
+    assert "p (Holm)" in succeed("compare", run, "-o", report, "--reference", "oracle-future").stdout
+    compared = json.loads((report / "comparison.json").read_text())
+    assert compared["reference"] == "oracle-future"
+    assert compared["runs"][0]["device"] == "cpu"
+    assert "<svg" in (report / "comparison.html").read_text()
+    assert "`oracle-future` against the others" in (report / "comparison.md").read_text()
+    assert "holds no run" in fail("compare", tmp_path, "-o", report)
+    assert "is no folder to write to" in fail("compare", run, "-o", questions / "x")
+
+
+def test_eval_with_several_numbers_of_steps(family: Path, questions: Path, tmp_path: Path) -> None:
+    run = tmp_path / "steps"
+    options = ("--fields", "choices=options", "--steps", "0,2", "--max-new-tokens", "2", "--device", "cpu", "-o", run)
+    succeed("eval", "mcq", "--data", questions, "--model", family / "fused", "--arms", "fused,no-world", *options)
+    compared = tmp_path / "report" / "comparison.json"
+    succeed("compare", run, "-o", compared.parent)
+    content = json.loads(compared.read_text())
+    assert list(content["arms"]) == ["fused@0", "fused@2", "no-world"]
+    assert content["reference"] == "fused@2"
+    ((_, points),) = content["steps"].items()
+    assert [point["steps"] for point in points] == [0, 2]
+
+
+def test_eval_of_a_plain_gemma(family: Path, questions: Path) -> None:
+    options = ("--data", questions, "--fields", "choices=options", "--max-new-tokens", "2", "--device", "cpu")
+    result = succeed("eval", "mcq", "--model", family / "bases" / "gemma", "--arms", "gemma,verbal", *options)
+    assert "gemma − verbal" in result.stdout
+    assert "cannot ask Gemma as it was" in fail(
+        "eval", "mcq", "--model", family / "direct", "--arms", "gemma", *options
+    )
+
+
+def test_a_blink_test_run_writes_what_can_be_handed_in_and_claims_nothing(family: Path, tmp_path: Path) -> None:
+    rows = []
+    for number in range(3):
+        Image.new("RGB", (32, 32), (number * 9, 0, 0)).save(tmp_path / f"{number}.png")
+        rows.append(
+            {
+                "idx": f"test_Counting_{number}",
+                "sub_task": "Counting",
+                "image_1": f"{number}.png",
+                "question": "How many?",
+                "prompt": "How many?\n(A) one\n(B) two",
+                "choices": ["one", "two"],
+                "answer": "hidden",
+            }
+        )
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ("eval", "blink", "--data", tmp_path / "test.jsonl", "--split", "test", "--model", family / "fused")
+    result = succeed(*command, "--arms", "fused", "--steps", "1", "--device", "cpu", "-o", tmp_path / "run")
+    handed_in = json.loads((tmp_path / "run" / "submission.fused.json").read_text())
+    assert list(handed_in) == [f"test_Counting_{number}" for number in range(3)]
+    assert set(handed_in.values()) <= {"(A)", "(B)", "(Z)"}
+    content = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "accuracy" not in json.dumps(content["arms"])
+    assert "submission.fused.json: for the evaluation server" in " ".join(result.stderr.split())
 
 
 def test_eval_says_what_is_wrong(family: Path, tmp_path: Path) -> None:

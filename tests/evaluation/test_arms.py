@@ -1,6 +1,7 @@
 """Each arm changes what it says it changes and nothing else; rollouts are made once."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,13 @@ from theworld.evaluation.arms import ARMS, Batch, Imagination, choose
 from theworld.evaluation.items import Item
 
 STEPS = 2
+TOKEN_ARMS = [name for name, arm in ARMS.items() if arm.needs_world and name != "imagined-image"]
 
 
 class Config:
+    world_images = "first"
+    world_config = SimpleNamespace(temporal_factor=4)
+
     def num_pixel_frames(self, num_world_steps: int) -> int:
         return 1 + 4 * num_world_steps
 
@@ -24,10 +29,11 @@ class Painter:
     def __init__(self) -> None:
         self.config = Config()
         self.imagined: list[int] = []
+        self.described: list[list[str]] = []
 
     def imagine(self, images: list[Any], num_world_steps: int, *, seed: int = 0) -> torch.Tensor:
         self.imagined.append(len(images))
-        shades = torch.tensor([float(image[0, 0, 0]) for image in images]).view(-1, 1, 1, 1, 1)
+        shades = torch.tensor([float(np.asarray(image)[0, 0, 0]) for image in images]).view(-1, 1, 1, 1, 1)
         ahead = 0.1 * torch.arange(1 + num_world_steps).view(1, 1, -1, 1, 1) + seed
         return (shades + ahead).expand(-1, 1, -1, 2, 2)
 
@@ -38,6 +44,14 @@ class Painter:
 
     def encode(self, clip: list[np.ndarray]) -> torch.Tensor:
         return torch.full((1, 1, 1 + (len(clip) - 1) // 4, 2, 2), float(clip[-1][0, 0, 0]))
+
+    def world_tokens(self, latents: torch.Tensor, kind: str, seed: int) -> torch.Tensor:
+        return latents.mean(dim=(3, 4)).transpose(1, 2) + {"dummy": 1000.0, "random": 2000.0}[kind]
+
+    def reply(self, images: list[Any], questions: list[str], **settings: Any) -> list[Any]:
+        assert (settings["enable_world"], settings["lora"]) == (False, False), "Gemma as it was writes"
+        self.described.append(questions)
+        return [SimpleNamespace(text=f"it moves to {np.asarray(own[0])[0, 0, 0]}") for own in images]
 
 
 def item(shade: int, now_form: str | None = "Where is it?") -> Item:
@@ -51,14 +65,15 @@ def item(shade: int, now_form: str | None = "Where is it?") -> Item:
 def batch() -> Batch:
     items = [item(10), item(20)]
     return Batch(
-        images=[one.image for one in items],
+        images=[[one.image] for one in items],
         questions=[one.question for one in items],
         num_world_steps=STEPS,
         seed=0,
         enable_world=True,
         world_latents=None,
         records=items,
-        others=[items[1].image, items[0].image],
+        seen=[[one.image] for one in items],
+        others=[[items[1].image], [items[0].image]],
         imagination=Imagination(Painter()),  # type: ignore[arg-type]
     )
 
@@ -77,19 +92,44 @@ def test_what_each_token_arm_reads(batch: Batch) -> None:
         "shuffled": [[20.0, 20.1, 20.2], [10.0, 10.1, 10.2]],
         "wrong-future": [[10.0, 20.1, 20.2], [20.0, 10.1, 10.2]],
         "zero": [[0.0] * 3, [0.0] * 3],
+        "dummy": [[0.0] * 3, [0.0] * 3],
+        "random-projection": [[10.0, 10.1, 10.2], [20.0, 20.1, 20.2]],
         "oracle-future": [[110.0] * 3, [120.0] * 3],
     }
-    assert set(expected) == {name for name, arm in ARMS.items() if arm.reads_tokens}
+    assert set(expected) == {name for name in TOKEN_ARMS if ARMS[name].weights is None}
     for arm, shades in expected.items():
         torch.testing.assert_close(seen(batch, arm), torch.tensor(shades))
 
 
-@pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if arm.reads_tokens])
+@pytest.mark.parametrize("arm", TOKEN_ARMS)
 def test_token_arms_leave_pictures_and_questions_alone(batch: Batch, arm: str) -> None:
     changed = ARMS[arm].change(batch)
     assert changed.images is batch.images
     assert changed.questions is batch.questions
     assert changed.enable_world
+
+
+def test_dummy_and_random_tokens_stand_in_for_the_projectors(batch: Batch) -> None:
+    dummy, random = (ARMS[arm].change(batch).world_tokens for arm in ("dummy", "random-projection"))
+    assert dummy is not None
+    assert random is not None
+    assert dummy[:, 0, 0].tolist() == [1000.0, 1000.0]  # of zero latents: nothing of the picture is in it
+    torch.testing.assert_close(random[:, 0, 0], torch.tensor([2010.0, 2020.0]))
+    assert {ARMS[arm].change(batch).world_tokens for arm in ("fused", "zero", "shuffled", "oracle-future")} == {None}
+
+
+def test_gemma_is_asked_without_world_and_lora_and_all_others_with_their_own_weights(batch: Batch) -> None:
+    changed = ARMS["gemma"].change(batch)
+    assert (changed.enable_world, changed.lora, changed.images) == (False, False, batch.images)
+    assert all(ARMS[arm].change(batch).lora for arm in ("fused", "no-world", "verbal", "imagined-image"))
+
+
+def test_verbal_reads_what_gemma_foresaw_and_each_picture_is_described_once(batch: Batch) -> None:
+    for _ in range(2):
+        changed = ARMS["verbal"].change(batch)
+    assert changed.questions[0] == "Foreseen in words: it moves to 10\n\nWhere will it be?"
+    assert (changed.enable_world, changed.images) == (False, batch.images)
+    assert batch.imagination.model.described == [["Describe in one sentence what happens next."] * 2]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("arm", ["no-world", "matched-control", "direct"])
@@ -103,30 +143,67 @@ def test_arms_without_a_world_ask_the_same_of_the_same_picture(batch: Batch, arm
 @pytest.mark.parametrize(("arm", "shades"), [("imagined-image", [10, 20]), ("true-image", [110, 120])])
 def test_picture_arms_ask_of_the_last_frame_as_it_is(batch: Batch, arm: str, shades: list[int]) -> None:
     changed = ARMS[arm].change(batch)
-    assert [int(image[0, 0, 0]) for image in changed.images] == shades
+    assert [[int(image[0, 0, 0]) for image in own] for own in changed.images] == [[shade] for shade in shades]
     assert changed.questions == ["Where is it?"] * 2
     assert (changed.enable_world, changed.world_latents) == (False, None)
 
 
 def test_a_rollout_is_made_once_for_all_arms_and_once_a_seed(batch: Batch) -> None:
-    for arm in ("fused", "shuffled", "wrong-future", "imagined-image", "zero"):
+    for arm in ("fused", "shuffled", "imagined-image", "random-projection"):
         ARMS[arm].change(batch)
     model = batch.imagination.model
     assert model.imagined == [2]  # type: ignore[attr-defined]
+    for arm in ("fused-0", "wrong-future", "zero", "dummy"):  # now alone, for all of them
+        ARMS[arm].change(batch)
+    assert model.imagined == [2, 2]  # type: ignore[attr-defined]
     ARMS["fused"].change(replace(batch, seed=1))
-    ARMS["fused-0"].change(batch)
     assert model.imagined == [2, 2, 2]  # type: ignore[attr-defined]
 
 
+def test_each_arm_is_charged_for_the_rollouts_it_would_have_made_alone(batch: Batch) -> None:
+    imagination = batch.imagination
+    charged = {}
+    for arm in ("fused", "shuffled", "fused-0", "zero", "no-world"):
+        imagination.start()
+        ARMS[arm].change(batch)
+        charged[arm] = imagination.num_rollouts()
+        assert (imagination.rollout_seconds() > 0) == (arm != "no-world")
+    assert charged == {"fused": 2, "shuffled": 2, "fused-0": 0, "zero": 0, "no-world": 0}
+
+
 def test_the_same_picture_twice_in_a_batch_is_imagined_once(batch: Batch) -> None:
-    twice = replace(batch, images=[batch.images[0], batch.images[0].copy()])
+    picture = batch.seen[0][0]
+    twice = replace(batch, seen=[[picture], [picture.copy()]])
     torch.testing.assert_close(seen(twice, "fused")[0], seen(twice, "fused")[1])
     assert batch.imagination.model.imagined == [1]  # type: ignore[attr-defined]
 
 
-def test_a_question_without_a_now_form_cannot_be_asked_of_a_picture(batch: Batch) -> None:
-    with pytest.raises(ValueError, match="as a state"):
-        ARMS["imagined-image"].change(replace(batch, records=[item(10, None), item(20)]))
+@pytest.mark.parametrize(
+    ("arm", "what", "shades"),
+    [("imagined-image", "is imagined to happen next", 10), ("true-image", "happens next", 110)],
+)
+def test_where_a_question_is_no_state_the_future_stands_behind_the_picture(
+    batch: Batch, arm: str, what: str, shades: int
+) -> None:
+    records = [replace(one, now_form=None) for one in batch.records]
+    changed = ARMS[arm].change(replace(batch, records=records))
+    assert [int(np.asarray(image)[0, 0, 0]) for image in changed.images[0]] == [10, shades, shades]
+    assert changed.questions[0] == (
+        f"Picture 1 shows what is there now. Pictures 2 to 3 show what {what}, in order of time.\n\nWhere will it be?"
+    )
+    with pytest.raises(ValueError, match="ask them apart"):
+        ARMS[arm].change(replace(batch, records=[records[0], batch.records[1]]))
+    if arm == "true-image":
+        with pytest.raises(ValueError, match="1 world step or more"):
+            ARMS[arm].change(replace(batch, records=records, num_world_steps=0))
+
+
+def test_a_true_future_that_is_not_known_is_an_error(batch: Batch) -> None:
+    records = [replace(one, frames=None) for one in batch.records]
+    with pytest.raises(ValueError, match="10 has 0 true frames and this arm needs 9"):
+        ARMS["oracle-future"].change(replace(batch, records=records))
+    futures = [replace(one, frames=None, future=tuple(one.frames[1:])) for one in batch.records]
+    torch.testing.assert_close(seen(replace(batch, records=futures), "oracle-future"), seen(batch, "oracle-future"))
 
 
 def test_too_many_steps_for_the_true_frames_is_an_error(batch: Batch) -> None:

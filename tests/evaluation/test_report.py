@@ -1,6 +1,7 @@
 """The result file: what it holds, what it warns of, and that it is whole."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 
 from theworld.evaluation import report
 from theworld.evaluation.items import Item
+from theworld.evaluation.runner import Answer
+from theworld.evaluation.statistics import NO_DIFFERENCE, questions_needed
 
 
 def items(n: int) -> list[Item]:
@@ -19,9 +22,13 @@ def items(n: int) -> list[Item]:
     ]
 
 
+def said(texts: list[str]) -> list[list[Answer]]:
+    return [[Answer(str(row), text) for row, text in enumerate(texts)]]
+
+
 def test_results_compare_every_arm_with_fused_question_by_question() -> None:
     asked = items(4)
-    found = report.results(asked, {"direct": ["no", "yes", "no", "yes"], "fused": ["yes"] * 4})
+    found = report.results(asked, {"direct": said(["no", "yes", "no", "yes"]), "fused": said(["yes"] * 4)})
     assert found["arms"]["fused"]["accuracy"] == 1.0
     pair = found["paired"]["fused-minus-direct"]
     assert pair["difference"] == 0.5
@@ -30,9 +37,49 @@ def test_results_compare_every_arm_with_fused_question_by_question() -> None:
     assert found["commonest_answer"]["accuracy"] == 1.0
 
 
+def test_a_planted_effect_comes_out_exactly_as_it_was_planted() -> None:
+    """100 questions; fused right on 80; one control worse on 20 and better on 5 of them, one like it but for noise."""
+    asked = items(100)
+    right, wrong = "yes", "no"
+    fused = [right] * 80 + [wrong] * 20
+    worse = [wrong] * 20 + [right] * 65 + [wrong] * 15  # 20 lost, 5 won: 65 right
+    noise = [wrong] * 4 + [right] * 79 + [wrong] * 17  # 4 lost, 3 won: 79 right
+    found = report.results(asked, {"fused": said(fused), "control": said(worse), "like": said(noise)})
+    assert {name: score["accuracy"] for name, score in found["arms"].items()} == {
+        "fused": 0.8, "control": 0.65, "like": 0.79
+    }  # fmt: skip
+    control, like = found["paired"]["fused-minus-control"], found["paired"]["fused-minus-like"]
+    assert (control["difference"], control["only_first"], control["only_second"]) == (pytest.approx(0.15), 20, 5)
+    # two-sided binomial: 2·Σ C(25, i), i = 0…5, over 2**25
+    assert control["p_mcnemar"] == pytest.approx(2 * 68406 / 2**25)
+    assert like["p_mcnemar"] == 1.0
+    assert control["p_holm"] == pytest.approx(2 * control["p_mcnemar"])
+    assert (control["finding"], like["finding"]) == ("better", NO_DIFFERENCE)
+    assert control["questions_for_points"]["10"] == questions_needed(0.1, 0.25)
+    assert found["reference"] == "fused"
+    assert found["confusion"]["fused"] == {"yes": {"no": 20, "yes": 80}}
+    assert control["mean_of_families"]["difference"] == pytest.approx(0.15)
+    families = [row["p_holm"] for pair in found["paired"].values() for row in pair["by_family"].values()]
+    assert len(families) == 4
+    assert all(p >= row for p, row in zip(families, [0.0] * 4, strict=True))
+
+
+def test_where_the_truth_is_hidden_nothing_is_claimed() -> None:
+    asked = [replace(item, answer="") for item in items(3)]
+    found = report.results(asked, {"fused": said(["yes", "no", "what?"])})
+    assert found["hidden"] is True
+    assert set(found["arms"]["fused"]) == {"n", "unparsed", "cost"}
+    assert found["arms"]["fused"]["unparsed"] == 1
+    assert "paired" not in found
+    with pytest.raises(ValueError, match="evaluate them apart"):
+        report.results([*asked, items(4)[3]], {"fused": said(["yes"] * 4)})
+
+
 def test_arms_that_answer_alike_and_unreadable_answers_are_warned_of() -> None:
     asked = items(20)
-    found = report.results(asked, {"fused": ["yes"] * 20, "fused-0": ["yes"] * 20, "zero": ["maybe"] * 20})
+    found = report.results(
+        asked, {"fused": said(["yes"] * 20), "fused-0": said(["yes"] * 20), "zero": said(["maybe"] * 20)}
+    )
     assert found["warnings"] == [
         "fused and fused-0 gave the same answer to all 20 questions.",
         "20 of 20 answers of zero are no answer to their question.",
@@ -41,9 +88,11 @@ def test_arms_that_answer_alike_and_unreadable_answers_are_warned_of() -> None:
 
 
 def test_predictions_are_one_line_a_question() -> None:
-    lines = report.prediction_lines(items(2), {"fused": ["yes", "nö"], "zero": ["a", "b"]}).splitlines()
+    arms = {"fused": said(["yes", "nö"])[0], "zero": said(["a", "No."])[0]}
+    lines = report.prediction_lines(items(2), arms).splitlines()
     assert len(lines) == 2
-    assert json.loads(lines[1])["predictions"] == {"fused": "nö", "zero": "b"}
+    assert json.loads(lines[1])["predictions"] == {"fused": "nö", "zero": "No."}
+    assert json.loads(lines[1])["read"] == {"fused": None, "zero": "no"}
     assert report.predictions_path("runs/x.json") == Path("runs/x.predictions.jsonl")
 
 

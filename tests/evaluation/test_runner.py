@@ -1,6 +1,9 @@
 """The runner on a tiny real model: arms really differ, batches do not matter, untrained projectors are refused."""
 
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,23 +34,110 @@ def items() -> list[Item]:
     ]
 
 
-def run(family: Path, items: list[Item], arms: str, **options: int) -> dict[str, list[str]]:
+def run(family: Path, items: list[Item], arms: str, **options: Any) -> dict[str, list[str]]:
     def load(weights: str | None) -> TheWorld:
         loaded.append(weights)
         return TheWorld.from_pretrained(family / (weights or "fused"), device="cpu")
 
     loaded: list[str | None] = []
-    answers = runner.run_arms(items, choose(arms.split(",")), load, num_world_steps=2, **options)
+    options.setdefault("num_world_steps", 2)
+    answers = runner.run_arms(items, choose(arms.split(",")), load, **options)
     assert len(loaded) == len(set(loaded))  # each model is loaded once
-    return answers
+    for own in answers.values():
+        assert [answer.id for answer in own] == [item.id for item in items]
+    return {name: [answer.text for answer in own] for name, own in answers.items()}
 
 
 def test_every_arm_answers_every_question_and_the_future_matters(family: Path, items: list[Item]) -> None:
     answers = run(family, items, ",".join(reversed(ARMS)))
     assert list(answers) == list(reversed(ARMS))
     assert {len(texts) for texts in answers.values()} == {len(items)}
-    for arm in ("fused-0", "shuffled", "zero", "no-world", "imagined-image"):
-        assert answers[arm] != answers["fused"], arm
+    for arm, texts in answers.items():
+        assert arm == "fused" or texts != answers["fused"], arm
+
+
+def test_predictions_of_the_arms_provably_differ(family: Path, items: list[Item]) -> None:
+    """Not in words, which two arms may share by chance, but in what the options of each answer weighed."""
+    answers = runner.run_arms(items, ARMS, loader(family), num_world_steps=2)
+    weights = {name: [answer.logprobs for answer in own] for name, own in answers.items()}
+    assert all(logprobs is not None for own in weights.values() for logprobs in own)
+    same = [pair for pair in combinations(weights, 2) if weights[pair[0]] == weights[pair[1]]]
+    assert same == []
+
+
+def loader(family: Path) -> Any:
+    return lambda weights: TheWorld.from_pretrained(family / (weights or "fused"), device="cpu")
+
+
+def test_what_the_store_knows_is_not_asked_again(family: Path, items: list[Item]) -> None:
+    arms = choose(["fused", "no-world"])
+    store = runner.InMemory()
+    whole = runner.run_arms(items, arms, loader(family), num_world_steps=1, batch_size=2)
+    store.add("fused", whole["fused"][:3])
+    store.add("no-world", whole["no-world"])
+    asked: list[str] = []
+    remember = store.add
+    store.add = lambda arm, answers: (asked.extend(answer.id for answer in answers), remember(arm, answers))  # type: ignore
+    again = runner.run_arms(items, arms, loader(family), num_world_steps=1, batch_size=2, store=store)
+    assert asked == [item.id for item in items[3:]]
+    assert [answer.text for answer in again["fused"]] == [answer.text for answer in whole["fused"]]
+
+    def never(weights: str | None) -> TheWorld:
+        raise AssertionError("no model is needed where everything is known")
+
+    assert runner.run_arms(items, arms, never, num_world_steps=1, store=store) == again
+
+
+def test_several_numbers_of_world_steps_are_arms_of_their_own(family: Path, items: list[Item]) -> None:
+    answers = run(family, items, "fused,no-world", num_world_steps=[0, 2])
+    assert list(answers) == ["fused@0", "fused@2", "no-world"]
+    assert answers["fused@2"] == run(family, items, "fused")["fused"]
+    assert answers["fused@0"] == run(family, items, "fused-0")["fused-0"]
+
+
+def test_costs_are_those_of_an_arm_alone(family: Path, items: list[Item]) -> None:
+    answers = runner.run_arms(
+        items, choose(["fused", "shuffled", "zero", "no-world"]), loader(family), num_world_steps=2
+    )
+    each = {name: [answer.rollouts for answer in own] for name, own in answers.items()}
+    assert each == {"fused": [1.0] * 5, "shuffled": [1.0] * 5, "zero": [0.0] * 5, "no-world": [0.0] * 5}
+    for own in answers.values():
+        assert all(answer.seconds > 0 and answer.prompt_tokens > answer.new_tokens > 0 for answer in own)
+    assert answers["shuffled"][0].rollout_seconds > 0  # fused made them, and shuffled would have had to
+    assert answers["fused"][0].prompt_tokens > answers["no-world"][0].prompt_tokens
+
+
+def test_finish_sees_the_model_under_test_and_all_answers(family: Path, items: list[Item]) -> None:
+    seen: list[Any] = []
+    arms = choose(["fused", "direct"])
+    answers = runner.run_arms(
+        items, arms, loader(family), num_world_steps=1, finish=lambda shared, given: seen.append((shared, given))
+    )
+    ((shared, given),) = seen
+    assert given == answers
+    assert shared.model.config.enable_world
+    runner.run_arms(
+        items, choose(["direct"]), loader(family), num_world_steps=1, finish=lambda *given: seen.append(given)
+    )
+    assert seen[1][0] is None
+
+
+def test_several_pictures_and_a_picture_that_cannot_be_read(family: Path, items: list[Item], tmp_path: Path) -> None:
+    two = [replace(item, image=(item.image, items[number - 1].image)) for number, item in enumerate(items)]
+    answers = run(family, two, "fused,shuffled,no-world,imagined-image", num_world_steps=1)
+    assert answers["fused"] != run(family, items, "fused", num_world_steps=1)["fused"]
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    broken = [*items[:2], replace(items[2], image=tmp_path / "broken.png")]
+    store = runner.InMemory()
+    with pytest.raises(ValueError, match=r"^2: .*broken.png.* is not an image"):
+        runner.run_arms(broken, choose(["no-world"]), loader(family), num_world_steps=0, batch_size=2, store=store)
+    assert set(store.known("no-world")) == {"0", "1"}
+
+
+def test_an_arm_that_needs_gemma_as_it_was_is_refused_before_anything_is_asked(family: Path, items: list[Item]) -> None:
+    model = TheWorld.from_pretrained(family / "direct", device="cpu")
+    with pytest.raises(ValueError, match="gemma, verbal cannot ask Gemma as it was"):
+        runner.run_arms(items, choose(["no-world", "gemma", "verbal"]), lambda weights: model, num_world_steps=0)
 
 
 def test_answers_do_not_depend_on_the_batch_size(family: Path, items: list[Item]) -> None:
@@ -65,7 +155,7 @@ def test_progress_reaches_the_end_of_each_arm(family: Path, items: list[Item]) -
         batch_size=2,
         progress=lambda *step: steps.append(step),
     )
-    assert steps == [(arm, done, 5) for arm in ("fused", "no-world") for done in (2, 4, 5)]
+    assert steps == [(arm, done, 5) for done in (2, 4, 5) for arm in ("fused", "no-world")]
 
 
 def test_an_untrained_projector_is_not_measured_silently(family: Path, items: list[Item]) -> None:

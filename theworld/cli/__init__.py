@@ -10,7 +10,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from theworld.cli import ask, cache, doctor, eval, imagine, info, nano, train
+from theworld.cli import ask, cache, compare, doctor, eval, imagine, info, nano, train
 from theworld.cli.console import say_error
 from theworld.cli.errors import errors_told, one_sentence
 from theworld.cli.token import hide_token
@@ -81,7 +81,8 @@ app.command("ask")(ask.ask)
 app.command("imagine")(imagine.imagine)
 app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
-app.add_typer(eval.app, name="eval")
+app.command("eval")(eval.evaluate)
+app.command("compare")(compare.compare)
 app.add_typer(nano.app, name="nano")
 app.command("train")(train.train)
 app.command("cache")(cache.cache)

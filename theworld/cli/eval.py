@@ -6,7 +6,8 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,109 +21,283 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from theworld.api import TheWorld
+    from theworld.evaluation.arms import Arm, Imagination
+    from theworld.evaluation.items import Item
+    from theworld.evaluation.run_folder import RunFolder
+    from theworld.evaluation.runner import Answer
 
-app = typer.Typer(no_args_is_help=True, help="Measure a model against its controls.")
+SHORT_ANSWER, LONGER_ANSWER = 8, 64  # tokens: of physics, whose answers are a word, and of everything else
 
 
-@app.callback()
-def evaluate() -> None:
-    """Keeps `physics` a name of its own while it is the only benchmark."""
-
-
-@app.command("physics")
-def physics(
+def evaluate(
+    benchmark: Annotated[
+        str, typer.Argument(metavar="BENCHMARK", help="physics, blink, mcq, sat, …; `list` names them all.")
+    ],
     model: options.Model = "nano",
     arms: Annotated[
         str, typer.Option("--arms", help="Comma-separated; `--arms list` names them all.")
     ] = "fused,fused-0",
-    split: Annotated[str, typer.Option("--split", help="train, validation, test or hard.")] = "test",
-    limit: Annotated[int, typer.Option("--limit", metavar="K", min=1, help="Questions in all.")] = 300,
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="S", min=0, help="Picks the scenes and the rollouts' noise.")
-    ] = 0,
-    steps: options.Steps = None,
     output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="RUN",
+            help="Folder of this run: every answer is kept as soon as it is given, the same command goes on where it "
+            "was cut off, and `theworld compare` reads it.",
+        ),
+    ] = None,
+    results: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write results here, and predictions beside it.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="PLACE", help="Questions: a .jsonl, .json or .parquet, a folder, or a Hub id."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="physics: train, validation, test or hard. blink: val or test. Default: its own."),
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option("--tasks", "--task", metavar="NAMES", help="Comma-separated sub-tasks or families.")
+    ] = "",
+    fields: Annotated[
+        str | None,
+        typer.Option(
+            "--fields",
+            metavar="NAME=COLUMN,…",
+            help="mcq: which column is what (id, question, images, video, choices, answer, task, prompt, "
+            "future_frames, …), or a JSON file that says so.",
+        ),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="NAME", help="mcq: configuration of the Hub dataset.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="K", min=1, help="Questions in all. Default: all; physics 300.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="S", min=0, help="Of rollouts' noise, and of the scenes of physics.")
+    ] = 0,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            "--steps",
+            metavar="N[,N…]",
+            help="World steps to imagine, 4 frames each; with several, arms that look ahead run with each. Default: "
+            "the model's own.",
+        ),
     ] = None,
     control: Annotated[
         list[str] | None,
         typer.Option("--control", metavar="NAME=MODEL", help="Where a trained control is; may be given several times."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions answered at once.")] = 32,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens. Default: 64; physics 8."),
+    ] = None,
+    world_model: options.WorldModel = None,
     device: options.Device = None,
     debug: options.Debug = False,
 ) -> None:
-    """Ask what happens next in physics scenes, in several arms, and compare the arms question by question.
+    """Ask the questions of a benchmark in several arms, and compare the arms question by question.
 
-    Scenes start at index S·36,000 of the split, so two seeds share none. The K questions are spread evenly over the
-    families, one a scene; which of its questions a scene is asked keeps topics, forms and answers as even as possible.
-    Answers are greedy, at most 8 tokens, and right when they match exactly after case, spaces, a final full stop and
-    brackets are dropped; what is no answer counts as wrong.
+    An arm is one way to run the same questions: with the imagined future, without, with another picture's, or on the
+    weights of a trained control. Answers are greedy; what cannot be read counts as wrong and is reported. Beside the
+    free text stands the likeliest option. Rollouts are made once for all arms.
 
-    Example: theworld eval physics --arms fused,fused-0,direct --limit 300 --steps 4 --json results.json
+    Scenes of physics start at index S·36,000 of the split, so two seeds share none. A BLINK test run writes the file
+    for its evaluation server (submission.ARM.json in the run's folder) and claims no accuracy.
+
+    Example: theworld eval physics --arms fused,fused-0,direct --limit 300 --steps 4 -o runs/nano
     """
+    if benchmark == "list":
+        list_benchmarks()
+        return
     if arms.strip() == "list":
         list_arms()
         return
-    from theworld import checkpoints
+    from theworld.datasets.mcq import read_fields
     from theworld.evaluation.arms import choose
+    from theworld.evaluation.benchmarks import BENCHMARKS, Request, load_benchmark
 
     started = time.perf_counter()
-    if output is not None:
-        check_place(output)  # told now, not when everything has been asked
+    if results is not None:
+        check_place(results)  # told now, not when everything has been asked
     chosen = choose([name.strip() for name in arms.split(",") if name.strip()])
     places = control_places(model, {arm.weights for arm in chosen.values() if arm.weights}, control or [])
     note = note_for(model)
-    number = world_steps(model, steps)
-    readers = [name for name, arm in chosen.items() if arm.reads_tokens]
+    numbers = world_steps(model, steps)
+    readers = [name for name, arm in chosen.items() if arm.reads_tokens and arm.weights is None]
     if readers:
         check_trained(model, f"leave out the arms that read them ({', '.join(readers)})")
     # before any model: a wrong split is told at once, and scenes are made while the memory is free
-    from theworld.evaluation.physics import pick
-
     with counting() as step:
-        items = pick(split, limit, seed, progress=lambda done, total: step("Making scenes", done, total))
-    from theworld.evaluation.report import labels, prediction_lines, predictions_path, results, versions, write_text
-    from theworld.evaluation.runner import run_arms
+        request = Request(
+            data=data,
+            split=split,
+            tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
+            limit=limit,
+            seed=seed,
+            fields=None if fields is None else read_fields(fields),
+            config=config,
+            progress=lambda done, total: step("Making scenes", done, total),
+        )
+        items = load_benchmark(benchmark, request)
+    longest = max_new_tokens or (SHORT_ANSWER if benchmark == "physics" else LONGER_ANSWER)
+    settings = {
+        "benchmark": benchmark,
+        "split": split or BENCHMARKS[benchmark].split,
+        "data": data,
+        "tasks": list(request.tasks),
+        "limit": limit or len(items),
+        "seed": seed,
+        "model": model,
+        "weights": weights_of(model),
+        "world_model": world_model,
+        "steps": numbers[0] if len(numbers) == 1 else numbers,
+        "max_new_tokens": longest,
+    }
+    content = run(
+        items, chosen, places, settings, numbers, output, batch_size=batch_size, device=device, started=started
+    )
+    if note:
+        content["note"] = note
+        say(note)
+    write_results(content, items, output, results)
+    show(content)
+
+
+def run(
+    items: Sequence[Item],
+    arms: Mapping[str, Arm],
+    places: Mapping[str, str],
+    settings: Mapping[str, Any],
+    steps: Sequence[int],
+    output: str | None,
+    *,
+    batch_size: int,
+    device: str | None,
+    started: float,
+) -> dict[str, Any]:
+    """The result of a run: every question asked in every arm, into a folder where one is given."""
+    from theworld import checkpoints
+    from theworld.evaluation.benchmarks import BENCHMARKS
+    from theworld.evaluation.disagreements import INDEX, disagreeing, save_pictures
+    from theworld.evaluation.report import labels, results, versions
+    from theworld.evaluation.run_folder import PICTURES, RunFolder
+    from theworld.evaluation.runner import run_arms, with_steps
+
+    model, seed = str(settings["model"]), int(settings["seed"])
+    needs_world = any(arm.needs_world for arm in arms.values() if arm.weights is None)
 
     def load_weights(weights: str | None) -> TheWorld:
-        return load(model if weights is None else places[weights], device=device)
+        if weights is not None:
+            return load(places[weights], device=device)
+        return load(model, device=device, enable_world=needs_world, world_model=settings["world_model"])
 
-    with counting() as step:
-        predictions = run_arms(
-            items, chosen, load_weights, num_world_steps=number, seed=seed, batch_size=batch_size, progress=step
+    notes: list[str] = []
+
+    def save(imagination: Imagination | None, answers: dict[str, list[Answer]]) -> None:
+        rows = disagreeing(items, {name: [own] for name, own in answers.items()})
+        folder = Path(str(output)) / PICTURES
+        why = save_pictures(folder, items, rows, imagination, steps[-1], seed)
+        if why is not None:
+            notes.append(f"No strips of imagined futures: {why}")
+
+    folder: RunFolder | None = None if output is None else RunFolder(output, settings, items)
+    with folder or nullcontext(), counting() as step:
+        wanted = with_steps(arms, steps)
+        # a run that is through needs no model in memory
+        through = folder is not None and all(len(folder.known(name)) == len(items) for name in wanted)
+        pictured = output is not None and (Path(output) / PICTURES / INDEX).is_file()
+        answers = run_arms(
+            items,
+            arms,
+            load_weights,
+            num_world_steps=steps,
+            seed=seed,
+            batch_size=batch_size,
+            max_new_tokens=int(settings["max_new_tokens"]),
+            progress=step,
+            store=folder,
+            finish=None if output is None or (through and pictured) else save,
         )
-    content = {
-        **results(items, predictions),
-        "model": model,
-        "controls": places,
-        "benchmark": "physics",
-        "split": split,
-        "limit": limit,
-        "seed": seed,
-        "steps": number,
+    found = results(items, {name: [own] for name, own in answers.items()})
+    return {
+        **found,
+        **{name: value for name, value in settings.items() if value is not None},
+        "headline": "mean_of_families" if BENCHMARKS[settings["benchmark"]].families_alike else "accuracy",
+        "controls": dict(places),
         "command": shlex.join(["theworld", *sys.argv[1:]]),
         "versions": versions(),
         "device": device_name(device),
         "seconds": round(time.perf_counter() - started, 1),
         "labels": {name: labels(checkpoints.resolve(place)) for name, place in {"model": model, **places}.items()},
+        "warnings": [*found["warnings"], *notes],
+        "answers": answers,
     }
-    if note:
-        content["note"] = note
-        say(note)
+
+
+def write_results(content: dict[str, Any], items: Sequence[Item], output: str | None, results: str | None) -> None:
+    """The result as JSON, with predictions beside it, where one is wanted; of a hidden truth, what can be handed in."""
+    from theworld.datasets.blink import submission
+    from theworld.evaluation.report import prediction_lines, predictions_path, write_text
+    from theworld.evaluation.run_folder import RESULTS
+    from theworld.evaluation.scoring import read_answer
+
+    answers = content.pop("answers")
+    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    if results is not None:
+        write_text(predictions_path(results), prediction_lines(items, answers))
+        write_text(results, text)
     if output is not None:
-        write_text(predictions_path(output), prediction_lines(items, predictions))
-        write_text(output, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
-    show(content)
+        write_text(Path(output) / RESULTS, text)
+    if content.get("hidden"):
+        folder = Path(output) if output is not None else Path(results or ".").parent
+        for name, own in answers.items():
+            letters = {item.id: read_answer(item, one.text) for item, one in zip(items, own, strict=True)}
+            place = folder / f"submission.{name}.json"
+            write_text(place, json.dumps(submission(letters), indent=1) + "\n")
+            say(f"{place}: for the evaluation server; the answers of this split are not published.")
 
 
-def world_steps(model: str, steps: int | None) -> int:
+def world_steps(model: str, steps: str | None) -> list[int]:
     """`--steps`, or the model's own number, checked against what the model can do."""
-    config = read_values(model)
-    own = config.get("num_world_steps", 0)
-    assert isinstance(own, int)
-    check_steps(model, steps)
-    return own if steps is None else steps
+    if steps is None:
+        own = read_values(model).get("num_world_steps", 0)
+        assert isinstance(own, int)
+        numbers = [own]
+    else:
+        try:
+            numbers = sorted({int(number) for number in steps.split(",")})
+        except ValueError as error:
+            raise ValueError(
+                f"--steps {steps}: give a whole number, or several with commas between, as 0,4."
+            ) from error
+        if numbers[0] < 0:
+            raise ValueError(f"--steps {steps}: give 0 or more.")
+    check_steps(model, numbers[-1])
+    return numbers
+
+
+def weights_of(model: str) -> str | None:
+    """Names what a local model's own weights are, so that a run does not go on with others; None for a Hub id."""
+    import hashlib
+
+    from theworld import checkpoints
+
+    folder = Path(checkpoints.resolve(model))
+    files = [folder / name for name in ("config.json", checkpoints.ADAPTER_FILE) if (folder / name).is_file()]
+    if not files:
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        with file.open("rb") as content:
+            for part in iter(lambda: content.read(2**20), b""):
+                digest.update(part)
+    return digest.hexdigest()
 
 
 def control_places(model: str, wanted: set[str], given: list[str]) -> dict[str, str]:
@@ -169,6 +344,25 @@ def list_arms() -> None:
     stdout().print(table)
 
 
+def list_benchmarks() -> None:
+    from rich.table import Table
+
+    from theworld.datasets.mcq import KNOWN_SETS
+    from theworld.evaluation.benchmarks import BENCHMARKS
+
+    table = Table("benchmark", "what is asked", "where", "columns from", box=None, padding=(0, 2, 0, 0))
+    for name, benchmark in BENCHMARKS.items():
+        known = KNOWN_SETS.get(name)
+        where = {"physics": "made here", "blink": "BLINK-Benchmark/BLINK"}.get(name, "--data")
+        table.add_row(
+            name,
+            benchmark.meaning,
+            where if known is None else known.hub or "--data",
+            "" if known is None else known.source,
+        )
+    stdout().print(table)
+
+
 def figures(name: str, *columns: str) -> Table:
     """A table of a name and figures that are never cut."""
     from rich.table import Table
@@ -181,36 +375,68 @@ def figures(name: str, *columns: str) -> Table:
 
 
 def show(content: Mapping[str, Any]) -> None:
-    """Accuracy by arm and family, and paired differences with exact McNemar p, as tables on stdout."""
+    """Accuracy by arm and family, and paired differences with what they amount to, as tables on stdout."""
+    if content.get("hidden"):
+        show_hidden(content)
+    else:
+        show_scores(content)
+    for warning in content["warnings"]:
+        say(f"Warning: {warning}")
+
+
+def show_hidden(content: Mapping[str, Any]) -> None:
+    table = figures("arm", "questions", "unparsed")
+    for name, score in content["arms"].items():
+        table.add_row(name, str(score["n"]), str(score["unparsed"]))
+    stdout().print(table)
+
+
+MOST_COLUMNS = 4  # families that fit beside the rest
+
+
+def show_scores(content: Mapping[str, Any]) -> None:
+    from theworld.evaluation.statistics import p_of
+
     console = stdout()
     scores = {**content["arms"], "(commonest answer)": content["commonest_answer"]}
     families = list(content["commonest_answer"]["by_family"])
-    table = figures("arm", "right", "95 %", *families, "unparsed", "n")
+    columns = families if len(families) <= MOST_COLUMNS else []
+    alike = content["headline"] == "mean_of_families"
+    table = figures("arm", "mean" if alike else "right", "95 %", *columns, "likeliest", "unparsed", "n")
     for name, score in scores.items():
-        by_family = [f"{100 * score['by_family'][family]['accuracy']:.1f}" for family in families]
-        low, high = score["interval_95"]
+        headline = score["mean_of_families"] if alike else score
+        by_family = [f"{100 * score['by_family'][family]['accuracy']:.1f}" for family in columns]
+        low, high = headline["interval_95"]
         table.add_row(
             name,
-            f"{100 * score['accuracy']:.1f}",
+            f"{100 * headline['accuracy']:.1f}",
             f"{100 * low:.1f}–{100 * high:.1f}",
             *by_family,
+            "" if name not in content["arms"] else f"{100 * score['likelihood']['accuracy']:.1f}",
             str(score["unparsed"]),
             str(score["n"]),
         )
     console.print(table)
+    if len(families) > len(columns):
+        table = figures("sub-task", *scores)
+        for family in families:
+            own = [f"{100 * score['by_family'][family]['accuracy']:.1f}" for score in scores.values()]
+            table.add_row(family, *own)
+        console.print()
+        console.print(table)
     if content["paired"]:
-        table = figures("paired", "points", "95 %", "p", *families)
+        table = figures("paired", "points", "95 %", "p", "p (Holm)", "finding", *columns)
         console.print()
         for name, pair in content["paired"].items():
-            by_family = [f"{100 * pair['by_family'][family]['difference']:+.1f}" for family in families]
+            by_family = [f"{100 * pair['by_family'][family]['difference']:+.1f}" for family in columns]
             low, high = pair["interval_95"]
             table.add_row(
                 name.replace("-minus-", " − "),
                 f"{100 * pair['difference']:+.1f}",
                 f"{100 * low:+.1f} … {100 * high:+.1f}",
-                f"{pair['p_mcnemar']:.2g}",
+                f"{p_of(pair):.2g}",
+                f"{pair['p_holm']:.2g}",
+                pair["finding"],
                 *by_family,
             )
         console.print(table)
-    for warning in content["warnings"]:
-        say(f"Warning: {warning}")

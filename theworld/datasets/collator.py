@@ -150,12 +150,11 @@ class ChatCollator:
         world_on, pictures_on = self.draw_mode(draws, rng)
         steps = self.draw_steps(draws, rng)
         own_steps = {each.sample.num_world_steps for each in placed}
-        if own_steps != {None}:
-            if len(own_steps) > 1:
-                raise ValueError(f"samples of one batch look {own_steps} world steps ahead; group them by that number.")
-            (own,) = own_steps
-            assert own is not None
-            steps = self.processor.config.check_world_steps(own)
+        if len(own_steps) > 1:
+            raise ValueError(f"samples of one batch look {own_steps} world steps ahead; group them by that number.")
+        for own in own_steps:
+            if own is not None:
+                steps = self.processor.config.check_world_steps(own)
         seed = draws.first_seed + int(rng.integers(draws.futures))
         samples = [each.sample for each in placed]
         true = [

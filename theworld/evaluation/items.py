@@ -1,15 +1,20 @@
-"""What a benchmark asks: one picture, one question, one answer, and what happened next where that is known."""
+"""What a benchmark asks: pictures, one question, one answer, and what happened next where that is known."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from theworld.datasets.mcq import VideoFile
+from theworld.evaluation.choices import LETTERS
 from theworld.images import load_image
+
+HIDDEN = ""  # the answer of a question whose truth is not published
 
 
 @dataclass(frozen=True)
@@ -18,15 +23,19 @@ class Item:
 
     Attributes:
         id: unique within the benchmark.
-        family: what the scores are broken down by.
+        family: what the scores are broken down by; a sub-task.
         topic: what is asked.
         form: "free" or "choice".
-        image: the picture, in any form `theworld.images` takes.
+        image: the picture, in any form `theworld.images` takes, a tuple or list of them, or a video, whose last frame
+            is now.
         question: the full prompt text.
-        answer: the exact right answer.
+        answer: the exact right answer, for `choices` its letter; HIDDEN where nobody knows it.
         legal: every answer that would be understood; anything else counts as wrong and as unparsed.
         now_form: the same question about the last picture as a state, or None.
-        frames: (F, H, W, 3) uint8, what really happened, or None.
+        frames: what really happened, pictures from now on at the world model's rate, (F, H, W, 3); or None.
+        future: the same without now, as pictures or a video that are read when somebody looks; or None.
+        choices: the words of choice A, B, …: answers are then read by `read_choice`. Empty: answers must match exactly.
+        horizon: world steps until the outcome can be seen, or None where that is not known.
     """
 
     id: str
@@ -36,9 +45,43 @@ class Item:
     image: Any
     question: str
     answer: str
-    legal: frozenset[str]
+    legal: frozenset[str] = frozenset()
     now_form: str | None = None
     frames: np.ndarray | None = None
+    future: tuple[Any, ...] | VideoFile | None = None
+    choices: tuple[str, ...] = ()
+    horizon: int | None = None
+
+    def pictures(self) -> list[Any]:
+        """What is shown, in order; of a video, some of its frames."""
+        if isinstance(self.image, VideoFile):
+            return self.image.read()
+        return list(self.image) if isinstance(self.image, list | tuple) else [self.image]
+
+    def looks_from(self, every: bool, pictures: Sequence[Any] | None = None) -> list[Any]:
+        """The pictures that the world model looks ahead from: the first (of a video the last), or each with `every`.
+
+        Args:
+            pictures: those of the item, where they have been read already.
+        """
+        pictures = self.pictures() if pictures is None else list(pictures)
+        if isinstance(self.image, VideoFile):
+            return [pictures[-1]]  # the frames before are not now
+        return pictures if every else pictures[:1]
+
+    def true_frames(self) -> Sequence[Any] | np.ndarray:
+        """What really happened, from now on; empty where nobody knows."""
+        if self.future is None:
+            return () if self.frames is None else self.frames
+        ahead = self.future.read() if isinstance(self.future, VideoFile) else self.future
+        return [self.looks_from(every=False)[0], *ahead]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The answers between which likelihood decides: the letters of the choices, or all legal answers."""
+        if self.form == "choice" and self.choices:
+            return tuple(LETTERS[: len(self.choices)])
+        return self.choices or tuple(sorted(self.legal))
 
 
 def picture_key(image: Any) -> str:
@@ -47,25 +90,50 @@ def picture_key(image: Any) -> str:
     return hashlib.blake2b(pixels.tobytes() + repr(pixels.shape).encode(), digest_size=16).hexdigest()
 
 
-def other_pictures(items: Sequence[Item], seed: int) -> list[Any]:
-    """For each item the picture of another one: of its family where the family has two pictures, else of any.
+def fingerprint(items: Sequence[Item]) -> str:
+    """Names a set of questions by ids, wording, choices and answers, in order; pictures go by the ids."""
+    asked = [[item.id, item.question, list(item.choices), item.answer] for item in items]
+    return hashlib.blake2b(json.dumps(asked).encode(), digest_size=12).hexdigest()
+
+
+def check_items(items: Sequence[Item]) -> None:
+    """Raises a ValueError for questions that cannot be scored apart: none, ids given twice, an answer outside."""
+    if not items:
+        raise ValueError("there is no question to ask; check the split, the tasks and the data.")
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise ValueError(f"two questions have the id {item.id!r}; give each its own.")
+        seen.add(item.id)
+        if item.choices and item.answer != HIDDEN and item.answer not in tuple(LETTERS[: len(item.choices)]):
+            raise ValueError(f"{item.id}: the answer {item.answer!r} is none of its {len(item.choices)} choices.")
+
+
+def other_pictures(items: Sequence[Item], seed: int, every: bool = False) -> list[list[Any]]:
+    """For each picture that an item looks ahead from, another item's: of its family where that has two, else of any.
 
     Every picture gets one other picture, drawn with `seed`; no picture gets itself.
+
+    Args:
+        every: as in `Item.looks_from`.
 
     Raises:
         ValueError: there is only one picture in all.
     """
-    keys = [picture_key(item.image) for item in items]
+    pictures = [[(picture_key(picture), picture) for picture in item.looks_from(every)] for item in items]
     families: dict[str, dict[str, Any]] = {}
     everything: dict[str, Any] = {}
-    for key, item in zip(keys, items, strict=True):
-        families.setdefault(item.family, {})[key] = item.image
-        everything[key] = item.image
+    for own, item in zip(pictures, items, strict=True):
+        families.setdefault(item.family, {}).update(own)
+        everything.update(own)
     if len(everything) < 2:
         raise ValueError("another picture's future needs a second picture; ask more questions (--limit).")
     following = {name: _cycle(pictures, seed) for name, pictures in families.items() if len(pictures) > 1}
     following_any = _cycle(everything, seed)
-    return [everything[following.get(item.family, following_any)[key]] for key, item in zip(keys, items, strict=True)]
+    return [
+        [everything[following.get(item.family, following_any)[key]] for key, _ in own]
+        for own, item in zip(pictures, items, strict=True)
+    ]
 
 
 def _cycle(pictures: dict[str, Any], seed: int) -> dict[str, str]:

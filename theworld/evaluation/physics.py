@@ -15,20 +15,28 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
-from theworld.datasets.physics import FAMILIES, SPLITS, Clip, Question, make_clip, next_questions
+from theworld.datasets.physics import FAMILIES, SPLITS, Clip, Question, contact, drop, make_clip, next_questions, tower
 from theworld.datasets.physics.pictures import PALETTE
 from theworld.evaluation.items import Item
 
 SCENES_PER_SEED = 36_000  # a multiple of the 36 scenes over which outcomes are in exact balance
+FRAMES_PER_STEP = 4
 POOL_FROM = 48  # scenes from which on worker processes pay for their start
 
 Progress = Callable[[int, int], None]
 
 
-def pick(split: str, limit: int, seed: int = 0, progress: Progress | None = None) -> list[Item]:
+def pick(
+    split: str,
+    limit: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+    families: Sequence[str] = FAMILIES,
+) -> list[Item]:
     """`limit` items of a split, the families in turn.
 
     Args:
+        families: some of FAMILIES.
         progress: called with (scenes made, of how many).
 
     Raises:
@@ -36,14 +44,14 @@ def pick(split: str, limit: int, seed: int = 0, progress: Progress | None = None
     """
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r}; choose among {', '.join(SPLITS)}.")
-    if not 1 <= limit <= SCENES_PER_SEED * len(FAMILIES):
-        raise ValueError(f"limit is {limit}; give 1 to {SCENES_PER_SEED * len(FAMILIES)}.")
+    if not 1 <= limit <= SCENES_PER_SEED * len(families):
+        raise ValueError(f"limit is {limit}; give 1 to {SCENES_PER_SEED * len(families)}.")
     if seed < 0:
         raise ValueError(f"seed is {seed}; give 0 or more.")
     first = seed * SCENES_PER_SEED
-    counts = [limit // len(FAMILIES) + (place < limit % len(FAMILIES)) for place in range(len(FAMILIES))]
+    counts = [limit // len(families) + (place < limit % len(families)) for place in range(len(families))]
     scenes = [
-        (family, split, first + offset) for family, n in zip(FAMILIES, counts, strict=True) for offset in range(n)
+        (family, split, first + offset) for family, n in zip(families, counts, strict=True) for offset in range(n)
     ]
     clips = []
     for done, clip in enumerate(make_clips(scenes), start=1):
@@ -94,6 +102,31 @@ def choose_one_each(questions: Sequence[Sequence[Question]]) -> list[Question]:
     return chosen
 
 
+def horizon_of(clip: Clip) -> int:
+    """World steps until a scene's outcome can be seen: from then on its state is the last one.
+
+    Where the outcome is that something does not happen (a box is not touched, a stack stands), that can only be known
+    at the end.
+    """
+    last = clip.poses.shape[1] - 1
+    states = [_state(clip, frame) for frame in range(last + 1)]
+    if clip.outcome in ("no", "standing"):
+        return last // FRAMES_PER_STEP
+    decided = last
+    while decided and states[decided - 1] == states[last]:
+        decided -= 1
+    return max(1, -(-decided // FRAMES_PER_STEP))
+
+
+def _state(clip: Clip, frame: int) -> str:
+    """What a judge of one frame would say of the outcome."""
+    if clip.family == "drop":
+        return drop.bin_of_ball(clip.parts, clip.poses[-1, frame].tolist())
+    if clip.family == "contact":
+        return "yes" if contact.gap(clip.parts, clip.poses, frame) < contact.TOUCHING else "no"
+    return tower.state(clip.parts, clip.poses, frame)
+
+
 def group(question: Question) -> tuple[str, str, str]:
     """What answers are balanced within."""
     return question.family, question.topic, question.form
@@ -125,4 +158,5 @@ def to_item(question: Question, clip: Clip, legal: frozenset[str]) -> Item:
         legal=legal,
         now_form=question.now_form,
         frames=clip.frames,
+        horizon=horizon_of(clip),
     )

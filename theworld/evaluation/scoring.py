@@ -1,16 +1,36 @@
-"""Reads short answers and scores them: exact match after normalisation, unparsed counts as wrong."""
+"""Reads answers and scores them: free text and, beside it, the likeliest option; what cannot be read counts as wrong.
+
+Items with choices are read by `read_choice`, all others by exact match after normalisation.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from theworld.evaluation.choices import read_choice
-from theworld.evaluation.items import Item
-from theworld.evaluation.statistics import wilson_interval
+import numpy as np
 
-__all__ = ["commonest_answers", "is_parsed", "is_right", "normalise", "read_choice", "score", "share"]
+from theworld.evaluation.choices import LETTERS, read_choice
+from theworld.evaluation.items import HIDDEN, Item
+from theworld.evaluation.runner import Answer
+from theworld.evaluation.statistics import bootstrap_mean, wilson_interval
+
+__all__ = [
+    "commonest_answers",
+    "confusion",
+    "is_parsed",
+    "is_right",
+    "likeliest",
+    "normalise",
+    "read_answer",
+    "read_choice",
+    "right_answers",
+    "score",
+    "share",
+]
+
+UNREAD = "unread"  # column of a confusion matrix
 
 
 def normalise(text: str) -> str:
@@ -21,30 +41,125 @@ def normalise(text: str) -> str:
     return text
 
 
+def read_answer(item: Item, text: str) -> str | None:
+    """The answer that a text gives: a letter where the item has choices, else one of its legal answers; or None."""
+    if item.choices:
+        return read_choice(text, item.choices)
+    said = normalise(text)
+    return next((answer for answer in sorted(item.legal | {item.answer}) if normalise(answer) == said), None)
+
+
 def is_right(item: Item, prediction: str) -> bool:
-    return normalise(prediction) == normalise(item.answer)
+    return item.answer != HIDDEN and read_answer(item, prediction) == item.answer
 
 
 def is_parsed(item: Item, prediction: str) -> bool:
     """Whether the prediction is an answer at all, right or wrong."""
-    return normalise(prediction) in {normalise(answer) for answer in item.legal | {item.answer}}
+    return read_answer(item, prediction) is not None
 
 
-def score(items: Sequence[Item], predictions: Sequence[str]) -> dict[str, Any]:
-    """Accuracy with its 95 % Wilson interval, in all and by family, and how many predictions were no answer."""
-    right = [is_right(item, text) for item, text in zip(items, predictions, strict=True)]
-    unparsed = sum(not is_parsed(item, text) for item, text in zip(items, predictions, strict=True))
-    by_family: dict[str, list[bool]] = defaultdict(list)
-    for item, ok in zip(items, right, strict=True):
-        by_family[item.family].append(ok)
-    families = {family: share(results) for family, results in sorted(by_family.items())}
-    return {**share(right), "by_family": families, "unparsed": unparsed}
+def likeliest(item: Item, logprobs: Sequence[float] | None) -> str | None:
+    """The answer whose option was the likeliest, in the form of `Item.answer`; None where that is not known."""
+    if logprobs is None:
+        return None
+    best = max(range(len(logprobs)), key=logprobs.__getitem__)
+    return LETTERS[best] if item.choices else item.options[best]
 
 
-def share(right: Sequence[bool]) -> dict[str, Any]:
-    """{"accuracy", "n", "interval_95"} of a list of right and wrong."""
-    low, high = wilson_interval(sum(right), len(right))
-    return {"accuracy": sum(right) / len(right), "n": len(right), "interval_95": [low, high]}
+def right_answers(items: Sequence[Item], answers: Sequence[Answer], by: str = "text") -> list[bool]:
+    """Which answers are right, by free `text` or by the `likeliest` option."""
+    pairs = zip(items, answers, strict=True)
+    if by == "text":
+        return [is_right(item, answer.text) for item, answer in pairs]
+    return [item.answer != HIDDEN and likeliest(item, answer.logprobs) == item.answer for item, answer in pairs]
+
+
+def score(items: Sequence[Item], seeds: Sequence[Sequence[Answer]]) -> dict[str, Any]:
+    """Accuracy with its 95 % interval, in all, by family and by horizon, and how many answers were none.
+
+    `mean_of_families` weighs families alike, as BLINK's headline does; `likelihood` is the accuracy of the likeliest
+    option, with the number of answers that did not decide between options (they count as wrong).
+
+    Args:
+        seeds: answers of one model, or of several training seeds: a question then counts with its share of right ones.
+    """
+    rows = [right_answers(items, answers) for answers in seeds]
+    answers = [answer for own in seeds for answer in own]
+    found = {
+        **share(rows),
+        "by_family": shares_by(items, rows, lambda item: item.family),
+        "mean_of_families": mean_of_families(items, rows),
+        "unparsed": sum(not is_parsed(item, one.text) for own in seeds for item, one in zip(items, own, strict=True)),
+        "likelihood": {
+            **share([right_answers(items, own, "likelihood") for own in seeds]),
+            "undecided": sum(answer.logprobs is None for answer in answers),
+        },
+        "cost": cost(answers),
+    }
+    if all(item.horizon is not None for item in items):
+        found["by_horizon"] = shares_by(items, rows, lambda item: str(item.horizon))
+    return found
+
+
+def share(rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
+    """{"accuracy", "n", "interval_95"} of right and wrong, a row a training seed; with several also each seed's."""
+    n = len(rows[0])
+    if len(rows) == 1:
+        right = sum(rows[0])
+        return {"accuracy": right / n, "n": n, "interval_95": list(wilson_interval(right, n))}
+    shares = np.asarray(rows, dtype=float).mean(axis=0)  # (n,)
+    return {
+        "accuracy": float(shares.mean()),
+        "n": n,
+        "interval_95": list(bootstrap_mean([shares])),
+        "seed_accuracies": [sum(row) / n for row in rows],
+    }
+
+
+def groups_of(items: Sequence[Item], key: Callable[[Item], str]) -> dict[str, list[int]]:
+    """Rows of the items in each group, the groups in order of their names."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, item in enumerate(items):
+        rows[key(item)].append(row)
+    return dict(sorted(rows.items()))
+
+
+def shares_by(items: Sequence[Item], rows: Sequence[Sequence[bool]], key: Callable[[Item], str]) -> dict[str, Any]:
+    return {
+        name: share([[row[place] for place in places] for row in rows])
+        for name, places in groups_of(items, key).items()
+    }
+
+
+def mean_of_families(items: Sequence[Item], rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
+    """{"accuracy", "interval_95"} of the unweighted mean over families, questions resampled inside each."""
+    shares = np.asarray(rows, dtype=float).mean(axis=0)
+    groups = [shares[places] for places in groups_of(items, lambda item: item.family).values()]
+    return {
+        "accuracy": float(np.mean([group.mean() for group in groups])),
+        "interval_95": list(bootstrap_mean(groups)),
+    }
+
+
+def cost(answers: Sequence[Answer]) -> dict[str, float]:
+    """Means an answer: seconds (rollouts apart), seconds of rollouts, rollouts, tokens read and written."""
+    n = len(answers)
+    return {
+        "seconds": round(sum(answer.seconds for answer in answers) / n, 4),
+        "rollout_seconds": round(sum(answer.rollout_seconds for answer in answers) / n, 4),
+        "rollouts": round(sum(answer.rollouts for answer in answers) / n, 3),
+        "prompt_tokens": round(sum(answer.prompt_tokens for answer in answers) / n, 1),
+        "new_tokens": round(sum(answer.new_tokens for answer in answers) / n, 2),
+    }
+
+
+def confusion(items: Sequence[Item], seeds: Sequence[Sequence[Answer]]) -> dict[str, dict[str, int]]:
+    """How often each true answer was read as which; `UNREAD` where nothing could be read."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for answers in seeds:
+        for item, answer in zip(items, answers, strict=True):
+            counts[item.answer][read_answer(item, answer.text) or UNREAD] += 1
+    return {truth: dict(sorted(read.items())) for truth, read in sorted(counts.items())}
 
 
 def commonest_answers(items: Sequence[Item]) -> list[str]:

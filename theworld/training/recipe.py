@@ -28,7 +28,7 @@ from theworld.training.data import LoadDatasets, as_samples, load_datasets
 from theworld.training.latents import fill_cache, open_cache, write_strips
 from theworld.training.order import PlacedSamples, PlacedStream, fitting
 from theworld.training.resume import find_checkpoint, warn_of_changes
-from theworld.training.trainer import TheWorldTrainer, remove_unfinished
+from theworld.training.trainer import TheWorldTrainer, full_disk_told, remove_unfinished
 from theworld.world_cache import WorldCache
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,8 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
             trainer.add_callback(ShownSamples(trainer, shown, strips, output / "samples"))
         if resume is not None:
             warn_of_changes(config, resume)
-        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        with full_disk_told(output):
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         if trainer.left_out:
             logger.warning(
                 "%d samples of the stream had more than %d text tokens and were left out",
@@ -188,6 +189,7 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         num_train_epochs=config.num_epochs,
         max_steps=-1 if config.max_steps is None else config.max_steps,
+        use_cpu=not torch.accelerator.is_available(),  # Trainer takes bf16 on a CPU only when told that it is one
         bf16=config.autocast == "bf16",
         fp16=config.autocast == "fp16",
         seed=config.seed,

@@ -9,10 +9,12 @@ Shapes: B samples, L tokens, K positions whose next token is learned in some sam
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -179,13 +181,8 @@ class TheWorldTrainer(Trainer):
             if self.args.should_save:
                 put_in_place(side, folder)
         except (OSError, RuntimeError, SafetensorError) as error:
-            reason = write_failure(error)
-            if reason is None:
-                raise
             shutil.rmtree(side, ignore_errors=True)
-            last = find_last_checkpoint(self.args.output_dir)
-            kept = f"{last} is whole" if last else "there is no earlier one"
-            raise ValueError(f"{folder} could not be written ({reason}); {kept}: make room, then resume.") from error
+            raise no_room(folder, error) from error
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
         if self.args.should_save and self.config.save_total_limit is not None:
@@ -300,14 +297,40 @@ def remove_unfinished(output_dir: str | os.PathLike[str]) -> None:
         shutil.rmtree(folder)
 
 
-def write_failure(error: Exception) -> str | None:
-    """What kept a file from being written; None for an error of another kind."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    text = str(error)  # torch and safetensors report a full disk as errors of their own
-    if isinstance(error, SafetensorError) or "PytorchStreamWriter" in text or "file write failed" in text:
-        return "the disk is full, or the file system refuses"
-    return None
+@contextmanager
+def full_disk_told(output_dir: str | os.PathLike[str]) -> Iterator[None]:
+    """Inside, a disk that becomes full is one sentence, whoever finds out.
+
+    TensorBoard writes in a thread whose error comes back with the next figure: its traceback would tell it twice.
+    """
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.exc_value, OSError):
+            before(arguments)
+
+    before, threading.excepthook = threading.excepthook, hook
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise no_room(Path(output_dir), error) from error
+    finally:
+        threading.excepthook = before
+
+
+def no_room(place: Path, error: Exception) -> ValueError:
+    """What could not be written and why, and what of the run is safe."""
+    last = find_last_checkpoint(place.parent if place.name.startswith(PREFIX) else place)
+    kept = f"{last} is whole" if last else "there is no earlier checkpoint"
+    return ValueError(f"{place} could not be written ({write_failure(error)}); {kept}: make room, then resume.")
+
+
+def write_failure(error: Exception) -> str:
+    """What kept a checkpoint from being written; torch and safetensors report a full disk in words of their own."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"probably for want of room: {' '.join(str(error).split()).rstrip('.')}"
 
 
 @contextmanager

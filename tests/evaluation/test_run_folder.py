@@ -1,0 +1,160 @@
+"""Nothing is lost and nothing repeated: cut off, a full disk, two writers, files that were mixed up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.planted import planted_benchmark, planted_run
+from theworld.evaluation import run_folder
+from theworld.evaluation.items import Item
+from theworld.evaluation.run_folder import RunFolder, read_run
+from theworld.evaluation.runner import Answer
+
+SETTINGS = {"benchmark": "mcq", "model": "planted", "steps": 1, "seed": 0}
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> list[Item]:
+    return planted_benchmark(tmp_path, 20)
+
+
+def right(number: int, world: bool) -> str:
+    return "(A)" if world or number % 2 else "(B)"
+
+
+def test_a_run_on_disk_is_what_was_answered(items: list[Item], tmp_path: Path) -> None:
+    answers = planted_run(tmp_path / "run", items, right)
+    found = read_run(tmp_path / "run")
+    assert found.answers == answers
+    assert found.unfinished == {}
+    assert [replace(item, image=None, future=None) for item in items] == found.items
+    assert found.settings == SETTINGS
+
+
+def test_a_last_line_cut_short_is_dropped_and_asked_again(items: list[Item], tmp_path: Path) -> None:
+    whole = planted_run(tmp_path / "run", items, right)
+    place = tmp_path / "run" / "answers" / "fused.jsonl"
+    lines = place.read_bytes().splitlines(keepends=True)
+    place.write_bytes(b"".join(lines[:12]) + lines[12][:30])
+    assert read_run(tmp_path / "run").unfinished == {"fused": 12}
+    asked: list[int] = []
+    again = planted_run(tmp_path / "run", items, lambda number, world: asked.append(number) or right(number, world))  # type: ignore
+    assert asked == list(range(12, 20))
+    assert [answer.text for answer in again["fused"]] == [answer.text for answer in whole["fused"]]
+    assert len(place.read_text().splitlines()) == 20
+
+
+def test_killed_at_any_moment_it_goes_on_without_repeating_or_losing_an_answer(
+    items: list[Item], tmp_path: Path
+) -> None:
+    """Another process is killed in the middle, three times over; every question ends up answered once."""
+    script = textwrap.dedent(f"""
+        import os, sys
+        from pathlib import Path
+        from tests.evaluation.planted import planted_benchmark, planted_run
+        items = planted_benchmark(Path({str(tmp_path)!r}), 20)
+        asked = [0]
+        def says(number, world):
+            asked[0] += 1
+            if asked[0] == 13:
+                os.kill(os.getpid(), {int(signal.SIGKILL)})
+            return "(A)"
+        planted_run(Path({str(tmp_path / "run")!r}), items, says)
+        """)
+    repository = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    codes = []
+    for _ in range(6):
+        done = subprocess.run([sys.executable, "-c", script], cwd=repository, env=environment, check=False, timeout=120)
+        codes.append(done.returncode)
+        if done.returncode == 0:
+            break
+    assert codes[-1] == 0
+    assert codes[:-1] == [-signal.SIGKILL] * (len(codes) - 1)
+    assert len(codes) > 2
+    found = read_run(tmp_path / "run")
+    assert {name: len(answers) for name, answers in found.answers.items()} == {"fused": 20, "no-world": 20}
+    for file in (tmp_path / "run" / "answers").iterdir():
+        ids = [json.loads(line)["id"] for line in file.read_text().splitlines()]
+        assert sorted(ids) == sorted(item.id for item in items)
+
+
+def test_a_full_disk_leaves_whole_lines_only(
+    items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = os.fsync
+    count = [0]
+
+    def full(file: int) -> None:
+        count[0] += 1
+        if count[0] == 3:
+            raise OSError(28, "No space left on device")
+        synced(file)
+
+    monkeypatch.setattr(run_folder.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        planted_run(tmp_path / "run", items, right)
+    monkeypatch.undo()
+    kept = {file.stem: len(file.read_text().splitlines()) for file in (tmp_path / "run" / "answers").iterdir()}
+    assert kept == {"fused": 8, "no-world": 8}  # the third batch is gone as a whole
+    assert len(planted_run(tmp_path / "run", items, right)["fused"]) == 20
+
+
+def test_a_folder_holds_one_run(items: list[Item], tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", SETTINGS, items) as store:
+        store.add("fused", [Answer("q0", "(A)")])
+        with pytest.raises(ValueError, match="another run is writing"):
+            RunFolder(tmp_path / "run", SETTINGS, items)
+    with pytest.raises(ValueError, match="holds a run with steps 1, and this one has 4; choose another folder"):
+        RunFolder(tmp_path / "run", {**SETTINGS, "steps": 4}, items)
+    with pytest.raises(ValueError, match="20 other questions than these 19"):
+        RunFolder(tmp_path / "run", SETTINGS, items[1:])
+    with RunFolder(tmp_path / "run", SETTINGS, items) as store:  # none of these has touched it, or kept it locked
+        assert set(store.known("fused")) == {"q0"}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match=r"is not empty and holds no run \(thesis.tex\)"):
+        RunFolder(tmp_path / "other", SETTINGS, items)
+    with pytest.raises(ValueError, match="two questions have the id 'q0'"):
+        RunFolder(tmp_path / "new", SETTINGS, [items[0], items[0]])
+
+
+def test_files_of_another_run_are_noticed(items: list[Item], tmp_path: Path) -> None:
+    planted_run(tmp_path / "run", items, right)
+    answers = tmp_path / "run" / "answers" / "fused.jsonl"
+    text = answers.read_text()
+    line = json.loads(text.splitlines()[0])
+    for change, message in (
+        ({**line, "id": "elsewhere"}, "answers 'elsewhere', which this run does not ask"),
+        (line, "answers 'q0' twice"),
+        ({"id": "q0"}, "line 21 of .* is no answer"),
+        ([], "line 21 of .* is damaged"),
+    ):
+        answers.write_text(text + json.dumps(change) + "\n")
+        with pytest.raises(ValueError, match=message):
+            read_run(tmp_path / "run")
+    answers.write_text(text.replace('"text"', '"txet', 1))
+    with pytest.raises(ValueError, match=r"line 1 of .* is damaged; take that line out"):
+        read_run(tmp_path / "run")
+    answers.write_text(text)
+    questions = tmp_path / "run" / "questions.jsonl"
+    questions.write_text(questions.read_text().replace("the cup", "the pot"))
+    with pytest.raises(ValueError, match="belongs to another run"):
+        read_run(tmp_path / "run")
+    questions.unlink()
+    with pytest.raises(ValueError, match=r"questions.jsonl is missing"):
+        read_run(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        read_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="holds no run"):
+        read_run(tmp_path / "nowhere")

@@ -1,0 +1,157 @@
+"""BLINK and the demo from the shell: the flags of the source document, its make targets, and the shipped config."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from tests.evaluation.tiny_family import tiny_family
+
+REPOSITORY = Path(__file__).parent.parent
+TASKS = ("Counting", "Relative_Depth")
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_family(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def blink(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks of two questions each, as the dataset lies on the Hub."""
+    folder = tmp_path_factory.mktemp("blink")
+    for task in TASKS:
+        rows = []
+        for number in (1, 2):
+            file = io.BytesIO()
+            Image.new("RGB", (32, 32), (number * 40, 0, 0)).save(file, "PNG")
+            rows.append(
+                {
+                    "idx": f"val_{task}_{number}",
+                    "sub_task": task,
+                    "question": "Which one?",
+                    "prompt": "Which one?\nSelect from the following choices.\n(A) left\n(B) right",
+                    **{f"image_{place}": {"bytes": file.getvalue(), "path": None} for place in (1, 2)},
+                    "choices": ["left", "right"],
+                    "answer": "(A)",
+                }
+            )
+        (folder / task).mkdir()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / task / "val-00000-of-00001.parquet")
+    return folder
+
+
+def test_the_make_targets_evaluate_and_compare(family: Path, blink: Path, tmp_path: Path) -> None:
+    """`configs/eval_blink.json` is what `make eval-blink` runs."""
+    for entry in ("Makefile", "scripts", "configs", "theworld", "requirements.lock", "pyproject.toml"):
+        (tmp_path / entry).symlink_to(REPOSITORY / entry)
+
+    def make(*arguments: str) -> str:
+        environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+        command = ["make", "--silent", *arguments, f"PYTHON={sys.executable}"]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    short = f"ARGS=--task {','.join(TASKS)} --device cpu --max_new_tokens 2"
+    make("eval-blink", f"MODEL={family / 'fused'}", f"DATA={blink}", f"{short} --save_errors --num_world_steps 0,2")
+    make("eval-gemma", f"GEMMA={family / 'bases' / 'gemma'}", f"DATA={blink}", short)
+    ours, gemma = sorted((tmp_path / "runs" / "blink").iterdir(), key=lambda path: path.name.endswith("gemma"))
+    content = json.loads((ours / "results.json").read_text())
+    assert list(content["arms"]) == ["fused@0", "fused@2", "no-world"]  # the arms of the config
+    assert (content["headline"], content["split"], content["seed"]) == ("mean_of_families", "val", 0)
+    wrong = [json.loads(line)["id"] for line in (ours / "errors.jsonl").read_text().splitlines()]
+    assert set(wrong) <= {f"val_{task}_{number}" for task in TASKS for number in (1, 2)}
+    assert list(json.loads((gemma / "results.json").read_text())["arms"]) == ["gemma"]
+    make("compare-results")
+    compared = json.loads((tmp_path / "report" / "comparison.json").read_text())
+    assert len(compared["runs"]) == 2
+    assert compared["reference"] == f"{ours.name}/fused@2"
+    assert compared["headline"] == "mean_of_families"
+
+
+def test_settings_are_defaults_then_the_file_then_the_command_line(tmp_path: Path) -> None:
+    read_settings = script("evaluate_blink").read_settings
+    place = tmp_path / "blink.json"
+    place.write_text(json.dumps({"split": "test", "seed": 3}))
+    settings, _ = read_settings(["--config", str(place), "--seed", "4"])
+    assert (settings["split"], settings["seed"], settings["batch_size"]) == ("test", 4, 8)
+    place.write_text(json.dumps({"num_sample": 3}))
+    with pytest.raises(SystemExit):
+        read_settings(["--config", str(place)])
+    shipped = json.loads((REPOSITORY / "configs" / "eval_blink.json").read_text())
+    assert shipped.keys() <= script("evaluate_blink").DEFAULTS.keys()
+
+
+def test_flags_become_the_command(family: Path) -> None:
+    module = script("evaluate_blink")
+    flags = ["--model", str(family / "fused"), "--task", "Counting", "--num_world_steps", "0,4", "--num_samples", "9"]
+    settings, _ = module.read_settings([*flags, "--split", "test"])
+    command = module.command_of(settings, Path("out"), Path("out.json"))
+    pairs = dict(zip(command[2::2], command[3::2], strict=True))
+    assert command[:2] == ["eval", "blink"]
+    assert (pairs["--steps"], pairs["--tasks"], pairs["--limit"], pairs["--json"]) == (
+        "0,4",
+        "Counting",
+        "9",
+        "out.json",
+    )
+    assert pairs["--arms"] == "fused,no-world"
+    plain, _ = module.read_settings(["--model", str(family / "bases" / "gemma")])
+    assert "gemma" in module.command_of(plain, Path("out"), None)
+
+
+def test_nothing_to_compare_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script("compare_results").main([str(tmp_path)]) == 1
+    assert "there is no run in" in capsys.readouterr().err
+
+
+def test_the_demo_goes_through_questions_as_it_is_told(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("inference_demo")
+    file = io.StringIO()
+    monkeypatch.setattr(module, "Console", lambda: Console(file=file, width=80))
+    typed = io.StringIO("n\n\np\n3\ns 1\ns 9\nWhat colour is it?\nq\nn\n")
+    flags = ["--model", str(family / "fused"), "--task", "drop", "--num_samples", "3", "--device", "cpu"]
+    assert module.main([*flags, "--output", str(tmp_path)], typed) == 0
+    shown = [line for line in file.getvalue().splitlines() if " of 3 · drop" in line]
+    places = [line.strip("─ ").partition(" of ")[0] for line in shown]
+    assert places == ["1", "2", "3", "2", "3", "3", "3"]  # first, next, next, previous, 3, steps, own question
+    assert [line.count("1 world steps") for line in shown] == [0] * 5 + [1, 1]
+    text = file.getvalue()
+    assert "num_world_steps is 9; this model takes 0 to 4" in text
+    assert "What colour is it?" in text
+    assert text.count("truth:") == 6
+    assert "▀" in text
+    assert Image.open(tmp_path / "0003.png").size[0] > 2 * 112  # seen and imagined
+
+
+def test_the_demo_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments: list[Any] = ["--benchmark", "mcq"]
+    assert script("inference_demo").main(arguments, io.StringIO()) == 1
+    assert "no place of its own" in capsys.readouterr().err

@@ -1,0 +1,287 @@
+"""The recipe from config to trained model: what learns, in which precision, in stages, and what is written down."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.training.conftest import load, records
+from theworld import TheWorld, freezing
+from theworld.modeling import TheWorldForConditionalGeneration
+from theworld.training import recipe
+from theworld.training.build import build_model, describe
+from theworld.training.config import TrainingConfig
+from theworld.training.trainer import find_last_checkpoint
+from theworld.world_models.cosmos_predict2 import CosmosPredict2
+
+Settings = Callable[..., TrainingConfig]
+
+
+def losses(output_dir: str | Path) -> list[float]:
+    last = find_last_checkpoint(output_dir)
+    assert last is not None
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_a_trained_model_answers(settings: Settings) -> None:
+    """Two samples, learned by heart: the folder that comes out is a model, and it says what it was taught."""
+    config = settings(max_steps=60, learning_rate=5e-3, freeze_gemma_language=False, save_steps=60, num_world_steps=1)
+    folder = recipe.train(config, load(train=2))
+    assert losses(folder)[-1] < 0.05 < losses(folder)[0]
+    model = TheWorld.from_pretrained(folder)
+    assert model.config.trained_parts == ["projector", "language"]
+    chats = records(2)
+    asked = [chat["image"] for chat in chats], [chat["text"] for chat in chats]
+    assert model.generate(*asked, max_new_tokens=8) == [chat["label"] for chat in chats]
+
+
+@pytest.mark.parametrize(
+    ("changes", "moves"),
+    [
+        ({}, {"projector"}),
+        ({"lora": 2}, {"projector", "lora"}),
+        ({"freeze_gemma_vision": False}, {"projector", "vision"}),
+        ({"freeze_gemma_language": False}, {"projector", "language"}),
+        ({"freeze_cosmos_vae": False}, {"projector", "vae_encoder"}),
+    ],
+)
+def test_exactly_what_is_unfrozen_moves(settings: Settings, changes: dict[str, Any], moves: set[str]) -> None:
+    config = settings(**changes, max_steps=3, weight_decay=0.1)
+    before = dict(build_model(config, describe(config)).named_parameters())
+    folder = recipe.train(config, load())
+    after = TheWorldForConditionalGeneration.from_pretrained(folder, world_parts=("encoder",))
+    assert set(after.config.trained_parts) == moves
+    still = set()
+    for name, parameter in after.named_parameters():
+        if freezing.part_of(name) in moves:
+            if torch.equal(parameter, before[name]):
+                still.add(name)
+        else:
+            assert torch.equal(parameter, before[name]), name
+    # weight decay moves what has no gradient; at one moment that is the temporal rows of later ones and the VAE's
+    # convolutions over time, which start at zero or see zeros, so they are told from the others by name
+    assert {name for name in still if "time_conv" not in name and not name.startswith("projector.")} == set()
+
+
+def test_an_unfrozen_vae_receives_gradients(settings: Settings) -> None:
+    config = settings(freeze_cosmos_vae=False)
+    described = describe(config)
+    model = build_model(config, described)
+    collator = recipe.new_collator(config, described)
+    training, _ = recipe.place_samples(config, load(), collator)
+    trainer = recipe.TheWorldTrainer(model, recipe.training_arguments(config), config, collator, training)
+    inputs = trainer._prepare_inputs(collator([training[0], training[1]]))
+    assert "world_frames" in inputs
+    trainer.compute_loss(model, inputs, num_items_in_batch=1).backward()
+    without = [
+        name
+        for name, parameter in model.world.vae.encoder.named_parameters()
+        if "time_conv" not in name and (parameter.grad is None or not parameter.grad.any())
+    ]
+    assert without == []
+
+
+def test_stages_start_from_the_last(settings: Settings, tmp_path: Path) -> None:
+    """Projector, then a LoRA as well, then the language model: each one command on the folder of the one before."""
+    first = recipe.train(settings(output_dir=str(tmp_path / "1")), load())
+    second_config = settings(model_name=str(first), lora=2, output_dir=str(tmp_path / "2"))
+    start = build_model(second_config, describe(second_config))
+    trained = load_file(first / "model.safetensors")
+    assert all(torch.equal(dict(start.named_parameters())[name], tensor) for name, tensor in trained.items())
+    second = recipe.train(second_config, load())
+    assert json.loads((second / "config.json").read_text())["trained_parts"] == ["projector", "lora"]
+    third_config = settings(
+        model_name=str(second), freeze_gemma_language=False, freeze_lora=True, output_dir=str(tmp_path / "3")
+    )
+    third = recipe.train(third_config, load())
+    after, before = load_file(third / "model.safetensors"), load_file(second / "model.safetensors")
+    assert json.loads((third / "config.json").read_text())["trained_parts"] == ["projector", "lora", "language"]
+    lora = [name for name in before if ".lora_" in name]
+    assert lora
+    assert all(torch.equal(after[name], before[name]) for name in lora)
+    assert not torch.equal(after["projector.projection.weight"], before["projector.projection.weight"])
+    assert TheWorld.from_pretrained(third).generate(records(1)[0]["image"], "Which?", max_new_tokens=2) is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"projector": "mlp"}, "projector is 'mlp', but .* was trained with 'linear', which cannot be changed"),
+        ({"spatial_merge": 2}, "spatial_merge is 2, but"),
+        ({"num_world_steps": 9}, "num_world_steps is 9; this model takes 0 to 4"),
+        ({"world_steps_mix": {"9": 1}}, "num_world_steps is 9; this model takes 0 to 4"),
+    ],
+)
+def test_what_a_trained_model_cannot_take(
+    settings: Settings, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    first = recipe.train(settings(), load())
+    with pytest.raises(ValueError, match=words):
+        recipe.train(settings(model_name=str(first), output_dir=str(tmp_path / "2"), **changes), load())
+
+
+def test_another_lora_is_refused(settings: Settings, tmp_path: Path) -> None:
+    first = recipe.train(settings(lora=2), load())
+    with pytest.raises(ValueError, match="has another LoRA"):
+        recipe.train(settings(model_name=str(first), lora=4, output_dir=str(tmp_path / "2")), load())
+
+
+def test_bf16_keeps_what_learns_in_float32(settings: Settings) -> None:
+    config = settings(mixed_precision="bf16", lora=2, max_steps=3, num_world_steps=1)
+    model = build_model(config, describe(config))
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    frozen = {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad}
+    assert (kinds, frozen) == ({torch.float32}, {torch.bfloat16})
+    folder = recipe.train(config, load())
+    assert all(map(math.isfinite, losses(folder)))
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is told so")
+def test_precisions_that_a_cpu_does_not_have(settings: Settings) -> None:
+    with pytest.raises(ValueError, match="fp16 needs a GPU, and there is none; use bf16 or fp32"):
+        recipe.train(settings(mixed_precision="fp16"), load())
+    with pytest.raises(ValueError, match="set mixed_precision to fp32"):
+        recipe.train(settings(mixed_precision="bf16", freeze_cosmos_vae=False), load())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_every_precision_trains_on_a_gpu(settings: Settings, precision: str) -> None:
+    folder = recipe.train(settings(mixed_precision=precision, lora=2, max_steps=8), load())
+    found = losses(folder)
+    assert all(map(math.isfinite, found))
+    assert found[-1] < found[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ latents
+
+
+def test_cached_and_uncached_runs_have_the_same_losses(settings: Settings, tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "num_world_steps": 1,
+        "world_steps_mix": {"0": 0.4, "1": 0.6},
+        "true_futures": 0.5,
+        "futures_per_image": 2,
+        "max_steps": 8,
+        "do_eval": True,
+        "eval_steps": 4,
+        "save_steps": 8,
+    }
+    plain = recipe.train(settings(**values, output_dir=str(tmp_path / "plain")), load())
+    cached = recipe.train(
+        settings(**values, output_dir=str(tmp_path / "cached"), latent_cache=str(tmp_path / "cache")), load()
+    )
+    assert losses(cached) == pytest.approx(losses(plain), abs=1e-5)
+    history = [json.loads((find_last_checkpoint(run) / "trainer_state.json").read_text()) for run in (plain, cached)]
+    evaluated = [[e["eval_loss"] for e in each["log_history"] if "eval_loss" in e] for each in history]
+    assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-5)
+    assert len(evaluated[0]) == 2
+
+
+def test_with_a_full_cache_the_world_model_is_never_loaded(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"num_world_steps": 1, "latent_cache": str(tmp_path / "cache"), "do_eval": True, "eval_steps": 1}
+    cache, new = recipe.fill(settings(**values), load())
+    assert new == len(cache) == 6 + 2 + 2  # training samples, evaluation samples, and two futures to show
+    loaded = []
+    whole = CosmosPredict2._load
+
+    def watched(self: CosmosPredict2, folder: Path, parts: tuple[str, ...], dtype: Any) -> None:
+        loaded.extend(parts)
+        whole(self, folder, parts, dtype)
+
+    monkeypatch.setattr(CosmosPredict2, "_load", watched)
+    folder = recipe.train(settings(**values), load())
+    assert loaded == []
+    assert (folder / "samples" / "imagined-0.png").is_file()
+    recipe.train(settings(**values, world_seed=1), load())  # other futures: those are computed
+    assert {"encoder", "transformer"} <= set(loaded)
+
+
+def test_a_cache_needs_a_folder(settings: Settings) -> None:
+    with pytest.raises(ValueError, match="set latent_cache to a folder"):
+        recipe.fill(settings(), load())
+
+
+# --------------------------------------------------------------------------------------------------- what is written
+
+
+def test_logs_lie_in_the_runs_folder(settings: Settings) -> None:
+    folder = recipe.train(settings(log_to_tensorboard=True, do_eval=True, eval_steps=1, num_world_steps=1), load())
+    events = EventAccumulator(str(folder / "logs"), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    scalars = events.Tags()["scalars"]
+    assert {"train/loss", "train/learning_rate", "train/grad_norm", "eval/loss", "eval/answers_right"} <= set(scalars)
+    assert [event.step for event in events.Scalars("eval/loss")] == [1, 2]
+    assert events.Tags()["images"] == ["imagined/0", "imagined/1"]
+    assert {"samples/0/text_summary", "samples/1/text_summary"} <= set(events.Tags()["tensors"])
+
+
+def test_samples_are_shown_at_each_evaluation(settings: Settings) -> None:
+    folder = recipe.train(settings(do_eval=True, eval_steps=1, num_world_steps=2, shown_samples=1), load())
+    for step in (1, 2):
+        (line,) = [json.loads(line) for line in (folder / "samples" / f"step-{step}.jsonl").read_text().splitlines()]
+        assert line["question"] == "Which bin will the ball land in?"
+        assert line["truth"] in ("left", "middle", "right")
+        assert isinstance(line["answer"], str)
+        assert line["strip"] == "imagined-0.png"
+    strip = np.asarray(Image.open(folder / "samples" / "imagined-0.png"))
+    assert strip.shape[1] > 3 * strip.shape[0] - 20  # now, and two world steps beside it
+
+
+def test_weights_and_biases_gets_figures_and_samples(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in: what would be sent is kept."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "stand_ins"))
+    wandb = importlib.import_module("wandb")
+    values = {"do_eval": True, "eval_steps": 2, "num_world_steps": 1}
+    try:
+        recipe.train(settings(log_to_wandb=True, wandb_project="mine", wandb_run_name="first", **values), load())
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+            del sys.modules[name]
+    assert wandb.started == {"project": "mine", "name": "first"}
+    assert {"train/loss", "eval/loss"} <= {key for values in wandb.logged for key in values}
+    (shown,) = [values["samples"] for values in wandb.logged if "samples" in values]
+    assert shown.columns == ["origin", "question", "answer", "truth", "imagined"]
+    assert [row[4].name for row in shown.data] == ["imagined-0.png", "imagined-1.png"]
+
+
+def test_a_tracker_that_is_not_installed_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"pip install 'theworld\[tracking\]', or set log_to_wandb to false"):
+        recipe.train(settings(log_to_wandb=True), load())
+
+
+def test_what_learns_and_how_long_samples_are_is_said(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="theworld")
+    recipe.train(settings(num_world_steps=1, world_steps_mix={"0": 1, "2": 1}), load())
+    model = build_model(settings(), describe(settings()))
+    rows = freezing.count_parameters(model)
+    trainable = sum(row.trainable for row in rows)
+    assert f"learns: projector, {trainable:,} parameters" in caplog.text
+    text, picture, world = 2048, 16 + 2, 3 * 16 + 2
+    line = (
+        f"up to {text + picture + world:,} tokens: 2,048 of text, {picture} of the picture, {world} of the world at 2"
+    )
+    assert line in caplog.text
+    assert "6 training samples, none for evaluation" in caplog.text
+
+
+def test_a_dataset_without_evaluation_samples(settings: Settings) -> None:
+    with pytest.raises(ValueError, match=r"do_eval is true, but .* gives no evaluation samples; set it to false"):
+        recipe.train(settings(do_eval=True), lambda config: (records(2), None))

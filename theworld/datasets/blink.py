@@ -1,0 +1,66 @@
+"""BLINK (https://arxiv.org/abs/2404.12390): fourteen visual tasks as multiple choice, up to four pictures a question.
+
+The questions are asked in the dataset's own prompt. `val` has labels; those of `test` are hidden, and a submission is
+what its server takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from theworld.datasets.mcq import ChoiceQuestion, Fields, load_questions
+
+HUB = "BLINK-Benchmark/BLINK"
+SPLITS = ("val", "test")
+FIELDS = Fields(id="idx", images="image_1", task="sub_task", prompt="prompt", choices="choices", answer="answer")
+UNREAD = "(Z)"  # what the official code writes for an answer that names no choice
+
+# task -> questions of val
+TASKS: dict[str, int] = {
+    "Art_Style": 117,
+    "Counting": 120,
+    "Forensic_Detection": 132,
+    "Functional_Correspondence": 130,
+    "IQ_Test": 150,
+    "Jigsaw": 150,
+    "Multi-view_Reasoning": 133,
+    "Object_Localization": 122,
+    "Relative_Depth": 124,
+    "Relative_Reflectance": 134,
+    "Semantic_Correspondence": 139,
+    "Spatial_Relation": 143,
+    "Visual_Correspondence": 172,
+    "Visual_Similarity": 135,
+}
+
+
+def load_blink(place: str = HUB, split: str = "val", tasks: Sequence[str] = ()) -> list[ChoiceQuestion]:
+    """Questions of BLINK, task by task.
+
+    Args:
+        place: the Hub id, a folder with a folder a task (as the Hub's repository lies), or a file of one's own.
+        tasks: some of TASKS; none of them means all.
+
+    Raises:
+        ValueError: an unknown split or task, or questions that cannot be read.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"BLINK has no split {split!r}; choose {' or '.join(SPLITS)}.")
+    unknown = [task for task in tasks if task not in TASKS]
+    if unknown:
+        raise ValueError(f"BLINK has no task {unknown[0]!r}; choose among {', '.join(TASKS)}.")
+    wanted = list(tasks) or list(TASKS)
+    if Path(place).expanduser().is_file():
+        asked = load_questions(place, FIELDS)
+        return [question for question in asked if question.task in wanted]
+    return [question for task in wanted for question in load_questions(place, FIELDS, split, task)]
+
+
+def submission(predictions: Mapping[str, str | None]) -> dict[str, str]:
+    """What the evaluation server takes: idx -> "(A)", with UNREAD where an answer named no choice.
+
+    Args:
+        predictions: idx -> letter, or None.
+    """
+    return {idx: UNREAD if letter is None else f"({letter})" for idx, letter in predictions.items()}
