@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 compile() {
-    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url "$@"
+    uv --config-file scripts/lock.toml pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url "$@"
 }
 compile pyproject.toml --output-file requirements.lock
 compile --group dev --constraint requirements.lock --output-file requirements-dev.lock

@@ -104,9 +104,10 @@ else
     say "Installing the locked packages (the first time, on Linux, about 5 GB: torch and its CUDA libraries)"
     quiet=--quiet
     [ ! -t 1 ] || quiet= # progress bars for a person at a terminal
+    # The locks name everything, so nothing is resolved again (lmms-eval would ask for more: scripts/lock.toml).
     # Compiled once now, since where PYTHONDONTWRITEBYTECODE is set every start would compile torch and transformers anew.
     # shellcheck disable=SC2086  # one word or none
-    UV_COMPILE_BYTECODE=1 "$uv" pip install $quiet --python "$python" --require-hashes "${locks[@]}" \
+    UV_COMPILE_BYTECODE=1 "$uv" pip install $quiet --python "$python" --no-deps --require-hashes "${locks[@]}" \
         || fail "the packages could not be installed (see above): check the network and the free disk, and run this again."
     "$uv" pip install --quiet --python "$python" --no-deps --editable . || fail "TheWorld itself could not be installed (see above)."
     say "Trying the imports"

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -428,6 +428,8 @@ class TheWorld(nn.Module):
         options: Sequence[Sequence[str]] | None = None,
         max_new_tokens: int = 128,
         *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
         num_world_steps: int | None = None,
         seed: int = 0,
         enable_world: bool | None = None,
@@ -437,11 +439,12 @@ class TheWorld(nn.Module):
         mode: str | None = None,
         lora: bool = True,
     ) -> list[Reply]:
-        """Greedy answers to a list of questions in one batch, with their lengths and the likelihoods of options.
+        """Answers to a list of questions in one batch, with their lengths and the likelihoods of options.
 
         Args:
-            image, world_latents, mode: as in `generate`.
+            image, temperature, world_latents, mode: as in `generate`.
             options: for each question, the answers whose log-probabilities are wanted.
+            top_p: share of the likeliest tokens that a temperature above 0 draws from.
             world_tokens: (n, K, D) to read in place of those that the projector makes of `world_latents`, which say how
                 many moments they are.
             picture_features: (pictures, tokens, D) as `picture_features` returns them, in the order of the pictures.
@@ -450,25 +453,15 @@ class TheWorld(nn.Module):
         Raises:
             ValueError: Gemma itself is asked for and was trained, or world tokens without latents.
         """
-        if world_tokens is not None and world_latents is None:
-            raise ValueError("world_tokens say nothing of time; pass the world_latents that they stand for as well.")
-        if not lora and not self.gemma_is_untouched:
-            raise ValueError(
-                "vision or language of this model were trained, so Gemma as it was is not in memory; ask the base "
-                f"model itself ({self.config.vlm_name_or_path})."
-            )
+        answering = self._answering(world_latents, world_tokens, lora)
         look = Look(num_world_steps, seed, enable_world, world_latents=world_latents, mode=mode)
-        inputs, sampling = self._generation(*self._asked(image, question, None), 0.0, look)
-        if world_tokens is not None:
-            del inputs["world_latents"]
-            inputs["world_embeds"] = world_tokens.to(self.device)
-        if picture_features is not None:
-            del inputs["pixel_values"]
-            inputs["picture_features"] = picture_features.to(self.device)
+        inputs, sampling = self._generation(*self._asked(image, question, None), temperature, look)
+        self._take(inputs, world_tokens, picture_features)
+        if sampling["do_sample"]:
+            sampling["top_p"] = top_p
         tokenizer = self.processor.tokenizer
         keeper = OptionKeeper([spellings_of(tokenizer, own) for own in options or [[]] * len(question)])
-        without = self.model.lora_disabled() if not lora and self.config.lora is not None else nullcontext()
-        with without:
+        with answering:
             ids = self.model.generate(**inputs, **sampling, max_new_tokens=max_new_tokens, logits_processor=[keeper])
         written = ids[:, inputs["input_ids"].shape[1] :].tolist()
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
@@ -482,6 +475,63 @@ class TheWorld(nn.Module):
             )
             for place, (text, row, length) in enumerate(zip(texts, written, lengths, strict=True))
         ]
+
+    @torch.no_grad()
+    def answer_logprobs(
+        self,
+        image: Any,
+        question: Sequence[str],
+        answer: Sequence[str],
+        *,
+        num_world_steps: int | None = None,
+        seed: int = 0,
+        enable_world: bool | None = None,
+        world_latents: Tensor | None = None,
+        world_tokens: Tensor | None = None,
+        picture_features: Tensor | None = None,
+        mode: str | None = None,
+        lora: bool = True,
+    ) -> list[tuple[float, bool]]:
+        """Of each question's given answer: its log-probability, and whether a greedy answer begins with it.
+
+        The end of the turn does not count. Arguments and errors as in `reply`.
+        """
+        answering = self._answering(world_latents, world_tokens, lora)
+        look = Look(num_world_steps, seed, enable_world, world_latents=world_latents, mode=mode)
+        inputs, _ = self._generation(*self._asked(image, question, None), 0.0, look, answer)
+        self._take(inputs, world_tokens, picture_features)
+        labels = inputs.pop("labels")
+        longest = int((labels != IGNORED).sum(dim=1).max())  # rows are left-padded, so that all answers end together
+        with answering:
+            logits = self.model(**inputs, logits_to_keep=longest + 1).logits
+        scores = logits[:, :-2].float().log_softmax(-1)  # (B, longest - 1, V): what follows is the end of the turn
+        labels = labels[:, -longest:-1]
+        asked = labels != IGNORED
+        own = scores.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(~asked, 0.0)
+        greedy = ((scores.argmax(-1) == labels) | ~asked).all(dim=1)
+        return list(zip(own.sum(dim=1).tolist(), greedy.tolist(), strict=True))
+
+    def _answering(
+        self, world_latents: Tensor | None, world_tokens: Tensor | None, lora: bool
+    ) -> AbstractContextManager[None]:
+        """Inside, the model answers with its LoRA or without; what cannot be asked is told before anything is imagined."""
+        if world_tokens is not None and world_latents is None:
+            raise ValueError("world_tokens say nothing of time; pass the world_latents that they stand for as well.")
+        if not lora and not self.gemma_is_untouched:
+            raise ValueError(
+                "vision or language of this model were trained, so Gemma as it was is not in memory; ask the base "
+                f"model itself ({self.config.vlm_name_or_path})."
+            )
+        return self.model.lora_disabled() if not lora and self.config.lora is not None else nullcontext()
+
+    def _take(self, inputs: BatchFeature, world_tokens: Tensor | None, picture_features: Tensor | None) -> None:
+        """Puts tokens and soft tokens that were made before into the place of what they are made from."""
+        if world_tokens is not None:
+            del inputs["world_latents"]
+            inputs["world_embeds"] = world_tokens.to(self.device)
+        if picture_features is not None:
+            del inputs["pixel_values"]
+            inputs["picture_features"] = picture_features.to(self.device)
 
     @torch.no_grad()
     def picture_features(self, images: Any) -> Tensor:
@@ -515,7 +565,12 @@ class TheWorld(nn.Module):
         return projector(latents)
 
     def _generation(
-        self, pictures: list[list[Picture]], questions: list[str], temperature: float, look: Look
+        self,
+        pictures: list[list[Picture]],
+        questions: list[str],
+        temperature: float,
+        look: Look,
+        answers: Sequence[str] | None = None,
     ) -> tuple[BatchFeature, dict[str, Any]]:
         """Model inputs with the future already imagined, and how `generate` samples."""
         if not 0 <= temperature < math.inf:  # written so that NaN fails
@@ -539,7 +594,7 @@ class TheWorld(nn.Module):
                 if look.mode is None:
                     self._warn_if_untrained()
                 look = replace(look, enable_world=False, world_latents=None, world_prompt=None)
-        inputs = self._inputs(pictures, questions, None, look)
+        inputs = self._inputs(pictures, questions, answers, look)
         if "world_frames" in inputs:
             self._warn_if_untrained()
             frames, seeds, steps = (inputs.pop(name) for name in ("world_frames", "world_seeds", "num_world_steps"))

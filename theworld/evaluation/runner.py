@@ -189,8 +189,10 @@ def read_pictures(item: Item) -> list[Any]:
         raise ValueError(f"{item.id}: {error}") from error
 
 
-def answer(arm: Arm, batch: Batch, max_new_tokens: int) -> list[Answer]:
-    """Greedy answers of one arm to one batch, and what each cost."""
+def answer(
+    arm: Arm, batch: Batch, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0
+) -> list[Answer]:
+    """Answers of one arm to one batch, greedy unless the temperature is above 0, and what each cost."""
     imagination = batch.imagination
     imagination.start()
     started = time.perf_counter()
@@ -200,14 +202,9 @@ def answer(arm: Arm, batch: Batch, max_new_tokens: int) -> list[Answer]:
         changed.questions,
         [item.options for item in batch.records],
         max_new_tokens,
-        num_world_steps=changed.num_world_steps,
-        seed=changed.seed,
-        enable_world=changed.enable_world,
-        world_latents=changed.world_latents,
-        world_tokens=changed.world_tokens,
-        picture_features=imagination.features(changed.images),
-        mode="tokens",  # an arm says itself what it shows
-        lora=changed.lora,
+        temperature=temperature,
+        top_p=top_p,
+        **inputs_of(changed),
     )
     count = len(replies)
     seconds = (time.perf_counter() - started - imagination.spent) / count
@@ -224,6 +221,20 @@ def answer(arm: Arm, batch: Batch, max_new_tokens: int) -> list[Answer]:
         )
         for item, reply in zip(batch.records, replies, strict=True)
     ]
+
+
+def inputs_of(changed: Batch) -> dict[str, Any]:
+    """What the model is given beside pictures and questions, when an arm has changed a batch."""
+    return {
+        "num_world_steps": changed.num_world_steps,
+        "seed": changed.seed,
+        "enable_world": changed.enable_world,
+        "world_latents": changed.world_latents,
+        "world_tokens": changed.world_tokens,
+        "picture_features": changed.imagination.features(changed.images) if any(changed.images) else None,
+        "mode": "tokens",  # an arm says itself what it shows
+        "lora": changed.lora,
+    }
 
 
 def check_arms(model: TheWorld, arms: Mapping[str, Arm]) -> None:
