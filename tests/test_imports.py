@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # samples know how a prompt is made, never the model
     "datasets": {"configuration", "images", "processing", "world_cache"},
     # changes batches and asks for answers, and does not know what is inside the model
-    "evaluation": {"configuration", "images", "pictures", "processing", "datasets", "api"},
+    "evaluation": {"configuration", "images", "pictures", "processing", "checkpoints", "datasets", "api"},
     "training": _MODEL | {"api", "datasets", "world_cache", "pictures"},
     "nano": _MODEL | {"api", "datasets", "evaluation", "training", "pictures"},
     "cli": _MODEL | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache", "memory", "hub"},

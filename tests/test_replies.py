@@ -1,5 +1,7 @@
 """Answers with what stands behind them: likelihoods are those of a forward pass, and shared work changes nothing."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,51 @@ def test_a_reply_says_what_generate_says_and_how_likely_the_options_were(
 
 def test_without_options_there_are_no_likelihoods(model: TheWorld, pictures: list[np.ndarray]) -> None:
     assert [reply.option_logprobs for reply in model.reply(pictures, QUESTIONS, max_new_tokens=2)] == [None, None]
+
+
+@pytest.mark.parametrize("enable_world", [True, False])
+def test_a_given_answer_is_as_likely_as_its_tokens(
+    model: TheWorld, pictures: list[np.ndarray], enable_world: bool
+) -> None:
+    """Token by token, each behind what stands before it; answers of several lengths in one batch."""
+    answers = ["left", "the middle, right"]
+    settings = {"num_world_steps": 1, "enable_world": enable_world}
+    found = model.answer_logprobs(pictures, QUESTIONS, answers, **settings)
+    for picture, question, answer, (logprob, _) in zip(pictures, QUESTIONS, answers, found, strict=True):
+        ids = model.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        inputs = model.prepare(picture, question, answer, **settings)
+        start = inputs["input_ids"].shape[1] - len(ids) - 1  # the end of the turn stands behind the answer
+        assert inputs["input_ids"][0, start:-1].tolist() == ids
+        with torch.no_grad():
+            logprobs = model.model(**inputs).logits[0].float().log_softmax(-1)
+        alone = sum(float(logprobs[start - 1 + place, token]) for place, token in enumerate(ids))
+        assert logprob == pytest.approx(alone, abs=1e-3)
+    said = model.generate(pictures, QUESTIONS, max_new_tokens=2, **settings)
+    others = [answer for answer, text in zip(answers, said, strict=True) if not text.startswith(answer)]
+    assert others == answers, "these were chosen for not being what the model says"
+    assert [greedy for _, greedy in found] == [False, False]
+    picked = [model.processor.decode(own, skip_special_tokens=True) for own in first_tokens(model, pictures, settings)]
+    assert [greedy for _, greedy in model.answer_logprobs(pictures, QUESTIONS, picked, **settings)] == [True, True]
+
+
+def first_tokens(model: TheWorld, pictures: list[np.ndarray], settings: dict[str, Any]) -> torch.Tensor:
+    """(B, 1) ids of the likeliest first token."""
+    with torch.no_grad():
+        return model.model(**model.prepare(pictures, QUESTIONS, **settings)).logits[:, -1:].argmax(-1)
+
+
+def test_a_temperature_draws_and_zero_does_not(model: TheWorld, pictures: list[np.ndarray]) -> None:
+    def drawn(**sampling: float) -> set[str]:
+        texts = set()
+        for seed in range(4):
+            torch.manual_seed(seed)
+            texts.add(
+                model.reply(pictures[:1], QUESTIONS[:1], max_new_tokens=4, enable_world=False, **sampling)[0].text
+            )
+        return texts
+
+    assert len(drawn(temperature=3.0)) > 1
+    assert len(drawn(temperature=3.0, top_p=1e-6)) == len(drawn()) == 1
 
 
 @pytest.mark.parametrize("enable_world", [True, False])

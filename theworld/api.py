@@ -514,7 +514,7 @@ class TheWorld(nn.Module):
     def _answering(
         self, world_latents: Tensor | None, world_tokens: Tensor | None, lora: bool
     ) -> AbstractContextManager[None]:
-        """Inside, the model answers with its LoRA or without; what cannot be asked is told before anything is imagined."""
+        """Inside, the model answers with its LoRA or without; what cannot be asked is told at once."""
         if world_tokens is not None and world_latents is None:
             raise ValueError("world_tokens say nothing of time; pass the world_latents that they stand for as well.")
         if not lora and not self.gemma_is_untouched:

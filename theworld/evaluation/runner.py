@@ -189,9 +189,7 @@ def read_pictures(item: Item) -> list[Any]:
         raise ValueError(f"{item.id}: {error}") from error
 
 
-def answer(
-    arm: Arm, batch: Batch, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0
-) -> list[Answer]:
+def answer(arm: Arm, batch: Batch, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0) -> list[Answer]:
     """Answers of one arm to one batch, greedy unless the temperature is above 0, and what each cost."""
     imagination = batch.imagination
     imagination.start()

@@ -111,8 +111,8 @@ class TheWorldChat(lmms):
                 bar.update(len(own))
         return found
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """lmms-eval hands likelihoods only to models in their simple form."""
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """lmms-eval makes requests of likelihoods only for models in their simple form."""
         raise NotImplementedError("tasks of likelihoods are asked with --force_simple; add it to the command.")
 
     # -------------------------------------------------------------------------------------- how they are asked
@@ -216,15 +216,19 @@ class TheWorldSimple(TheWorldChat):
             return Asked([], request.args[0])
         return read_visuals(request.args[2](self.doc(request)), request.args[0])
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Of each answer, its log-probability behind its question, and whether a greedy answer begins with it."""
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Of each answer, its loss behind its question, summed over tokens, and whether a greedy answer begins with it.
+
+        lmms-eval 0.7.3 takes the smallest for the likeliest, and makes text of a bare pair, which it then cannot score
+        (`unwrap_generation_output`): hence the sign, and the wrapping.
+        """
         found: list[tuple[float, bool]] = []
         with self.progress(len(requests)) as bar:
             for start in range(0, len(requests), self.batch_size):
                 own = requests[start : start + self.batch_size]
                 found += self.likelihoods([self.read(one) for one in own], [self.continuation(one) for one in own])
                 bar.update(len(own))
-        return found
+        return [GenerationResult((-logprob, is_greedy)) for logprob, is_greedy in found]
 
     def continuation(self, request: Instance) -> str:
         """The answer that is asked about, without the blank that would stand before it in running text."""

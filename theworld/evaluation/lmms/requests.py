@@ -116,7 +116,9 @@ def pictures_of(part: Mapping[str, Any]) -> list[Any]:
         raise ValueError("a task asks about a part of a video by its time, and TheWorld reads whole videos.")
     if isinstance(source, str | os.PathLike):
         return [load_image(frame) for frame in VideoFile(Path(source)).read()]
-    raise ValueError(f"a task gives a video as {type(source).__name__}, and TheWorld reads files and folders of frames.")
+    raise ValueError(
+        f"a task gives a video as {type(source).__name__}, and TheWorld reads files and folders of frames."
+    )
 
 
 def read_visuals(visuals: Sequence[Any] | None, text: str) -> Asked:
