@@ -212,8 +212,6 @@ class TheWorldSimple(TheWorldChat):
     is_simple = True
 
     def read(self, request: Instance) -> Asked:
-        if len(request.args) < 6:  # how likely an answer is without its question
-            return Asked([], request.args[0])
         return read_visuals(request.args[2](self.doc(request)), request.args[0])
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
