@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import tiny_bases
 from tests.training.conftest import picture, records
@@ -16,7 +18,6 @@ from theworld.configuration import TheWorldConfig
 from theworld.datasets.collator import ChatCollator, Draws, Placed
 from theworld.datasets.samples import Sample, TheWorldDataset
 from theworld.loading import read_fusion_config
-from theworld.nano.chats import ChatWriter
 from theworld.processing import WORLD_TOKEN, TheWorldProcessor
 from theworld.world_cache import WorldRequest, compute_with, latents_of
 
@@ -71,23 +72,53 @@ def test_labels_of_several_turns_are_exactly_the_answers_and_their_ends(config: 
     assert batch["input_ids"][0, first - len(opening) : first].tolist() == opening
 
 
-def test_ids_are_those_that_nano_was_trained_on(config: TheWorldConfig) -> None:
-    """The collator and nano's own writer of chats, one by the processor and one from pieces, give the same batch."""
+def test_a_chat_is_the_ids_of_its_pieces(config: TheWorldConfig) -> None:
     collator = collator_of(config)
     pairs = (("Is the red ball on the left?", "yes"), ("Which bin will the ball land in?", "left"))
     chats = samples(
         {"image": picture(0), "messages": turns(*pairs)}, {"image": picture(1), "messages": turns(pairs[0])}
     )
     batch = collator([Placed(place, chat) for place, chat in enumerate(chats)])
-    writer = ChatWriter(collator.processor)
-    wanted = writer.batch([[writer.turn(*pair) for pair in pairs], [writer.turn(*pairs[0])]], "both", 2)
-    for name in ("input_ids", "attention_mask", "token_type_ids", "labels"):
-        assert torch.equal(batch[name], getattr(wanted, name)), name
-    unseen = collator_of(config, picture_dropout=1.0)([Placed(place, chat) for place, chat in enumerate(chats)])
-    wanted = writer.batch([[writer.turn(*pair) for pair in pairs], [writer.turn(*pairs[0])]], "world", 2)
-    assert torch.equal(unseen["input_ids"], wanted.input_ids)
-    assert torch.equal(unseen["labels"], wanted.labels)
-    assert "pixel_values" not in unseen
+    processor = collator.processor
+    world = WORLD_TOKEN * processor.config.world_token_count(2)
+    pieces = [[pairs[0], pairs[1]], [pairs[0]]]
+    for seen, prefix in (
+        (batch, processor.full_image_sequence + world),
+        (collator_of(config, picture_dropout=1.0)([Placed(place, chat) for place, chat in enumerate(chats)]), world),
+    ):
+        for row, own in enumerate(pieces):
+            ids, labels = written_by_hand(processor.tokenizer, prefix, own)
+            length = len(ids)
+            assert seen["input_ids"][row, :length].tolist() == ids
+            assert seen["labels"][row, :length].tolist() == labels
+            assert (seen["labels"][row, length:] == -100).all()
+            assert seen["attention_mask"][row].tolist() == [1] * length + [0] * (seen["input_ids"].shape[1] - length)
+            image = processor.tokenizer.image_token_id
+            if "token_type_ids" in seen:
+                assert seen["token_type_ids"][row, :length].tolist() == [int(token == image) for token in ids]
+    assert "pixel_values" in batch
+    assert "pixel_values" not in seen
+
+
+def written_by_hand(
+    tokenizer: PreTrainedTokenizerFast, prefix: str, pairs: Sequence[tuple[str, str]]
+) -> tuple[list[int], list[int]]:
+    """Ids and labels of a chat, tokenised piece by piece."""
+    ids: list[int] = []
+    labels: list[int] = []
+
+    def add(text: str, learned: bool) -> None:
+        new = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids.extend(new)
+        labels.extend(new if learned else [-100] * len(new))
+
+    add(f"<bos><start_of_turn>user\n{prefix}", False)
+    for number, (question, answer) in enumerate(pairs):
+        add("\n<start_of_turn>user\n" if number else "", False)
+        add(question, False)
+        add("<end_of_turn>\n<start_of_turn>model\n", False)
+        add(f"{answer}<end_of_turn>", True)
+    return ids, labels
 
 
 def test_several_pictures_and_a_system_turn(config: TheWorldConfig) -> None:
@@ -287,3 +318,17 @@ def test_equal_requests_are_computed_once() -> None:
     requests = [WorldRequest(frames, 0, 1), WorldRequest(frames, 0, 2), WorldRequest(frames, 2, 1, "push")]
     assert len(latents_of(requests, compute)) == 3
     assert calls == [(1, 0, (1,), None), (1, 2, (1,), ["push"])]  # at 0 steps the seed decides nothing
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_constant_world_asks_nothing_and_tells_nothing(config: TheWorldConfig, steps: int) -> None:
+    collator = collator_of(config, constant_world=True, num_world_steps=steps)
+    (chat,) = samples({"image": picture(0), "text": "Is it red?", "label": "yes"})
+    for still in (False, True):
+        batch = collator([Placed(0, chat, still), Placed(1, chat, still)])
+        assert "world_requests" not in batch
+        assert batch["world_latents"].shape == (2, config.world_config.latent_channels, 1 + steps, *config.world_grid())
+        assert not batch["world_latents"].any()
+        count = (batch["input_ids"] == config.world_token_id).sum(dim=1)
+        assert count.tolist() == [config.world_token_count(steps)] * 2
+    assert collator.all_requests(chat) == []

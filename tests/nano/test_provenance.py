@@ -74,4 +74,4 @@ def test_each_stage_adds_its_own_entry(tmp_path: Path, monkeypatch: pytest.Monke
     content = json.loads((tmp_path / "provenance.json").read_text())
     assert [run["stage"] for run in content["runs"]] == ["language", "fusion"]
     assert {run["commit"] for run in content["runs"]} == {"abc (with uncommitted changes)"}
-    assert content["runs"][1]["settings"]["fusion"]["steps"] == settings.fusion.steps
+    assert content["runs"][1]["settings"]["fusion"]["training"] == settings.fusion.training

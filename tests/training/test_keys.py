@@ -21,8 +21,10 @@ from theworld.datasets.samples import TheWorldDataset
 from theworld.training import data, recipe
 from theworld.training.build import build_model, describe, frozen_dtype, learning_parts, world_parts
 from theworld.training.config import TrainingConfig
+from theworld.training.muon import MuonWithAdamW
 from theworld.training.resume import find_checkpoint
-from theworld.training.trainer import checkpoints_in
+from theworld.training.trainer import TheWorldTrainer, checkpoints_in
+from theworld.world_models.cosmos_predict2 import CosmosPredict2
 
 Settings = Callable[..., TrainingConfig]
 FIELDS = {field.name for field in dataclasses.fields(TrainingConfig)}
@@ -46,6 +48,7 @@ def test_every_key_is_read(settings: Settings, tmp_path: Path, monkeypatch: pyte
     Watched.read = set()
     jsonl = write_jsonl(tmp_path)
     config = settings(dataset_name="jsonl", train_dataset_path=jsonl, eval_dataset_path=jsonl, do_eval=True, lora=2)
+    config.optimizer, config.latent_cache = "muon", str(tmp_path / "cache")
     recipe.train(Watched.from_dict(config.to_dict()))
     trained = settings(model_name=config.output_dir, output_dir=str(tmp_path / "second"), freeze_lora=True)
     recipe.train(Watched.from_dict(trained.to_dict()), load())
@@ -118,6 +121,8 @@ REACHES: dict[str, tuple[Any, Callable[[TrainingConfig], Any], Any]] = {
     "world_dropout": (0.25, draws("world_dropout"), 0.25),
     "picture_dropout": (0.25, draws("picture_dropout"), 0.25),
     "latent_cache": ("cache", lambda config: world_parts(config, describe(config).config), ()),
+    "constant_world": (True, draws("constant_world"), True),
+    "freeze_projector": (True, parts, ("lora",)),
     "learning_rate": (0.5, arguments("learning_rate"), 0.5),
     "lr_scheduler": ("cosine", arguments("lr_scheduler_type"), "cosine"),
     "warmup_steps": (7, arguments("warmup_steps"), 7),
@@ -151,6 +156,7 @@ WITH: dict[str, dict[str, Any]] = {  # what a key needs beside it
     "projector_hidden_size": {"projector": "mlp"},
     "resampler_tokens": {"projector": "resampler"},
     "push_to_hub": {"hub_model_id": "me/mine"},
+    "freeze_projector": {"lora": 2},
 }
 
 
@@ -173,6 +179,9 @@ ELSEWHERE = {
     "freeze_lora": "test_a_lora_that_is_there_stays_as_it_is",
     "world_prompt": "test_a_prompt_is_asked_of_the_world",
     "use_gradient_checkpointing": "test_checkpointing_keeps_less_and_changes_nothing",
+    "latent_batch_size": "test_a_cache_is_filled_in_batches",
+    "optimizer": "test_muon_and_its_rate",
+    "muon_learning_rate": "test_muon_and_its_rate",
     "save_total_limit": "test_old_checkpoints_go",
     "resume_from_checkpoint": "test_a_place_to_go_on_from",
     "num_eval_samples": "test_how_many_samples",
@@ -213,6 +222,10 @@ def test_a_control_without_world(settings: Settings) -> None:
     assert json.loads((folder / "config.json").read_text())["trained_parts"] == ["lora"]
     with pytest.raises(ValueError, match="nothing is left to learn"):
         recipe.train(settings(enable_world=False), load())
+    fused = recipe.train(settings(output_dir=config.output_dir + "-fused"), load())
+    later = settings(model_name=str(fused), enable_world=False, lora=2)
+    assert learning_parts(later, describe(later).config) == ("lora",), "a trained model's world can be left out too"
+    assert build_model(later, describe(later)).world is None
 
 
 def test_a_projector_is_drawn_anew(settings: Settings) -> None:
@@ -290,6 +303,34 @@ def test_a_place_to_go_on_from(settings: Settings) -> None:
     found = find_checkpoint(settings(resume_from_checkpoint=str(Path(config.output_dir) / "checkpoint-1")))
     assert found == Path(config.output_dir) / "checkpoint-1"
     assert find_checkpoint(settings()) is None
+
+
+def test_a_cache_is_filled_in_batches(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    encode = CosmosPredict2.encode
+
+    def counted(self: CosmosPredict2, frames: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(frames))
+        return encode(self, frames)
+
+    monkeypatch.setattr(CosmosPredict2, "encode", counted)
+    recipe.fill(settings(latent_cache=str(tmp_path / "cache"), latent_batch_size=3), load())
+    assert max(sizes) == 3
+
+
+def test_muon_and_its_rate(settings: Settings) -> None:
+    rates = {}
+    for optimizer in ("adamw", "muon"):
+        config = settings(lora=2, optimizer=optimizer, muon_learning_rate=0.5, learning_rate=0.25, warmup_steps=0)
+        described = describe(config)
+        collator = recipe.new_collator(config, described)
+        training, _ = recipe.place_samples(config, load(), collator)
+        model = build_model(config, described)
+        trainer = TheWorldTrainer(model, recipe.training_arguments(config), config, collator, training)
+        made = trainer.create_optimizer()
+        assert isinstance(made, MuonWithAdamW) == (optimizer == "muon")
+        rates[optimizer] = {group["lr"] for group in made.param_groups}
+    assert rates == {"adamw": {0.25}, "muon": {0.25, 0.5}}
 
 
 def test_how_many_samples(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:

@@ -94,6 +94,19 @@ def test_an_unfrozen_vae_receives_gradients(settings: Settings) -> None:
     assert without == []
 
 
+def test_controls_whose_world_tells_nothing(settings: Settings, tmp_path: Path) -> None:
+    """Constant world tokens, and a projector that stays untrained: one key each, saved and loaded."""
+    folder = recipe.train(settings(lora=2, constant_world=True), load())
+    model = TheWorld.from_pretrained(folder).model
+    assert model.projector.row.any(), "places of constant tokens learn"
+    untrained = settings(lora=2, freeze_projector=True, output_dir=str(tmp_path / "frozen"))
+    before = build_model(untrained, describe(untrained)).projector.state_dict()
+    loaded = TheWorld.from_pretrained(recipe.train(untrained, load())).model
+    after = loaded.projector.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert any(parameter.any() for name, parameter in loaded.named_parameters() if ".lora_B." in name)
+
+
 def test_stages_start_from_the_last(settings: Settings, tmp_path: Path) -> None:
     """Projector, then a LoRA as well, then the language model: each one command on the folder of the one before."""
     first = recipe.train(settings(output_dir=str(tmp_path / "1")), load())

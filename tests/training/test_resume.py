@@ -178,9 +178,13 @@ def run_into(values: dict[str, Any], moment: str) -> None:
     recipe.train(TrainingConfig.from_dict(values), load())
 
 
-def test_resuming_from_an_earlier_checkpoint_takes_the_same_way(settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resuming_from_an_earlier_checkpoint_takes_the_same_way(
+    settings: Settings, tmp_path: Path, optimizer: str
+) -> None:
     """Also across the end of an epoch (three steps here), and over checkpoints that are there already."""
     values = {**DRAWING, "save_total_limit": None, "max_steps": 8, "gradient_accumulation_steps": 1}
+    values |= {"optimizer": optimizer, "lora": 2}
     recipe.train(settings(**values, output_dir=str(tmp_path / "whole")), load())
     for step in (2, 3, 7):
         again = settings(

@@ -52,6 +52,7 @@ class Draws:
         world_dropout, picture_dropout: shares of batches without world, and with pictures that the world model alone
             sees.
         true_futures: share of samples that read what really happened, where it is known.
+        constant_world: whether zeros stand in the place of all latents, so that the world tells nothing.
         first_seed, futures: seeds first_seed … first_seed + futures - 1 imagine the futures of a picture.
         seed: of the draws themselves.
     """
@@ -61,6 +62,7 @@ class Draws:
     world_dropout: float = 0.0
     picture_dropout: float = 0.0
     true_futures: float = 0.0
+    constant_world: bool = False
     first_seed: int = 0
     futures: int = 1
     seed: int = 0
@@ -71,7 +73,7 @@ class Draws:
 
     def still(self) -> Draws:
         """The same without chance, as evaluation wants it."""
-        return Draws(self.num_world_steps, first_seed=self.first_seed)
+        return Draws(self.num_world_steps, constant_world=self.constant_world, first_seed=self.first_seed)
 
 
 class ChatCollator:
@@ -254,12 +256,19 @@ class ChatCollator:
         given = [sample.world_latents is not None for sample, own in zip(samples, pictures, strict=True) if own]
         if any(given) and not all(given):
             raise ValueError("some samples of a batch bring world_latents and others do not; give them all or none.")
-        if any(given):
+        if any(given) and not self.draws.constant_world:
             batch["world_latents"] = torch.stack([given_latents(sample, steps) for sample in samples if sample.images])
             return
         past = self.processor.num_past_steps([picture for own in pictures for picture in self.with_world(own)])
         if past:
             batch["num_past_steps"] = past
+        if self.draws.constant_world:
+            config = self.processor.config
+            count = sum(len(self.with_world(own)) for own in pictures)
+            batch["world_latents"] = torch.zeros(
+                count, config.world_config.latent_channels, past + 1 + steps, *config.world_grid()
+            )
+            return
         requests = [
             request
             for sample, own, really in zip(samples, pictures, true, strict=True)
@@ -326,7 +335,7 @@ class ChatCollator:
 
     def all_requests(self, sample: Sample, still: bool = False) -> list[WorldRequest]:
         """Everything that a run may ask about a sample, for a cache; `still` for evaluation."""
-        if sample.world_latents is not None or not self.processor.config.enable_world:
+        if sample.world_latents is not None or self.draws.constant_world or not self.processor.config.enable_world:
             return []
         pictures = load_pictures(sample)
         draws = self.draws.still() if still else self.draws

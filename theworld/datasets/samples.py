@@ -7,7 +7,7 @@ Datasets are sequences of samples. `TheWorldDataset` makes them from records (di
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,10 @@ class SampleDataset(Dataset):
     def num_world_steps(self, index: int) -> int | None:
         """How far ahead a sample looks by its own will; samples of one batch agree."""
         return None
+
+    def scene(self, index: int) -> Hashable:
+        """What a sample is about; samples of one scene ask the world model the same."""
+        return index
 
 
 class TheWorldDataset(SampleDataset):

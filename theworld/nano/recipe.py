@@ -34,20 +34,27 @@ from theworld.modeling import TheWorldForConditionalGeneration
 from theworld.nano.buffers import FrameBuffer
 from theworld.nano.clips import ClipFactory, ClipSettings, load_labelled
 from theworld.nano.foresight import Foresight, ForesightSettings, reconstruction_psnr
-from theworld.nano.fusion import KINDS, LABELLED_FROM, LORA, FusionSettings, draw_scenes, imagined_futures, train_fusion
-from theworld.nano.gemma import build_config, build_model, build_processor
+from theworld.nano.fusion import KINDS, TRAINED, FusionSettings
+from theworld.nano.fusion import TRAINING as FUSION_TRAINING
 from theworld.nano.language import (
     TEXT,
-    TOKENS_PER_IMAGE,
     VISION,
     LanguageSettings,
-    place_positions,
-    train_language,
-    train_tokenizer,
+    load_now,
+    now_accuracy,
+    topics_of,
+    training_config,
+    validation_samples,
+    write_fresh_gemma,
 )
+from theworld.nano.language import TRAINING as LANGUAGE_TRAINING
+from theworld.nano.progress import CsvLog
 from theworld.nano.vae import VAESettings, train_vae
 from theworld.nano.world import TransformerSettings, nano_world_config, new_world, save_world, train_transformer
 from theworld.processing import TheWorldProcessor
+from theworld.training.recipe import train as train_recipe
+from theworld.training.trainer import STATE_FILE, find_last_checkpoint
+from theworld.world_models.cosmos_predict2 import CosmosPredict2
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -107,8 +114,17 @@ def laptop_settings() -> NanoSettings:
         ),
         foresight=ForesightSettings(scenes=40, reader_steps=300, reader_batch=64),
         denoise_steps=(2, 4, 10),
-        language=LanguageSettings(steps=2000, batch_size=24, clips_per_family=500, workers=1, validation_clips=60),
-        fusion=FusionSettings(steps=300, batch_size=24, validation_scenes=40, futures=2, workers=1),
+        language=LanguageSettings(
+            clips_per_family=500, workers=1, validation_clips=60,
+            training={**LANGUAGE_TRAINING, "max_steps": 2000, "batch_size": 24, "eval_batch_size": 64},
+        ),
+        fusion=FusionSettings(
+            training={
+                **FUSION_TRAINING, "max_steps": 300, "batch_size": 24, "eval_steps": 100,
+                "dataset_options": {**FUSION_TRAINING["dataset_options"], "eval_scenes_per_family": 40},
+            },
+            fused={**KINDS["fused"], "futures_per_image": 2, "latent_batch_size": 16},
+        ),
         text={**TEXT, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 2,
               "num_key_value_heads": 2},
         vision={**VISION, "hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 3,
@@ -118,8 +134,10 @@ def laptop_settings() -> NanoSettings:
 
 def shipped_settings() -> NanoSettings:
     """The shipped model, on one large GPU and 16 CPU cores."""
+    workers = {"num_workers": 14}
     return NanoSettings(
-        language=LanguageSettings(workers=14, compile=True), fusion=FusionSettings(workers=14, compile=True)
+        language=LanguageSettings(workers=14, training={**LANGUAGE_TRAINING, **workers}),
+        fusion=FusionSettings(training={**FUSION_TRAINING, **workers}),
     )
 
 
@@ -207,20 +225,6 @@ def run_world(work: Path, settings: NanoSettings, device: torch.device) -> Path:
     return world
 
 
-def new_fusion(
-    work: Path, world_parts: Sequence[str], world: Path | None = None, **config: Any
-) -> tuple[TheWorldForConditionalGeneration, TheWorldProcessor]:
-    """A fresh fusion of the work folder's bases, fp32, and its processor."""
-    model = TheWorldForConditionalGeneration.from_base_models(
-        str(work / "gemma"),
-        str(world or work / "world"),
-        dtype=torch.float32,
-        world_parts=world_parts,
-        **{**FUSION_CONFIG, **config},
-    )
-    return model, TheWorldProcessor.from_config(model.config)
-
-
 def run_language(
     work: Path, settings: NanoSettings, device: torch.device, world: Path | None = None
 ) -> dict[str, float]:
@@ -229,64 +233,84 @@ def run_language(
     Args:
         world: world folder whose VAE encoder gives the latents; `work/world` unless (b) is still writing that.
     """
-    tokenizer = train_tokenizer(settings.language.tokenizer_clips, settings.language.workers)
-    config = build_config(tokenizer, settings.text, {"image_size": IMAGE_SIZE, **settings.vision}, TOKENS_PER_IMAGE)
-    gemma = build_model(config, tokenizer, settings.language.seed)
-    gemma.save_pretrained(work / "gemma")
-    build_processor(tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE).save_pretrained(work / "gemma")
-    model, processor = new_fusion(work, ("encoder",), world, projector=settings.projector)
-    place_positions(model)
-    gate = train_language(model, processor, settings.language, work, device)
-    model.to("cpu")
-    model.vlm.to(torch.bfloat16).save_pretrained(work / "gemma")
-    freezing.train_only(model, ("projector",))
+    language = settings.language
+    world = world or work / "world"
+    write_fresh_gemma(work / "fresh", language, settings.text, settings.vision)
+    encoder = CosmosPredict2.from_pretrained(world, parts=("encoder",), dtype=torch.float32).to(device)
+    config = training_config(
+        language.training,
+        device,
+        model_name=str(work / "fresh"),
+        cosmos_model_name=str(world),
+        projector=settings.projector,
+        output_dir=str(work / TRAINED / "language"),
+        seed=language.seed,
+        do_eval=True,
+        **FUSION_CONFIG,
+    )
+    trained = train_recipe(config, lambda _: load_now(language, encoder, settings.world.temporal_factor))
+    write_curve(trained, work / "language.csv")
+    model = TheWorldForConditionalGeneration.from_pretrained(trained, dtype=torch.float32, world_parts=()).to(device)
+    processor = TheWorldProcessor.from_config(model.config)
+    gate = now_accuracy(model, processor, validation_samples(language, encoder))
+    file = work / "language_topics.csv"
+    file.unlink(missing_ok=True)  # of an earlier run
+    topics = CsvLog(file, ("mode", "family", "topic", "right"))
+    for row in topics_of(gate):
+        topics.add(row)
+    model.to("cpu", torch.bfloat16)
+    model.vlm.save_pretrained(work / "gemma")
+    processor.write_base(work / "gemma")
+    model.config.trained_parts = ["projector"]
     model.config.vlm_name_or_path, model.config.world_name_or_path = str(work / "gemma"), str(work / "world")
+    freezing.train_only(model, ("projector",))
     model.save_pretrained(work / "reader")
-    write_json(work / "language.json", {"settings": asdict(settings.language), "gate": GATE, "accuracy": gate})
+    write_json(work / "language.json", {"settings": asdict(language), "gate": GATE, "accuracy": gate})
     for mode in ("picture", "world"):
         level = logging.INFO if gate[mode] >= GATE else logging.WARNING
         logger.log(level, "now-questions from the %s alone: %.1f %% (gate %.0f %%)", mode, 100 * gate[mode], 100 * GATE)
     return gate
 
 
-def run_fusion(work: Path, settings: NanoSettings, device: torch.device) -> dict[str, dict[str, float]]:
-    """Stage (d): writes a folder a kind, and returns their accuracies on validation questions."""
-    fusion = settings.fusion
-    scenes = draw_scenes("train", LABELLED_FROM, fusion.scenes_per_family, fusion.workers)
-    validation = draw_scenes("validation", 0, fusion.validation_scenes, fusion.workers)
-    scenes.clips, validation.clips = scenes.clips.to(device), validation.clips.to(device)
-    futures, validation_futures = {}, {}
-    reader = None
-    if any(KINDS[kind][1] for kind in fusion.kinds):  # the controls read none
-        reader = TheWorldForConditionalGeneration.from_pretrained(
-            work / "reader", dtype=torch.float32, world_parts=("encoder", "transformer")
-        ).to(device)
-        futures = imagined_futures(reader, scenes, fusion)
-        validation_futures = imagined_futures(reader, validation, fusion, first_seed=500_000)
+def run_fusion(work: Path, settings: NanoSettings, device: torch.device) -> dict[str, float]:
+    """Stage (d): writes a folder a kind, and returns the share of validation answers that each gets right."""
     results = {}
-    for kind in fusion.kinds:
-        parts, world_on = KINDS[kind]
-        torch.manual_seed(fusion.seed)
-        model, processor = new_fusion(
-            work,
-            ("encoder",),
-            enable_world=world_on,
-            projector=settings.projector,
-            lora=LORA if "lora" in parts else None,
-        )
-        if "projector" in parts:
-            assert reader is not None
-            model.projector.load_state_dict(reader.projector.state_dict())
-        # the controls are asked without world tokens, but their questions are written by the same processor
-        results[kind] = train_fusion(
-            kind, model, processor, scenes, futures, validation, validation_futures, fusion, work, device
-        )
-        model.to("cpu", torch.bfloat16)
+    for kind in settings.fusion.kinds:
+        values = settings.fusion.values(kind, work)
+        if kind != "fused":  # which goes on from a trained model that knows them
+            values = {**FUSION_CONFIG, "projector": settings.projector, **values}
+        trained = train_recipe(training_config(values, device))
+        results[kind] = write_curve(trained, work / f"{kind}.csv")
+        model = TheWorldForConditionalGeneration.from_pretrained(trained, dtype=torch.bfloat16, world_parts=())
         model.config.vlm_name_or_path, model.config.world_name_or_path = "nano/gemma", "nano/cosmos"
         model.config.vlm_config._name_or_path = "nano/gemma"  # not the folder it lies in today
         model.save_pretrained(work / kind)
-        write_json(work / f"{kind}.json", {"settings": asdict(fusion), "validation": results[kind]})
+        write_json(work / f"{kind}.json", {"settings": asdict(settings.fusion), "validation": results[kind]})
+        logger.info("%s: %.1f %% of validation answers right", kind, 100 * results[kind])
     return results
+
+
+def write_curve(trained: Path, file: Path) -> float:
+    """The losses and accuracies of a run as CSV, from its last checkpoint's log.
+
+    Returns:
+        The last share of evaluation answers that were right.
+    """
+    checkpoint = find_last_checkpoint(trained)
+    if checkpoint is None:
+        raise ValueError(f"{trained} holds no checkpoint, whose log has the curve of the run.")
+    log = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["log_history"]
+    rows: dict[int, dict[str, float]] = {}
+    for entry in log:
+        rows.setdefault(entry["step"], {}).update(entry)
+    file.unlink(missing_ok=True)  # of an earlier run
+    curve = CsvLog(file, ("step", "loss", "validation"))
+    right = float("nan")
+    for step, row in sorted(rows.items()):
+        if "loss" in row or "eval_answers_right" in row:
+            right = row.get("eval_answers_right", right)
+            curve.add((step, row.get("loss", float("nan")), row.get("eval_answers_right", float("nan"))))
+    return right
 
 
 def train(work: Path, settings: NanoSettings, stages: Sequence[str], device: torch.device, command: str = "") -> None:
@@ -333,7 +357,7 @@ def record(work: Path, stage: str, settings: NanoSettings, device: torch.device,
     if stage == "language":
         content["clips_asked_about_now_per_family"] = settings.language.clips_per_family
     if stage == "fusion":
-        content["labelled_scenes_per_family"] = settings.fusion.scenes_per_family
+        content["labelled_scenes_per_family"] = settings.fusion.training["dataset_options"]["scenes_per_family"]
     content["runs"].append(entry)
     write_json(file, content)
 

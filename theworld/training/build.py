@@ -59,6 +59,7 @@ def describe(config: TrainingConfig) -> Described:
     if trained:
         model_config, _, inside = loading.read_adapter(config.model_name)
         check_unchanged(config, model_config)
+        model_config.enable_world = model_config.enable_world and config.enable_world
         if config.num_world_steps is not None:
             model_config.num_world_steps = model_config.check_world_steps(config.num_world_steps)
         if config.lora is not None:
@@ -90,7 +91,7 @@ def set_sampling(config: TrainingConfig, world: CosmosPredict2Config) -> None:
 def check_unchanged(config: TrainingConfig, model: TheWorldConfig) -> None:
     """Raises a ValueError for a field of a fresh fusion that is set to another value than the trained model has."""
     for field in dataclasses.fields(TrainingConfig):
-        if field.name not in FUSION_FIELDS:
+        if field.name not in FUSION_FIELDS or field.name == "enable_world":  # a world can be left out, of any model
             continue
         value = getattr(config, field.name)
         if value not in (field.default, getattr(model, field.name)):
@@ -112,7 +113,7 @@ def learning_parts(config: TrainingConfig, model: TheWorldConfig) -> tuple[str, 
         ValueError: none does.
     """
     learns = {
-        "projector": model.enable_world,
+        "projector": model.enable_world and not config.freeze_projector,
         "lora": model.lora is not None and not config.freeze_lora,
         "vision": not config.freeze_gemma_vision,
         "language": not config.freeze_gemma_language,
@@ -125,8 +126,8 @@ def learning_parts(config: TrainingConfig, model: TheWorldConfig) -> tuple[str, 
 
 
 def world_parts(config: TrainingConfig, model: TheWorldConfig) -> tuple[str, ...]:
-    """The parts of the world model that training itself needs: none where its latents are in a cache."""
-    if not model.enable_world or config.latent_cache is not None:
+    """The parts of the world model that training itself needs: none where its latents are in a cache, or constant."""
+    if not model.enable_world or config.constant_world or config.latent_cache is not None:
         return ()
     return world_parts_of_draws(config, model)
 

@@ -23,6 +23,7 @@ PRECISIONS = ("bf16", "fp16", "fp32", "no")  # "no" is accelerate's word for fp3
 HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 PLACES = ("zeros", "waves")
+OPTIMIZERS = ("adamw", "muon")
 SECRET = "hf_token"
 
 
@@ -40,13 +41,15 @@ class TrainingConfig:
         max_world_steps, max_past_steps: * rows of the temporal embedding after and before now; 0 past steps read no
             videos.
         freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae: False lets that part learn beside the projector.
-        enable_world: * False trains a model that never sees world tokens (a control).
+        enable_world: False trains a model that never sees world tokens (a control).
+        constant_world: True gives zeros in the place of all latents, so that world tokens carry nothing (a control).
         projector, projector_hidden_size, resampler_tokens, spatial_merge, world_image_size, world_images: * as in
             TheWorldConfig.
         reset_projector: draws the projector of a trained model anew.
         projector_places: how a fresh or reset projector tells where a cell is: `zeros`, which learns it, or `waves`.
         lora: LoRA on the language model, its rank or peft's settings; on a trained model without one it is added.
         freeze_lora: True keeps the LoRA of a trained model as it is.
+        freeze_projector: True keeps the projector as it is; in a fresh fusion it stays untrained (a control).
 
     The future.
 
@@ -62,12 +65,15 @@ class TrainingConfig:
         picture_dropout: share of batches whose pictures are seen by the world model alone.
         latent_cache: folder of world latents, shared by runs; they are computed once, and training does not load the
             world model. None computes them in every step.
+        latent_batch_size: pictures that the world model works on at once when it fills the cache.
 
     Learning.
 
     Args:
         learning_rate, warmup_steps, lr_scheduler, weight_decay, adam_beta2, max_grad_norm: of AdamW; the rate rises
             over `warmup_steps` steps and falls as `lr_scheduler` says.
+        optimizer: `adamw`, or `muon` for the matrices inside the layers and AdamW for the rest.
+        muon_learning_rate: peak rate of Muon.
         batch_size: samples of one forward on one device.
         gradient_accumulation_steps: forwards of one step; the loss is the mean over all their answer tokens.
         num_epochs, max_steps: length of the run; `max_steps` wins where it is given.
@@ -101,6 +107,7 @@ class TrainingConfig:
         num_samples: at most so many training samples.
         streaming: reads the dataset as it comes, in its own order; needs `max_steps`.
         max_seq_length: most text tokens of a sample, picture and world tokens not counted; a longer one is left out.
+            None takes samples of any length and counts none beforehand.
         num_workers: processes that prepare batches.
 
     The Hub.
@@ -122,6 +129,7 @@ class TrainingConfig:
     freeze_gemma_language: bool = True
     freeze_cosmos_vae: bool = True
     enable_world: bool = True
+    constant_world: bool = False
     projector: str = "linear"
     projector_hidden_size: int | None = None
     resampler_tokens: int = 64
@@ -132,6 +140,7 @@ class TrainingConfig:
     projector_places: str = "zeros"
     lora: int | dict[str, Any] | None = None
     freeze_lora: bool = False
+    freeze_projector: bool = False
 
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
@@ -143,7 +152,10 @@ class TrainingConfig:
     world_dropout: float = 0.0
     picture_dropout: float = 0.0
     latent_cache: str | None = None
+    latent_batch_size: int = 16
 
+    optimizer: str = "adamw"
+    muon_learning_rate: float = 0.02
     learning_rate: float = 1e-4
     lr_scheduler: str = "linear"
     warmup_steps: int = 100
@@ -185,7 +197,7 @@ class TrainingConfig:
     question_template: str | None = None
     num_samples: int | None = None
     streaming: bool = False
-    max_seq_length: int = 2048
+    max_seq_length: int | None = 2048
     num_workers: int = 4
 
     push_to_hub: bool = False
@@ -214,8 +226,9 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; a share lies between 0 and 1.")
         if self.world_dropout + self.picture_dropout > 1:
             raise ValueError("world_dropout and picture_dropout add up to more than 1; no batch can be without both.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0.")
+        for name in ("learning_rate", "muon_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
         if not 0 < self.adam_beta2 < 1:
             raise ValueError(f"adam_beta2 is {self.adam_beta2}; it must lie between 0 and 1.")
         if self.streaming and self.max_steps is None:
@@ -235,6 +248,8 @@ class TrainingConfig:
     def _check_vae(self) -> None:
         if self.freeze_cosmos_vae:
             return
+        if self.constant_world:
+            raise ValueError("with constant_world the VAE encoder sees nothing to learn from; set freeze_cosmos_vae.")
         if self.latent_cache is not None:
             raise ValueError("a VAE encoder that learns changes its latents in every step; leave latent_cache out.")
         imagined = max([self.num_world_steps or 0, *(int(steps) for steps in self.world_steps_mix or {})])
@@ -310,13 +325,14 @@ CHOICES = {
     "hub_strategy": HUB_STRATEGIES,
     "lr_scheduler": SCHEDULES,
     "projector_places": PLACES,
+    "optimizer": OPTIMIZERS,
 }
 # the smallest value of whole numbers and rates
 LEAST = {
     "max_world_steps max_past_steps num_world_steps warmup_steps weight_decay num_workers shown_samples max_grad_norm "
     "num_epochs": 0,
     "batch_size gradient_accumulation_steps save_steps eval_steps logging_steps max_seq_length max_steps num_samples "
-    "eval_batch_size num_eval_samples save_total_limit futures_per_image resampler_tokens": 1,
+    "eval_batch_size num_eval_samples save_total_limit futures_per_image resampler_tokens latent_batch_size": 1,
 }
 
 

@@ -30,15 +30,15 @@ from theworld.world_models.cosmos_components import PROMPT_EMBEDS
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 16  # pictures that the world model works on
+SAMPLES_AT_ONCE = 16  # that a process looks through
 FRAMES = "frames-"  # before the key of a request whose future is kept as frames
 
 Progress = Callable[[str, int, int], None]
 
 
 def open_cache(config: TrainingConfig, described: Described) -> WorldCache | None:
-    """The cache that a config names, for its world model; None without one."""
-    if config.latent_cache is None or not described.config.enable_world:
+    """The cache that a config names, for its world model; None without one, or where nothing is asked."""
+    if config.latent_cache is None or config.constant_world or not described.config.enable_world:
         return None
     return WorldCache(config.latent_cache, *world_identity(described.config, frozen_dtype(config), described.inside))
 
@@ -78,15 +78,20 @@ def missing_requests(
     sets: Sequence[PlacedSamples], collator: ChatCollator, cache: WorldCache, num_workers: int, progress: Progress
 ) -> Iterator[WorldRequest]:
     """What training and evaluation will ask and the cache does not have yet."""
-    total = sum(map(len, sets))
+    scenes = [placed.scenes() for placed in sets]
+    total = sum(map(len, scenes))
     done = 0
-    for placed in sets:
+    for placed, places in zip(sets, scenes, strict=True):
         loader = DataLoader(
-            placed, batch_size=AT_ONCE, collate_fn=Missing(collator, cache), num_workers=num_workers, shuffle=False
+            placed,
+            batch_size=SAMPLES_AT_ONCE,
+            sampler=places,
+            collate_fn=Missing(collator, cache),
+            num_workers=num_workers,
         )
         for requests in loader:
             yield from requests
-            done = min(done + AT_ONCE, total)
+            done = min(done + SAMPLES_AT_ONCE, total)
             progress("World latents", done, total)
 
 
@@ -113,7 +118,8 @@ def fill_cache(
     world = load_world(config, described, world_parts_of_draws(config, described.config))
     count = 0
     if first is not None:
-        count = cache.fill(chain_first(first, requests), compute_with(world, described.config.world_config), AT_ONCE)
+        compute = compute_with(world, described.config.world_config)
+        count = cache.fill(chain_first(first, requests), compute, config.latent_batch_size)
     if frames and can_show(world):
         world.load_parts("decoder")
         latents = [cache.read(request.key) for request in frames]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,13 @@ class PlacedSamples(Dataset):
         """One of the kept samples."""
         found: Sample = self.dataset[self.kept[index]]
         return found
+
+    def scenes(self) -> list[int]:
+        """One place of every scene, the first."""
+        first: dict[Hashable, int] = {}
+        for place, index in enumerate(self.kept):
+            first.setdefault(self.dataset.scene(index), place)
+        return list(first.values())
 
     def __getitem__(self, place: int) -> Placed:
         return Placed(place, self.sample(place % len(self.kept)), self.still)
@@ -105,7 +112,7 @@ class PlacedStream(IterableDataset):
         max_text_tokens: of a sample that is used.
     """
 
-    def __init__(self, dataset: IterableDataset, collator: ChatCollator, max_text_tokens: int) -> None:
+    def __init__(self, dataset: IterableDataset, collator: ChatCollator, max_text_tokens: int | None) -> None:
         self.dataset = dataset
         self.collator = collator
         self.max_text_tokens = max_text_tokens
@@ -115,7 +122,8 @@ class PlacedStream(IterableDataset):
         for _ in itertools.count():
             before = place
             for sample in self.dataset:
-                if self.collator.text_lengths([sample.messages])[0] > self.max_text_tokens:
+                limit = self.max_text_tokens
+                if limit is not None and self.collator.text_lengths([sample.messages])[0] > limit:
                     left_out += 1
                     continue
                 yield Placed(place, sample, left_out=left_out)
@@ -127,11 +135,12 @@ class PlacedStream(IterableDataset):
 
 
 def fitting(
-    dataset: SampleDataset, collator: ChatCollator, max_text_tokens: int, name: str, most: int | None = None
+    dataset: SampleDataset, collator: ChatCollator, max_text_tokens: int | None, name: str, most: int | None = None
 ) -> list[int]:
     """Indices of the samples whose text fits; the others are counted in the log, and no sample is ever cut.
 
     Args:
+        max_text_tokens: None looks at no length.
         most: looks at so many samples, the first ones.
 
     Raises:
@@ -140,6 +149,10 @@ def fitting(
     kept: list[int] = []
     longest = 0
     total = len(dataset) if most is None else min(most, len(dataset))
+    if max_text_tokens is None:
+        if not total:
+            raise ValueError(f"there are no {name} samples; give some.")
+        return list(range(total))
     for start in range(0, total, LENGTHS_AT_ONCE):
         indices = range(start, min(start + LENGTHS_AT_ONCE, total))
         lengths = collator.text_lengths([dataset.messages(index) for index in indices])

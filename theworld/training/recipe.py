@@ -132,6 +132,7 @@ def new_collator(config: TrainingConfig, described: Described) -> ChatCollator:
         world_dropout=config.world_dropout,
         picture_dropout=config.picture_dropout,
         true_futures=config.true_futures,
+        constant_world=config.constant_world,
         first_seed=config.world_seed,
         futures=config.futures_per_image,
         seed=config.seed,
@@ -252,9 +253,11 @@ def report(
     picture = model.config.vlm_config.mm_tokens_per_image + 2
     steps = max([model.config.num_world_steps, *config.steps_shares])
     world = model.config.world_token_count(steps, model.config.max_past_steps) if model.config.enable_world else 0
+    limit = config.max_seq_length
     logger.info(
         "a sample with one picture has up to %s tokens: %s of text, %s of the picture, %s of the world at %d steps",
-        f"{config.max_seq_length + picture + world:,}", f"{config.max_seq_length:,}", picture, f"{world:,}", steps,
+        "any number of" if limit is None else f"{limit + picture + world:,}",
+        "any number" if limit is None else f"{limit:,}", picture, f"{world:,}", steps,
     )  # fmt: skip
     sizes = "a stream of" if isinstance(training, PlacedStream) else f"{len(training):,}"
     held_out = "none" if evaluation is None else f"{len(evaluation):,}"

@@ -30,6 +30,7 @@ from theworld import checkpoints, freezing
 from theworld.datasets.collator import IGNORED, ChatCollator
 from theworld.modeling import TheWorldForConditionalGeneration
 from theworld.training.config import TrainingConfig
+from theworld.training.muon import MuonWithAdamW, inside_layers
 from theworld.training.order import EpochOrder, PlacedSamples, PlacedStream
 from theworld.world_cache import Compute, compute_with, latents_of
 
@@ -113,6 +114,33 @@ class TheWorldTrainer(Trainer):
             assert self.model.world is not None
             self._compute = compute_with(self.model.world, self.model.config.world_config)
         return self._compute
+
+    # ------------------------------------------------------------------------------------------------------ optimizer
+
+    def create_optimizer(self, *arguments: Any, **keywords: Any) -> torch.optim.Optimizer:
+        if self.config.optimizer != "muon":
+            return super().create_optimizer(*arguments, **keywords)
+        learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        matrices = [p for name, p in learning.items() if inside_layers(name, p)]
+        if not matrices:
+            raise ValueError("optimizer is muon, but no matrix inside a layer learns; set it to adamw.")
+        decayed = set(self.get_decay_parameter_names(self.model))
+        rest = {name: p for name, p in learning.items() if not inside_layers(name, p)}
+        groups = [
+            {"params": [p for name, p in rest.items() if name in decayed], "weight_decay": self.config.weight_decay},
+            {"params": [p for name, p in rest.items() if name not in decayed], "weight_decay": 0.0},
+        ]
+        optimizer = MuonWithAdamW(
+            matrices,
+            [group for group in groups if group["params"]],
+            self.config.muon_learning_rate,
+            self.config.weight_decay,
+            lr=self.config.learning_rate,
+            betas=(self.args.adam_beta1, self.args.adam_beta2),
+            fused=self.args.device.type == "cuda",
+        )
+        self.optimizer = optimizer
+        return optimizer
 
     # ----------------------------------------------------------------------------------------------------------- loss
 
@@ -228,6 +256,7 @@ def answer_sums(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
         targets: (B, K).
         labels: (B, L), from which one answer is told from the next.
     """
+    assert targets.shape[1] == int((labels[:, 1:] != IGNORED).any(dim=0).sum()), "the K positions are those learned"
     B = targets.shape[0]
     learned = targets != IGNORED
     losses = torch.zeros(targets.shape, device=logits.device)

@@ -101,6 +101,10 @@ class PhysicsSamples(SampleDataset):
     def num_world_steps(self, index: int) -> int | None:
         return 0 if self.chats[index].reading else None
 
+    def scene(self, index: int) -> tuple[str, int, int, bool]:
+        chat = self.chats[index]
+        return (chat.clip.family, chat.clip.index, chat.frame, chat.reading)
+
     def __getitem__(self, index: int) -> Sample:
         chat = self.chats[index]
         frames = chat.clip.frames
