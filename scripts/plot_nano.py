@@ -111,36 +111,37 @@ def transformer(folder: Path) -> plt.Figure:
 
 
 def language(folder: Path) -> plt.Figure:
-    rows = read(folder / "language.csv")
+    loss, accuracy = read(folder / "language.csv"), read(folder / "language_accuracy.csv")
     figure, (left, right) = axes(2, ("Stage (c): loss", "Stage (c): now-questions of validation"))
-    left.plot(column(rows, "step"), column(rows, "loss"), lw=1)
+    for name, label in (
+        ("picture", "picture"), ("world", "world tokens"), ("both", "both"), ("future", "with later moments"),
+    ):  # fmt: skip
+        left.plot(column(loss, "step"), column(loss, name), lw=1, label=label)
     left.set_yscale("log")
     left.set_ylabel("loss an answer token")
-    asked = [row for row in rows if row["validation"] != "nan"]
-    right.plot(column(asked, "step"), column(asked, "validation", 100), "o-", ms=3)
+    for name, label in (("picture", "picture alone"), ("world", "world tokens alone"), ("both", "both")):
+        right.plot(column(accuracy, "step"), column(accuracy, name, 100), "o-", ms=3, label=label)
     right.axhline(GATE, color="black", ls="--", lw=1, label=f"gate, {GATE} %")
     right.set_ylim(0, 100)
-    right.set_ylabel("right, %; half hide their picture")
-    right.legend(fontsize=8)
+    right.set_ylabel("right, %")
     for place in (left, right):
         place.set_xlabel("steps")
+        place.legend(fontsize=8)
     return figure
 
 
 def fusion(folder: Path) -> plt.Figure:
-    figure, (left, right) = axes(2, ("Stage (d): loss", "Stage (d): what-happens questions of validation"))
-    for kind in ("fused", "matched-control", "direct"):
+    kinds = ("fused", "matched-control", "direct")
+    figure, places = axes(4, ("all", *FAMILIES), width=3.6)
+    for kind in kinds:
         rows = read(folder / f"{kind}.csv")
-        left.plot(column(rows, "step"), column(rows, "loss"), lw=1, label=kind)
-        asked = [row for row in rows if row["validation"] != "nan"]
-        right.plot(column(asked, "step"), column(asked, "validation", 100), "o-", ms=3, label=kind)
-    left.set_yscale("log")
-    left.set_ylabel("loss an answer token")
-    right.set_ylim(30, 100)
-    right.set_ylabel("right, %")
-    right.legend(fontsize=8)
-    for place in (left, right):
+        for place, name in zip(places, ("validation", *FAMILIES), strict=True):
+            place.plot(column(rows, "step"), column(rows, name, 100), "o-", ms=3, label=kind)
+    for place in places:
+        place.set_ylim(30, 100)
         place.set_xlabel("steps")
+    places[0].set_ylabel("right, % of what-happens questions")
+    places[0].legend(fontsize=8)
     return figure
 
 
