@@ -29,7 +29,10 @@ def main() -> None:
 
     print(f"Loading {arguments.model} …", flush=True)
     # two world steps are what this model imagines from here on, unless a call says otherwise
-    model = TheWorld.from_pretrained(arguments.model, num_world_steps=2, device=arguments.device)
+    try:
+        model = TheWorld.from_pretrained(arguments.model, num_world_steps=2, device=arguments.device)
+    except ValueError as error:
+        raise SystemExit(f"Error: {error}") from error
     if not model.projector_is_trained:
         raise SystemExit(f"{arguments.model} has no trained projector; train one with `theworld train` first.")
     if arguments.model == "nano":

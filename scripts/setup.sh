@@ -132,4 +132,4 @@ if "$python" -c 'import sys, huggingface_hub; sys.exit(huggingface_hub.get_token
 else
     say "No Hugging Face token: nano works without one; for Gemma 3 and Cosmos set HF_TOKEN or run $VENV/bin/hf auth login"
 fi
-say "Ready after $((SECONDS - started)) s. Next: make run"
+say "Ready after $((SECONDS - started)) s. Next: make run; the commands are in $VENV/bin (source $VENV/bin/activate, then theworld --help)"

@@ -313,6 +313,34 @@ def test_from_pretrained_with_a_checkpoint_name(bases: dict[str, str], tmp_path:
         assert loaded.generate(pixels(), QUESTION, 4) == model.generate(pixels(), QUESTION, 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fresh_fusion_that_was_saved_is_still_untrained(
+    bases: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, dtype: torch.dtype
+) -> None:
+    """Saving is not learning: the loaded model answers in the same way, and says the same."""
+    model = build(bases, dtype=dtype)
+    before = model.generate(pixels(), QUESTION, 4)
+    model.save_pretrained(tmp_path / "fresh")
+    caplog.clear()
+    loaded = TheWorld.from_pretrained(tmp_path / "fresh", dtype=dtype)
+    assert loaded.generate(pixels(), QUESTION, 4) == before
+    assert "untrained" in caplog.text
+    assert not loaded.projector_is_trained
+    loaded.train()
+    optimizer = torch.optim.SGD([p for p in loaded.parameters() if p.requires_grad], lr=1.0)
+    loaded.forward(pixels(), QUESTION, labels="left", num_world_steps=1).loss.backward()
+    optimizer.step()
+    loaded.save_pretrained(tmp_path / "learned")
+    assert TheWorld.from_pretrained(tmp_path / "learned").projector_is_trained
+
+
+def test_lists_of_questions_that_do_not_fit(model: TheWorld) -> None:
+    with pytest.raises(ValueError, match="the list of questions is empty"):
+        model.generate([], [])
+    with pytest.raises(ValueError, match="stream writes one answer"):
+        next(model.stream([pixels(), pixels()], [QUESTION, QUESTION]))  # type: ignore[arg-type]
+
+
 def test_an_untrained_projector_is_told_once(bases: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     model = build(bases)
     for _ in range(2):

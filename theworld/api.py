@@ -125,7 +125,7 @@ class TheWorld(nn.Module):
         self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
         tokens = self.processor.tokenizer.added_tokens_decoder.values()
         self._control_tokens = tuple(token.content for token in tokens if token.special)
-        self._warned = False
+        self.told_untrained = False
         self.eval()  # as transformers hands models out; call train() to train
 
     def _freeze(self, vision: bool, language: bool, vae: bool) -> None:
@@ -182,7 +182,7 @@ class TheWorld(nn.Module):
     @property
     def projector_is_trained(self) -> bool:
         """Whether world tokens mean something to the language model; always true when there are none."""
-        return self.model.world is None or "projector" in self.config.trained_parts
+        return self.model.world is None or self.config.reads_world_tokens
 
     def get_trainable_parameters(self) -> tuple[int, int, float]:
         """(trainable, total, percent) over the parts in memory."""
@@ -253,6 +253,8 @@ class TheWorld(nn.Module):
         if question is None:
             raise ValueError("no question was given; pass one, or a list of them.")
         questions = [question] if isinstance(question, str) else list(question)
+        if not questions:
+            raise ValueError("the list of questions is empty; give one or more.")
         if video is None:
             return group_pictures(image, question), questions
         several = not isinstance(question, str) and isinstance(video, (list, tuple, np.ndarray, Tensor))
@@ -403,7 +405,9 @@ class TheWorld(nn.Module):
         mode: str | None = None,
         progress: Progress | None = None,
     ) -> Iterator[str]:
-        """The answer in pieces, as it is written; arguments as in `generate`."""
+        """The answer in pieces, as it is written; arguments as in `generate`, for one question."""
+        if question is not None and not isinstance(question, str):
+            raise ValueError("stream writes one answer; give one question, and lists of them to generate.")
         look = Look(num_world_steps, seed, enable_world, world_images, world_latents, world_prompt, mode, progress)
         inputs, sampling = self._generation(*self._asked(image, question, video), temperature, look)
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -722,8 +726,8 @@ class TheWorld(nn.Module):
             world.load_parts(*missing)
 
     def _warn_if_untrained(self) -> None:
-        if not self.projector_is_trained and not self.training and not self._warned:
-            self._warned = True
+        if not self.projector_is_trained and not self.training and not self.told_untrained:
+            self.told_untrained = True
             logger.warning(
                 "The projector of this model is untrained, so its world tokens mean nothing to the language model yet: "
                 "unless mode='tokens' asks for them, answers come from imagined frames shown as pictures, or with 0 "

@@ -7,6 +7,7 @@ is how a full export stays in one piece.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import os
@@ -66,9 +67,10 @@ def resolve(model: str | os.PathLike[str], inside: str | os.PathLike[str] | None
 def check_name(model: str) -> None:
     """Raises a ValueError for what is neither a folder nor can be a Hub id, before the network is asked for it."""
     if not model or (not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~")))):
+        hint = "did you mean 'nano'?" if difflib.get_close_matches(model, ["nano"], 1) else "check the name."
         raise ValueError(
             f"There is no folder {model or repr(model)}, and it is no Hugging Face repository id such as 'owner/name'; "
-            "check the name."
+            f"{hint}"
         )
 
 
@@ -277,5 +279,8 @@ def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], None]) 
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes contiguous copies on the CPU as safetensors."""
+    """Writes contiguous copies on the CPU as safetensors, readable by whom other new files are readable."""
+    path.touch()  # safetensors itself would let the owner alone read a file that it makes
+    mode = path.stat().st_mode
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
+    path.chmod(mode)

@@ -234,6 +234,8 @@ class TheWorldConfig(PreTrainedConfig):
         lora: LoRA on the language model: its rank, or `{"r": …, "lora_alpha": …, "target_modules": […]}`, or None. What
             is left out: rank 16, alpha twice the rank, all linear layers.
         trained_parts: parts (see `theworld.freezing`) whose weights an adapter of this model holds.
+        reads_world_tokens: whether the language model has learned what its world tokens mean; a fresh fusion that was
+            saved holds a projector, and has not. None means that it has if `trained_parts` names the projector.
 
     Raises:
         ValueError: a value outside its range, naming the value and the range.
@@ -263,6 +265,7 @@ class TheWorldConfig(PreTrainedConfig):
         world_token_id: int | None = None,
         lora: dict[str, Any] | int | None = None,
         trained_parts: Sequence[str] = (),
+        reads_world_tokens: bool | None = None,
         **kwargs: Any,
     ) -> None:
         check_keys(TheWorldConfig, kwargs)
@@ -300,6 +303,8 @@ class TheWorldConfig(PreTrainedConfig):
         self.world_token_id = self.vlm_config.image_token_id + 1 if world_token_id is None else world_token_id
         self.lora = lora_settings(lora)
         self.trained_parts = list(trained_parts)
+        trained = "projector" in self.trained_parts
+        self.reads_world_tokens = trained if reads_world_tokens is None else reads_world_tokens
         kwargs.setdefault("tie_word_embeddings", self.vlm_config.tie_word_embeddings)
         super().__init__(**kwargs)
         self._check()

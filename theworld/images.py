@@ -249,7 +249,9 @@ def _open(file: BinaryIO, name: str, num_bytes: int) -> Image.Image:
         image = _open_image(file, name, formats)
     except _NoImage as error:
         if _demuxer_of(file) is not None:
-            raise ValueError(f"{name} is a video and was given as a picture: pass it as the video.") from error
+            raise ValueError(
+                f"{name} is a video and was given as a picture: pass it as the video (`--video FILE`, or `video=`)."
+            ) from error
         raise ValueError(f"{name} is not an image that can be read: pass one of {', '.join(formats)}.") from error
     with image:
         return _decode(image, name)

@@ -222,6 +222,19 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         parts = {*self.config.trained_parts, *freezing.trained_parts(self)}
         return dict(freezing.parameters_of(self, parts))
 
+    @torch.no_grad()
+    def projector_is_fresh(self) -> bool:
+        """Whether the projector is still the one that a fresh fusion of these bases starts with."""
+        with torch.random.fork_rng(devices=[]):  # the constructor draws from the global generator
+            fresh = WorldProjector(self.config)
+        fresh.scale_to(self.text_embedding_rms())
+        drawn = fresh.state_dict()
+        return all(
+            torch.equal(tensor.cpu(), drawn[name].to(tensor.dtype))
+            or torch.equal(tensor.cpu(), drawn[name].to(torch.bfloat16).to(tensor.dtype))  # a copy of rounded weights
+            for name, tensor in self.projector.state_dict().items()
+        )
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], full: bool = False, **kwargs: Any) -> None:
         """Writes the adapter, config.json and model.safetensors, all or nothing.
 
@@ -237,8 +250,11 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if full:
             parts &= set(freezing.BETWEEN_BASES)  # all others are in the bases, as they are now
         config.trained_parts = [part for part in freezing.PARTS if part in parts]
+        if not config.reads_world_tokens:
+            config.reads_world_tokens = "projector" in parts and not self.projector_is_fresh()
         config.architectures = [type(self).__name__]
         config.dtype = self.dtype
+        config.vlm_config._name_or_path = config.vlm_name_or_path  # not where the base lies on this machine
         if self.bases_folder is not None and Path(self.bases_folder).resolve() != Path(save_directory).resolve():
             config.vlm_name_or_path = checkpoints.from_elsewhere(config.vlm_name_or_path, self.bases_folder)
             config.world_name_or_path = checkpoints.from_elsewhere(config.world_name_or_path, self.bases_folder)

@@ -366,9 +366,15 @@ def test_a_tokenizer_that_is_missing_or_broken(own: Path, picture: Path, content
 
 def test_a_base_that_is_gone(own: Path, picture: Path) -> None:
     shutil.rmtree(own / "bases" / "cosmos")
-    assert "There is no folder" in ask(own / "fused", picture)
+    said = ask(own / "fused", picture)
+    assert "there is no such folder" in said
+    assert "world_name_or_path in the config.json" in said
     shutil.rmtree(own / "bases" / "gemma")
     assert str(own / "bases" / "gemma") in ask(own / "fused", picture)
+
+
+def test_a_world_model_for_a_model_that_has_one(family: Path, picture: Path) -> None:
+    assert "is fused already" in ask(family / "fused", picture, "--world-model", family / "bases" / "cosmos")
 
 
 def test_questions_that_are_none(family: Path, picture: Path) -> None:

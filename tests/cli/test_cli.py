@@ -159,6 +159,13 @@ def test_every_nano_answer_says_what_nano_knows(shipped: Path, picture: Path) ->
     assert "nano knows only the scenes it ships with" in content["note"]
 
 
+def test_a_plain_gemma_without_a_future_needs_no_world_model(family: Path, picture: Path) -> None:
+    gemma = family / "bases" / "gemma"
+    result = succeed("ask", picture, QUESTION, "-m", gemma, "--steps", "0", "--max-new-tokens", "2")
+    assert "No world: the answer comes from the pictures alone" in result.stderr
+    assert "no trained projector" in result.stderr
+
+
 def test_an_untrained_projector_is_not_used_silently(family: Path, picture: Path) -> None:
     for model in (family / "untrained", family / "bases" / "gemma"):  # neither waits for weights
         said = fail("ask", picture, QUESTION, "--model", model, "--mode", "tokens")
@@ -302,7 +309,8 @@ def test_info_of_the_published_pair_needs_no_network() -> None:
         "--json",
     )
     content = json.loads(succeed("info", *arguments).stdout)
-    assert len(content["notes"]) == 2  # says where both configs came from
+    assert ["stands in" in note for note in content["notes"]] == [True, True, False]  # where both configs came from
+    assert "4 imagined frames" in content["notes"][2]
     sizes = {row["component"]: row["parameters"] for row in content["components"]}
     assert sizes["vision tower"] == 416_866_032
     assert sizes["vision projector"] == 2_950_272

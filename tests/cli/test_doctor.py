@@ -248,5 +248,5 @@ def test_memory_counts_the_text_encoder_of_a_first_rollout_and_imagined_frames(
     assert gpu == same_gpu, "where a GPU has no room for it, it runs on the CPU"
     assert with_encoder["predicted"] == encoder + memory.LIBRARIES > ram["predicted"]
     # an untrained projector is answered from frames, which are decoded; a trained one reads tokens
-    config.trained_parts = ["projector"]
+    config.reads_world_tokens = True
     assert doctor.predict(config, 4)[1]["predicted"] != gpu["predicted"]

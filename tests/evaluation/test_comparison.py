@@ -213,7 +213,8 @@ def test_limits_take_the_tasks_in_turn(items: list[Item]) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("mqc", {}, "no benchmark 'mqc'; choose among physics, blink, mcq"),
+        ("mqc", {}, "no benchmark 'mqc'; did you mean 'mcq'"),
+        ("weather", {}, "no benchmark 'weather'; choose among physics, blink, mcq"),
         ("mcq", {}, "no place of its own"),
         ("physics", {"data": "x"}, "physics makes its scenes itself"),
         ("physics", {"tasks": ("pour",)}, "no family 'pour'"),

@@ -105,6 +105,7 @@ def test_controls_whose_world_tells_nothing(settings: Settings, tmp_path: Path) 
     after = loaded.projector.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert any(parameter.any() for name, parameter in loaded.named_parameters() if ".lora_B." in name)
+    assert loaded.config.reads_world_tokens, "the LoRA has learned what they mean"
 
 
 def test_stages_start_from_the_last(settings: Settings, tmp_path: Path) -> None:

@@ -12,12 +12,10 @@ import typer
 
 from theworld.cli import options
 from theworld.cli.console import counting, say
-from theworld.cli.loading import check_prompt, check_trained, has_trained_projector, load, note_for
+from theworld.cli.loading import FRAMES_STEPS, check_prompt, check_trained, has_trained_projector, load, note_for
 
 if TYPE_CHECKING:
     from theworld.images import Video
-
-FRAMES_STEPS = 4  # world steps that a model imagines which has no number of its own, since it was never trained
 
 
 def ask(
@@ -69,8 +67,10 @@ def ask(
     pictures, clip = read_seen(images, video, frames)
     if world and mode == "tokens":
         check_trained(model, "let it see imagined frames (--mode frames)")
-    if world and steps is None and not has_trained_projector(model):
-        steps = FRAMES_STEPS
+    trained = has_trained_projector(model)
+    if world and not trained:
+        steps = FRAMES_STEPS if steps is None else steps
+        world = steps > 0 or clip is not None  # of now alone the world model would tell it nothing
     if world:
         check_prompt(model, prompt, world_model)
     the_model = load(model, steps, device, enable_world=world, world_model=world_model, video=clip)
@@ -82,7 +82,7 @@ def ask(
             say(note)
         if clip is not None:
             say(part_of(clip, the_model.config.num_pixel_frames(0, past)))
-        say(way_of(how, past, the_model.config.num_world_steps, the_model.projector_is_trained))
+        say(way_of(how, past, the_model.config.num_world_steps, trained))
     with counting() as step:
         pieces: Iterator[str] = the_model.stream(
             pictures,
@@ -135,6 +135,8 @@ def check_world_images(world_images: str | None) -> None:
 
 def part_of(clip: Video, read: int) -> str:
     """The line that says which frames of a video are read."""
+    if clip.num_frames == 1:
+        return "Video: it has one frame, which is now."
     if read == 1:
         return f"Video: of its {clip.num_frames:,} frames the last one is read."
     return f"Video: the last {read} of its {clip.num_frames:,} frames are read; the last one is now."

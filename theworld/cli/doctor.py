@@ -10,14 +10,14 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from theworld.cli import options
 from theworld.cli.console import stdout, waiting
 from theworld.cli.info import figures, gib, on_meta
-from theworld.cli.loading import read_config
+from theworld.cli.loading import FRAMES_STEPS, read_config
 
 if TYPE_CHECKING:
     from theworld.configuration import TheWorldConfig
@@ -35,7 +35,11 @@ class Finding:
 
 
 def doctor(
-    model: options.Model = "nano",
+    name: Annotated[str | None, typer.Argument(metavar="MODEL", help="As --model.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="NAME", help="nano, a model folder, or a Hub id.  [default: nano]"),
+    ] = None,
     steps: options.Steps = None,
     world_model: options.WorldModel = None,
     as_json: options.Json = False,
@@ -48,8 +52,10 @@ def doctor(
 
     Example: theworld doctor --model google/gemma-3-4b-it --world-model nvidia/Cosmos-Predict2-2B-Video2World --steps 4
     """
+    if name is not None and model is not None:
+        raise typer.BadParameter("the model was named twice; name it once.")
     with waiting("Looking …"):
-        content = examine(model, world_model or world or options.DEFAULT_WORLD, steps)
+        content = examine(name or model or "nano", world_model or world or options.DEFAULT_WORLD, steps)
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
     else:
@@ -82,7 +88,9 @@ def examine(model: str, world: str, steps: int | None) -> dict[str, Any]:
     try:
         config, notes = read_config(model, world, readable)
         findings += [Finding(False, note) for note in notes]
-        number = config.check_world_steps(config.num_world_steps if steps is None else steps)
+        reads = config.reads_world_tokens or not config.enable_world
+        usual = config.num_world_steps if reads else FRAMES_STEPS  # as `ask` does
+        number = config.check_world_steps(usual if steps is None else steps)
     except ValueError as error:
         if config is not None or not unread:
             findings.append(Finding(True, " ".join(str(error).split())))
@@ -175,7 +183,7 @@ def predict(config: TheWorldConfig, steps: int, text_encoder: int = 0) -> list[d
         "num_world_steps": steps,
         "b": memory.DTYPES["bfloat16" if cards else "float32"],  # as TheWorld chooses
         # an untrained projector: imagined frames are shown instead
-        "mode": "frames" if config.enable_world and "projector" not in config.trained_parts else "tokens",
+        "mode": "frames" if config.enable_world and not config.reads_world_tokens else "tokens",
     }
     answer = memory.inference(config, counts, **call)
     if cards:  # on their way to a GPU the weights pass through RAM
@@ -222,11 +230,13 @@ def library_findings() -> list[Finding]:
 def model_findings(model: str, config: TheWorldConfig, found: list[Found]) -> list[Finding]:
     """What is true of the model itself: an untrained projector, prompts that a rollout lacks, a missing guardrail."""
     from theworld.world_models.cosmos_components import PROMPT_EMBEDS
+    from theworld.world_models.guardrail import INSTALL
 
     findings = []
-    if config.enable_world and "projector" not in config.trained_parts:
+    if config.enable_world and not config.reads_world_tokens:
         text = (
-            f"{model} has no trained projector, so its world tokens mean nothing yet: train one or name another model."
+            f"{model} has no trained projector, so its world tokens mean nothing yet, and it sees imagined frames "
+            "instead: train one or name another model."
         )
         findings.append(Finding(False, text))
     world = next((one for one in found if one.need.role == "world model"), None)
@@ -241,7 +251,7 @@ def model_findings(model: str, config: TheWorldConfig, found: list[Found]) -> li
     if guardrail_version() is None and world.where != "shipped":
         text = (
             "NVIDIA's guardrail is not installed; answering needs none, and showing imagined frames of NVIDIA's "
-            f"weights or a world prompt of your own does: run `pip install {GUARDRAIL}`."
+            f"weights (`theworld imagine`) or a world prompt of your own does: install it with {INSTALL}."
         )
         findings.append(Finding(False, text))
     return findings
@@ -340,6 +350,6 @@ def show(content: dict[str, Any]) -> None:
     for finding in sorted(content["findings"], key=lambda one: one["fails"]):
         word = "[bold red]Problem:[/]" if finding["fails"] else "Note:"
         console.print(f"{word} {escape(finding['text'])}", soft_wrap=True)
-    call = f"{content['model']} with {content['num_world_steps']} world steps"
+    call = f"Asking {content['model']} with {content['num_world_steps']} world steps"
     verdict = "would work here." if content["works"] else "would fail here."
     console.print(escape(f"{call} {verdict}"), style="bold", soft_wrap=True)

@@ -9,7 +9,7 @@ import typer
 
 from theworld.cli import options
 from theworld.cli.console import say, stdout, waiting
-from theworld.cli.loading import read_config
+from theworld.cli.loading import FRAMES_STEPS, read_config
 from theworld.cli.shapes import show as show_shapes
 from theworld.cli.shapes import way_through
 
@@ -94,6 +94,11 @@ def describe(model: str, world: str, batch: int, steps: int | None, dtype: str) 
     if dtype not in memory.DTYPES:
         raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(memory.DTYPES)}.")
     config, notes = read_config(model, world)
+    if steps is None and config.enable_world and not config.reads_world_tokens:
+        notes.append(
+            f"this model has no trained projector, so `theworld ask` shows it {FRAMES_STEPS} imagined frames; --steps "
+            f"{FRAMES_STEPS} says what that takes."
+        )
     steps = config.check_world_steps(config.num_world_steps if steps is None else steps)
     built = on_meta(config)
     learns = config.trained_parts or (["projector"] if config.enable_world else [])

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # (https://github.com/nvidia-cosmos/cosmos-predict2, documentations/inference_video2world.md).
 PAST_STEPS = 1
 
+FRAMES_STEPS = 4  # world steps that a model imagines which has no number of its own, since it was never trained
+
 NANO_NOTE = (
     "Note: nano knows only the scenes it ships with (see `theworld nano scene`); about any other picture its answers "
     "mean nothing."
@@ -111,10 +113,14 @@ def unreadable(name: str) -> NoReturn:
 
 def has_trained_projector(model: str) -> bool:
     """Whether world tokens would mean something to this model; true as well where it has none. Loads nothing."""
+    from theworld.configuration import TheWorldConfig
+
     with waiting(f"Looking for {model} …"):
         config = read_values(model)
-    parts = config.get("trained_parts") or []
-    return not config.get("enable_world", True) or (isinstance(parts, list) and "projector" in parts)
+    if config.get("model_type") != TheWorldConfig.model_type:
+        return False  # a Gemma 3, about to be fused
+    described = config_of(model, config)
+    return not described.enable_world or bool(described.reads_world_tokens)
 
 
 def check_trained(model: str, otherwise: str) -> None:
@@ -236,6 +242,12 @@ def load(
         try:
             if values.get("model_type") == TheWorldConfig.model_type:
                 config = config_of(model, values)  # told now, not when the base models are in memory
+                if world_model is not None:
+                    raise ValueError(
+                        f"--world-model names what a plain Gemma 3 is fused with, and {model} is fused already, with "
+                        f"{config.world_name_or_path}; leave it out, or change world_name_or_path in its config.json."
+                    )
+                check_bases(model, config)
                 if video is not None and enable_world:
                     config.past_steps_of(video.num_frames)
                 for base in (config.vlm_name_or_path, config.world_name_or_path):
@@ -261,9 +273,26 @@ def load(
                 f"{model}, or a base of it, comes as a pickle that holds more than tensors; nothing in it was run: use "
                 "safetensors."
             ) from error
+    loaded.told_untrained = True  # in words for Python; the commands say it in their own
     if hub.is_away():
         say(f"Note: {constants.ENDPOINT} does not answer, so what lies there was read from the cache.")
     return loaded
+
+
+def check_bases(model: str, config: TheWorldConfig) -> None:
+    """Raises a ValueError for a base model that was a folder when the model was saved, and is not there any more."""
+    from theworld import checkpoints
+
+    names = {"vlm_name_or_path": config.vlm_name_or_path}
+    if config.enable_world:
+        names["world_name_or_path"] = config.world_name_or_path
+    for key, name in names.items():
+        place = checkpoints.resolve(name, checkpoints.resolve(model))
+        if name.startswith((".", "/", "~")) and not Path(place).is_dir():
+            raise ValueError(
+                f"{model} names {name} as one of its base models, and there is no such folder; put it back, or write "
+                f"where it is now into {key} in the config.json of {model}."
+            )
 
 
 def _quieten() -> None:

@@ -17,7 +17,11 @@ Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="nano,
 Steps = Annotated[
     int | None,
     typer.Option(
-        "--steps", metavar="N", min=0, help="World steps to imagine, 4 frames each. Default: the model's own."
+        "--steps",
+        "--num-world-steps",
+        metavar="N",
+        min=0,
+        help="World steps to imagine, 4 frames each. Default: the model's own.",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Another number imagines another future.")]

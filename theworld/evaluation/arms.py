@@ -8,6 +8,7 @@ made by one flag of the same recipe.
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -339,7 +340,9 @@ ARMS: dict[str, Arm] = {
         needs_world=False,
         looks_ahead=False,
     ),
-    "trained-dummy": Arm("trained and asked with constant tokens", dummy, weights="trained-dummy"),
+    "trained-dummy": Arm(
+        "trained and asked with tokens that are the same for all pictures", zero, weights="trained-dummy"
+    ),
     "trained-oracle": Arm(
         "trained and asked with true futures", oracle_future, weights="trained-oracle", reads_tokens=True
     ),
@@ -357,7 +360,9 @@ def choose(names: Sequence[str]) -> dict[str, Arm]:
     """
     unknown = [name for name in names if name not in ARMS]
     if unknown:
-        raise ValueError(f"there is no arm {unknown[0]!r}; choose among {', '.join(ARMS)}.")
+        close = difflib.get_close_matches(unknown[0], ARMS, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(ARMS)}."
+        raise ValueError(f"there is no arm {unknown[0]!r}; {hint}")
     if not names:
         raise ValueError(f"name at least one arm of {', '.join(ARMS)}.")
     return {name: ARMS[name] for name in names}

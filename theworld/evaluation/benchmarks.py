@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -150,7 +151,9 @@ def load_benchmark(name: str, request: Request) -> list[Item]:
         ValueError: no such benchmark, or questions that cannot be asked.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"there is no benchmark {name!r}; choose among {', '.join(BENCHMARKS)}.")
+        close = difflib.get_close_matches(name, BENCHMARKS, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(BENCHMARKS)}."
+        raise ValueError(f"there is no benchmark {name!r}; {hint}")
     benchmark = BENCHMARKS[name]
     items = benchmark.load(replace(request, split=request.split or benchmark.split))
     check_items(items)

@@ -24,7 +24,7 @@ ALPHA = 0.05
 RESAMPLES = 9_999  # with the observed one, a round 10,000
 BATCH = 500  # resamples drawn at once: 500 x 2,000 questions are 8 MB
 
-NO_DIFFERENCE = "no difference"
+NO_DIFFERENCE = "not shown"
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:

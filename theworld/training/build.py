@@ -169,6 +169,8 @@ def build_model(config: TrainingConfig, described: Described) -> TheWorldForCond
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in every version
             model.gradient_checkpointing_enable({"use_reentrant": False})
     freezing.train_only(model, parts)
+    if model.config.enable_world:
+        model.config.reads_world_tokens = True  # also behind a projector that stays as it is
     for parameter in model.parameters():
         if parameter.requires_grad:
             # AdamW's small steps would be lost in bfloat16

@@ -8,6 +8,8 @@ prompts, and weights that are not NVIDIA's need none: `CosmosPredict2.needs_guar
 from __future__ import annotations
 
 import importlib.util
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -18,7 +20,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 
 PACKAGE = "cosmos_guardrail"
-INSTALL = "`pip install cosmos_guardrail` (theworld's extra `cosmos`)"
+INSTALL = f"`uv pip install --python {shlex.quote(sys.executable)} cosmos_guardrail`, or pip where there is one"
 
 
 def require_installed() -> None:
