@@ -97,7 +97,7 @@ def test_settings_are_changed_by_name_and_unknown_ones_refused() -> None:
     for wrong, said in (
         ("language.training.max_stepps=7", "did you mean 'max_steps'"),
         ("langage.seed=7", "did you mean 'language'"),
-        ("language.seed", "language.steps=4000"),
+        ("language.seed", "language.training.max_steps=4000"),
         ("language.seed=many", "give int, like"),
         ("language.seed.more=1", "has no parts"),
     ):

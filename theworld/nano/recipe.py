@@ -153,7 +153,7 @@ def with_values(settings: NanoSettings, assignments: Sequence[str]) -> NanoSetti
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise ValueError(f"{assignment!r} is no setting; write it as language.steps=4000.")
+            raise ValueError(f"{assignment!r} is no setting; write it as language.training.max_steps=4000.")
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
