@@ -34,7 +34,6 @@ class LoopbackHub:
         self.repositories = repositories
         self.gated = gated
         self.fetched: list[str] = []  # files whose content was asked for
-        self.made: dict[str, dict[str, object]] = {}  # repositories that were made, and what was said of them
         self.sizes: dict[tuple[str, str], int] = {}  # sizes that are claimed, where they are not the content's
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -92,17 +91,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.answer()
-
-    def do_POST(self) -> None:
-        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.token() != ACCEPTED:
-            self.refuse(403, None, "this token may not write")
-        elif urlsplit(self.path).path == "/api/repos/create":
-            name = "/".join(part for part in (content.get("organization"), content["name"]) if part)
-            self.hub.made[name] = content
-            self.send(200, {"url": f"{self.hub.url}/{name}", "id": name})
-        else:
-            self.refuse(404, None, "not found")
 
     def answer(self) -> None:
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
-from tests.loopback_hub import ACCEPTED, STRANGER, LoopbackHub, use_endpoint
-from tests.training.conftest import load
+from tests.loopback_hub import ACCEPTED, LoopbackHub, use_endpoint
+from tests.training.conftest import load, records
 from theworld import hub
 from theworld.training import recipe
 from theworld.training.config import TrainingConfig
@@ -67,30 +70,21 @@ def test_nobody_answers(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_token_that_may_not_write(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with LoopbackHub({}) as server:
-        server.use(monkeypatch, tmp_path, STRANGER)
-        said = refusal(pushed(settings))
-    assert "The Hub does not let this token write to me/mine (403)" in said
+    asked: list[tuple[str, Any]] = []
 
+    def refuse(self: HfApi, repo_id: str, **keywords: Any) -> None:
+        asked.append((repo_id, keywords["private"]))
+        answer: Any = SimpleNamespace(status_code=403, headers={}, request=None)
+        raise HfHubHTTPError("no", response=answer)
 
-def test_the_repository_is_made(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Reached(Exception):
-        pass
-
-    def stop(*arguments: Any) -> None:
-        raise Reached
-
-    monkeypatch.setattr(recipe, "build_model", stop)
+    monkeypatch.setattr(HfApi, "create_repo", refuse)
     with LoopbackHub({}) as server:
         server.use(monkeypatch, tmp_path, ACCEPTED)
-        with pytest.raises(Reached):
-            recipe.train(settings(push_to_hub=True, hub_model_id="me/mine", hub_private_repo=True), load())
+        said = refusal(settings(push_to_hub=True, hub_model_id="me/mine", hub_private_repo=True))
         with pytest.raises(ValueError, match="gives no evaluation samples"):
-            recipe.train(
-                settings(push_to_hub=True, hub_model_id="me/other", do_eval=True), lambda config: (load()(config)[0], None)
-            )
-    assert list(server.made) == ["me/mine"], "what is wrong with the data leaves nothing on the Hub"
-    assert server.made["me/mine"]["private"] or server.made["me/mine"].get("visibility") == "private"
+            recipe.train(settings(push_to_hub=True, hub_model_id="me/other", do_eval=True), lambda _: (records(2), None))
+    assert asked == [("me/mine", True)], "what is wrong with the data leaves nothing on the Hub"
+    assert "The Hub does not let this token write to me/mine (403)" in said
 
 
 def test_a_name_that_is_none(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
