@@ -182,9 +182,7 @@ def test_blocks_are_found_with_their_lines_and_markers() -> None:
         Block("python", 3, "x = 1", None),
         Block("bash", 8, "make everything", "it needs a GPU"),
         Block("python", 14, "y = x", None),
-        Block(
-            "bash", 18, "theworld train a.json \\\n    --set 'x={\"y\": 1}'  # briefly", None, "--set max_steps=1"
-        ),
+        Block("bash", 18, "theworld train a.json \\\n    --set 'x={\"y\": 1}'  # briefly", None, "--set max_steps=1"),
     ]
     assert commands_of(blocks_of(page)[-1].code) == [["theworld", "train", "a.json", "--set", 'x={"y": 1}']]
 

@@ -55,7 +55,12 @@ def test_training_by_make(tmp_path: Path) -> None:
 
     folder = tmp_path / make("smoke-test")
     written = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    assert {"model.safetensors", "checkpoint-2/optimizer.pt", "samples/step-2.jsonl", "samples/imagined-0.png"} <= written
+    assert {
+        "model.safetensors",
+        "checkpoint-2/optimizer.pt",
+        "samples/step-2.jsonl",
+        "samples/imagined-0.png",
+    } <= written
     again = make("train-hf", "CONFIG=configs/smoke_test.json", "ARGS=--output_dir again --set do_eval=false")
     assert again == "again"
     assert not (tmp_path / "again" / "samples").exists()

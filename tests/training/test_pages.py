@@ -21,7 +21,7 @@ GEMMA = "google/gemma-3-4b-it"
 def rows_of(text: str) -> list[list[str]]:
     """The cells of a page's tables, without heads."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    return [row for number, row in enumerate(rows) if not is_rule(row) and not is_rule((rows + [[]])[number + 1])]
+    return [row for number, row in enumerate(rows) if not is_rule(row) and not is_rule([*rows, []][number + 1])]
 
 
 def is_rule(row: list[str]) -> bool:

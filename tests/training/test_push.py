@@ -82,7 +82,9 @@ def test_a_token_that_may_not_write(settings: Settings, monkeypatch: pytest.Monk
         server.use(monkeypatch, tmp_path, ACCEPTED)
         said = refusal(settings(push_to_hub=True, hub_model_id="me/mine", hub_private_repo=True))
         with pytest.raises(ValueError, match="gives no evaluation samples"):
-            recipe.train(settings(push_to_hub=True, hub_model_id="me/other", do_eval=True), lambda _: (records(2), None))
+            recipe.train(
+                settings(push_to_hub=True, hub_model_id="me/other", do_eval=True), lambda _: (records(2), None)
+            )
     assert asked == [("me/mine", True)], "what is wrong with the data leaves nothing on the Hub"
     assert "The Hub does not let this token write to me/mine (403)" in said
 
