@@ -2,6 +2,7 @@
 VENV ?= .venv
 MODEL ?= nano
 GEMMA ?= google/gemma-3-4b-it
+CONFIG ?= configs/default.json
 RUNS ?= runs/blink
 REPORT ?= report
 DATA_ARG = $(if $(DATA),--data $(DATA))
@@ -51,20 +52,14 @@ typecheck: $(DEV) ## Types alone
 run: $(CORE) ## Three questions about one picture: no future, four world steps, a runtime override (MODEL=nano)
 	@$(PYTHON) examples/inference.py --model $(MODEL)
 
-train-simple: ## One forward and backward pass, step by step
-ifneq ($(wildcard examples/simple_training.py),)
-train-simple: $(CORE)
+train-simple: $(CORE) ## One forward and backward pass, step by step
 	@$(PYTHON) examples/simple_training.py
-else
-train-simple:
-	@echo "make train-simple comes with training, in a later part."; exit 1
-endif
 
-train-hf: ## Train with HF Trainer (later part)
-	@echo "make train-hf comes with training on Hugging Face Trainer, in a later part."; exit 1
+train-hf: $(CORE) ## Train as CONFIG says, with HF Trainer (CONFIG=configs/default.json, ARGS=)
+	@$(PYTHON) scripts/train_hf.py --config $(CONFIG) $(ARGS)
 
-smoke-test: ## Two samples through training, checkpoint and upload (later part)
-	@echo "make smoke-test comes with training on Hugging Face Trainer, in a later part."; exit 1
+smoke-test: $(CORE) ## Two samples from model to checkpoint, offline (ARGS=)
+	@$(PYTHON) scripts/train_hf.py --config configs/smoke_test.json $(ARGS)
 
 eval-blink: $(CORE) ## MODEL on BLINK val, with and without its imagined future, into runs/blink (DATA=, ARGS=)
 	@$(PYTHON) scripts/evaluate_blink.py --config configs/eval_blink.json --model $(MODEL) $(DATA_ARG) $(ARGS)

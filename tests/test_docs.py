@@ -4,16 +4,26 @@ The blocks of one page run in order in a folder of their own, where the reposito
 share their names. A block that cannot run here says so on the line before it:
 
     <!-- not run: it needs the network -->
+
+And one whose commands take long says there what they are run with here, behind their own arguments:
+
+    <!-- run with: --set max_steps=1 -->
 """
 
+import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from theworld.cli import app
 
 REPOSITORY = Path(__file__).parent.parent
 PAGES = [
@@ -22,6 +32,7 @@ PAGES = [
 ]
 LANGUAGES = {"python": "python", "bash": "bash", "sh": "bash", "shell": "bash"}
 NOT_RUN = re.compile(r"<!-- not run: (?P<reason>\S.*) -->")
+RUN_WITH = re.compile(r"<!-- run with: (?P<arguments>\S.*) -->")
 
 
 @dataclass(frozen=True)
@@ -30,29 +41,34 @@ class Block:
     line: int  # of the first line of code
     code: str
     not_run: str | None
+    run_with: str | None = None
 
 
 def blocks_of(text: str) -> list[Block]:
     """The python and bash blocks of a page, in order; ValueError for a marker that stands before none."""
     blocks: list[Block] = []
     lines = text.splitlines()
-    marker: str | None = None
+    markers: dict[str, str] = {}
     index = 0
     while index < len(lines):
         fence = re.match(r"(?P<indent> *)(?P<fence>`{3,})(?P<language>\w*)", lines[index])
         if not fence:
-            if marker is not None and lines[index].strip():
-                raise ValueError(f"line {index + 1}: 'not run' stands before no block")
-            found = NOT_RUN.fullmatch(lines[index].strip())
-            marker = found["reason"] if found else marker
+            line = lines[index].strip()
+            if markers and line:
+                raise ValueError(f"line {index + 1}: 'not run' or 'run with' stands before no block")
+            if found := NOT_RUN.fullmatch(line):
+                markers["not_run"] = found["reason"]
+            if found := RUN_WITH.fullmatch(line):
+                markers["run_with"] = found["arguments"]
             index += 1
             continue
         first = index + 1
         last = next(i for i in range(first, len(lines)) if lines[i].strip() == fence["fence"])
         if fence["language"] in LANGUAGES:
             code = "\n".join(line.removeprefix(fence["indent"]) for line in lines[first:last])
-            blocks.append(Block(LANGUAGES[fence["language"]], first + 1, code, marker))
-        marker = None
+            language = LANGUAGES[fence["language"]]
+            blocks.append(Block(language, first + 1, code, markers.get("not_run"), markers.get("run_with")))
+        markers = {}
         index = last + 1
     return blocks
 
@@ -72,7 +88,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page.read_text("utf-8"))], ids=name_of)
-def test_every_block_runs(page: Path, workshop: Path) -> None:
+def test_every_block_runs(page: Path, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, object] = {"__name__": "__page__"}
     for block in blocks_of(page.read_text("utf-8")):
         if block.not_run:
@@ -81,6 +97,9 @@ def test_every_block_runs(page: Path, workshop: Path) -> None:
         if block.language == "python":
             # line numbers of the page in tracebacks
             exec(compile("\n" * (block.line - 1) + block.code, name_of(page), "exec"), names)
+        elif block.run_with:
+            for command in commands_of(block.code):
+                run_here(command, shlex.split(block.run_with), monkeypatch)
         else:
             assert run_bash(block.code).returncode == 0, f"{where} failed:\n{block.code}"
 
@@ -95,6 +114,34 @@ def run_bash(code: str) -> subprocess.CompletedProcess[bytes]:
         "HF_HUB_OFFLINE": "1",
     }
     return subprocess.run(["bash", "-euo", "pipefail", "-c", code], env=environment, timeout=300, check=False)
+
+
+def commands_of(code: str) -> list[list[str]]:
+    """The words of each command of a block that holds nothing but commands, without comments."""
+    lines = code.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def run_here(command: list[str], more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`theworld …` or `python scripts/train_hf.py …` in this process, which has everything loaded already."""
+    program = app
+    if command[0] == "theworld":
+        arguments = command[1:]
+    else:
+        assert command[:2] == ["python", "scripts/train_hf.py"], f"{command} cannot be run with further arguments"
+        arguments = command[2:]
+        spec = importlib.util.spec_from_file_location("train_hf", REPOSITORY / "scripts" / "train_hf.py")
+        assert spec is not None
+        assert spec.loader is not None
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+        program = typer.Typer()
+        program.command()(script.main)
+    with monkeypatch.context() as patch:
+        for name in ("TENSORBOARD_LOGGING_DIR", "WANDB_PROJECT"):  # which training sets
+            patch.setenv(name, "")
+        result = CliRunner().invoke(program, [*arguments, *more])
+    assert result.exit_code == 0, f"{shlex.join(command)} failed:\n{result.output}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -124,18 +171,26 @@ def test_blocks_are_found_with_their_lines_and_markers() -> None:
             "  ```python",
             "  y = x",
             "  ```",
+            "<!-- run with: --set max_steps=1 -->",
+            "```bash",
+            "theworld train a.json \\",
+            "    --set 'x={\"y\": 1}'  # briefly",
+            "```",
         ]
     )
     assert blocks_of(page) == [
         Block("python", 3, "x = 1", None),
         Block("bash", 8, "make everything", "it needs a GPU"),
         Block("python", 14, "y = x", None),
+        Block("bash", 18, "theworld train a.json \\\n    --set 'x={\"y\": 1}'  # briefly", None, "--set max_steps=1"),
     ]
+    assert commands_of(blocks_of(page)[-1].code) == [["theworld", "train", "a.json", "--set", 'x={"y": 1}']]
 
 
-def test_a_marker_without_a_block_is_refused() -> None:
+@pytest.mark.parametrize("marker", ["not run: it needs the network", "run with: --set max_steps=1"])
+def test_a_marker_without_a_block_is_refused(marker: str) -> None:
     with pytest.raises(ValueError, match="line 2"):
-        blocks_of("<!-- not run: it needs the network -->\nSome words.\n")
+        blocks_of(f"<!-- {marker} -->\nSome words.\n")
 
 
 def test_a_failing_block_is_seen() -> None:

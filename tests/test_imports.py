@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "datasets": {"configuration", "images", "processing", "world_cache"},
     # changes batches and asks for answers, and does not know what is inside the model
     "evaluation": {"configuration", "images", "pictures", "processing", "checkpoints", "datasets", "api"},
-    "training": _MODEL | {"api", "datasets", "world_cache", "pictures"},
+    "training": _MODEL | {"api", "datasets", "world_cache", "pictures", "hub"},
     "nano": _MODEL | {"api", "datasets", "evaluation", "training", "pictures"},
     "cli": _MODEL | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache", "memory", "hub"},
 }

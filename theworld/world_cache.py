@@ -293,6 +293,7 @@ def compute_with(world: WorldModel, config: CosmosPredict2Config) -> Compute:
         latents = world.encode(frames.to(next(world.parameters()).device))
         if num_world_steps == 0:
             return latents
+        world.load_parts("transformer")  # a run whose futures are true finds out here that a sample has none
         if prompts is None:
             world.load_default_prompts()
             return world.rollout(latents, num_world_steps, seeds=seeds, **sampling)

@@ -227,6 +227,18 @@ def test_with_a_full_cache_the_world_model_is_never_loaded(
     assert {"encoder", "transformer"} <= set(loaded)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_sample_without_a_true_future_imagines_one(settings: Settings, tmp_path: Path, cached: bool) -> None:
+    """Also where all others read theirs, so that the run did not load what imagines."""
+    chats = records(2)
+    del chats[1]["future_frames"]
+    config = settings(
+        num_world_steps=1, true_futures=1.0, latent_cache=str(tmp_path / "cache") if cached else None, max_steps=1
+    )
+    recipe.train(config, lambda config: (chats, None))
+    assert all(map(math.isfinite, losses(config.output_dir)))
+
+
 def test_a_cache_needs_a_folder(settings: Settings) -> None:
     with pytest.raises(ValueError, match="set latent_cache to a folder"):
         recipe.fill(settings(), load())

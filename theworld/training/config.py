@@ -24,6 +24,7 @@ HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 PLACES = ("zeros", "waves")
 OPTIMIZERS = ("adamw", "muon")
+PLACEHOLDER_OWNER = "your-username/"  # of the examples in configs/
 SECRET = "hf_token"
 
 
@@ -235,6 +236,11 @@ class TrainingConfig:
             raise ValueError("a streamed dataset has no length, so streaming needs max_steps; set it.")
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("push_to_hub needs hub_model_id, the repository to push to (owner/name).")
+        if self.push_to_hub and str(self.hub_model_id).startswith(PLACEHOLDER_OWNER):
+            raise ValueError(
+                f"hub_model_id is still the example {self.hub_model_id!r}; put your own name there, or set push_to_hub "
+                "to false."
+            )
         for steps, share in (self.world_steps_mix or {}).items():
             if not steps.isdecimal() or isinstance(share, bool) or not isinstance(share, int | float) or share <= 0:
                 raise ValueError(

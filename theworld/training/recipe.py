@@ -27,6 +27,7 @@ from theworld.training.config import TrainingConfig
 from theworld.training.data import LoadDatasets, as_samples, load_datasets
 from theworld.training.latents import fill_cache, open_cache, write_strips
 from theworld.training.order import PlacedSamples, PlacedStream, fitting
+from theworld.training.push import check_hub, make_repository
 from theworld.training.resume import find_checkpoint, warn_of_changes
 from theworld.training.trainer import TheWorldTrainer, full_disk_told, remove_unfinished
 from theworld.world_cache import WorldCache
@@ -55,6 +56,7 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
     """
     config.move_token()
     check_trackers(config)
+    check_hub(config)
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     remove_unfinished(output)
@@ -65,6 +67,7 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
         collator = new_collator(config, described)
         training, evaluation = place_samples(config, load, collator)
         shown = shown_samples(config, evaluation)
+        make_repository(config)
 
         # 2. the world's latents, once for all runs
         collator.cache = open_cache(config, described)

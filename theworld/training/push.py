@@ -1,0 +1,53 @@
+"""Whether a run may push to the Hub, found out before anything large is loaded rather than at its first checkpoint."""
+
+from __future__ import annotations
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from theworld import hub
+from theworld.training.config import TrainingConfig
+
+OR_NOT = "or set push_to_hub to false"
+
+
+def check_hub(config: TrainingConfig) -> None:
+    """Asks the Hub whether it is there and knows the token; nothing is asked of a run that pushes nothing.
+
+    Raises:
+        ValueError: it cannot be pushed to; one sentence.
+    """
+    if not config.push_to_hub:
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(f"push_to_hub needs the Hub, and HF_HUB_OFFLINE is set: unset it, {OR_NOT}.")
+    if get_token() is None:
+        raise ValueError(f"push_to_hub needs a token: set HF_TOKEN to one that may write, {OR_NOT}.")
+    if not hub.answers(constants.ENDPOINT):
+        raise ValueError(f"push_to_hub needs the Hub, and it does not answer: {hub.no_network()}, {OR_NOT}.")
+    problem = hub.token_problem()
+    if problem is not None:
+        raise ValueError(problem)
+
+
+def make_repository(config: TrainingConfig) -> None:
+    """Makes the repository that a run pushes to, where there is none yet; Trainer would find out much later.
+
+    Raises:
+        ValueError: the Hub refuses; one sentence.
+    """
+    if not config.push_to_hub:
+        return
+    assert config.hub_model_id is not None  # TrainingConfig sees to it
+    try:
+        HfApi().create_repo(config.hub_model_id, private=config.hub_private_repo, exist_ok=True)
+    except HFValidationError as error:
+        raise ValueError(f"hub_model_id {config.hub_model_id!r} is no name of a repository: {error}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise ValueError(
+            f"The Hub does not let this token write to {config.hub_model_id} ({status}): check hub_model_id, and that "
+            f"the token may write, {OR_NOT}."
+        ) from error
+    except (hub.TransportError, OSError) as error:
+        raise ValueError(f"{config.hub_model_id} could not be made: {hub.no_network()}, {OR_NOT}.") from error
