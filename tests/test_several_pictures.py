@@ -165,6 +165,7 @@ def test_frames_of_each_picture_are_shown_with_their_words(model: TheWorld) -> N
 
 def test_ask_looks_ahead_from_every_picture_when_told(bases: dict[str, str], tmp_path: Path) -> None:
     built = build(bases)
+    built.config.reads_world_tokens = True  # as after training
     built.save_pretrained(tmp_path / "model")
     for number in range(2):
         Image.fromarray(pixels(number)).save(tmp_path / f"{number}.png")

@@ -83,7 +83,9 @@ def train(
     ] = False,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as language.training.max_steps=4000; may be repeated."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a setting, as language.training.max_steps=4000; may be repeated."
+        ),
     ] = None,
     device: options.Device = None,
     debug: options.Debug = False,
