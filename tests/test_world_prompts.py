@@ -178,7 +178,7 @@ def test_without_the_guardrail_it_is_said_before_the_work(model: TheWorld) -> No
         lambda: model.imagine(pixels(), world_prompt=CUP),
         lambda: model.generate(pixels(), QUESTION, world_prompt=CUP),
     ):
-        with pytest.raises(ValueError, match="uv pip install --python .* cosmos_guardrail"):
+        with pytest.raises(ValueError, match=r"uv pip install --python .* cosmos_guardrail"):
             call()
     assert model.decode(latents, for_people=False).shape == (1, 9, TINY_SIZE, TINY_SIZE, 3)
 

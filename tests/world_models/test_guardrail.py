@@ -78,7 +78,7 @@ def test_absent_it_names_the_command_that_installs_it(monkeypatch: pytest.Monkey
     monkeypatch.setattr(guardrail, "PACKAGE", "no_such_guardrail")
     for ask in (guardrail.require_installed, lambda: guardrail.check_prompt("a cup")):
         with pytest.raises(
-            ValueError, match="not installed; install it with `uv pip install --python .* cosmos_guardrail`"
+            ValueError, match=r"not installed; install it with `uv pip install --python .* cosmos_guardrail`"
         ):
             ask()
 
