@@ -16,7 +16,7 @@ from theworld import TheWorld
 from theworld.datasets.physics import make_clip
 from theworld.nano.clips import ClipSettings
 from theworld.nano.foresight import ForesightSettings
-from theworld.nano.fusion import KINDS, FusionSettings
+from theworld.nano.fusion import FUSED, KINDS, FusionSettings
 from theworld.nano.fusion import TRAINING as FUSION_TRAINING
 from theworld.nano.language import TRAINING as LANGUAGE_TRAINING
 from theworld.nano.language import LanguageSettings, place_positions
@@ -108,17 +108,18 @@ def test_settings_are_changed_by_name_and_unknown_ones_refused() -> None:
 def test_publishing_needs_every_part_and_names_the_shipped_bases(tmp_path: Path) -> None:
     work, weights = tmp_path / "work", tmp_path / "weights"
     config = {"vlm_name_or_path": str(work / "gemma"), "world_name_or_path": "w", "vlm_config": {"_name_or_path": "x"}}
-    for name in ("world", "gemma", "reader", "fused", "direct"):
+    for name in ("world", "gemma", "reader", *KINDS):
         (work / name).mkdir(parents=True)
         (work / name / "config.json").write_text(json.dumps(config))
     (work / "provenance.json").write_text("{}")
     (weights / "gemma").mkdir(parents=True)
+    (work / "matched-control").rename(tmp_path / "matched-control")
     with pytest.raises(ValueError, match="has no matched-control to publish"):
         publish(work, weights)
     assert [path.name for path in weights.iterdir()] == ["gemma"], "what was shipped is as it was"
-    (work / "matched-control").mkdir()
+    (tmp_path / "matched-control").rename(work / "matched-control")
     publish(work, weights)
-    shipped = {"cosmos", "gemma", "reader", "fused", "direct", "matched-control", "provenance.json"}
+    shipped = {"cosmos", "gemma", "reader", *KINDS, "provenance.json"}
     assert {path.name for path in weights.iterdir()} == shipped
     reader = json.loads((weights / "reader" / "config.json").read_text())
     assert reader["vlm_name_or_path"] == reader["vlm_config"]["_name_or_path"] == "nano/gemma"
@@ -154,7 +155,7 @@ def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.
                     "eval_scenes_per_family": 1,
                 },
             },
-            fused={**KINDS["fused"], "futures_per_image": 2},
+            fused={**FUSED, "futures_per_image": 2},
         ),
         text={
             "hidden_size": 32,
@@ -179,9 +180,13 @@ def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.
     assert {"picture", "world", "both"} <= set(gate)
     assert "gate" in caplog.text, "a model that learned nothing does not pass in silence"
     results = run_fusion(tmp_path, settings, torch.device("cpu"))
-    assert set(results) == {"fused", "matched-control", "direct"}
+    assert set(results) == set(KINDS)
     trained = {kind: json.loads((tmp_path / kind / "config.json").read_text())["trained_parts"] for kind in results}
-    assert trained == {"fused": ["projector", "lora"], "matched-control": ["lora"], "direct": ["vision", "language"]}
+    assert trained == {
+        **dict.fromkeys(KINDS, ["projector", "lora"]),
+        "matched-control": ["lora"],
+        "direct": ["vision", "language"],
+    }
     for kind in results:  # the names of the shipped bases, put back to where this run's lie
         file = tmp_path / kind / "config.json"
         text = file.read_text().replace("nano/gemma", str(tmp_path / "gemma"))
@@ -191,6 +196,9 @@ def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.
     answer = fused.generate(frame, "Which bin?", max_new_tokens=4, num_world_steps=2)
     assert isinstance(answer, str)
     assert TheWorld.from_pretrained(tmp_path / "direct").model.world is None
+    reader = TheWorld.from_pretrained(tmp_path / "trained-dummy").model.projector.state_dict()
+    drawn = TheWorld.from_pretrained(tmp_path / "frozen-random-projection").model.projector.state_dict()
+    assert not any(torch.equal(drawn[name], tensor) for name, tensor in reader.items() if tensor.ndim == 2)
 
 
 @pytest.mark.slow  # half a minute, most of it the wall-clock budgets of the two stages

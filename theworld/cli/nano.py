@@ -90,7 +90,7 @@ def train(
     device: options.Device = None,
     debug: options.Debug = False,
 ) -> None:
-    """Make nano from nothing: world model, language model, fusion and its two controls.
+    """Make nano from nothing: world model, language model, fusion and its controls.
 
     Example: theworld nano train --work checkpoints/nano --scale laptop
     """

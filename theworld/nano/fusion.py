@@ -1,8 +1,10 @@
-"""Stage (d): what happens next, from few labels; and the two controls that show what imagining was worth.
+"""Stage (d): what happens next, from few labels; and the controls that show what imagining was worth.
 
 `fused` learns its projector and a LoRA from imagined futures of labelled scenes. `matched-control` learns the same
-LoRA and `direct` the whole of Gemma, from the same questions, without any world tokens. All three see the same scenes,
-in the same order, for the same number of steps.
+LoRA and `direct` the whole of Gemma, from the same questions, without any world tokens. Three more learn as `fused`
+does from world tokens that say nothing (`trained-dummy`), of what really happened (`trained-oracle`), or through a
+projector that never learns (`frozen-random-projection`). All see the same scenes, in the same order, for the same
+number of steps.
 
 The training itself is the recipe that everybody uses (`theworld.training`); here are its settings.
 """
@@ -45,27 +47,37 @@ TRAINING: dict[str, Any] = {
     "save_total_limit": 1,
     "shown_samples": 0,
     "logging_steps": 50,
+    "seed": 0,
     "num_workers": 2,
 }
-# keys of TrainingConfig that make each kind what it is
-KINDS: dict[str, dict[str, Any]] = {
-    "fused": {
-        "lora": LORA,
-        "num_world_steps": 4,
-        "world_steps_mix": {"0": 0.15, "1": 0.15, "2": 0.15, "4": 0.55},
-        "world_dropout": 0.15,
-        "futures_per_image": 4,
-        "true_futures": 0.25,
-        "latent_batch_size": 256,
-    },
-    "matched-control": {"lora": LORA, "enable_world": False},
-    "direct": {
-        "enable_world": False,
-        "freeze_gemma_vision": False,
-        "freeze_gemma_language": False,
-        "learning_rate": 3e-4,
+# keys of TrainingConfig, of `fused` and of what differs from it in one thing
+FUSED: dict[str, Any] = {
+    "lora": LORA,
+    "num_world_steps": 4,
+    "world_steps_mix": {"0": 0.15, "1": 0.15, "2": 0.15, "4": 0.55},
+    "world_dropout": 0.15,
+    "futures_per_image": 4,
+    "true_futures": 0.25,
+    "latent_batch_size": 256,
+}
+DIRECT: dict[str, Any] = {
+    "enable_world": False,
+    "freeze_gemma_vision": False,
+    "freeze_gemma_language": False,
+    "learning_rate": 3e-4,
+}
+# what each kind that goes on from the reader changes of FUSED
+OF_READER: dict[str, dict[str, Any]] = {
+    "fused": {},
+    "trained-dummy": {"constant_world": True},
+    "trained-oracle": {"true_futures": 1.0},
+    "frozen-random-projection": {
+        "reset_projector": True,
+        "projector_places": "waves",
+        "freeze_projector": True,
     },
 }
+KINDS = ("fused", "matched-control", "direct", "trained-dummy", "trained-oracle", "frozen-random-projection")
 
 
 @dataclass(frozen=True)
@@ -75,18 +87,28 @@ class FusionSettings:
     Args:
         kinds: which of KINDS to train.
         training: keys of `TrainingConfig` for all kinds, see TRAINING.
-        fused, direct: further keys for one kind.
+        fused: further keys for the kinds that read world tokens.
+        direct: further keys for `direct`.
     """
 
-    kinds: tuple[str, ...] = tuple(KINDS)
+    kinds: tuple[str, ...] = KINDS
     training: dict[str, Any] = field(default_factory=lambda: dict(TRAINING))
-    fused: dict[str, Any] = field(default_factory=lambda: dict(KINDS["fused"]))
-    direct: dict[str, Any] = field(default_factory=lambda: dict(KINDS["direct"]))
+    fused: dict[str, Any] = field(default_factory=lambda: dict(FUSED))
+    direct: dict[str, Any] = field(default_factory=lambda: dict(DIRECT))
 
     def values(self, kind: str, work: Path) -> dict[str, Any]:
-        """Keys of TrainingConfig for one kind, in a work folder; `fused` goes on from the reader of stage (c)."""
-        own = {"fused": self.fused, "matched-control": KINDS["matched-control"], "direct": self.direct}[kind]
-        values = {**self.training, **own, "output_dir": str(work / TRAINED / kind)}
-        if kind == "fused":
-            return {**values, "model_name": str(work / "reader"), "latent_cache": str(work / "latents")}
-        return {**values, "model_name": str(work / "gemma"), "cosmos_model_name": str(work / "world")}
+        """Keys of TrainingConfig for one kind, in a work folder.
+
+        Raises:
+            ValueError: there is no such kind.
+        """
+        values = {**self.training, "output_dir": str(work / TRAINED / kind)}
+        if kind in OF_READER:
+            start = {"model_name": str(work / "reader"), "latent_cache": str(work / "latents")}
+            return {**values, **self.fused, **OF_READER[kind], **start}
+        without = {"matched-control": {"lora": LORA, "enable_world": False}, "direct": self.direct}
+        if kind not in without:
+            raise ValueError(f"there is no kind {kind!r} of fusion; choose among {', '.join(KINDS)}.")
+        return {
+            **values, **without[kind], "model_name": str(work / "gemma"), "cosmos_model_name": str(work / "world")
+        }  # fmt: skip

@@ -2,7 +2,7 @@
 
     world     (a) VAE and (b) transformer, from clips without labels   -> world/, foresight.csv
     language  (c) Gemma, from questions about now                      -> gemma/, reader/ (its projector)
-    fusion    (d) from questions about what happens                    -> fused/, matched-control/, direct/
+    fusion    (d) from questions about what happens                    -> fused/ and its controls
 
 `theworld nano train` runs it. Stage (c) needs only the VAE, so it may run beside (b). The shipped weights under
 `weights/` are the work folder of one run, in bfloat16; their `provenance.json` says which.
@@ -34,7 +34,7 @@ from theworld.modeling import TheWorldForConditionalGeneration
 from theworld.nano.buffers import FrameBuffer
 from theworld.nano.clips import ClipFactory, ClipSettings, load_labelled
 from theworld.nano.foresight import Foresight, ForesightSettings, reconstruction_psnr
-from theworld.nano.fusion import KINDS, TRAINED, FusionSettings
+from theworld.nano.fusion import FUSED, KINDS, OF_READER, TRAINED, FusionSettings
 from theworld.nano.fusion import TRAINING as FUSION_TRAINING
 from theworld.nano.language import (
     TEXT,
@@ -123,7 +123,7 @@ def laptop_settings() -> NanoSettings:
                 **FUSION_TRAINING, "max_steps": 300, "batch_size": 24, "eval_steps": 100,
                 "dataset_options": {**FUSION_TRAINING["dataset_options"], "eval_scenes_per_family": 40},
             },
-            fused={**KINDS["fused"], "futures_per_image": 2, "latent_batch_size": 16},
+            fused={**FUSED, "futures_per_image": 2, "latent_batch_size": 16},
         ),
         text={**TEXT, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 2,
               "num_key_value_heads": 2},
@@ -277,7 +277,7 @@ def run_fusion(work: Path, settings: NanoSettings, device: torch.device) -> dict
     results = {}
     for kind in settings.fusion.kinds:
         values = settings.fusion.values(kind, work)
-        if kind != "fused":  # which goes on from a trained model that knows them
+        if kind not in OF_READER:  # those go on from a trained model that knows them
             values = {**FUSION_CONFIG, "projector": settings.projector, **values}
         trained = train_recipe(training_config(values, device))
         results[kind] = write_curve(trained, work / f"{kind}.csv")
