@@ -60,7 +60,7 @@ PLACES_RMS = 0.7  # of position embeddings, about as large as what they are adde
 
 # keys of TrainingConfig
 TRAINING: dict[str, Any] = {
-    "max_steps": 3200,
+    "max_steps": 4500,
     "batch_size": 128,
     "gradient_accumulation_steps": 1,
     # with AdamW alone sides stay at chance for thousands of steps (docs/LOG.md)
