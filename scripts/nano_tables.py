@@ -1,6 +1,7 @@
 """Writes the tables of the test split into the pages, from the JSON that `theworld eval physics` wrote.
 
 python scripts/nano_tables.py docs/nano/physics_test.json docs/nano.md README.md
+python scripts/nano_tables.py docs/nano/physics_more.json docs/nano.md --prefix more-
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("pages", type=Path, nargs="+", help="pages with <!-- arms: begin --> or <!-- paired: begin -->")
+    parser.add_argument("--prefix", default="", help="of the marks: --prefix more- fills <!-- more-arms: begin -->")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text(encoding="utf-8"))
     tables = {"arms": arms_table(results), "paired": paired_table(results)}
     for page in arguments.pages:
         text = page.read_text(encoding="utf-8")
         for name, table in tables.items():
-            marked = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
+            mark = arguments.prefix + name
+            marked = re.compile(rf"(<!-- {mark}: begin -->\n).*?(<!-- {mark}: end -->)", re.DOTALL)
             text = marked.sub(lambda found, table=table: found[1] + table + found[2], text)
         page.write_text(text, encoding="utf-8")
         print(page)
