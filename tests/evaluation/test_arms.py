@@ -214,5 +214,6 @@ def test_too_many_steps_for_the_true_frames_is_an_error(batch: Batch) -> None:
 def test_an_unknown_arm_is_named_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="no arm 'fusd'; did you mean 'fused'"):
         choose(["fused", "fusd"])
+    assert choose(["all"]) == ARMS
     with pytest.raises(ValueError, match="at least one"):
         choose([])

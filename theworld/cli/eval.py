@@ -35,7 +35,7 @@ def evaluate(
     ],
     model: options.Model = "nano",
     arms: Annotated[
-        str, typer.Option("--arms", help="Comma-separated; `--arms list` names them all.")
+        str, typer.Option("--arms", help="Comma-separated, or `all`; `--arms list` names them.")
     ] = "fused,fused-0",
     output: Annotated[
         str | None,

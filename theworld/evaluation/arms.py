@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FORESEE = "Describe in one sentence what happens next."
 FORESEEN = "Foreseen in words: {words}\n\n{question}"
 LONGEST_FORESIGHT = 64  # tokens
+EVERY = "all"
 
 
 @dataclass
@@ -353,11 +354,13 @@ ARMS: dict[str, Arm] = {
 
 
 def choose(names: Sequence[str]) -> dict[str, Arm]:
-    """The named arms, in order.
+    """The named arms, in order; `all` names every one.
 
     Raises:
         ValueError: an unknown name, or none.
     """
+    if list(names) == [EVERY]:
+        return dict(ARMS)
     unknown = [name for name in names if name not in ARMS]
     if unknown:
         close = difflib.get_close_matches(unknown[0], ARMS, 1)
