@@ -82,7 +82,7 @@ if [ ! -e "$VENV" ]; then
     base=$(find_python) || fail "no Python 3.11 or newer was found: install one, or name it with PYTHON=/path/to/python3."
     uv=$(find_uv "$base") || fail "uv could not be installed: install it (https://docs.astral.sh/uv) or the package python3-venv, and check the network."
     say "Making $VENV with $("$base" --version)"
-    "$uv" venv --quiet --python "$base" "$VENV"
+    "$uv" venv --quiet --seed --python "$base" "$VENV" # with pip, for what people add themselves
 fi
 is_recent "$python" || fail "$VENV is not an environment with Python 3.11 or newer: remove it (rm -r $VENV) and run this again."
 

@@ -6,10 +6,12 @@ answer = model.generate("scene.png", "Which bin will the ball land in: left, mid
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,6 +25,7 @@ from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, T
 
 from theworld import checkpoints, freezing
 from theworld.configuration import TheWorldConfig
+from theworld.devices import place_of
 from theworld.filmstrip import filmstrip
 from theworld.images import Video, load_images, load_video, to_frames, to_pixels
 from theworld.loading import fingerprints
@@ -69,7 +72,8 @@ class TheWorld(nn.Module):
         max_world_steps: most world steps that a fresh fusion imagines (rows of its temporal embedding).
         lora: LoRA on the language model of a fresh fusion, which learns beside the projector: its rank (alpha is twice
             that, on all linear layers), or peft's settings as a dict.
-        dtype: None means bfloat16 on a GPU and float32 on a CPU.
+        dtype: torch's type or its name (`bfloat16`, `float32`, `float16`); None means bfloat16 on a GPU and float32 on
+            a CPU.
         device: None means the first GPU, or the CPU.
         device_map: where Gemma's layers go (`"auto"`, or a dict of module and device), instead of `device`; the world
             model and the projector lie where the input embeddings lie.
@@ -91,14 +95,15 @@ class TheWorld(nn.Module):
         max_world_steps: int = 16,
         *,
         lora: int | dict[str, Any] | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
         device_map: Any = None,
         **config: Any,
     ) -> None:
         super().__init__()
         name = os.fspath(model_name)
-        place, dtype = _place(device, device_map, dtype)
+        place, dtype = place_of(device, device_map, dtype)
+        check_fields(config)  # before anything is fetched
         values = checkpoints.read_json(checkpoints.resolve(name), revision=config.get("vlm_revision"))
         if lora is not None:
             config["lora"] = lora
@@ -144,7 +149,7 @@ class TheWorld(nn.Module):
         *,
         num_world_steps: int | None = None,
         revision: str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
         device_map: Any = None,
         freeze_gemma_vision: bool = True,
@@ -164,7 +169,7 @@ class TheWorld(nn.Module):
         """
         self = cls.__new__(cls)
         nn.Module.__init__(self)
-        place, dtype = _place(device, device_map, dtype)
+        place, dtype = place_of(device, device_map, dtype)
         self._set(_load(os.fspath(model_name), num_world_steps, dtype, checkpoint_name, revision, device_map), place)
         self._freeze(freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
         return self
@@ -811,15 +816,14 @@ class TheWorld(nn.Module):
         return [row.part for row in self.parameter_table() if row.part not in inside]
 
 
-def _place(
-    device: str | torch.device | None, device_map: Any, dtype: torch.dtype | None
-) -> tuple[torch.device | None, torch.dtype]:
-    """Where a model goes, None where `device_map` says it, and the type of its weights."""
-    if device is not None and device_map is not None:
-        raise ValueError("device and device_map were both given; give one.")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
-    return (place if device_map is None else None), dtype
+def check_fields(config: Mapping[str, Any]) -> None:
+    """Raises a ValueError for a keyword of no fresh fusion; transformers would keep it, and nobody would read it."""
+    known = [*inspect.signature(TheWorldConfig.__init__).parameters, *inspect.signature(TheWorld.__init__).parameters]
+    for key in config:
+        if key not in known:
+            close = "dtype" if key == "torch_dtype" else next(iter(difflib.get_close_matches(key, known, 1)), None)
+            hint = f"did you mean {close!r}?" if close else "see help(TheWorld) and help(TheWorldConfig)."
+            raise ValueError(f"TheWorld takes no {key!r}; {hint}")
 
 
 def _load(

@@ -64,6 +64,13 @@ def resolve(model: str | os.PathLike[str], inside: str | os.PathLike[str] | None
     return name
 
 
+def lasting(model: str) -> str:
+    """A base's name as an adapter keeps it: of a folder its whole path, so that it is found from any other folder."""
+    name = os.path.expanduser(model)
+    shipped = name == "nano" or name.startswith("nano/")
+    return os.path.abspath(name) if not shipped and Path(name).is_dir() else model
+
+
 def check_name(model: str) -> None:
     """Raises a ValueError for what is neither a folder nor can be a Hub id, before the network is asked for it."""
     if not model or (not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~")))):
@@ -89,6 +96,12 @@ def find_file(model: str, filename: str, revision: str | None = None) -> Path:
     if Path(model).is_dir():
         path = Path(model) / filename
         if not path.is_file():
+            if filename == CONFIG_FILE and (Path(model) / WORLD_INDEX_FILE).is_file():
+                raise ValueError(
+                    f"{model} is a world model; name it beside a Gemma 3 (--world-model, or cosmos_model_name)."
+                )
+            if filename == WORLD_INDEX_FILE and (Path(model) / CONFIG_FILE).is_file():
+                raise ValueError(f"{model} is no world model, since it has no {filename}; name a Cosmos-Predict2.")
             raise ValueError(f"{model} has no {filename}; is it a model folder?")
         return path
     with hub_errors(model, filename):

@@ -90,6 +90,7 @@ WAN_LATENT_CHANNELS = 16  # AutoencoderKLWan's default z_dim, for a vae dict tha
 
 PROJECTORS = ("linear", "mlp", "resampler")
 WORLD_IMAGES = ("first", "all")
+WORLD_IMAGE_SIZE = 224  # pixels a side that a fresh fusion's world model sees
 SPATIAL_MERGES = (1, 2, 4)
 
 
@@ -209,6 +210,11 @@ class CosmosPredict2Config(PreTrainedConfig):
         """Pixels per latent cell along one side."""
         return int(2 ** (len(self.vae.get("dim_mult", [1, 2, 4, 4])) - 1))
 
+    def largest_image(self) -> int:
+        """Side, in pixels, of the largest square picture whose latents the transformer has places for."""
+        _, rows, columns = self.transformer.get("max_size", COSMOS_2B_TRANSFORMER["max_size"])
+        return int(min(rows, columns)) * self.spatial_factor
+
 
 class TheWorldConfig(PreTrainedConfig):
     """A Gemma 3 vision-language model, a Cosmos-Predict2 world model and the projector between them.
@@ -222,7 +228,8 @@ class TheWorldConfig(PreTrainedConfig):
         max_world_steps: rows of the temporal embedding after now.
         max_past_steps: rows of the temporal embedding before now: past latent frames of a video that are read at most.
             0 takes pictures and no videos.
-        world_image_size: side, in pixels, of the square picture the world model sees.
+        world_image_size: side, in pixels, of the square picture the world model sees; None means 224, or the most that
+            the world model takes.
         world_images: which pictures and videos of a question get world tokens, `first` or `all`.
         projector: `linear` (the source document's), `mlp`, or `resampler` (a fixed number of tokens a latent frame).
         spatial_merge: 1, 2 or 4; neighbouring cells along each side that fold into one token (space-to-depth).
@@ -256,7 +263,7 @@ class TheWorldConfig(PreTrainedConfig):
         num_world_steps: int = 0,
         max_world_steps: int = 16,
         max_past_steps: int = 0,
-        world_image_size: int = 224,
+        world_image_size: int | None = None,
         world_images: str = "first",
         projector: str = "linear",
         spatial_merge: int = 1,
@@ -269,13 +276,7 @@ class TheWorldConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         check_keys(TheWorldConfig, kwargs)
-        check_numbers(
-            {
-                "world_image_size": world_image_size,
-                "max_world_steps": max_world_steps,
-                "max_past_steps": max_past_steps,
-            }
-        )
+        check_numbers({"max_world_steps": max_world_steps, "max_past_steps": max_past_steps})
         for name, config in (("vlm_config", vlm_config), ("world_config", world_config)):
             if config is not None and not isinstance(config, dict | PreTrainedConfig):
                 raise ValueError(f"{name} is {config!r}; give the base model's config, a JSON object.")
@@ -286,6 +287,9 @@ class TheWorldConfig(PreTrainedConfig):
         # its config with us would lose its own, and with it, silently, its masks
         self.vlm_config = copy.deepcopy(vlm)
         self.world_config = copy.deepcopy(world_config or CosmosPredict2Config())
+        if world_image_size is None:
+            world_image_size = min(WORLD_IMAGE_SIZE, self.world_config.largest_image())
+        check_numbers({"world_image_size": world_image_size})
         self.vlm_name_or_path = vlm_name_or_path
         self.vlm_revision = vlm_revision
         self.world_name_or_path = world_name_or_path
@@ -328,6 +332,11 @@ class TheWorldConfig(PreTrainedConfig):
             raise ValueError(
                 f"world_image_size is {self.world_image_size}; it must be a multiple of the world model's "
                 f"{self.world_config.spatial_factor} pixels per latent cell."
+            )
+        if self.enable_world and self.max_world_steps and self.world_image_size > self.world_config.largest_image():
+            raise ValueError(
+                f"world_image_size is {self.world_image_size}, and this world model imagines pictures of at most "
+                f"{self.world_config.largest_image()} pixels a side; give a number up to that."
             )
         side, _ = self.world_grid()
         if side % self.spatial_merge:

@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import http_backoff  # type: ignore[attr-defined]  # documented, and exported lazily
 
 from theworld import checkpoints
-from theworld.world_models.cosmos_components import file_patterns
+from theworld.world_models.cosmos_components import PROMPT_EMBEDS, file_patterns
 from theworld.world_models.prompts import ENCODER_FILES
 
 # the HTTP library's own base class of errors, whichever library this version of huggingface_hub is built on
@@ -140,7 +140,7 @@ def config_need(name: str) -> Need:
 
 
 def adapter_need(model: str) -> Need:
-    return Need("adapter", model, checkpoints.resolve(model), ADAPTER_FILES, ADAPTER_FILES)
+    return Need("adapter", model, checkpoints.resolve(model), (*ADAPTER_FILES, PROMPT_EMBEDS), ADAPTER_FILES)
 
 
 def gemma_need(name: str, model: str | None = None, revision: str | None = None) -> Need:

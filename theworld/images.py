@@ -144,6 +144,15 @@ def load_image(source: ImageSource) -> Image.Image:
     raise ValueError(f"A {type(source).__name__} is not a picture: pass {ACCEPTED}.")
 
 
+def num_frames_of(path: str) -> int:
+    """Frames of a picture's file, 1 unless it moves; 1 also where it cannot be read, which loading will say."""
+    try:
+        with Image.open(path) as picture:
+            return int(getattr(picture, "n_frames", 1))
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return 1
+
+
 def load_images(sources: ImageSource | Sequence[ImageSource]) -> list[Image.Image]:
     """Every picture in `sources`, as `load_image` reads it: one source, a list of them, or a batch.
 

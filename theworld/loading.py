@@ -150,9 +150,9 @@ def read_fusion_config(
     return TheWorldConfig(
         vlm_config=read_gemma_config(vlm, vlm_revision),
         world_config=world_config,
-        vlm_name_or_path=vlm_name_or_path,
+        vlm_name_or_path=checkpoints.lasting(vlm_name_or_path),
         vlm_revision=vlm_revision,
-        world_name_or_path=world_name_or_path,
+        world_name_or_path=checkpoints.lasting(world_name_or_path),
         world_revision=world_revision,
         **values,
     )

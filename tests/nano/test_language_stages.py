@@ -183,7 +183,7 @@ def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.
     assert set(results) == set(KINDS)
     trained = {kind: json.loads((tmp_path / kind / "config.json").read_text())["trained_parts"] for kind in results}
     assert trained == {
-        **dict.fromkeys(KINDS, ["projector", "lora"]),
+        **{kind: ["projector", "lora"] for kind in KINDS},
         "matched-control": ["lora"],
         "direct": ["vision", "language"],
     }

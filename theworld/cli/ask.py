@@ -23,7 +23,9 @@ def ask(
         list[str] | None,
         typer.Argument(metavar="IMAGE", help="One picture or several; or --video.", show_default=False),
     ] = None,
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="In quotes.", show_default=False)] = "",
+    question: Annotated[
+        str, typer.Argument(metavar="QUESTION", help="In quotes; - reads it from stdin.", show_default=False)
+    ] = "",
     video: options.Video = None,
     frames: options.Frames = False,
     world_images: Annotated[
@@ -59,11 +61,14 @@ def ask(
     Example: theworld ask scene.png "Which bin will the ball land in: left, middle or right?" --steps 4
     """
     images = images or []
+    if question == "-":
+        question = sys.stdin.read().strip()
     if not question.strip() or not (images or video):  # one word alone is taken for the question
         raise typer.BadParameter("name a picture (or --video FILE) and then the question, in quotes.")
     started = time.perf_counter()
     note = note_for(model)
     check_world_images(world_images)
+    check_way(mode, steps)
     pictures, clip = read_seen(images, video, frames)
     if world and mode == "tokens":
         check_trained(model, "let it see imagined frames (--mode frames)")
@@ -79,7 +84,7 @@ def ask(
     how = the_model.mode_of(mode, num_past_steps=past) if world else "picture"
     if not as_json:
         if note:
-            say(note)
+            say(f"Note: {note}")
         if clip is not None:
             say(part_of(clip, the_model.config.num_pixel_frames(0, past)))
         say(way_of(how, past, the_model.config.num_world_steps, trained))
@@ -133,6 +138,16 @@ def check_world_images(world_images: str | None) -> None:
         raise ValueError(f"--world-images is {world_images!r}; choose one of {', '.join(WORLD_IMAGES)}.")
 
 
+def check_way(mode: str | None, steps: int | None) -> None:
+    """Stops before anything is loaded when options contradict each other, or `--mode` is none."""
+    from theworld.api import MODES
+
+    if mode is not None and mode not in MODES:
+        raise ValueError(f"--mode is {mode!r}; choose one of {', '.join(MODES)}.")
+    if mode == "frames" and steps == 0:
+        raise ValueError("--mode frames shows imagined frames, and --steps 0 imagines none; take 1 step or more.")
+
+
 def part_of(clip: Video, read: int) -> str:
     """The line that says which frames of a video are read."""
     if clip.num_frames == 1:
@@ -161,9 +176,12 @@ def read_seen(images: Sequence[str], video: str | None, frames: bool) -> tuple[l
     Raises:
         ValueError: unreadable, or pictures and a video.
     """
-    from theworld.images import load_images, load_video
+    from theworld.images import load_images, load_video, num_frames_of
 
     if video is None and not frames:
+        for path in images:
+            if num_frames_of(path) > 1:
+                say(f"Note: {path} has {num_frames_of(path)} frames, of which the first is read; --video reads all.")
         return list(load_images(images)), None
     if video is not None and (images or frames):
         raise ValueError("pictures and --video were both given; give one: the last frame of the video is now.")

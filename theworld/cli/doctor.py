@@ -159,12 +159,12 @@ def needs(model: str, world: str, config: TheWorldConfig, steps: int) -> list[Ne
 
 
 def prompt_needs(found: list[Found], steps: int) -> list[Need]:
-    """The text encoder, where a rollout's prompts are not in the world's folder."""
+    """The text encoder, where a rollout's prompts are neither in the world's folder nor in the adapter's."""
     from theworld import hub
     from theworld.world_models.cosmos_components import PROMPT_EMBEDS
 
     worlds = [one for one in found if one.need.role == "world model" and one.access == "ok"]
-    stored = [name for one in worlds for name in one.names if name.endswith(PROMPT_EMBEDS)]
+    stored = [name for one in found for name in one.names if name.endswith(PROMPT_EMBEDS)]
     return [] if stored or not steps else [hub.text_encoder_need(one.need) for one in worlds]
 
 

@@ -15,7 +15,7 @@ import typer
 
 from theworld.cli import options
 from theworld.cli.console import counting, say, stdout
-from theworld.cli.loading import check_place, check_steps, check_trained, load, note_for, read_values
+from theworld.cli.loading import check_folder, check_place, check_steps, check_trained, load, note_for, read_values
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -123,8 +123,13 @@ def evaluate(
     from theworld.evaluation.benchmarks import BENCHMARKS, Request, load_benchmark
 
     started = time.perf_counter()
+    # told now, not when everything has been asked
     if results is not None:
-        check_place(results)  # told now, not when everything has been asked
+        check_place(results)
+    if output is not None:
+        check_folder(output)
+    if split is not None and benchmark != "blink" and data is not None and Path(data).is_file():
+        raise ValueError(f"--split {split} names files of a folder, and {data} is one file; leave --split out.")
     chosen = choose([name.strip() for name in arms.split(",") if name.strip()])
     places = control_places(model, {arm.weights for arm in chosen.values() if arm.weights}, control or [])
     note = note_for(model)
@@ -164,7 +169,7 @@ def evaluate(
     )
     if note:
         content["note"] = note
-        say(note)
+        say(f"Note: {note}")
     write_results(content, items, output, results)
     show(content)
 
@@ -255,7 +260,10 @@ def write_results(content: dict[str, Any], items: Sequence[Item], output: str | 
     if output is not None:
         write_text(Path(output) / RESULTS, text)
     if content.get("hidden"):
-        folder = Path(output) if output is not None else Path(results or ".").parent
+        if output is None and results is None:
+            say("The answers of this split are not published; with -o RUN they are written as its server takes them.")
+            return
+        folder = Path(output) if output is not None else Path(str(results)).parent
         for name, own in answers.items():
             letters = {item.id: read_answer(item, one.text) for item, one in zip(items, own, strict=True)}
             place = folder / f"submission.{name}.json"

@@ -31,7 +31,7 @@ def imagine(
     steps: options.Steps = None,
     seed: options.Seed = 0,
     prompt: options.WorldPrompt = None,
-    fps: Annotated[float, typer.Option("--fps", help="Frames a second of the animation.")] = 8.0,
+    fps: Annotated[float, typer.Option("--fps", min=0.1, help="Frames a second of the animation.")] = 8.0,
     as_json: options.Json = False,
     device: options.Device = None,
     debug: options.Debug = False,
@@ -78,7 +78,7 @@ def imagine(
         path = save_rollout(shown, output, fps, labels=labels)
     if not as_json:
         if note:
-            say(note)
+            say(f"Note: {note}")
         if clip is not None:
             say(part_of(clip, seen))
         typer.echo(path)

@@ -24,13 +24,13 @@ PAST_STEPS = 1
 FRAMES_STEPS = 4  # world steps that a model imagines which has no number of its own, since it was never trained
 
 NANO_NOTE = (
-    "Note: nano knows only the scenes it ships with (see `theworld nano scene`); about any other picture its answers "
+    "nano knows only the scenes it ships with (see `theworld nano scene`); about any other picture its answers "
     "mean nothing."
 )
 
 
 def note_for(model: str) -> str | None:
-    """The line that goes with every answer of the shipped model; None for any other."""
+    """What goes with every answer of the shipped model; None for any other."""
     from theworld import checkpoints
 
     folder = Path(os.path.realpath(checkpoints.resolve(model)))  # Path.resolve raises where links lead in a circle
@@ -177,18 +177,11 @@ def world_of(model: str, world_model: str | None = None) -> WorldModel:
 
 def check_device(device: str | None) -> None:
     """Raises a ValueError for a device that this machine does not have."""
-    if device is None:
-        return
-    import torch
+    from theworld import devices
 
-    try:
-        kind = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"--device {device} is no device; use cpu, cuda or cuda:N.") from error
-    if kind.type not in ("cpu", "cuda", "mps") or (kind.type == "mps" and not torch.backends.mps.is_available()):
-        raise ValueError(f"--device {device}: torch cannot answer there on this machine; use cpu, cuda or cuda:N.")
-    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs that torch can use.")
+    if device == "meta":
+        raise ValueError("--device meta holds no numbers to answer with; use cpu, cuda or cuda:N.")
+    devices.check_device(device, "--device")
 
 
 def check_steps(model: str, steps: int | None) -> None:
@@ -200,14 +193,30 @@ def check_steps(model: str, steps: int | None) -> None:
 
 
 def check_place(path: str) -> None:
-    """Stops before anything is computed when a file could not be written, as far as that can be known."""
+    """Stops before anything is computed when a file could not be written; it leaves nothing behind."""
+    import tempfile
+
     folder = Path(path).expanduser().absolute().parent
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"{path} cannot be written, since {folder} is no folder to write to; choose another place.")
+    try:
+        if not os.access(folder, os.W_OK):
+            raise PermissionError
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written, since {folder} is no folder to write to; choose another place."
+        ) from error
     if Path(path).is_dir():
         raise ValueError(f"{path} is a folder; name a file in it.")
+
+
+def check_folder(path: str) -> None:
+    """Stops before anything is computed when no files could be put into a folder, which need not be there yet."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise ValueError(f"{path} is a file; name a folder.")
+    check_place(str(Path(path) / "results.json"))
 
 
 def load(

@@ -285,6 +285,7 @@ def load_questions(
         raise ValueError(
             f"{place} has no rows{f' of split {split!r}' if split else ''}; check the place and the split."
         )
+    check_answers(rows, fields, place)
     found = [read_row(row, fields, root, f"{config or split or 'row'}/{number}") for number, row in enumerate(rows)]
     seen: set[str] = set()
     for question in found:
@@ -415,6 +416,19 @@ def value_of(row: Mapping[str, Any], column: str) -> Any:
     return value
 
 
+def check_answers(rows: Sequence[Mapping[str, Any]], fields: Fields, place: str) -> None:
+    """Raises a ValueError where no row has a column of answers: a misspelt one is no set with hidden answers.
+
+    Where answers are not published the column is there, and empty or `hidden`.
+    """
+    names = USUAL["answer"] if fields.answer is None else (fields.answer,)
+    if not any(name in row or value_of(row, name) is not None for row in rows for name in names):
+        raise ValueError(
+            f"no row of {place} has an answer ({' or '.join(names)}); its columns are {', '.join(rows[0])}: name the "
+            "right one with --fields answer=COLUMN, or add an empty one where the answers are not known."
+        )
+
+
 def read_row(row: Mapping[str, Any], fields: Fields, root: Path, number: str) -> ChoiceQuestion:
     """One row as a question.
 
@@ -433,7 +447,9 @@ def read_row(row: Mapping[str, Any], fields: Fields, root: Path, number: str) ->
     own_id = number if given is None else str(given)
     prompt, question = get("prompt"), fields.ask or get("question")
     if prompt is None and question is None:
-        raise ValueError(f"{own_id} has no question; name its column with --fields question=COLUMN.")
+        raise ValueError(
+            f"row {own_id} has no question; name its column with --fields question=COLUMN (there are {', '.join(row)})."
+        )
     question = str(question if question is not None else prompt)
     if fields.strip is not None:
         question = re.sub(fields.strip, "", question, flags=re.S).strip()
@@ -462,19 +478,21 @@ def read_choices(given: Any, question: str, answer: Any, own_id: str) -> tuple[t
         try:
             given = json.loads(given)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{own_id}: its choices are {given!r}, which is no list; give a list of texts.") from error
+            raise ValueError(
+                f"row {own_id}: its choices are {given!r}, which is no list; give a list of texts."
+            ) from error
     if isinstance(given, Mapping):
         given = [given[letter] for letter in sorted(given) if given[letter] is not None]
     if isinstance(given, list | tuple) and given:
         if not 2 <= len(given) <= len(LETTERS):
-            raise ValueError(f"{own_id} has {len(given)} choices; 2 to {len(LETTERS)} are understood.")
+            raise ValueError(f"row {own_id} has {len(given)} choices; 2 to {len(LETTERS)} are understood.")
         return tuple(re.sub(r"^\(?[A-J][).:]\s+", "", str(choice)) for choice in given), False
     written = re.findall(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]*(.*)$", question)
     if len(written) > 1 and [letter for letter, _ in written] == list(LETTERS[: len(written)]):
         return tuple(words.strip() for _, words in written), True
     if isinstance(answer, bool | np.bool_) or str(answer).strip().lower().rstrip(".") in YES_NO:
         return YES_NO, False
-    raise ValueError(f"{own_id} has no choices; name their column with --fields choices=COLUMN.")
+    raise ValueError(f"row {own_id} has no choices; name their column with --fields choices=COLUMN.")
 
 
 def read_truth(answer: Any, choices: Sequence[str], first: int, own_id: str) -> str:
@@ -494,7 +512,7 @@ def read_truth(answer: Any, choices: Sequence[str], first: int, own_id: str) -> 
     number = re.fullmatch(r"\d+", text)
     if number and 0 <= int(text) - first < len(letters):
         return letters[int(text) - first]
-    raise ValueError(f"{own_id}: the answer {text!r} is none of its choices ({', '.join(choices)}).")
+    raise ValueError(f"row {own_id}: the answer {text!r} is none of its choices ({', '.join(choices)}).")
 
 
 def write_prompt(question: str, choices: Sequence[str], in_question: bool, lettered: bool) -> str:
@@ -517,7 +535,7 @@ def read_pictures(
         places = [path] if path.is_absolute() else [folder / path for folder in folders]
         found = next((place for place in places if place.exists()), None)
         if found is None:
-            raise ValueError(f"{own_id}: there is no picture or video {name!r} in {folders[0]}; check the paths.")
+            raise ValueError(f"row {own_id}: there is no picture or video {name!r} in {folders[0]}; check the paths.")
         return found
 
     def picture(value: Any) -> Any:
@@ -541,7 +559,7 @@ def read_pictures(
     if shown is not None:
         name = shown.get("path") if isinstance(shown, Mapping) else shown
         if not isinstance(name, str):
-            raise ValueError(f"{own_id}: its video is {type(name).__name__}; give the path of a file or a folder.")
+            raise ValueError(f"row {own_id}: its video is {type(name).__name__}; give the path of a file or a folder.")
         if fields.cut is not None:
             name = name.partition(fields.cut)[2] or name
         video = VideoFile(find(name))
@@ -554,7 +572,7 @@ def read_pictures(
         row, fields.images or next((name for name in USUAL["images"] if row.get(name) is not None), "")
     )
     if given is None or (isinstance(given, list | tuple) and not given):
-        raise ValueError(f"{own_id} has no picture; name its column with --fields images=COLUMN (or video=COLUMN).")
+        raise ValueError(f"row {own_id} has no picture; name its column with --fields images=COLUMN (or video=COLUMN).")
     return several(given, VIDEO_FRAMES), ahead
 
 

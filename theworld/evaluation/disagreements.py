@@ -53,7 +53,7 @@ def save_pictures(
     """Writes the pictures of these questions and strips of what was imagined, and an index of them.
 
     Returns:
-        why there are no strips, or None where there are.
+        why there are no strips, or None where there are, or nothing to make them for.
     """
     folder.mkdir(parents=True, exist_ok=True)
     strips, why = imagined_strips([items[row] for row in rows], imagination, num_world_steps, seed)
@@ -74,7 +74,9 @@ def imagined_strips(
     items: Sequence[Item], imagination: Imagination | None, num_world_steps: int, seed: int
 ) -> tuple[list[Image.Image], str | None]:
     """A strip of the last frame of each imagined world step for each item, or none and the reason."""
-    if imagination is None or not imagination.model.config.enable_world or num_world_steps == 0 or not items:
+    if not items:
+        return [], None
+    if imagination is None or not imagination.model.config.enable_world or num_world_steps == 0:
         return [], "nothing was imagined"
     factor = imagination.model.config.world_config.temporal_factor
     strips = []

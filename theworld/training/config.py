@@ -135,7 +135,7 @@ class TrainingConfig:
     projector_hidden_size: int | None = None
     resampler_tokens: int = 64
     spatial_merge: int = 1
-    world_image_size: int = 224
+    world_image_size: int | None = None
     world_images: str = "first"
     reset_projector: bool = False
     projector_places: str = "zeros"

@@ -396,7 +396,10 @@ class CosmosPredict2(WorldModel):
         limits, patches = self.transformer.config.max_size, self.transformer.config.patch_size
         for name, size, limit, patch in zip(("frames", "rows", "columns"), grid, limits, patches, strict=True):
             if size > limit:
-                raise ValueError(f"The rollout has {size} latent {name}; this transformer takes at most {limit}.")
+                raise ValueError(
+                    f"The rollout has {size} latent {name}, and this transformer takes at most {limit}: take "
+                    f"{'fewer world steps' if name == 'frames' else 'a smaller world_image_size'}."
+                )
             if size % patch:
                 raise ValueError(f"The rollout has {size} latent {name}; this transformer needs a multiple of {patch}.")
 

@@ -75,6 +75,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: no such file, or it holds something else, naming the file.
     """
     if not path.is_file():
+        if any((place / "config.json").is_file() for place in (path.parent, path.parent.parent)):
+            raise ValueError(f"{path} is missing: this is no world model; name a Cosmos-Predict2 folder or Hub id.")
         raise ValueError(f"{path} is missing; the folder does not hold a complete world model.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
