@@ -194,11 +194,14 @@ def test_the_cache_is_filled_once(config: Path, tmp_path: Path) -> None:
         (["CONFIG", "--resume_from", "runs/none/here"], "There is no folder runs/none/here"),
         (["CONFIG", "--num_samples", "0"], "num_samples is 0; give 1 or more"),
         (["CONFIG", "--set", "model_name=nowhere"], "nowhere"),
+        (["CONFIG", "--output_dir", "FILE"], "config.json is a file; give a folder, or a new name"),
+        (["CONFIG", "--set", "dataset_name=nothing.jsonl"], "There is no file nothing.jsonl"),
     ],
 )
 def test_what_goes_wrong_is_one_sentence(config: Path, arguments: list[str], words: str) -> None:
     changes = ["--set", "max_steps=null"] if "--streaming" in arguments else []
-    result = invoke("train", *(config if argument == "CONFIG" else argument for argument in arguments), *changes)
+    given = [config if argument in ("CONFIG", "FILE") else argument for argument in arguments]
+    result = invoke("train", *given, *changes)
     assert result.exit_code == 1
     assert words in result.output.replace("\n", " ")
     assert "Traceback" not in result.output

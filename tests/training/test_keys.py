@@ -221,7 +221,7 @@ def test_a_control_without_world(settings: Settings) -> None:
     folder = recipe.train(config, load())
     assert json.loads((folder / "config.json").read_text())["trained_parts"] == ["lora"]
     with pytest.raises(ValueError, match="nothing is left to learn"):
-        recipe.train(settings(enable_world=False), load())
+        recipe.train(settings(enable_world=False, output_dir=config.output_dir + "-none"), load())
     fused = recipe.train(settings(output_dir=config.output_dir + "-fused"), load())
     later = settings(model_name=str(fused), enable_world=False, lora=2)
     assert learning_parts(later, describe(later).config) == ("lora",), "a trained model's world can be left out too"

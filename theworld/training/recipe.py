@@ -28,7 +28,7 @@ from theworld.training.data import LoadDatasets, as_samples, load_datasets
 from theworld.training.latents import fill_cache, open_cache, write_strips
 from theworld.training.order import PlacedSamples, PlacedStream, fitting
 from theworld.training.push import check_hub, make_repository
-from theworld.training.resume import find_checkpoint, warn_of_changes
+from theworld.training.resume import check_changes, check_output, find_checkpoint, make_output
 from theworld.training.trainer import TheWorldTrainer, full_disk_told, remove_unfinished
 from theworld.world_cache import WorldCache
 
@@ -57,11 +57,13 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
     config.move_token()
     check_trackers(config)
     check_hub(config)
-    output = Path(config.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(output)
+    output = make_output(config)
     resume = find_checkpoint(config)
     with StopWhenAsked() as stop:
+    check_output(config, resume)
+    if resume is not None:
+        check_changes(config, resume)
+    remove_unfinished(output)
         # 1. what the model is, and what is asked about it
         described = describe(config)
         collator = new_collator(config, described)
@@ -90,8 +92,6 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
         if shown:
             strips = write_strips(shown, collator, model.world, output / "samples")
             trainer.add_callback(ShownSamples(trainer, shown, strips, output / "samples"))
-        if resume is not None:
-            warn_of_changes(config, resume)
         with full_disk_told(output):
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         if trainer.left_out:
