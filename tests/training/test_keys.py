@@ -357,6 +357,7 @@ def test_the_dataset_is_the_one_that_is_named(settings: Settings, tmp_path: Path
     named = {"dataset_name": "jsonl", "train_dataset_path": jsonl}
     train, evaluation = data.load_datasets(settings(**named))
     assert (len(train), evaluation) == (4, None)
+    assert len(data.load_datasets(settings(dataset_name=jsonl))[0]) == 4
     train, evaluation = data.load_datasets(settings(**named, eval_dataset_path=jsonl, do_eval=True))
     assert len(evaluation) == 4
     options = {"scenes_per_family": 1, "chats_per_scene": 2, "eval_scenes_per_family": 1}

@@ -89,9 +89,6 @@ def read_config(
     """The config of a command line."""
     from theworld.training.config import TrainingConfig
 
-    named = {"dataset_name": dataset}
-    if dataset is not None and dataset.endswith(".jsonl"):
-        named = {"dataset_name": "jsonl", "train_dataset_path": dataset}
     return TrainingConfig.read(
         path,
         changes or [],
@@ -100,7 +97,7 @@ def read_config(
         hf_token=hf_token,
         num_samples=num_samples,
         streaming=streaming,
-        **named,
+        dataset_name=dataset,
     )
 
 
