@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 from transformers import PrinterCallback, TrainingArguments
 
 from theworld import freezing
-from theworld.datasets.collator import ChatCollator, Draws
+from theworld.datasets.collator import ChatCollator, Draws, short_future
 from theworld.datasets.samples import Sample
 from theworld.modeling import TheWorldForConditionalGeneration
 from theworld.processing import TheWorldProcessor
@@ -158,6 +158,7 @@ def place_samples(
         kept = fitting(dataset, collator, config.max_seq_length, "training", config.num_samples)
         training = PlacedSamples(dataset, kept)
     if not config.do_eval:
+        check_futures(training, collator)
         return training, None
     if held_out is None:
         raise ValueError(f"do_eval is true, but {config.dataset_name} gives no evaluation samples; set it to false.")
@@ -169,6 +170,20 @@ def place_samples(
 
 
 def shown_samples(config: TrainingConfig, evaluation: PlacedSamples | None) -> list[Sample]:
+def check_futures(training: PlacedSamples, collator: ChatCollator) -> None:
+    """Raises a ValueError for a sample whose true future is to be read and too short, where its length is known."""
+    draws, model = collator.draws, collator.processor.config
+    if not draws.true_futures or draws.constant_world or not model.enable_world:
+        return
+    for index in training.kept:
+        known, own = training.dataset.num_future_frames(index), training.dataset.num_world_steps(index)
+        steps = max(draws.steps()) if own is None else own
+        if known is not None and known < model.num_pixel_frames(steps) - 1:
+            raise ValueError(
+                short_future(training.dataset[index].origin, known, steps, model.num_pixel_frames(steps) - 1)
+            )
+
+
     """The evaluation samples whose answers are written down."""
     return (
         [] if evaluation is None else [evaluation.sample(i) for i in range(min(config.shown_samples, len(evaluation)))]
