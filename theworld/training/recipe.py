@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -59,11 +60,11 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
     check_hub(config)
     output = make_output(config)
     resume = find_checkpoint(config)
-    with StopWhenAsked() as stop:
     check_output(config, resume)
     if resume is not None:
         check_changes(config, resume)
     remove_unfinished(output)
+    with StopWhenAsked() as stop:
         # 1. what the model is, and what is asked about it
         described = describe(config)
         collator = new_collator(config, described)
@@ -157,8 +158,8 @@ def place_samples(
     else:
         kept = fitting(dataset, collator, config.max_seq_length, "training", config.num_samples)
         training = PlacedSamples(dataset, kept)
-    if not config.do_eval:
         check_futures(training, collator)
+    if not config.do_eval:
         return training, None
     if held_out is None:
         raise ValueError(f"do_eval is true, but {config.dataset_name} gives no evaluation samples; set it to false.")
@@ -169,7 +170,6 @@ def place_samples(
     return training, PlacedSamples(dataset, kept, still=True)
 
 
-def shown_samples(config: TrainingConfig, evaluation: PlacedSamples | None) -> list[Sample]:
 def check_futures(training: PlacedSamples, collator: ChatCollator) -> None:
     """Raises a ValueError for a sample whose true future is to be read and too short, where its length is known."""
     draws, model = collator.draws, collator.processor.config
@@ -184,6 +184,7 @@ def check_futures(training: PlacedSamples, collator: ChatCollator) -> None:
             )
 
 
+def shown_samples(config: TrainingConfig, evaluation: PlacedSamples | None) -> list[Sample]:
     """The evaluation samples whose answers are written down."""
     return (
         [] if evaluation is None else [evaluation.sample(i) for i in range(min(config.shown_samples, len(evaluation)))]
@@ -236,14 +237,18 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
 
 
 def check_trackers(config: TrainingConfig) -> None:
-    """Raises a ValueError for a tracker that is not installed, or a precision that this machine does not have."""
+    """Says which precision would be faster here.
+
+    Raises:
+        ValueError: a tracker that is not installed, or a precision that this machine does not have.
+    """
     if config.log_to_wandb:
         try:
             import wandb  # noqa: F401
         except ImportError as error:
             raise ValueError(
-                "log_to_wandb needs Weights & Biases, which is not installed: pip install 'theworld[tracking]', or set "
-                "log_to_wandb to false."
+                "log_to_wandb needs Weights & Biases, which is not installed: install it with `uv pip install --python "
+                f"{shlex.quote(sys.executable)} wandb`, or pip where there is one, or set log_to_wandb to false."
             ) from error
     if config.autocast == "fp16" and not torch.cuda.is_available():
         raise ValueError("mixed_precision fp16 needs a GPU, and there is none; use bf16 or fp32.")
@@ -251,6 +256,8 @@ def check_trackers(config: TrainingConfig) -> None:
         raise ValueError(
             "on a CPU the VAE encoder's gradients in bfloat16 are not finite; set mixed_precision to fp32 to train it."
         )
+    if config.autocast == "bf16" and not torch.accelerator.is_available():
+        logger.warning("mixed_precision is bf16 and there is no GPU: on a CPU fp32 is mostly faster; set it to fp32")
 
 
 def report(
