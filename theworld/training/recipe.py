@@ -257,7 +257,8 @@ def check_trackers(config: TrainingConfig) -> None:
             "on a CPU the VAE encoder's gradients in bfloat16 are not finite; set mixed_precision to fp32 to train it."
         )
     if config.autocast == "bf16" and not torch.accelerator.is_available():
-        logger.warning("mixed_precision is bf16 and there is no GPU: on a CPU fp32 is mostly faster; set it to fp32")
+        # measured with nano (docs/LOG.md), on cores that have bfloat16; a large model may not fit in float32
+        logger.warning("mixed_precision is bf16 and there is no GPU: a CPU is often faster with fp32, if memory allows")
 
 
 def report(
