@@ -5,6 +5,7 @@ GEMMA ?= google/gemma-3-4b-it
 CONFIG ?= configs/default.json
 RUNS ?= runs/blink
 REPORT ?= report
+SMOKE := checkpoints/smoke-test
 DATA_ARG = $(if $(DATA),--data $(DATA))
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -55,11 +56,12 @@ run: $(CORE) ## Three questions about one picture: no future, four world steps, 
 train-simple: $(CORE) ## One forward and backward pass, step by step
 	@$(PYTHON) examples/simple_training.py
 
-train-hf: $(CORE) ## Train as CONFIG says, with HF Trainer (CONFIG=configs/default.json, ARGS=)
+train-hf: $(CORE) ## Train as CONFIG says, with HF Trainer (CONFIG=configs/default.json, ARGS="--resume_from last" goes on)
 	@$(PYTHON) scripts/train_hf.py --config $(CONFIG) $(ARGS)
 
-smoke-test: $(CORE) ## Two samples from model to checkpoint, offline (ARGS=)
-	@$(PYTHON) scripts/train_hf.py --config configs/smoke_test.json $(ARGS)
+smoke-test: $(CORE) ## Two samples from model to checkpoint, offline, anew each time (ARGS=)
+	@rm -rf $(SMOKE)
+	@$(PYTHON) scripts/train_hf.py --config configs/smoke_test.json --output_dir $(SMOKE) $(ARGS)
 
 eval-blink: $(CORE) ## MODEL on BLINK val, with and without its imagined future, into runs/blink (DATA=, ARGS=)
 	@$(PYTHON) scripts/evaluate_blink.py --config configs/eval_blink.json --model $(MODEL) $(DATA_ARG) $(ARGS)

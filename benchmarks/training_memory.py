@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -110,6 +111,8 @@ def main() -> None:
             f"output_dir={arguments.folder}/run", f"max_steps={arguments.steps}", "gradient_accumulation_steps=1",
             "do_eval=false", "save_steps=1000000", "num_samples=64", "warmup_steps=1",
         ]  # fmt: skip
+        if (arguments.folder / "run").exists():  # of the row before
+            shutil.rmtree(arguments.folder / "run")
         command = [sys.executable, "-m", "benchmarks.training_memory", "--folder", str(arguments.folder), "--one"]
         for change in (*fixed, *ROWS[name], *arguments.changes):
             command += ["--set", change]

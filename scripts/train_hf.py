@@ -57,4 +57,6 @@ def main(
 
 if __name__ == "__main__":
     token.hide_token()
-    typer.run(main)
+    program = typer.Typer(add_completion=False)
+    program.command(cls=train.KeysBehindSet)(main)
+    program()

@@ -194,14 +194,68 @@ def test_the_cache_is_filled_once(config: Path, tmp_path: Path) -> None:
         (["CONFIG", "--resume_from", "runs/none/here"], "There is no folder runs/none/here"),
         (["CONFIG", "--num_samples", "0"], "num_samples is 0; give 1 or more"),
         (["CONFIG", "--set", "model_name=nowhere"], "nowhere"),
+        (["CONFIG", "--output_dir", "FILE"], "config.json is a file; give a folder, or a new name"),
+        (["CONFIG", "--set", "dataset_name=nothing.jsonl"], "There is no file nothing.jsonl"),
     ],
 )
 def test_what_goes_wrong_is_one_sentence(config: Path, arguments: list[str], words: str) -> None:
     changes = ["--set", "max_steps=null"] if "--streaming" in arguments else []
-    result = invoke("train", *(config if argument == "CONFIG" else argument for argument in arguments), *changes)
+    given = [config if argument in ("CONFIG", "FILE") else argument for argument in arguments]
+    result = invoke("train", *given, *changes)
     assert result.exit_code == 1
     assert words in result.output.replace("\n", " ")
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--learning_rate", "1e-3"], "No such option: --learning_rate; write --set learning_rate=1e-3."),
+        (["--learning_rate=1e-3"], "No such option: --learning_rate; write --set learning_rate=1e-3."),
+        (["--learning-rate", "1e-3"], "No such option: --learning-rate; write --set learning_rate=1e-3."),
+        (["--do_eval", "--debug"], "No such option: --do_eval; write --set do_eval=VALUE."),
+        (["--dataset_options", '{"a": 1}'], """write --set 'dataset_options={"a": 1}'."""),
+        (["--num-samples", "3"], "No such option: --num-samples"),
+        (["--frobnicate", "3"], "No such option: --frobnicate"),
+        (["--hf-token", SECRET], "No such option: --hf-token"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "cache"])
+def test_a_key_given_as_an_option(config: Path, verb: str, arguments: list[str], words: str) -> None:
+    result = invoke(verb, config, *arguments)
+    assert result.exit_code == 2
+    said = " ".join(result.output.replace("│", " ").split())
+    assert words in said
+    assert ("write --set" in said) == ("write --set" in words)
+    assert SECRET not in said
+
+
+def test_ctrl_c_says_what_goes_on(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a run one line names the last whole checkpoint; before the first, that there is none."""
+    data = ["--dataset", tmp_path / "chats.jsonl"]
+    process = command("-m", "theworld.cli", "train", config, *data, "--set", "max_steps=2000")
+    until = time.monotonic() + 120
+    while not checkpoints_in(tmp_path / "run") and process.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, "")
+    last = checkpoints_in(tmp_path / "run")[-1]
+    said = f"Stopped; {last} is whole, and the same command with --resume_from last goes on from it."
+    assert errors.splitlines()[-1] == said
+    assert "Traceback" not in errors
+    step = int(last.name.removeprefix("checkpoint-")) + 1
+    resumed = invoke("train", config, *data, "--resume_from", "last", "--set", f"max_steps={step}")
+    assert resumed.exit_code == 0, resumed.output
+
+    def stopped(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("theworld.training.recipe.build_model", stopped)
+    result = invoke("train", config, *data, "--output_dir", tmp_path / "new")
+    assert result.exit_code == 130
+    assert result.output.splitlines()[-1] == f"Stopped; nothing was saved in {tmp_path / 'new'} yet."
 
 
 @pytest.mark.parametrize("verb", ["train", "cache"])

@@ -141,9 +141,32 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
         ("[1]", "line 2 is no JSON object"),
         ({"image": "0.png", "text": "What?"}, "line 2 has no label"),
         ({"vido": "clip.gif", **PLAIN}, "line 2 has a key 'vido'"),
+        ({"image": "none.png", **PLAIN}, "line 2: image names FOLDER/none.png, and there is no such file"),
+        ({"images": ["0.png", "none.png"], **PLAIN}, "line 2: images names FOLDER/none.png, and"),
+        ({"frames": ["0.png", "none.png"], **PLAIN}, "line 2: frames names FOLDER/none.png, and"),
+        ({"frames": "none.mp4", **PLAIN}, "line 2: frames names FOLDER/none.mp4, and"),
+        (
+            {"image": "0.png", "future_frames": ["none.png"], **PLAIN},
+            "line 2: future_frames names FOLDER/none.png, and",
+        ),
+        (
+            {"image": "0.png", "future_frames": "0.png", **PLAIN},
+            "line 2: future_frames is '0.png'; give a list of paths",
+        ),
+        ({"image": "0.png", "future_frames": 4, **PLAIN}, "line 2: future_frames is 4; give a list of paths"),
+        ({"video": "none.gif", **PLAIN}, "line 2: video names FOLDER/none.gif, and there is no such file; mend the"),
+        ({"video": 3, **PLAIN}, "line 2: video is 3; give the path of a video"),
+        ({"video": "0.png", "now": -1, **PLAIN}, "line 2: now is -1; give a whole number, 0 or more"),
+        ({"video": "0.png", "stride": 0, **PLAIN}, "line 2: stride is 0; give a whole number, 1 or more"),
+        ({"video": "0.png", "image": "0.png", **PLAIN}, "line 2 has a video and a picture (image)"),
+        ({"video": "0.png", "future_frames": ["0.png"], **PLAIN}, "line 2 has a video and a picture (future_frames)"),
+        ({"video": "0.png", "now": 1, "past": 4, **PLAIN}, "line 2: there are no 4 frames before frame 1"),
     ],
 )
 def test_a_bad_line_is_told_when_the_file_is_opened(tmp_path: Path, line: Any, words: str) -> None:
+    """Before a picture is decoded: the one that is there is none."""
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    words = words.replace("FOLDER", str(tmp_path))
     with pytest.raises(ValueError, match=r"data\.jsonl") as error:
         JsonlDataset(write(tmp_path, PLAIN, line))
     assert words in str(error.value)
@@ -159,20 +182,16 @@ def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"video": "none.gif", **PLAIN}, "There is no video"),
         ({"video": "data.jsonl", **PLAIN}, "is no video that can be read"),
         ({"video": "clip.gif", "now": 9, **PLAIN}, "has 2 frames, so there is no frame 9"),
-        ({"video": "clip.gif", "now": -1, **PLAIN}, "now is -1; give a whole number, 0 or more"),
-        ({"video": "clip.gif", "stride": 0, **PLAIN}, "stride is 0; give a whole number, 1 or more"),
-        ({"video": "clip.gif", "image": "0.png", **PLAIN}, "has a video and a picture"),
-        ({"video": "clip.gif", "now": 1, "past": 4, **PLAIN}, "there are no 4 frames before frame 1"),
         ({"video": "clip.gif", "now": 8, "past": 8, **PLAIN}, "the video ends before frame 8"),
     ],
 )
 def test_a_video_that_does_not_fit(tmp_path: Path, record: dict[str, Any], words: str) -> None:
     iio.imwrite(tmp_path / "clip.gif", np.stack([picture(0), picture(1)]), loop=0)
+    dataset = JsonlDataset(write(tmp_path, record))
     with pytest.raises(ValueError, match=".") as error:  # noqa: RUF043
-        JsonlDataset(write(tmp_path, record))[0]
+        dataset[0]
     assert words in str(error.value)
 
 

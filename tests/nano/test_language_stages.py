@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,8 @@ def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.
     assert "gate" in caplog.text, "a model that learned nothing does not pass in silence"
     results = run_fusion(tmp_path, settings, torch.device("cpu"))
     assert set(results) == set(KINDS)
+    again = replace(settings, fusion=replace(settings.fusion, kinds=("matched-control",)))
+    assert run_fusion(tmp_path, again, torch.device("cpu")) == {"matched-control": results["matched-control"]}
     trained = {kind: json.loads((tmp_path / kind / "config.json").read_text())["trained_parts"] for kind in results}
     assert trained == {
         **{kind: ["projector", "lora"] for kind in KINDS},

@@ -83,6 +83,24 @@ def test_changes_are_json_or_text() -> None:
     assert config.steps_shares == {0: 0.25, 4: 0.75}
 
 
+def test_a_json_lines_file_is_a_dataset_wherever_it_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"dataset_name": "data/train.jsonl"}))
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"dataset_name": "jsonl", "train_dataset_path": "old.jsonl"}))
+    for config, path in (
+        (TrainingConfig(dataset_name="data/train.jsonl"), "data/train.jsonl"),
+        (TrainingConfig.read(file), "data/train.jsonl"),
+        (TrainingConfig.read(None, ["dataset_name=data/train.jsonl"]), "data/train.jsonl"),
+        (TrainingConfig.read(other, dataset_name="new.jsonl"), "new.jsonl"),
+        (TrainingConfig.read(other, ["dataset_name=new.jsonl"]), "new.jsonl"),
+        (TrainingConfig.read(other), "old.jsonl"),
+    ):
+        assert (config.dataset_name, config.train_dataset_path) == ("jsonl", path)
+    with pytest.raises(ValueError, match="two files to train on"):
+        TrainingConfig.read(other, ["train_dataset_path=more.jsonl"], dataset_name="new.jsonl")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -102,6 +120,10 @@ def test_changes_are_json_or_text() -> None:
         ({"world_steps_mix": {"four": 1}}, "give numbers of world steps"),
         ({"world_steps_mix": {}}, "world_steps_mix is empty"),
         ({"streaming": True}, "streaming needs max_steps"),
+        (
+            {"dataset_name": "a.jsonl", "train_dataset_path": "b.jsonl"},
+            "dataset_name is 'a.jsonl' and train_dataset_path 'b.jsonl', two files to train on; leave one of them out",
+        ),
         ({"push_to_hub": True}, "push_to_hub needs hub_model_id"),
         ({"freeze_cosmos_vae": False, "num_world_steps": 4}, "no gradient comes back through a rollout"),
         ({"freeze_cosmos_vae": False, "world_steps_mix": {"0": 1, "2": 1}}, "with 2 world steps, but no gradient"),

@@ -221,7 +221,7 @@ def test_a_control_without_world(settings: Settings) -> None:
     folder = recipe.train(config, load())
     assert json.loads((folder / "config.json").read_text())["trained_parts"] == ["lora"]
     with pytest.raises(ValueError, match="nothing is left to learn"):
-        recipe.train(settings(enable_world=False), load())
+        recipe.train(settings(enable_world=False, output_dir=config.output_dir + "-none"), load())
     fused = recipe.train(settings(output_dir=config.output_dir + "-fused"), load())
     later = settings(model_name=str(fused), enable_world=False, lora=2)
     assert learning_parts(later, describe(later).config) == ("lora",), "a trained model's world can be left out too"
@@ -357,6 +357,7 @@ def test_the_dataset_is_the_one_that_is_named(settings: Settings, tmp_path: Path
     named = {"dataset_name": "jsonl", "train_dataset_path": jsonl}
     train, evaluation = data.load_datasets(settings(**named))
     assert (len(train), evaluation) == (4, None)
+    assert len(data.load_datasets(settings(dataset_name=jsonl))[0]) == 4
     train, evaluation = data.load_datasets(settings(**named, eval_dataset_path=jsonl, do_eval=True))
     assert len(evaluation) == 4
     options = {"scenes_per_family": 1, "chats_per_scene": 2, "eval_scenes_per_family": 1}

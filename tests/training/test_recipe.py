@@ -223,7 +223,8 @@ def test_with_a_full_cache_the_world_model_is_never_loaded(
     folder = recipe.train(settings(**values), load())
     assert loaded == []
     assert (folder / "samples" / "imagined-0.png").is_file()
-    recipe.train(settings(**values, world_seed=1), load())  # other futures: those are computed
+    # other futures: those are computed
+    recipe.train(settings(**values, world_seed=1, output_dir=str(tmp_path / "other")), load())
     assert {"encoder", "transformer"} <= set(loaded)
 
 
@@ -289,7 +290,7 @@ def test_weights_and_biases_gets_figures_and_samples(settings: Settings, monkeyp
 
 def test_a_tracker_that_is_not_installed_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"pip install 'theworld\[tracking\]', or set log_to_wandb to false"):
+    with pytest.raises(ValueError, match=r"`uv pip install --python \S+ wandb`, .* or set log_to_wandb to false"):
         recipe.train(settings(log_to_wandb=True), load())
 
 
@@ -311,3 +312,65 @@ def test_what_learns_and_how_long_samples_are_is_said(settings: Settings, caplog
 def test_a_dataset_without_evaluation_samples(settings: Settings) -> None:
     with pytest.raises(ValueError, match=r"do_eval is true, but .* gives no evaluation samples; set it to false"):
         recipe.train(settings(do_eval=True), lambda config: (records(2), None))
+
+
+# ------------------------------------------------------------------------------------------------------ what is said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"warmup_steps": 4, "max_steps": 4}, True),
+        ({"warmup_steps": 100, "max_steps": None, "num_epochs": 1}, True),
+        ({"warmup_steps": 3, "max_steps": 4}, False),
+        ({"warmup_steps": 0, "max_steps": 1}, False),
+        ({"warmup_steps": 4, "max_steps": 4, "lr_scheduler": "constant"}, False),
+    ],
+)
+def test_a_rate_that_never_gets_up_is_said(
+    settings: Settings, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], said: bool
+) -> None:
+    config = settings(**changes)
+    recipe.train(config, load())
+    steps = config.max_steps or 3  # six samples, two at once
+    line = f"warmup_steps is {config.warmup_steps} and the run has {steps} steps, so the rate never gets up; set"
+    assert (line in caplog.text) == said
+    last = find_last_checkpoint(config.output_dir)
+    assert last is not None
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    peak = max(entry["learning_rate"] for entry in history if "learning_rate" in entry)
+    assert (peak < config.learning_rate) == said, "the line is said where it is true"
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a machine without a GPU is told so")
+def test_bf16_on_a_cpu_is_advised_against(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    recipe.check_trackers(settings(mixed_precision="fp32"))
+    assert caplog.text == ""
+    recipe.check_trackers(settings(mixed_precision="bf16"))
+    assert "a CPU is often faster with fp32, if memory allows" in caplog.text
+
+
+@pytest.mark.parametrize("mix", [None, {"1": 0.5, "4": 0.5}])
+def test_a_true_future_that_is_too_short_is_said_first(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, mix: dict[str, float] | None
+) -> None:
+    chats = records(4)
+    chats[2]["future_frames"] = chats[2]["future_frames"][:15]
+
+    def place(**changes: Any) -> None:
+        config = settings(**{"num_world_steps": 4 if mix is None else 1, "world_steps_mix": mix, **changes})
+        collator = recipe.new_collator(config, describe(config))
+        recipe.place_samples(config, lambda config: (chats, None), collator)
+
+    said = (
+        "training sample 2 has 15 future frames, and 4 world steps take 16; give more, fewer steps, or set true_futures"
+    )
+    with pytest.raises(ValueError, match=said):
+        place(true_futures=0.5)
+    place(true_futures=0.0)
+    place(true_futures=1.0, num_world_steps=3, world_steps_mix=None)
+    place(true_futures=1.0, num_samples=2)  # which leaves it out
+    place(true_futures=1.0, enable_world=False, lora=2)
+    place(true_futures=1.0, constant_world=True)
+    del chats[2]["future_frames"]  # nobody knows it: it is imagined
+    place(true_futures=1.0)

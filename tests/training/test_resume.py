@@ -256,3 +256,110 @@ def test_other_settings_are_named(settings: Settings, caplog: pytest.LogCaptureF
     assert "batch_size (2, now 1)" in line
     assert "max_steps (2, now 3)" in line
     assert "save_steps" not in line
+
+
+# ------------------------------------------------------------------------------- what a checkpoint itself brings back
+
+
+def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For runs that must be refused before weights are read."""
+    monkeypatch.setattr(recipe, "build_model", lambda *_: pytest.fail("the weights were read first"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("learning_rate", 0.02),
+        ("weight_decay", 0.5),
+        ("adam_beta2", 0.9),
+        ("optimizer", "adamw"),
+        ("muon_learning_rate", 0.5),
+        ("freeze_projector", True),
+        ("freeze_gemma_vision", False),
+        ("projector_places", "waves"),
+    ],
+)
+def test_what_the_checkpoint_brings_back_is_refused_first(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, key: str, value: Any
+) -> None:
+    first = settings(lora=2, optimizer="muon")
+    recipe.train(first, load())
+    nothing_is_read(monkeypatch)
+    again = settings(**{"lora": 2, "optimizer": "muon", "resume_from_checkpoint": "last", "max_steps": 3, key: value})
+    with pytest.raises(ValueError, match=f"^{key} was .* and is now ") as error:
+        recipe.train(again, load())
+    assert f"{key} was {getattr(first, key)!r} and is now {value!r}, but" in str(error.value)
+    assert f"model_name={Path(first.output_dir) / 'checkpoint-2'} and another output_dir" in str(error.value)
+    assert json.loads((Path(first.output_dir) / "training_config.json").read_text())[key] == getattr(first, key)
+
+
+def rates(output_dir: str) -> list[float]:
+    _, history = outcome(output_dir)
+    return [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+
+
+def test_why_these_are_refused(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the refusal a new rate, decay or beta is not used: the run ends as if nobody had asked for it."""
+    values: dict[str, Any] = {"save_steps": 2, "max_steps": 4}
+    recipe.train(settings(**values), load())
+    monkeypatch.setattr(recipe, "check_changes", lambda *_: None)
+    for key, value in {"learning_rate": 0.5, "weight_decay": 0.9, "adam_beta2": 0.5}.items():
+        again = settings(
+            **{**values, "output_dir": str(tmp_path / key), key: value},
+            resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"),
+        )
+        recipe.train(again, load())
+        check_same(str(tmp_path / "run"), str(tmp_path / key))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lr_scheduler": "cosine"}, {"warmup_steps": 5}, {"max_steps": 8}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_schedule_may_change_between_two_halves(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
+) -> None:
+    """From the step after next on, rates are those of a whole run with the new schedule."""
+    values: dict[str, Any] = {"save_steps": 2, "max_steps": 6, "lr_scheduler": "linear"}
+    recipe.train(settings(**values), load())
+    recipe.train(settings(**{**values, **changes, "output_dir": str(tmp_path / "whole")}), load())
+    again = settings(
+        **{**values, **changes, "output_dir": str(tmp_path / "again")},
+        resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"),
+    )
+    recipe.train(again, load())
+    (key,) = changes
+    assert f"{key} (" in caplog.text
+    assert rates(str(tmp_path / "again"))[3:] == rates(str(tmp_path / "whole"))[3:]
+    assert rates(str(tmp_path / "again"))[3:] != rates(str(tmp_path / "run"))[3:]
+
+
+# ---------------------------------------------------------------------------------------------------- one run a folder
+
+
+def test_two_runs_do_not_share_a_folder(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe.train(settings(save_steps=1), load())
+    recipe.train(settings(save_steps=1, output_dir=str(tmp_path / "other")), load())
+    with monkeypatch.context() as patch:
+        nothing_is_read(patch)
+        said = (
+            r"holds checkpoints of another run \(the last is checkpoint-2\); go on with that run by --resume_from last"
+        )
+        for place in (None, str(tmp_path / "other"), str(tmp_path / "other" / "checkpoint-1")):
+            with pytest.raises(ValueError, match=said):
+                recipe.train(settings(resume_from_checkpoint=place), load())
+    # its own checkpoints, however they are named, and a folder without any
+    monkeypatch.chdir(tmp_path)
+    for number, place in enumerate(("last", "run", str(tmp_path / "run" / "checkpoint-1")), start=3):
+        values: dict[str, Any] = {"save_steps": 1, "save_total_limit": None, "max_steps": number}
+        recipe.train(settings(**values, resume_from_checkpoint=place), load())
+    recipe.train(settings(output_dir=str(tmp_path / "new"), resume_from_checkpoint="last"), load())
+    recipe.train(settings(output_dir=str(tmp_path / "newer"), resume_from_checkpoint="run", max_steps=6), load())
+
+
+@pytest.mark.parametrize("place", ["scene.png", "scene.png/run"])
+def test_an_output_dir_that_is_a_file_is_one_sentence(settings: Settings, tmp_path: Path, place: str) -> None:
+    (tmp_path / "scene.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^output_dir is \S+, but \S+/scene\.png is a file; give a folder, or a new"):
+        recipe.train(settings(output_dir=str(tmp_path / place)), load())

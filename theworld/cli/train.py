@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import shlex
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from theworld.cli import options
-from theworld.cli.console import counting
+from theworld.cli.console import counting, say
 
 if TYPE_CHECKING:
     from theworld.training.config import TrainingConfig
@@ -55,6 +58,31 @@ Changes = Annotated[
 ]
 
 
+class KeysBehindSet(TyperCommand):
+    """A verb that takes a config: a key of it given as an option of its own is told how to write it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {option for each in self.get_params(ctx) for option in (*each.opts, *each.secondary_opts)}
+        for place, argument in enumerate(args):
+            option, equals, value = argument.partition("=")
+            key = option.removeprefix("--").replace("-", "_")
+            if argument == "--":  # no options behind it
+                break
+            if not option.startswith("--") or {option, f"--{key}"} & known or key not in keys():
+                continue
+            if not equals:
+                value = args[place + 1] if place + 1 < len(args) and not args[place + 1].startswith("--") else "VALUE"
+            ctx.fail(f"No such option: {option}; write --set {shlex.quote(f'{key}={value}')}.")
+        return super().parse_args(ctx, args)
+
+
+def keys() -> set[str]:
+    """The keys of a config; asked only where somebody may mean one."""
+    from theworld.training.config import TrainingConfig
+
+    return {each.name for each in dataclasses.fields(TrainingConfig)}
+
+
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A JSON file, such as configs/default.json.")],
     resume_from: ResumeFrom = None,
@@ -68,8 +96,8 @@ def train(
 ) -> None:
     """Train a model: defaults, then CONFIG, then these options.
 
-    SIGTERM saves and ends with exit code 0; a run that was killed goes on with --resume_from last, as if it had not
-    been. Keys and their meanings: docs/training_infrastructure_design.md.
+    SIGTERM saves and ends with exit code 0, Ctrl-C ends at once; a run that was stopped or killed goes on with
+    --resume_from last, as if it had not been. Keys and their meanings: docs/training_infrastructure_design.md.
 
     Example: theworld train configs/nano_projector.json --set output_dir=runs/projector
     """
@@ -89,9 +117,6 @@ def read_config(
     """The config of a command line."""
     from theworld.training.config import TrainingConfig
 
-    named = {"dataset_name": dataset}
-    if dataset is not None and dataset.endswith(".jsonl"):
-        named = {"dataset_name": "jsonl", "train_dataset_path": dataset}
     return TrainingConfig.read(
         path,
         changes or [],
@@ -100,7 +125,7 @@ def read_config(
         hf_token=hf_token,
         num_samples=num_samples,
         streaming=streaming,
-        **named,
+        dataset_name=dataset,
     )
 
 
@@ -114,9 +139,25 @@ def run(config: TrainingConfig, load: LoadDatasets | None = None) -> None:
     from theworld.training.recipe import train as train_model
 
     log_to_stderr()
-    with counting() as step:
-        folder = train_model(config, load or load_datasets, progress=step)
+    try:
+        with counting() as step:
+            folder = train_model(config, load or load_datasets, progress=step)
+    except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            say("")  # below the bar, and what Ctrl-C shows
+        say(what_is_saved(config))
+        raise
     typer.echo(folder)
+
+
+def what_is_saved(config: TrainingConfig) -> str:
+    """What a run that was broken off has left."""
+    from theworld.training.trainer import find_last_checkpoint
+
+    last = find_last_checkpoint(config.output_dir)
+    if last is None:
+        return f"Stopped; nothing was saved in {config.output_dir} yet."
+    return f"Stopped; {last} is whole, and the same command with --resume_from last goes on from it."
 
 
 def log_to_stderr() -> None:

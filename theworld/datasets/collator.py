@@ -309,10 +309,7 @@ class ChatCollator:
         config = self.processor.config
         count = config.num_pixel_frames(steps) - 1
         if len(sample.future_frames) < count:
-            raise ValueError(
-                f"{sample.origin} has {len(sample.future_frames)} future frames, and {steps} world steps take {count}; "
-                "give more, or fewer steps."
-            )
+            raise ValueError(short_future(sample.origin, len(sample.future_frames), steps, count))
         clip = [*self.processor.frames_of(picture), *sample.future_frames[:count]]
         return WorldRequest(to_frames([clip], config.world_image_size)[0], 0, 0)
 
@@ -359,6 +356,14 @@ def load_pictures(sample: Sample) -> list[Picture]:
         return [load_video(image.source) if isinstance(image, Seen) else load_image(image) for image in sample.images]
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{sample.origin}: {error}") from error
+
+
+def short_future(origin: str, known: int, steps: int, wanted: int) -> str:
+    """What is said of a sample that knows less of its future than a batch reads."""
+    return (
+        f"{origin} has {known} future frames, and {steps} world steps take {wanted}; give more, fewer steps, or "
+        "set true_futures to 0."
+    )
 
 
 def given_latents(sample: Sample, steps: int) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,21 @@ from theworld.datasets.samples import Message, Sample, TheWorldDataset, chat_of,
 from theworld.datasets.videos import read_frames
 
 VIDEO_KEYS = ("video", "now", "stride", "past")
+PATH_KEYS = ("video", "image", "images", "frames", "future_frames")
 MAX_FUTURE_FRAMES = 64  # read of one video: 16 world steps
 
 
 class JsonlDataset(TheWorldDataset):
     """The records of a file; its lines are checked when it is opened, its pictures are read when they are needed.
 
+    That a picture or video is there is checked as well, what is in it is not.
+
     Args:
         path: the file.
         limit: at most so many lines.
 
     Raises:
-        ValueError: no such file, or a line that is no record; it says which.
+        ValueError: no such file, a line that is no record, or a picture that is not there; it says which.
     """
 
     def __init__(self, path: str | os.PathLike[str], limit: int | None = None) -> None:
@@ -41,8 +44,12 @@ class JsonlDataset(TheWorldDataset):
         if not self.lines:
             raise ValueError(f"{path} has no lines; write one JSON object a line.")
         super().__init__([record for _, record in self.lines], self.path.parent, str(path))
-        for index in range(len(self)):
+        found: set[str] = set()
+        for index, (_, record) in enumerate(self.lines):
             self.messages(index)
+            if "video" in record:
+                check_video(record, self.where(index))
+            check_files(record, self.path.parent, self.where(index), found)
 
     def where(self, index: int) -> str:
         return f"{self.path} line {self.lines[index][0]}"
@@ -64,19 +71,51 @@ class JsonlDataset(TheWorldDataset):
         """Picture and true future of a video; takes its keys out of the record."""
         video, now, stride = record.pop("video"), record.pop("now", 0), record.pop("stride", 1)
         past = record.pop("past", 0)
-        for name, value, least in (("now", now, 0), ("stride", stride, 1), ("past", past, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{where}: {name} is {value!r}; give a whole number, {least} or more.")
-        if {"image", "images", "frames"} & set(record):
-            raise ValueError(f"{where} has a video and a picture; the picture is the video's frame `now`.")
-        first = now - past * stride
-        if first < 0:
-            raise ValueError(f"{where}: there are no {past} frames before frame {now}; give a smaller past.")
-        frames = read_frames(self.path.parent / video, first, stride, past + 1 + MAX_FUTURE_FRAMES)
+        frames = read_frames(self.path.parent / video, now - past * stride, stride, past + 1 + MAX_FUTURE_FRAMES)
         if len(frames) <= past:
             raise ValueError(f"{where}: the video ends before frame {now}; give a smaller `now`.")
         seen = {"frames": frames[: past + 1]} if past else {"image": frames[0]}
         return {**seen, "future_frames": frames[past + 1 :]}
+
+
+def check_video(record: Mapping[str, Any], where: str) -> None:
+    """Raises a ValueError for what stands beside a video and cannot be meant."""
+    if not isinstance(record["video"], str):
+        raise ValueError(f"{where}: video is {record['video']!r}; give the path of a video.")
+    now, stride, past = (record.get(name, least) for name, least in (("now", 0), ("stride", 1), ("past", 0)))
+    for name, value, least in (("now", now, 0), ("stride", stride, 1), ("past", past, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{where}: {name} is {value!r}; give a whole number, {least} or more.")
+    more = [key for key in PATH_KEYS if key != "video" and record.get(key) is not None]
+    if more:
+        raise ValueError(
+            f"{where} has a video and a picture ({', '.join(more)}); the picture is the video's frame `now`, and what "
+            "happens then are the frames after it."
+        )
+    if now - past * stride < 0:
+        raise ValueError(f"{where}: there are no {past} frames before frame {now}; give a smaller past.")
+
+
+def check_files(record: Mapping[str, Any], folder: Path, where: str, found: set[str]) -> None:
+    """Looks whether the pictures and videos of a record are there, and opens none.
+
+    Args:
+        folder: what their paths are relative to.
+        found: paths that are known to be there; those of this record are added.
+
+    Raises:
+        ValueError: a file that is missing, or one value where a list belongs; it names it.
+    """
+    for key in PATH_KEYS:
+        value = record.get(key)
+        if key in ("images", "future_frames") and not isinstance(value, list | None):
+            raise ValueError(f"{where}: {key} is {value!r}; give a list of paths.")
+        for name in value if isinstance(value, list) else [value]:
+            if not isinstance(name, str) or name in found:
+                continue
+            if not (folder / name).is_file():
+                raise ValueError(f"{where}: {key} names {folder / name}, and there is no such file; mend the path.")
+            found.add(name)
 
 
 def read_lines(path: Path, limit: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:

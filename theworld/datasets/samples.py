@@ -87,6 +87,10 @@ class SampleDataset(Dataset):
         """How far ahead a sample looks by its own will; samples of one batch agree."""
         return None
 
+    def num_future_frames(self, index: int) -> int | None:
+        """How many frames of its true future a sample has; None where it has none, or where only reading them tells."""
+        return None
+
     def scene(self, index: int) -> Hashable:
         """What a sample is about; samples of one scene ask the world model the same."""
         return index
@@ -126,6 +130,13 @@ class TheWorldDataset(SampleDataset):
     def messages(self, index: int) -> list[Message]:
         record = self.records[index]
         return record.messages if isinstance(record, Sample) else chat_of(record, f"{self.origin} {index}")
+
+    def num_future_frames(self, index: int) -> int | None:
+        record = self.records[index]
+        if not isinstance(record, Mapping) or record.get("world_latents") is not None:  # which are read instead
+            return None
+        future = record.get("future_frames")
+        return None if future is None else len(future)
 
 
 class HFDatasetWrapper(SampleDataset):

@@ -248,6 +248,7 @@ def run_language(
         do_eval=True,
         **FUSION_CONFIG,
     )
+    remove_trained(work, "language")
     trained = train_recipe(config, lambda _: load_now(language, encoder, settings.world.temporal_factor))
     write_curve(trained, work / "language.csv")
     model = TheWorldForConditionalGeneration.from_pretrained(trained, dtype=torch.float32, world_parts=()).to(device)
@@ -279,7 +280,9 @@ def run_fusion(work: Path, settings: NanoSettings, device: torch.device) -> dict
         values = settings.fusion.values(kind, work)
         if kind not in OF_READER:  # those go on from a trained model that knows them
             values = {**FUSION_CONFIG, "projector": settings.projector, **values}
-        trained = train_recipe(training_config(values, device))
+        config = training_config(values, device)
+        remove_trained(work, kind)
+        trained = train_recipe(config)
         results[kind] = write_curve(trained, work / f"{kind}.csv")
         model = TheWorldForConditionalGeneration.from_pretrained(trained, dtype=torch.bfloat16, world_parts=())
         model.config.vlm_name_or_path, model.config.world_name_or_path = "nano/gemma", "nano/cosmos"
@@ -288,6 +291,12 @@ def run_fusion(work: Path, settings: NanoSettings, device: torch.device) -> dict
         write_json(work / f"{kind}.json", {"settings": asdict(settings.fusion), "validation": results[kind]})
         logger.info("%s: %.1f %% of validation answers right", kind, 100 * results[kind])
     return results
+
+
+def remove_trained(work: Path, name: str) -> None:
+    """Removes the run that an earlier call of a stage left where this one trains: stages begin anew."""
+    if (work / TRAINED / name).exists():
+        shutil.rmtree(work / TRAINED / name)
 
 
 def write_curve(trained: Path, file: Path) -> float:

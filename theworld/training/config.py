@@ -26,6 +26,7 @@ PLACES = ("zeros", "waves")
 OPTIMIZERS = ("adamw", "muon")
 PLACEHOLDER_OWNER = "your-username/"  # of the examples in configs/
 SECRET = "hf_token"
+JSON_LINES = ".jsonl"
 
 
 @dataclass
@@ -211,7 +212,19 @@ class TrainingConfig:
         hints = typing.get_type_hints(type(self))
         for each in dataclasses.fields(self):
             setattr(self, each.name, checked(each.name, getattr(self, each.name), hints[each.name]))
+        self._name_file()
         self._check()
+
+    def _name_file(self) -> None:
+        """A `.jsonl` file as `dataset_name` is short for `jsonl` and where it lies."""
+        if not self.dataset_name.endswith(JSON_LINES):
+            return
+        if self.train_dataset_path is not None:
+            raise ValueError(
+                f"dataset_name is {self.dataset_name!r} and train_dataset_path {self.train_dataset_path!r}, two files "
+                "to train on; leave one of them out."
+            )
+        self.dataset_name, self.train_dataset_path = "jsonl", self.dataset_name
 
     def _check(self) -> None:
         for name, known in CHOICES.items():
@@ -309,6 +322,8 @@ class TrainingConfig:
         content: dict[str, Any] = {} if path is None else read_json(path)
         cls.from_dict(content, str(path))  # said of the file, not of the command line
         given = {**assignments(changes), **{key: value for key, value in values.items() if value is not None}}
+        if str(given.get("dataset_name")).endswith(JSON_LINES):
+            content.pop("train_dataset_path", None)  # the file's own, in whose place this one comes
         return cls.from_dict({**content, **given}, "the command line")
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.utils.data import IterableDataset
 from transformers import PrinterCallback, TrainingArguments
 
 from theworld import freezing
-from theworld.datasets.collator import ChatCollator, Draws
+from theworld.datasets.collator import ChatCollator, Draws, short_future
 from theworld.datasets.samples import Sample
 from theworld.modeling import TheWorldForConditionalGeneration
 from theworld.processing import TheWorldProcessor
@@ -28,7 +29,7 @@ from theworld.training.data import LoadDatasets, as_samples, load_datasets
 from theworld.training.latents import fill_cache, open_cache, write_strips
 from theworld.training.order import PlacedSamples, PlacedStream, fitting
 from theworld.training.push import check_hub, make_repository
-from theworld.training.resume import find_checkpoint, warn_of_changes
+from theworld.training.resume import check_changes, check_output, find_checkpoint, make_output
 from theworld.training.trainer import TheWorldTrainer, full_disk_told, remove_unfinished
 from theworld.world_cache import WorldCache
 
@@ -57,10 +58,12 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
     config.move_token()
     check_trackers(config)
     check_hub(config)
-    output = Path(config.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(output)
+    output = make_output(config)
     resume = find_checkpoint(config)
+    check_output(config, resume)
+    if resume is not None:
+        check_changes(config, resume)
+    remove_unfinished(output)
     with StopWhenAsked() as stop:
         # 1. what the model is, and what is asked about it
         described = describe(config)
@@ -90,8 +93,6 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
         if shown:
             strips = write_strips(shown, collator, model.world, output / "samples")
             trainer.add_callback(ShownSamples(trainer, shown, strips, output / "samples"))
-        if resume is not None:
-            warn_of_changes(config, resume)
         with full_disk_told(output):
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         if trainer.left_out:
@@ -157,6 +158,7 @@ def place_samples(
     else:
         kept = fitting(dataset, collator, config.max_seq_length, "training", config.num_samples)
         training = PlacedSamples(dataset, kept)
+        check_futures(training, collator)
     if not config.do_eval:
         return training, None
     if held_out is None:
@@ -166,6 +168,20 @@ def place_samples(
         raise ValueError("evaluation samples must have a length; give a list or a dataset that is not streamed.")
     kept = fitting(dataset, collator, config.max_seq_length, "evaluation", config.num_eval_samples)
     return training, PlacedSamples(dataset, kept, still=True)
+
+
+def check_futures(training: PlacedSamples, collator: ChatCollator) -> None:
+    """Raises a ValueError for a sample whose true future is to be read and too short, where its length is known."""
+    draws, model = collator.draws, collator.processor.config
+    if not draws.true_futures or draws.constant_world or not model.enable_world:
+        return
+    for index in training.kept:
+        known, own = training.dataset.num_future_frames(index), training.dataset.num_world_steps(index)
+        steps = max(draws.steps()) if own is None else own
+        if known is not None and known < model.num_pixel_frames(steps) - 1:
+            raise ValueError(
+                short_future(training.dataset[index].origin, known, steps, model.num_pixel_frames(steps) - 1)
+            )
 
 
 def shown_samples(config: TrainingConfig, evaluation: PlacedSamples | None) -> list[Sample]:
@@ -221,14 +237,18 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
 
 
 def check_trackers(config: TrainingConfig) -> None:
-    """Raises a ValueError for a tracker that is not installed, or a precision that this machine does not have."""
+    """Says which precision would be faster here.
+
+    Raises:
+        ValueError: a tracker that is not installed, or a precision that this machine does not have.
+    """
     if config.log_to_wandb:
         try:
             import wandb  # noqa: F401
         except ImportError as error:
             raise ValueError(
-                "log_to_wandb needs Weights & Biases, which is not installed: pip install 'theworld[tracking]', or set "
-                "log_to_wandb to false."
+                "log_to_wandb needs Weights & Biases, which is not installed: install it with `uv pip install --python "
+                f"{shlex.quote(sys.executable)} wandb`, or pip where there is one, or set log_to_wandb to false."
             ) from error
     if config.autocast == "fp16" and not torch.cuda.is_available():
         raise ValueError("mixed_precision fp16 needs a GPU, and there is none; use bf16 or fp32.")
@@ -236,6 +256,9 @@ def check_trackers(config: TrainingConfig) -> None:
         raise ValueError(
             "on a CPU the VAE encoder's gradients in bfloat16 are not finite; set mixed_precision to fp32 to train it."
         )
+    if config.autocast == "bf16" and not torch.accelerator.is_available():
+        # measured with nano (docs/LOG.md), on cores that have bfloat16; a large model may not fit in float32
+        logger.warning("mixed_precision is bf16 and there is no GPU: a CPU is often faster with fp32, if memory allows")
 
 
 def report(

@@ -22,6 +22,29 @@ FREE = {
     "wandb_project", "wandb_run_name", "num_workers", "latent_cache", "push_to_hub", "hub_model_id", "hub_strategy",
     "hub_private_repo", "use_gradient_checkpointing",
 }  # fmt: skip
+# what goes on as the checkpoint has it: its optimizer and schedule bring their rates, betas and decay, and fit no other
+# parts than those that learned; its weights take the place of a projector that is drawn anew
+RESTORED = (
+    "optimizer", "learning_rate", "muon_learning_rate", "weight_decay", "adam_beta2", "freeze_gemma_vision",
+    "freeze_gemma_language", "freeze_cosmos_vae", "freeze_lora", "freeze_projector", "reset_projector",
+    "projector_places",
+)  # fmt: skip
+
+
+def make_output(config: TrainingConfig) -> Path:
+    """The output folder of a run.
+
+    Raises:
+        ValueError: a file lies there, or on the way.
+    """
+    output = Path(config.output_dir)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        places = (output, *output.parents)
+        file = next((place for place in places if place.exists() and not place.is_dir()), output)
+        raise ValueError(f"output_dir is {output}, but {file} is a file; give a folder, or a new name.") from error
+    return output
 
 
 def find_checkpoint(config: TrainingConfig) -> Path | None:
@@ -55,12 +78,43 @@ def download(name: str) -> Path:
         return Path(snapshot_download(name, local_files_only=is_offline_mode()))
 
 
-def warn_of_changes(config: TrainingConfig, checkpoint: Path) -> None:
-    """Says which settings are not those that the checkpoint was made with, where that changes what is learned."""
+def check_output(config: TrainingConfig, checkpoint: Path | None) -> None:
+    """Keeps two runs out of one folder, where each would remove the other's checkpoints.
+
+    Args:
+        checkpoint: where this run goes on from; None where it starts anew.
+
+    Raises:
+        ValueError: the output folder holds checkpoints, and the run goes on from none of them.
+    """
+    output = Path(config.output_dir)
+    last = find_last_checkpoint(output)
+    if last is None or (checkpoint is not None and checkpoint.resolve().parent == output.resolve()):
+        return
+    raise ValueError(
+        f"output_dir {output} holds checkpoints of another run (the last is {last.name}); go on with that run by "
+        "--resume_from last, choose another output_dir, or remove them."
+    )
+
+
+def check_changes(config: TrainingConfig, checkpoint: Path) -> None:
+    """Says which settings are not those that the checkpoint was made with, where that changes what is learned.
+
+    Raises:
+        ValueError: one of them would not come into effect, since the checkpoint's own takes its place.
+    """
     file = checkpoint / CONFIG_FILE
     if not file.is_file():
         return
     before, now = read_json(file), config.to_dict()
+    unused = () if config.optimizer == "muon" else ("muon_learning_rate",)
+    kept = [key for key in RESTORED if key in before and before[key] != now[key] and key not in unused]
+    if kept:
+        words = ", ".join(f"{key} was {before[key]!r} and is now {now[key]!r}" for key in kept)
+        raise ValueError(
+            f"{words}, but a run goes on with what {checkpoint} keeps of it; set it back, or start a new stage: "
+            f"model_name={checkpoint} and another output_dir, without --resume_from."
+        )
     changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
     if changed:
         words = ", ".join(f"{key} ({before.get(key)!r}, now {now[key]!r})" for key in changed)

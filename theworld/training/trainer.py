@@ -227,6 +227,11 @@ class TheWorldTrainer(Trainer):
         checkpoints.copy_tensors(self.model.adapter_tensors(), tensors, resume_from_checkpoint)
 
     def _init_training_state(self, max_steps: int, *arguments: Any, **keywords: Any) -> Any:
+        if self.config.warmup_steps >= max(max_steps, 1) and self.config.lr_scheduler != "constant":
+            logger.warning(
+                "warmup_steps is %d and the run has %d steps, so the rate never gets up; set warmup_steps to %d or so",
+                self.config.warmup_steps, max_steps, max_steps // 10,
+            )  # fmt: skip
         result = super()._init_training_state(max_steps, *arguments, **keywords)
         self.state.compute_steps(self.args, max_steps)  # this run's save_steps, eval_steps …, not the interrupted one's
         return result
