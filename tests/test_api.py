@@ -391,3 +391,24 @@ def test_a_gif_is_read_as_its_first_frame(model: TheWorld) -> None:
     file = io.BytesIO()
     Image.fromarray(pixels(0)).save(file, "PNG")
     assert model.imagine(file.getvalue(), 0).shape == (1, 4, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"torch_dtype": torch.float16}, "takes no 'torch_dtype'; did you mean 'dtype'"),
+        ({"cosmos_model": "x"}, "takes no 'cosmos_model'; did you mean 'cosmos_model_name'"),
+        ({"low_cpu_mem_usage": True}, "takes no 'low_cpu_mem_usage'"),
+        ({"dtype": "bf17"}, "dtype is 'bf17'; choose one of bfloat16"),
+        ({"dtype": torch.int8}, "dtype is torch.int8; choose one of"),
+        ({"device": "gpu"}, "device gpu is no device; use cpu, cuda"),
+        ({"device": "cuda:99"}, "this machine has [0-9]+ GPUs"),
+    ],
+)
+def test_a_wrong_keyword_is_told_before_anything_is_fetched(wrong: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        TheWorld("nobody/gemma", **wrong)  # type: ignore[arg-type]
+
+
+def test_a_type_may_be_named(bases: dict[str, str]) -> None:
+    assert build(bases, dtype="bf16").model.dtype == torch.bfloat16

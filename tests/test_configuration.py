@@ -17,6 +17,13 @@ def config(**values: object) -> TheWorldConfig:
     return TheWorldConfig(**{**base, **values})  # type: ignore[arg-type]
 
 
+def test_a_picture_is_as_large_as_the_world_model_takes() -> None:
+    assert TheWorldConfig().world_image_size == 224, "of the published pair, 240 cells of 8 pixels a side"
+    assert config(world_image_size=None).world_image_size == 64, "8 cells of 8 pixels a side"
+    with pytest.raises(ValueError, match="imagines pictures of at most 64 pixels a side"):
+        config(world_image_size=72)
+
+
 @pytest.mark.parametrize(
     ("num_frames", "most", "past"),
     [(1, 0, 0), (1, 4, 0), (5, 4, 1), (8, 4, 1), (9, 4, 2), (17, 4, 4), (1000, 4, 4), (1000, 1, 1)],
@@ -46,9 +53,9 @@ def test_a_step_costs_the_same_on_either_side_of_now(values: dict[str, object]) 
 
 
 def test_shipped_models_know_no_past() -> None:
-    """Their configs were written before there was one, and their tensors have no rows for it."""
+    """Neither does a config that was written before there was one."""
     values = json.loads(Path(SHIPPED_WEIGHTS, "fused", "config.json").read_text())
-    assert "max_past_steps" not in values
+    assert values.pop("max_past_steps") == 0
     assert TheWorldConfig.from_dict(values).max_past_steps == 0
 
 

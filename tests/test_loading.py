@@ -336,3 +336,25 @@ def test_the_world_lies_where_the_embeddings_lie(gemma: Path, cosmos: Path) -> N
     assert places == {"vlm": "meta", "world": "meta", "projector": "meta"}
     with pytest.raises(ValueError, match="device and device_map were both given"):
         build(gemma, cosmos, device_map="auto")
+
+
+def test_bases_named_by_relative_paths_are_found_from_anywhere(
+    gemma: Path, cosmos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "gemma").symlink_to(gemma)
+    (tmp_path / "weights" / "cosmos").symlink_to(cosmos)
+    monkeypatch.chdir(tmp_path)
+    build("weights/gemma", "weights/cosmos").save_pretrained("saved")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = TheWorld.from_pretrained("../saved", device="cpu")
+    assert again.config.vlm_name_or_path == str(tmp_path / "weights" / "gemma")
+    assert again.config.world_name_or_path == str(tmp_path / "weights" / "cosmos")
+
+
+def test_a_world_model_in_the_place_of_a_gemma_is_told(gemma: Path, cosmos: Path) -> None:
+    with pytest.raises(ValueError, match="is a world model; name it beside a Gemma 3"):
+        build(cosmos, cosmos)
+    with pytest.raises(ValueError, match="this is no world model; name a Cosmos-Predict2"):
+        build(gemma, gemma)

@@ -207,6 +207,19 @@ def test_ask_says_which_mode_answered(family: Path, picture: Path) -> None:
     )
     assert "No world: the answer comes from the pictures alone." in succeed(*fused, "--no-world").stderr
     assert "choose one of tokens, frames" in fail(*fused, "--mode", "thoughts")
+    assert "imagines none; take 1 step or more" in fail(*fused[:-4], "--mode", "frames", "--steps", "0")
+
+
+def test_a_question_may_come_from_stdin_and_an_animation_is_said_to_move(
+    family: Path, picture: Path, tmp_path: Path
+) -> None:
+    command = ["-m", str(family / "fused"), "--steps", "1", "--max-new-tokens", "2", "--json"]
+    done = CliRunner().invoke(app, ["ask", str(picture), "-", *command], input=f"{QUESTION}\n")
+    assert json.loads(done.stdout)["question"] == QUESTION
+    moving = tmp_path / "moving.gif"
+    iio.imwrite(moving, np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), dtype=np.uint8))
+    said = succeed("ask", moving, QUESTION, *command).stderr
+    assert "moving.gif has 3 frames, of which the first is read; --video reads all." in " ".join(said.split())
 
 
 def test_ask_says_what_is_wrong(family: Path, picture: Path, tmp_path: Path) -> None:
@@ -217,7 +230,10 @@ def test_ask_says_what_is_wrong(family: Path, picture: Path, tmp_path: Path) -> 
     assert "broken.png" in fail("ask", broken, QUESTION, *model)
     assert "at most 4 world steps" in fail("ask", picture, QUESTION, *model, "--steps", "9")
     assert "no-such-model" in fail("ask", picture, QUESTION, "--model", tmp_path / "no-such-model")
-    assert "is no device" in fail("ask", picture, QUESTION, *model, "--device", "gpu")
+    assert "--device gpu is no device" in fail("ask", picture, QUESTION, *model, "--device", "gpu")
+    assert "is a world model; name it beside a Gemma 3" in fail(
+        "ask", picture, QUESTION, "-m", family / "bases" / "cosmos"
+    )
     assert "not shipped" in fail("ask", picture, QUESTION, "--model", "nano/huge")
 
 
@@ -553,3 +569,32 @@ def test_nano_scene_says_what_is_wrong(tmp_path: Path) -> None:
     assert "unknown family 'pour'" in fail("nano", "scene", "pour")
     assert "does not end in .png" in fail("nano", "scene", "drop", "-o", tmp_path / "a.jpg")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_told_before_any_question_is_asked(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("theworld.cli.eval.run", lambda *arguments, **options: pytest.fail("asked"))
+    command = ("eval", "physics", "--model", family / "fused", "--limit", "3", "--steps", "1")
+    for option in ("--json", "-o"):
+        assert "cannot be written, since /proc is no folder to write to" in fail(*command, option, "/proc/r.json")
+    (tmp_path / "file").write_text("")
+    assert "is a file; name a folder" in fail(*command, "-o", tmp_path / "file")
+    assert "is a file; name a folder" in fail("compare", tmp_path, "-o", tmp_path / "file")
+
+
+def test_questions_without_a_column_of_answers_are_no_hidden_test_set(
+    family: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"image": str(picture), "question": QUESTION, "choices": ["left", "right"]}
+    command = ("eval", "mcq", "--data", "q.jsonl", "--model", family / "fused", "--steps", "1", "--arms", "fused")
+    Path("q.jsonl").write_text(json.dumps({**row, "label": "left"}) + "\n")
+    said = fail(*command)
+    assert "no row of q.jsonl has an answer (answer or correct_answer)" in said
+    assert "its columns are image, question, choices, label" in said
+    assert "is one file; leave --split out" in fail(*command, "--split", "val")
+    Path("q.jsonl").write_text(json.dumps({**row, "answer": None}) + "\n")
+    hidden = succeed(*command)
+    assert "are not published" in hidden.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q.jsonl"], "nothing is written where nobody asked"

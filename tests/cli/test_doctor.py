@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,21 @@ def test_a_world_without_stored_prompts_needs_its_text_encoder_once(
     with LoopbackHub({**repositories, COSMOS: cosmos}) as server:
         server.use(monkeypatch, tmp_path / "other")
         assert "no text_encoder/config.json" in problems(report("--model", GEMMA, "--steps", "1", works=False))[0]
+
+
+def test_prompts_that_an_adapter_keeps_need_no_text_encoder(family: Path, tmp_path: Path) -> None:
+    models = shutil.copytree(family, tmp_path / "models")
+    prompts = models / "bases" / "cosmos" / "prompt_embeds.safetensors"
+    config = json.loads((models / "fused" / "config.json").read_text())
+    bases = {"vlm_name_or_path": "gemma", "world_name_or_path": "cosmos"}
+    named = {key: str(models / "bases" / name) for key, name in bases.items()}
+    (models / "fused" / "config.json").write_text(json.dumps({**config, **named}))
+    prompts.rename(models / "fused" / prompts.name)
+    roles = [row["role"] for row in report("--model", models / "fused", "--steps", "1")["repositories"]]
+    assert roles == ["adapter", "vision-language model", "world model"]
+    (models / "fused" / prompts.name).unlink()
+    without = report("--model", models / "fused", "--steps", "1", works=False)
+    assert without["repositories"][-1]["role"] == "its text encoder"
 
 
 def test_what_is_cached_is_not_downloaded_again_and_is_enough_offline(

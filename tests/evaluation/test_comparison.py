@@ -178,6 +178,8 @@ def test_imagined_strips_stand_beside_what_was_seen_or_the_reason_is_told(
     monkeypatch.setattr(TheWorld, "decode", guarded)
     assert save_pictures(tmp_path / "b", items, [3], shared, 2, 0) == "install the guardrail first"
     assert list(read_index(tmp_path / "b")["q3"]) == ["seen"]
+    assert save_pictures(tmp_path / "c", items, [], None, 2, 0) is None, "where arms agree nothing is missing"
+    assert save_pictures(tmp_path / "d", items, [3], None, 2, 0) == "nothing was imagined"
 
 
 def test_the_markdown_has_the_same_figures(run: Path) -> None:
