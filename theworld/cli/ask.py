@@ -179,10 +179,13 @@ def read_seen(images: Sequence[str], video: str | None, frames: bool) -> tuple[l
     from theworld.images import load_images, load_video, num_frames_of
 
     if video is None and not frames:
+        pictures: list[object] = list(
+            load_images(images)
+        )  # which refuses what is no file, before anything waits for it
         for path in images:
             if num_frames_of(path) > 1:
                 say(f"Note: {path} has {num_frames_of(path)} frames, of which the first is read; --video reads all.")
-        return list(load_images(images)), None
+        return pictures, None
     if video is not None and (images or frames):
         raise ValueError("pictures and --video were both given; give one: the last frame of the video is now.")
     return None, load_video(list(images) if video is None else video)
