@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "processing": {"configuration", "images", "checkpoints"},
     "modeling": _INSIDE,
     "replies": set(),
-    "api": _MODEL | {"pictures", "filmstrip", "replies"},
+    "devices": set(),
+    "api": _MODEL | {"pictures", "filmstrip", "replies", "devices"},
     "world_cache": {"configuration", "checkpoints", "world_models"},  # latents by content; who asks is above
     # samples know how a prompt is made, never the model
     "datasets": {"configuration", "images", "processing", "world_cache"},
@@ -40,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"configuration", "images", "pictures", "processing", "checkpoints", "datasets", "api"},
     "training": _MODEL | {"api", "datasets", "world_cache", "pictures", "hub"},
     "nano": _MODEL | {"api", "datasets", "evaluation", "training", "pictures"},
-    "cli": _MODEL | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache", "memory", "hub"},
+    "cli": _MODEL
+    | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache", "memory", "hub", "devices"},
 }
 
 

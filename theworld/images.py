@@ -144,11 +144,15 @@ def load_image(source: ImageSource) -> Image.Image:
     raise ValueError(f"A {type(source).__name__} is not a picture: pass {ACCEPTED}.")
 
 
+MOVING = ("GIF", "PNG", "WEBP")  # Pillow's names of formats that hold animations
+
+
 def num_frames_of(path: str) -> int:
     """Frames of a picture's file, 1 unless it moves; 1 also where it cannot be read, which loading will say."""
     try:
         with Image.open(path) as picture:
-            return int(getattr(picture, "n_frames", 1))
+            # a photograph may hold a second view (MPO), and a TIFF pages: they do not move
+            return int(getattr(picture, "n_frames", 1)) if picture.format in MOVING else 1
     except (OSError, ValueError, Image.DecompressionBombError):
         return 1
 

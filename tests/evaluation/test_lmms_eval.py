@@ -139,11 +139,9 @@ def test_lmms_eval_asks_what_we_ask_and_scores_what_was_planted(
     """One arm in the chat form, another in the simple form, which also asks how likely answers are."""
     save_blink(tmp_path / "first", asked, ["A"] * NUM_QUESTIONS)  # truths are planted when the answers are known
     items = load_benchmark("blink", Request(data=str(tmp_path / "first"), tasks=("Counting",)))
-    ours = run_arms(
-        items, choose(["fused", "fused-0"]), lambda _: nano, num_world_steps=STEPS, batch_size=NUM_QUESTIONS
-    )
+    ours = run_arms(items, choose(["fused", "zero"]), lambda _: nano, num_world_steps=STEPS, batch_size=NUM_QUESTIONS)
     said = {arm: [one.text for one in answers] for arm, answers in ours.items()}
-    assert said["fused"] != said["fused-0"], "two arms that say the same cannot tell whether the arm was followed"
+    assert said["fused"] != said["zero"], "two arms that say the same cannot tell whether the arm was followed"
     assert len(set(said["fused"])) > 1, "one answer to everything cannot tell whether the order was kept"
     wrong = {1, 4}
     truths = [
@@ -162,7 +160,7 @@ def test_lmms_eval_asks_what_we_ask_and_scores_what_was_planted(
         tmp_path,
         {"model_args": model, "tasks": "local_blink"},
         {
-            "model_args": f"{model},arm=fused-0,batch_size=8",
+            "model_args": f"{model},arm=zero,batch_size=8",
             "tasks": "local_blink,local_likeliest",
             "force_simple": True,
         },
@@ -171,13 +169,13 @@ def test_lmms_eval_asks_what_we_ask_and_scores_what_was_planted(
         arm: np.mean([text == truth for text, truth in zip(own, truths, strict=True)]) for arm, own in said.items()
     }
     assert right["fused"] == (NUM_QUESTIONS - len(wrong)) / NUM_QUESTIONS
-    for (scores, samples), arm in ((chat, "fused"), (simple, "fused-0")):
+    for (scores, samples), arm in ((chat, "fused"), (simple, "zero")):
         assert scores["local_blink"] == right[arm]
         assert [line["filtered_resps"] for line in samples["local_blink"]] == said[arm]
         counts = [line["token_counts"][0] for line in samples["local_blink"]]
         assert [own["input_tokens"] for own in counts] == [one.prompt_tokens for one in ours[arm]]
-    assert simple[0]["local_likeliest"] == right["fused-0"]  # the likeliest letter is the one that is said
-    for line, item, answer in zip(simple[1]["local_likeliest"], asked, ours["fused-0"], strict=True):
+    assert simple[0]["local_likeliest"] == right["zero"]  # the likeliest letter is the one that is said
+    for line, item, answer in zip(simple[1]["local_likeliest"], asked, ours["zero"], strict=True):
         losses, greedy = zip(*line["filtered_resps"], strict=True)
         assert [-float(loss) for loss in losses] == pytest.approx(answer.logprobs, abs=1e-3)
         assert [own == "True" for own in greedy] == [letter == answer.text for letter in sorted(item.legal)]
