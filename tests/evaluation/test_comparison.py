@@ -240,3 +240,10 @@ def test_a_task_that_a_set_does_not_have_is_said(folder: Path, items: list[Item]
 def test_a_run_says_what_it_is(run: Path) -> None:
     content = json.loads((run / RUN).read_text())
     assert set(content) == {"settings", "questions", "fingerprint"}
+
+
+def test_a_bound_a_rounding_past_its_figure_is_drawn() -> None:
+    from theworld.evaluation.page import by_steps
+
+    point = {"steps": 4, "accuracy": 1.0, "interval_95": (0.75, 1.0 - 2**-53)}
+    assert "<svg" in by_steps({"fused": [point]})

@@ -135,8 +135,9 @@ def by_steps(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         for number, (name, points) in enumerate(lines.items()):
             x = [point["steps"] for point in points]
             y = [100 * point["accuracy"] for point in points]
-            low = [100 * (point["accuracy"] - point["interval_95"][0]) for point in points]
-            high = [100 * (point["interval_95"][1] - point["accuracy"]) for point in points]
+            # at 0 and 100 % a bound may lie a rounding on the other side
+            low = [100 * max(0.0, point["accuracy"] - point["interval_95"][0]) for point in points]
+            high = [100 * max(0.0, point["interval_95"][1] - point["accuracy"]) for point in points]
             axes.errorbar(x, y, [low, high], marker="o", capsize=3, label=name, color=f"C{number}")
         axes.set_xlabel("world steps")
         axes.set_ylabel("right, %")

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 
 PACKAGE = "cosmos_guardrail"
-INSTALL = f"`{shlex.quote(sys.executable)} -m pip install cosmos_guardrail`"
+INSTALL = f"`uv pip install --python {shlex.quote(sys.executable)} cosmos_guardrail`, or pip where there is one"
 
 
 def require_installed() -> None:
