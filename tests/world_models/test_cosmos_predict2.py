@@ -154,7 +154,7 @@ def test_a_video_so_far_is_kept_and_the_future_appended(world: CosmosPredict2) -
         changed[:, :, frame] += 1
         moved = (world.rollout(changed, 2, seeds=[1, 2]) - rolled)[:, :, 3:]
         assert moved.abs().max() > 1e-3, f"given frame {frame} does not matter to the future"
-    with pytest.raises(ValueError, match="has 9 latent frames; this transformer takes at most 8"):
+    with pytest.raises(ValueError, match="has 9 latent frames, and this transformer takes at most 8: take fewer"):
         world.rollout(past, 6, seeds=[1, 2])
 
 
