@@ -24,7 +24,7 @@ from theworld.cli.token import without_token
 from theworld.training.trainer import checkpoints_in
 
 REPOSITORY = Path(__file__).parents[2]
-SECRET = "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"
+SECRET = "hf_" + "not-a-token-" * 3
 
 
 @pytest.fixture(scope="module")
