@@ -32,8 +32,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "processing": {"configuration", "images", "checkpoints"},
     "modeling": _INSIDE,
     "replies": set(),
+    "streaming": set(),
     "devices": set(),
-    "api": _MODEL | {"pictures", "filmstrip", "replies", "devices"},
+    "questions": {"images", "processing"},
+    "checkpoint_file": {"checkpoints", "freezing", "loading", "modeling"},
+    "api": _MODEL | {"pictures", "filmstrip", "replies", "streaming", "devices", "questions", "checkpoint_file"},
     "world_cache": {"configuration", "checkpoints", "world_models"},  # latents by content; who asks is above
     # samples know how a prompt is made, never the model
     "datasets": {"configuration", "images", "processing", "world_cache"},
@@ -42,7 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": _MODEL | {"api", "datasets", "world_cache", "pictures", "hub"},
     "nano": _MODEL | {"api", "datasets", "evaluation", "training", "pictures"},
     "cli": _MODEL
-    | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache", "memory", "hub", "devices"},
+    | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache", "memory", "hub", "devices"}
+    | {"questions"},
 }
 
 

@@ -11,53 +11,35 @@ import inspect
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import BatchFeature
 
-from theworld import checkpoints, freezing
+from theworld import checkpoint_file, checkpoints, freezing
 from theworld.configuration import TheWorldConfig
 from theworld.devices import place_of
 from theworld.filmstrip import filmstrip
-from theworld.images import Video, load_images, load_video, to_frames, to_pixels
-from theworld.loading import fingerprints
+from theworld.images import Video, load_images, to_frames, to_pixels
 from theworld.modeling import TheWorldForConditionalGeneration, world_parts_for
 from theworld.processing import Picture, TheWorldProcessor, group_pictures, prompts_each
 from theworld.projector import WorldProjector
+from theworld.questions import IGNORED, Look, Progress, QuestionReader
 from theworld.replies import OptionKeeper, Reply, spellings_of
+from theworld.streaming import stream_text
 from theworld.world_models import guardrail
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_GEMMA = "google/gemma-3-4b-it"
 DEFAULT_COSMOS = "nvidia/Cosmos-Predict2-2B-Video2World"
-IGNORED = -100  # label of a token that is not learned
 MODES = ("tokens", "frames")  # how the future reaches the language model: as world tokens, or as further pictures
 TOKEN_KINDS = ("trained", "random", "dummy")  # what makes world tokens of latents
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Look:
-    """How one call looks at the world: keywords of `TheWorld.generate`, which explains each."""
-
-    num_world_steps: int | None = None
-    seed: int = 0
-    enable_world: bool | None = None
-    world_images: str | None = None
-    world_latents: Tensor | None = None
-    world_prompt: str | Sequence[str] | None = None
-    mode: str | None = None
-    progress: Progress | None = None
 
 
 class TheWorld(nn.Module):
@@ -128,8 +110,7 @@ class TheWorld(nn.Module):
     def _set(self, model: TheWorldForConditionalGeneration, place: torch.device | None) -> None:
         self.model = model if place is None else model.to(place)
         self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
-        tokens = self.processor.tokenizer.added_tokens_decoder.values()
-        self._control_tokens = tuple(token.content for token in tokens if token.special)
+        self.reader = QuestionReader(self.processor)
         self.told_untrained = False
         self.eval()  # as transformers hands models out; call train() to train
 
@@ -246,74 +227,10 @@ class TheWorld(nn.Module):
                 a list of questions one each.
             world_images, world_prompt: as in `generate`.
         """
-        pictures, questions = self._asked(image, question, video)
+        pictures, questions = self.reader.asked(image, question, video)
         answers = [answer] if isinstance(answer, str) else answer
         look = Look(num_world_steps, seed, enable_world, world_images, world_prompt=world_prompt)
-        return self._inputs(pictures, questions, answers, look)
-
-    def _asked(
-        self, image: Any, question: str | Sequence[str] | None, video: Any
-    ) -> tuple[list[list[Picture]], list[str]]:
-        """The pictures and videos of each question, and the questions."""
-        if question is None:
-            raise ValueError("no question was given; pass one, or a list of them.")
-        questions = [question] if isinstance(question, str) else list(question)
-        if not questions:
-            raise ValueError("the list of questions is empty; give one or more.")
-        if video is None:
-            return group_pictures(image, question), questions
-        several = not isinstance(question, str) and isinstance(video, (list, tuple, np.ndarray, Tensor))
-        videos = list(video) if several else [video]
-        if len(videos) != len(questions):
-            raise ValueError(f"{len(videos)} videos were given for {len(questions)} questions; give one each.")
-        return [[self._read(own, image)] for own in videos], questions
-
-    def _read(self, video: Any, image: Any = None) -> Video:
-        """`video`, given instead of `image`, with as many frames kept as this model reads."""
-        if image is not None:
-            raise ValueError(
-                "image and video were both given; give one, since a video's last frame is the picture of now (to ask "
-                "about both, pass them as a list of pictures, the video read by load_video)."
-            )
-        return load_video(video, keep=self.config.num_pixel_frames(0, self.config.max_past_steps))
-
-    def _inputs(
-        self, pictures: list[list[Picture]], questions: Sequence[str], answers: Sequence[str] | None, look: Look
-    ) -> BatchFeature:
-        if answers is not None and len(answers) != len(questions):
-            raise ValueError(f"{len(questions)} questions were given with {len(answers)} answers.")
-        for text in (*questions, *(answers or ())):
-            check_text(text, self._control_tokens)
-        chats = [user_turn(len(own), text) for own, text in zip(pictures, questions, strict=True)]
-        texts = [self.processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
-        if answers is not None:
-            texts = [prompt + text + "<end_of_turn>" for prompt, text in zip(texts, answers, strict=True)]
-        inputs = self.processor(
-            images=pictures if any(pictures) else None,
-            text=texts,
-            num_world_steps=self._steps(look.num_world_steps),
-            seed=look.seed,
-            enable_world=look.enable_world,
-            world_images=look.world_images,
-            world_prompt=look.world_prompt,
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,  # the template has written <bos>
-            return_tensors="pt",
-        )
-        if answers is not None:
-            inputs["labels"] = self._answer_labels(inputs["input_ids"], answers)
-        return inputs.to(self.device)
-
-    def _answer_labels(self, input_ids: Tensor, answers: Sequence[str]) -> Tensor:
-        """Labels (B, L): the ids of each answer and its end of turn, which close each left-padded row."""
-        labels = torch.full_like(input_ids, IGNORED)
-        for row, text in enumerate(answers):
-            ids = self.processor.tokenizer(text + "<end_of_turn>", add_special_tokens=False)["input_ids"]
-            if input_ids[row, -len(ids) :].tolist() != ids:
-                raise AssertionError(f"the answer {text!r} is tokenised otherwise behind its prompt")
-            labels[row, -len(ids) :] = input_ids[row, -len(ids) :]
-        return labels
+        return self.reader.inputs(pictures, questions, answers, look).to(self.device)
 
     def forward(
         self,
@@ -336,12 +253,12 @@ class TheWorld(nn.Module):
             world_prompt, world_images: as in `generate`.
         """
         self._warn_if_untrained()
-        pictures, questions = self._asked(image, text, video)
+        pictures, questions = self.reader.asked(image, text, video)
         look = Look(num_world_steps, world_images=world_images, world_prompt=world_prompt)
         if any(pictures) and self.model.world is not None:
             self._load_world_parts(*world_parts_for(self._steps(num_world_steps)))
         if isinstance(labels, Tensor):
-            inputs = self._inputs(pictures, questions, None, look)
+            inputs = self.reader.inputs(pictures, questions, None, look).to(self.device)
             if labels.shape != inputs["input_ids"].shape:
                 raise ValueError(
                     f"labels are {tuple(labels.shape)} but the prompt is {tuple(inputs['input_ids'].shape)}; give the "
@@ -349,7 +266,7 @@ class TheWorld(nn.Module):
                 )
             return self.model(**inputs, labels=labels.to(self.device))
         answers = [labels] if isinstance(labels, str) else labels
-        return self.model(**self._inputs(pictures, questions, answers, look))
+        return self.model(**self.reader.inputs(pictures, questions, answers, look).to(self.device))
 
     def generate(
         self,
@@ -386,7 +303,7 @@ class TheWorld(nn.Module):
             progress: called with (denoise steps done, of how many) while it imagines.
         """
         look = Look(num_world_steps, seed, enable_world, world_images, world_latents, world_prompt, mode, progress)
-        inputs, sampling = self._generation(*self._asked(image, question, video), temperature, look)
+        inputs, sampling = self._generation(*self.reader.asked(image, question, video), temperature, look)
         ids = self.model.generate(**inputs, **sampling, max_new_tokens=max_new_tokens)[
             :, inputs["input_ids"].shape[1] :
         ]
@@ -414,20 +331,9 @@ class TheWorld(nn.Module):
         if question is not None and not isinstance(question, str):
             raise ValueError("stream writes one answer; give one question, and lists of them to generate.")
         look = Look(num_world_steps, seed, enable_world, world_images, world_latents, world_prompt, mode, progress)
-        inputs, sampling = self._generation(*self._asked(image, question, video), temperature, look)
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        gone = Gone()
-        with ThreadPoolExecutor(max_workers=1) as executor:
-            stop = StoppingCriteriaList([gone])
-            arguments = {**sampling, "max_new_tokens": max_new_tokens, "streamer": streamer, "stopping_criteria": stop}
-            writing = executor.submit(self.model.generate, **inputs, **arguments)
-            # a failure would else leave the reader waiting for ever
-            writing.add_done_callback(lambda done: streamer.end() if done.exception() else None)
-            try:
-                yield from streamer
-                writing.result()
-            finally:
-                gone.reader = True  # the executor waits for the writer: not for the rest of its answer
+        inputs, sampling = self._generation(*self.reader.asked(image, question, video), temperature, look)
+        arguments = {**inputs, **sampling, "max_new_tokens": max_new_tokens}
+        yield from stream_text(self.model.generate, self.processor.tokenizer, arguments)
 
     @torch.no_grad()
     def reply(
@@ -464,7 +370,7 @@ class TheWorld(nn.Module):
         """
         answering = self._answering(world_latents, world_tokens, lora)
         look = Look(num_world_steps, seed, enable_world, world_latents=world_latents, mode=mode)
-        inputs, sampling = self._generation(*self._asked(image, question, None), temperature, look)
+        inputs, sampling = self._generation(*self.reader.asked(image, question, None), temperature, look)
         self._take(inputs, world_tokens, picture_features)
         if sampling["do_sample"]:
             sampling["top_p"] = top_p
@@ -507,7 +413,7 @@ class TheWorld(nn.Module):
         """
         answering = self._answering(world_latents, world_tokens, lora)
         look = Look(num_world_steps, seed, enable_world, world_latents=world_latents, mode=mode)
-        inputs, _ = self._generation(*self._asked(image, question, None), 0.0, look, answer)
+        inputs, _ = self._generation(*self.reader.asked(image, question, None), 0.0, look, answer)
         self._take(inputs, world_tokens, picture_features)
         labels = inputs.pop("labels")
         longest = int((labels != IGNORED).sum(dim=1).max())  # rows are left-padded, so that all answers end together
@@ -603,7 +509,7 @@ class TheWorld(nn.Module):
                 if look.mode is None:
                     self._warn_if_untrained()
                 look = replace(look, enable_world=False, world_latents=None, world_prompt=None)
-        inputs = self._inputs(pictures, questions, answers, look)
+        inputs = self.reader.inputs(pictures, questions, answers, look).to(self.device)
         if "world_frames" in inputs:
             self._warn_if_untrained()
             frames, seeds, steps = (inputs.pop(name) for name in ("world_frames", "world_seeds", "num_world_steps"))
@@ -662,14 +568,14 @@ class TheWorld(nn.Module):
         says what the future shows, one for all pictures or one each.
         """
         steps = self.config.check_world_steps(self._steps(num_world_steps))
-        pictures = group_pictures(image, "")[0] if video is None else [self._read(video, image)]
+        pictures = group_pictures(image, "")[0] if video is None else [self.reader.video(video, image)]
         inputs = self.processor.world_inputs(pictures, steps, seed, world_prompt)
         frames, seeds, prompts = inputs["world_frames"], inputs["world_seeds"].tolist(), inputs.get("world_prompt")
         return self._imagine(frames.to(self.device), steps, seeds, progress, prompts)
 
     def seen(self, video: Any) -> np.ndarray:
         """The frames of a video that the world model reads: (1 + 4·P, S, S, 3) uint8, the last is now."""
-        frames = self.processor.frames_of(self._read(video))
+        frames = self.processor.frames_of(self.reader.video(video))
         return to_pixels(to_frames([frames], self.config.world_image_size))[0]
 
     @torch.no_grad()
@@ -757,22 +663,7 @@ class TheWorld(nn.Module):
         step: int | None = None,
     ) -> None:
         """Writes what was trained, the optimiser's state, epoch and step to one file, all or nothing."""
-        path = Path(path)
-        tensors = self.model.adapter_tensors()
-        content = {
-            "model": {name: tensor.detach().cpu() for name, tensor in tensors.items()},
-            "bases": fingerprints(self.model, self._parts_outside(tensors)),
-            "optimizer": None if optimizer is None else optimizer.state_dict(),
-            "epoch": epoch,
-            "step": step,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        side = path.with_name(f".{path.name}.writing")
-        try:
-            torch.save(content, side)
-            os.replace(side, path)
-        finally:
-            side.unlink(missing_ok=True)
+        checkpoint_file.save_checkpoint(self.model, path, optimizer, epoch, step)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None
@@ -788,32 +679,7 @@ class TheWorld(nn.Module):
             ValueError: damaged, not such a file, or of another base or other parts; nothing has changed then.
             FileNotFoundError: no such file.
         """
-        content = checkpoints.read_pickle(Path(path))
-        named = all(isinstance(content.get(name), dict) for name in ("model", "bases"))
-        if not named or not {"optimizer", "epoch", "step"} <= set(content):
-            raise ValueError(f"{path} was not written by save_checkpoint.")
-        expected = self.model.adapter_tensors()
-        checkpoints.check_tensors(expected, content["model"], str(path))
-        bases = fingerprints(self.model, self._parts_outside(expected))
-        for part in bases.keys() & content["bases"].keys():
-            if bases[part] != content["bases"][part]:
-                raise ValueError(f"{path} was made for another base: the frozen {part} part has other weights there.")
-        if optimizer is not None:
-            if content["optimizer"] is None:
-                raise ValueError(f"{path} holds no optimiser state; load it without optimizer=.")
-            try:
-                optimizer.load_state_dict(content["optimizer"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path} holds the state of another optimiser, or of one over other parameters ({error})."
-                ) from error
-        checkpoints.copy_tensors(expected, content["model"], str(path))
-        return {"epoch": content["epoch"], "step": content["step"]}
-
-    def _parts_outside(self, tensors: Iterable[str]) -> list[str]:
-        """Parts in memory that a checkpoint of these tensors does not hold, so that they must be the same again."""
-        inside = {freezing.part_of(name) for name in tensors}
-        return [row.part for row in self.parameter_table() if row.part not in inside]
+        return checkpoint_file.load_checkpoint(self.model, path, optimizer)
 
 
 def check_fields(config: Mapping[str, Any]) -> None:
@@ -846,36 +712,3 @@ def _load(
     if num_world_steps is not None:
         model.config.num_world_steps = model.config.check_world_steps(num_world_steps)
     return model
-
-
-class Gone(StoppingCriteria):
-    """Stops writing after the token at hand when nobody reads any more: Ctrl-C, or a loop that was left."""
-
-    reader = False
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self.reader, device=input_ids.device)
-
-
-def check_text(text: str, control_tokens: Iterable[str]) -> None:
-    """Raises a ValueError for text that would be read as more than text.
-
-    A tokenizer takes the name of a control token for the token, wherever it stands: a question could end its own turn,
-    answer itself, or bring placeholders that nothing fills. What people and data sets write is text, so it is refused;
-    prompts with control tokens of one's own are for the processor.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{text!r} has bytes in it that are no text; write it in UTF-8.") from error
-    for token in control_tokens:
-        if token in text:
-            raise ValueError(
-                f"The text has {token!r} in it, which is a control token of the language model and would be "
-                "read as one; write it another way."
-            )
-
-
-def user_turn(num_pictures: int, question: str) -> list[dict[str, Any]]:
-    """A chat of one user turn: pictures first, then the question."""
-    return [{"role": "user", "content": [*[{"type": "image"}] * num_pictures, {"type": "text", "text": question}]}]

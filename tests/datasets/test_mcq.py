@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from theworld.datasets import blink
-from theworld.datasets.mcq import KNOWN_SETS, YES_NO, Fields, VideoFile, load_questions, read_fields
+from theworld.datasets.columns import Fields, read_fields
+from theworld.datasets.mcq import YES_NO, VideoFile, load_questions
+from theworld.datasets.published import KNOWN_SETS
 
 ROW = {"id": "a", "image": "a.png", "question": "Which is closer?", "choices": ["the cup", "the box"], "answer": "B"}
 

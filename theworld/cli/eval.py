@@ -118,7 +118,7 @@ def evaluate(
     if arms.strip() == "list":
         list_arms()
         return
-    from theworld.datasets.mcq import read_fields
+    from theworld.datasets.columns import read_fields
     from theworld.evaluation.arms import choose
     from theworld.evaluation.benchmarks import BENCHMARKS, Request, load_benchmark
 
@@ -355,7 +355,7 @@ def list_arms() -> None:
 def list_benchmarks() -> None:
     from rich.table import Table
 
-    from theworld.datasets.mcq import KNOWN_SETS
+    from theworld.datasets.published import KNOWN_SETS
     from theworld.evaluation.benchmarks import BENCHMARKS
 
     table = Table("benchmark", "what is asked", "where", "columns from", box=None, padding=(0, 2, 0, 0))

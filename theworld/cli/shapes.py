@@ -113,8 +113,8 @@ def read_layout(config: TheWorldConfig, num_world_steps: int, inside: str | None
     """As `layout`, from the ids of a real prompt."""
     from PIL import Image
 
-    from theworld.api import user_turn
     from theworld.processing import TheWorldProcessor
+    from theworld.questions import user_turn
 
     processor = TheWorldProcessor.from_config(config, inside)
     prompt = processor.apply_chat_template(user_turn(1, QUESTION), add_generation_prompt=True)

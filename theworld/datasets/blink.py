@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from theworld.datasets.mcq import ChoiceQuestion, Fields, load_questions
+from theworld.datasets.columns import Fields
+from theworld.datasets.mcq import ChoiceQuestion, load_questions
 
 HUB = "BLINK-Benchmark/BLINK"
 SPLITS = ("val", "test")

@@ -9,76 +9,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from theworld.datasets.columns import USUAL, Fields, check_answers, value_of
+from theworld.datasets.rows import read_rows
+
 LETTERS = "ABCDEFGHIJ"
 VIDEO_FRAMES = 8  # pictures that a video becomes
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-ROWS = (".jsonl", ".json", ".parquet")
 YES_NO = ("yes", "no")
 HIDDEN_ANSWERS = ("", "hidden", "none", "n/a")
 ALL = "all"  # task of rows that have none
-
-# What a column is called where nobody says: the first of these that a row has.
-USUAL: dict[str, tuple[str, ...]] = {
-    "id": ("id", "idx", "question_id", "sample_id"),
-    "images": ("images", "image", "image_1"),
-    "video": ("video", "video_path"),
-    "question": ("question",),
-    "choices": ("choices", "options"),
-    "answer": ("answer", "correct_answer"),
-    "task": ("task", "sub_task", "category"),
-    "prompt": ("prompt",),
-    "future_frames": ("future_frames",),
-}
-
-
-@dataclass(frozen=True)
-class Fields:
-    """Which column is what; None takes the usual names (`USUAL`). A dot leads into a nested object: `qa.Options`.
-
-    Attributes:
-        id: unique; the row's number where there is none.
-        images: one picture or a list; `image_1` stands for image_1, image_2, … as far as they go.
-        video: a video file or a folder of frames, given instead of images.
-        question, prompt: a prompt is asked as it is; of a question, a prompt is made.
-        choices: a list, or an object of letter and words; where there is none, they are read out of the question's
-            lines (`A. …`, `(B) …`), and an answer of yes or no makes a yes/no question.
-        answer: a letter, the words of a choice, a number counted from `first_answer`, or true and false.
-        task: what scores are broken down by.
-        future_frames: pictures after now, at the world model's rate, four a world step; a list, a video or a folder.
-        now: name of the frame, among those of a folder, up to which a question sees; later ones are its future.
-        only: column and value that rows of the split have, such as split=val.
-        first_answer: number of the first choice, where answers are numbers.
-        ask: the question of all rows, where there is no column for it.
-        strip: a pattern that is taken out of questions, such as placeholders of pictures.
-        media: folders, beside the file of the rows, in which pictures and videos are looked for.
-        task_pattern: what of `task` counts.
-        cut: what is taken off the front of a video's path.
-    """
-
-    id: str | None = None
-    images: str | None = None
-    video: str | None = None
-    question: str | None = None
-    choices: str | None = None
-    answer: str | None = None
-    task: str | None = None
-    prompt: str | None = None
-    future_frames: str | None = None
-    now: str | None = None
-    only: str | None = None
-    first_answer: int = 0
-    ask: str | None = None
-    strip: str | None = None
-    media: tuple[str, ...] = ()
-    task_pattern: str | None = None
-    cut: str | None = None
 
 
 @dataclass(frozen=True)
@@ -167,100 +113,6 @@ class ChoiceQuestion:
     lettered: bool = True
 
 
-@dataclass(frozen=True)
-class KnownSet:
-    """A published set: where it is and how it is laid out.
-
-    Attributes:
-        meaning: one line for people.
-        fields: its columns.
-        hub: its place on the Hub, where it has one.
-        split: the split that is asked by default.
-        source: where the columns are from.
-    """
-
-    meaning: str
-    fields: Fields
-    hub: str | None
-    split: str
-    source: str
-
-
-KNOWN_SETS: dict[str, KnownSet] = {
-    "sat": KnownSet(
-        "SAT: spatial relations and what an action changes",
-        Fields(images="image_bytes", choices="answers", answer="correct_answer", task="question_type"),
-        "array/SAT",
-        "test",
-        "the dataset's card (array/SAT)",
-    ),
-    "openworldqa": KnownSet(
-        "OpenWorldQA: the most plausible physical outcome of everyday clips",
-        Fields(
-            id="sample_id",
-            video="video_path",
-            choices="options",
-            task="sample_id",
-            task_pattern=r"C\d+_[a-z_]+(?=_\d)",
-            now="anchor_frame",
-        ),
-        "YCZhou/openworld_qa",
-        "test",
-        "the dataset's card (YCZhou/openworld_qa); that the anchor frame ends what may be seen is our reading",
-    ),
-    "pai-bench": KnownSet(
-        "PAI-Bench-U: understanding of robots, traffic and everyday physics, from video",
-        Fields(video="video_path", choices="index2ans", strip="Please answer directly with only the letter.*"),
-        "shi-labs/physical-ai-bench-understanding",
-        "test",
-        "a public lmms-eval task for it; its id and category columns are not known to us, so usual names are tried",
-    ),
-    "futurebench": KnownSet(
-        "FutureBench: the next event of a video, one to five hops ahead",
-        Fields(
-            video="video_path",
-            question="qa.Question",
-            choices="qa.Options",
-            answer="qa.Answer",
-            task="question_type",
-            cut="video_dataset/",
-            media=("", "first_part_video"),
-        ),
-        None,
-        "futurebench",
-        "its authors' lmms-eval task (sail-sg/Video-Next-Event-Prediction)",
-    ),
-    "physbench": KnownSet(
-        "PhysBench: properties, relations, scenes and dynamics, from pictures and videos",
-        Fields(
-            id="idx",
-            images="file_name",
-            task="task_type",
-            only="split=val",
-            strip=r"\A(?:<(?:image|video)>\s*)+|<(?:image|video)>",
-            media=("", "image", "video", "image/image", "video/video"),
-        ),
-        "USC-GVL/PhysBench",
-        "test",
-        "public loaders of its test.json; task_type is from memory",
-    ),
-    "physion": KnownSet(
-        "Physion: will the red object touch the yellow area?",
-        Fields(
-            id="stimulus",
-            video="video",
-            answer="label",
-            task="scenario",
-            ask="Will the red object touch the yellow area?",
-            future_frames="future",
-        ),
-        None,
-        "test",
-        "from memory: Physion ships videos and a table of labels; bring them into JSON Lines with these columns",
-    ),
-}
-
-
 def load_questions(
     place: str, fields: Fields | None = None, split: str | None = None, config: str | None = None
 ) -> list[ChoiceQuestion]:
@@ -295,138 +147,7 @@ def load_questions(
     return found
 
 
-def read_fields(text: str) -> Fields:
-    """Fields from `question=q,choices=opts`, or from a JSON file of such names.
-
-    Raises:
-        ValueError: a name that is no field, or text that is neither.
-    """
-    known = {field.name for field in fields(Fields)}
-    if text.endswith(".json"):
-        try:
-            given = json.loads(Path(text).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"There is no file {text!r}; write the fields as NAME=COLUMN,… or check the path."
-            ) from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{text} is not JSON ({error}); write an object of field and column.") from error
-    else:
-        pairs = [pair.partition("=") for pair in text.split(",")]
-        if not all(separator and value for _, separator, value in pairs):
-            raise ValueError(f"{text!r} is no list of fields; write NAME=COLUMN,NAME=COLUMN.")
-        given = {name.strip(): value.strip() for name, _, value in pairs}
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise ValueError(f"there is no field {unknown[0]!r}; known are {', '.join(sorted(known))}.")
-    if "first_answer" in given:
-        given["first_answer"] = int(given["first_answer"])
-    if "media" in given:
-        given["media"] = tuple([given["media"]] if isinstance(given["media"], str) else given["media"])
-    return replace(Fields(), **given)
-
-
-# ------------------------------------------------------------------------------------------------------------- rows
-
-
-def read_rows(place: str, split: str | None, config: str | None) -> tuple[list[dict[str, Any]], Path]:
-    """Rows of a place, and the folder that paths in them are seen from."""
-    path = Path(place).expanduser()
-    if path.is_file():
-        return read_file(path), path.parent
-    if path.is_dir():
-        return read_folder(path, split, config)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", place):
-        return read_hub(place, split, config), Path()
-    raise ValueError(f"There is no file or folder {place!r}, and it is no dataset's id on the Hub (owner/name).")
-
-
-def read_file(path: Path) -> list[dict[str, Any]]:
-    if path.suffix not in ROWS:
-        raise ValueError(f"{path} is none of {', '.join(ROWS)}; bring the questions into one of these.")
-    if path.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is damaged or no parquet ({error}); get the file again.") from error
-        return rows
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        content = parse(text, str(path))
-        rows = list(content.values()) if isinstance(content, dict) else content
-    else:
-        lines = enumerate(text.splitlines(), start=1)
-        rows = [parse(line, f"line {number} of {path}") for number, line in lines if line.strip()]
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path} holds no rows; each row is a JSON object of column and value.")
-    return rows
-
-
-def parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON ({error}); each row is an object of column and value.") from error
-
-
-def read_folder(folder: Path, split: str | None, config: str | None) -> tuple[list[dict[str, Any]], Path]:
-    """Rows of the files of a split, which lie in the folder, in its `data`, or in the folder of a configuration."""
-    inside = [folder / config] if config is not None else [folder, folder / "data"]
-    files = [file for place in inside if place.is_dir() for file in sorted(place.iterdir()) if file.suffix in ROWS]
-    chosen = [file for file in files if split is None or re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", file.name)]
-    if not chosen:
-        wanted = f"{split or '*'}*" + "|".join(ROWS)
-        raise ValueError(f"{inside[0]} holds no questions ({wanted}); check the folder and the split.")
-    if len({file.suffix for file in chosen}) > 1:
-        raise ValueError(f"{chosen[0].parent} holds {chosen[0].name} and {chosen[-1].name}; name the file you mean.")
-    return [row for file in chosen for row in read_file(file)], chosen[0].parent
-
-
-def read_hub(place: str, split: str | None, config: str | None) -> list[dict[str, Any]]:
-    """Rows of a dataset on the Hub, or in its cache where there is no network; pictures stay as they were stored."""
-    import datasets
-
-    try:
-        table = datasets.load_dataset(place, config, split=split or "test")
-    except (OSError, ValueError) as error:  # what the library raises without a network, a cache, a split
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{place} could not be read from the Hub or its cache ({said}); check the name and the split, or download "
-            "it and give its folder (--data FOLDER)."
-        ) from error
-    for name, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(name, datasets.Image(decode=False))
-        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
-            table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
-    return list(table)
-
-
 # -------------------------------------------------------------------------------------------------------- one row
-
-
-def value_of(row: Mapping[str, Any], column: str) -> Any:
-    """A column's value; a dot leads into a nested object. None where it is not there."""
-    value: Any = row
-    for part in [column] if column in row else column.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def check_answers(rows: Sequence[Mapping[str, Any]], fields: Fields, place: str) -> None:
-    """Raises a ValueError where no row has a column of answers: a misspelt one is no set with hidden answers.
-
-    Where answers are not published the column is there, and empty or `hidden`.
-    """
-    names = USUAL["answer"] if fields.answer is None else (fields.answer,)
-    if not any(name in row or value_of(row, name) is not None for row in rows for name in names):
-        raise ValueError(
-            f"no row of {place} has an answer ({' or '.join(names)}); its columns are {', '.join(rows[0])}: name the "
-            "right one with --fields answer=COLUMN, or add an empty one where the answers are not known."
-        )
 
 
 def read_row(row: Mapping[str, Any], fields: Fields, root: Path, number: str) -> ChoiceQuestion:

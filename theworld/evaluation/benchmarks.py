@@ -10,8 +10,10 @@ from functools import partial
 import numpy as np
 
 from theworld.datasets import blink, mcq
-from theworld.datasets.mcq import ChoiceQuestion, Fields
+from theworld.datasets.columns import Fields
+from theworld.datasets.mcq import ChoiceQuestion
 from theworld.datasets.physics import FAMILIES
+from theworld.datasets.published import KNOWN_SETS, KnownSet
 from theworld.evaluation import physics
 from theworld.evaluation.items import Item, check_items
 
@@ -77,7 +79,7 @@ def blink_items(request: Request) -> list[Item]:
     return in_turn([to_item(question) for question in asked], request.limit)
 
 
-def mcq_items(request: Request, known: mcq.KnownSet | None = None) -> list[Item]:
+def mcq_items(request: Request, known: KnownSet | None = None) -> list[Item]:
     place = request.data or (None if known is None else known.hub)
     if place is None:
         raise ValueError("this benchmark has no place of its own; name a file, a folder or a Hub id with --data.")
@@ -139,7 +141,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mcq": Benchmark("any multiple-choice or yes/no questions of yours (--data, --fields)", mcq_items, None),
     **{
         name: Benchmark(known.meaning, partial(mcq_items, known=known), known.split)
-        for name, known in mcq.KNOWN_SETS.items()
+        for name, known in KNOWN_SETS.items()
     },
 }
 
