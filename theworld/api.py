@@ -469,7 +469,7 @@ class TheWorld(nn.Module):
         if kind == "random":
             with torch.random.fork_rng(devices=[]):  # the constructor draws from the global generator
                 untrained = WorldProjector(self.config)
-            # not 0, with which a fresh fusion starts: training from there may have gone but a short way
+            # not 0, from which nano's language model learned to read
             untrained.scale_to(self.model.text_embedding_rms(), seed=seed + 1)
             return untrained.to(projector.row)(latents)
         if kind == "dummy":

@@ -16,6 +16,7 @@ import torch
 from theworld import checkpoints, freezing, loading
 from theworld.configuration import CosmosPredict2Config, TheWorldConfig, lora_settings
 from theworld.modeling import TheWorldForConditionalGeneration
+from theworld.projector import RESET_SEED
 from theworld.training.config import TrainingConfig
 
 # fields of a fresh fusion, by their names in both configs
@@ -162,7 +163,7 @@ def build_model(config: TrainingConfig, described: Described) -> TheWorldForCond
         )
     set_sampling(config, model.config.world_config)
     if config.reset_projector:
-        model.projector.scale_to(model.text_embedding_rms(), seed=config.seed)
+        model.projector.scale_to(model.text_embedding_rms(), seed=RESET_SEED + config.seed)
     if config.projector_places == "waves" and (config.reset_projector or not described.trained):
         model.projector.start_as_waves()
     if config.use_gradient_checkpointing:
