@@ -16,8 +16,8 @@ from theworld.configuration import TheWorldConfig
 
 RESAMPLER_LAYERS = 2
 HEAD_DIM = 64  # of the resampler's attention, where its width allows
-# Draws of weights that must not be one another: training may stay so near to where it began that the same draw is half the
-# way back. Nano's language model learned to read draw 0, and controls (`TheWorld.world_tokens`) draw 1 and what follows.
+# Draws of weights that must not be one another: training may stay so near to where it began that the same draw is half
+# the way back. Nano's language model learned to read draw 0; controls (`TheWorld.world_tokens`) draw 1 and onwards.
 FRESH_SEED = 1000  # of every fresh fusion
 RESET_SEED = 2000  # of a trained model's projector that is drawn anew: this and the seed of the training
 QUERY_SCALE = 0.02  # small beside what the queries read, so that a fresh token says what is in the frame

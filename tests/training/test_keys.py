@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from tests.training.conftest import load, picture, records
+from theworld.checkpoints import read_tensors, resolve
 from theworld.datasets import datacomp
 from theworld.datasets.samples import TheWorldDataset
 from theworld.training import data, recipe
@@ -243,6 +244,26 @@ def test_a_projector_is_drawn_anew(settings: Settings) -> None:
     assert placed.row.square().mean().sqrt().item() == pytest.approx(0.7, abs=0.05)
     assert not torch.equal(kept.projection.weight, fresh.projection.weight)
     assert torch.equal(fresh.projection.weight, placed.projection.weight)
+
+
+def test_a_projector_drawn_anew_is_not_the_draw_that_nano_learned_to_read() -> None:
+    """nano's projector is still close to draw 0, where its stage (c) began: to start there is to start near the end."""
+    name = "projector.projection.2.weight"
+    shipped = read_tensors(resolve("nano"))[name].float()
+    for seed in (0, 1):
+        config = TrainingConfig(model_name="nano", reset_projector=True, latent_cache="none is opened", seed=seed)
+        drawn = build_model(config, describe(config))
+        assert abs(cosine(shipped, drawn.get_parameter(name))) < 0.1
+    fusion = TrainingConfig(
+        model_name="nano/gemma", cosmos_model_name="nano/cosmos", projector="mlp", latent_cache="none"
+    )
+    assert abs(cosine(shipped, build_model(fusion, describe(fusion)).get_parameter(name))) < 0.1
+    drawn.projector.scale_to(1.0, seed=0)
+    assert cosine(shipped, drawn.get_parameter(name)) > 0.9
+
+
+def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(one.flatten(), other.detach().flatten(), dim=0).item()
 
 
 def test_a_lora_that_is_there_stays_as_it_is(settings: Settings) -> None:

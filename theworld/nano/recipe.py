@@ -244,8 +244,8 @@ def run_language(
         cosmos_model_name=str(world),
         projector=settings.projector,
         output_dir=str(work / TRAINED / "language"),
-        # a start of its own: a user's fusion of nano's bases, or its projector drawn anew, must not begin at the one that
-        # this language model learns to read
+        # a start of its own: a user's fusion of nano's bases, or its projector drawn anew, must not begin at the one
+        # that this language model learns to read
         reset_projector=True,
         seed=100 + language.seed,
         do_eval=True,
