@@ -85,10 +85,11 @@ def invoke(*arguments: object) -> Any:
 def test_a_token_is_seen_nowhere_and_a_stopped_run_goes_on(config: Path, tmp_path: Path) -> None:
     """Started with a token on its command line, stopped by SIGTERM, ended by the script, which has the same flags."""
     data = tmp_path / "chats.jsonl"
-    settings = ["--set", "max_steps=400", "--set", "save_steps=1000", "--dataset", data]
+    settings = ["--set", "max_steps=400", "--set", "save_steps=1000", "--set", "log_to_wandb=true", "--dataset", data]
     started = command(
-        "-m", "theworld.cli", "train", config, *settings, "--hf_token", SECRET, "--set", f"hf_token={SECRET}"
-    )
+        "-m", "theworld.cli", "train", config, *settings, "--hf_token", SECRET, "--set", f"hf_token={SECRET}",
+        WANDB_MODE="offline", **{f"WANDB_{x}DIR": str(tmp_path / "run") for x in ("", "DATA_", "CACHE_", "CONFIG_")},
+    )  # fmt: skip
     logs = tmp_path / "run" / "logs"
     until = time.monotonic() + 120
     while not (logs.is_dir() and any(logs.iterdir())) and started.poll() is None:
@@ -121,6 +122,7 @@ def test_a_token_is_seen_nowhere_and_a_stopped_run_goes_on(config: Path, tmp_pat
 
     written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert len(written) > 10
+    assert any(path.suffix == ".wandb" for path in written)
     for text in (output, errors, more, more_errors, *(path.read_bytes().decode("latin-1") for path in written)):
         assert SECRET not in text
 

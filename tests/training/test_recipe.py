@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,21 +272,36 @@ def test_samples_are_shown_at_each_evaluation(settings: Settings) -> None:
     assert strip.shape[1] > 3 * strip.shape[0] - 20  # now, and two world steps beside it
 
 
-def test_weights_and_biases_gets_figures_and_samples(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in: what would be sent is kept."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "stand_ins"))
+def test_weights_and_biases_gets_figures_and_samples(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the library itself, offline: its folder holds what `wandb sync` would send."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for folder in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(folder, str(tmp_path))
     wandb = importlib.import_module("wandb")
     values = {"do_eval": True, "eval_steps": 2, "num_world_steps": 1}
+    config = settings(log_to_wandb=True, wandb_project="mine", wandb_run_name="first", **values)
     try:
-        recipe.train(settings(log_to_wandb=True, wandb_project="mine", wandb_run_name="first", **values), load())
+        recipe.train(config, load())
+        assert (wandb.run.project, wandb.run.name, wandb.run.offline) == ("mine", "first", True)
     finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
-            del sys.modules[name]
-    assert wandb.started == {"project": "mine", "name": "first"}
-    assert {"train/loss", "eval/loss"} <= {key for values in wandb.logged for key in values}
-    (shown,) = [values["samples"] for values in wandb.logged if "samples" in values]
-    assert shown.columns == ["origin", "question", "answer", "truth", "imagined"]
-    assert [row[4].name for row in shown.data] == ["imagined-0.png", "imagined-1.png"]
+        wandb.finish()
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    (history,) = folder.glob("run-*.wandb")
+    until = time.monotonic() + 20
+    while b"imagined-1.png" not in history.read_bytes() and time.monotonic() < until:
+        time.sleep(0.1)  # its service writes the last of it shortly after `finish` has returned
+    sent = history.read_bytes()
+    assert all(key in sent for key in (b"train/loss", b"eval/loss", b"eval/answers_right", b"samples"))
+    (table,) = (folder / "files" / "media").rglob("samples*.table.json")
+    shown = json.loads(table.read_text())
+    assert shown["columns"] == ["origin", "question", "answer", "truth", "imagined"]
+    assert [row[3] for row in shown["data"]] == ["middle", "right"]
+    staged = [file.read_bytes() for file in (tmp_path / "artifacts" / "staging").iterdir()]
+    for strip in ("imagined-0.png", "imagined-1.png"):
+        assert (Path(config.output_dir) / "samples" / strip).read_bytes() in staged
+        assert strip.encode() in sent
 
 
 def test_a_tracker_that_is_not_installed_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

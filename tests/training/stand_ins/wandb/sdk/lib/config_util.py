@@ -1,2 +1,0 @@
-class ConfigError(Exception):
-    """Named by Trainer's callback."""
