@@ -55,8 +55,8 @@ def arms_table(results: dict[str, Any], others: dict[str, dict[str, Any]]) -> st
     unparsed = sum(score["unparsed"] for score in scores.values())
     lines += [
         "",
-        f"*{results['limit']} questions of the {results['split']} split, one a scene; {unparsed or 'no'} answers "
-        f"unparsed; {origin(results)}",
+        f"*{results['limit']} questions of the {results['split']} split, one a scene; {unparsed or 'no'} "
+        f"answer{'' if unparsed == 1 else 's'} unparsed; {origin(results)}",
     ]
     for name, other in others.items():
         first = next(iter(other["arms"]))

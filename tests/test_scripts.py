@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,3 +47,26 @@ def test_a_page_of_wrong_answers_shows_those_and_no_others(tmp_path: Path) -> No
     output = tmp_path / "wrong.png"
     assert "drop: 1 wrong of 2" in run("wrong_answers.py", predictions, "--steps", 1, "--output", output)
     assert Image.open(output).size[0] > 1000
+
+
+def test_the_tables_of_the_test_split_are_what_was_measured(tmp_path: Path) -> None:
+    """By the commands that the script itself names, on pages whose tables are gone."""
+    script = (REPOSITORY / "scripts" / "nano_tables.py").read_text()
+    commands = [shlex.split(line) for line in re.findall(r"^python (scripts/nano_tables.py .*)", fold(script), re.M)]
+    assert len(commands) == 2
+    pages = {}
+    for page in (Path("README.md"), Path("docs/nano.md")):
+        text = (REPOSITORY / page).read_text()
+        emptied = re.sub(r"(<!-- (\S+): begin -->\n).*?(<!-- \2: end -->)", r"\1\3", text, flags=re.S)
+        assert len(emptied) < len(text)
+        pages[page] = tmp_path / page.name
+        pages[page].write_text(emptied)
+    for _, *arguments in commands:
+        run("nano_tables.py", *(pages.get(Path(argument), argument) for argument in arguments))
+    for page, filled in pages.items():
+        assert filled.read_text() == (REPOSITORY / page).read_text()
+
+
+def fold(text: str) -> str:
+    """Commands over several lines as one line each."""
+    return re.sub(r"\\\n *", "", text)

@@ -165,7 +165,7 @@ class ShownSamples(TrainerCallback):
             [*(line[name] for name in columns[:-1]), None if strip is None else wandb.Image(str(strip))]
             for line, strip in zip(lines, self.strips, strict=True)
         ]
-        wandb.log({"samples": wandb.Table(columns=columns, data=rows), "train/global_step": step})
+        wandb.log({"samples": wandb.Table(columns=[*columns], data=rows), "train/global_step": step})
 
 
 def last_question(sample: Sample) -> str:
