@@ -74,8 +74,14 @@ def command(*arguments: object, **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
+        preexec_fn=hears_ctrl_c,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment},
     )
+
+
+def hears_ctrl_c() -> None:
+    """Whatever starts the tests: what a shell puts in the background ignores Ctrl-C, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def invoke(*arguments: object) -> Any:
