@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +53,18 @@ def arms_table(results: dict[str, Any], others: dict[str, dict[str, Any]]) -> st
         low, high = (100 * bound for bound in score["interval_95"])
         families = " | ".join(percent(score["by_family"][family]["accuracy"]) for family in FAMILIES)
         lines.append(f"| {name} | {meaning} | {percent(score['accuracy'])} | {low:.1f}–{high:.1f} | {families} |")
-    unparsed = sum(score["unparsed"] for score in scores.values())
     lines += [
         "",
-        f"*{results['limit']} questions of the {results['split']} split, one a scene; {unparsed or 'no'} "
-        f"answer{'' if unparsed == 1 else 's'} unparsed; {origin(results)}",
+        f"*{results['limit']} questions of the {results['split']} split, one a scene; "
+        f"{unparsed(score for name, score in results['arms'].items() if name not in others)}; {origin(results)}",
     ]
     for name, other in others.items():
         first = next(iter(other["arms"]))
         right = percent(other["arms"][first]["accuracy"])
         lines += [
             "",
-            f"*{mark(name, others).strip()} in a run of its own, where `{first}` had {right}; {origin(other)}",
+            f"*{mark(name, others).strip()} in a run of its own, where `{first}` had {right}; "
+            f"{unparsed([other['arms'][name]])}; {origin(other)}",
         ]
     return "\n".join(lines) + "\n"
 
@@ -90,6 +91,12 @@ def paired_table(results: dict[str, Any], others: dict[str, dict[str, Any]]) -> 
 def mark(arm: str, others: dict[str, dict[str, Any]]) -> str:
     """The sign of a footnote behind an arm that another run measured."""
     return " " + "†" * (1 + list(others).index(arm)) if arm in others else ""
+
+
+def unparsed(scores: Iterable[dict[str, Any]]) -> str:
+    """How many answers of these arms could not be read, in words."""
+    count = sum(score["unparsed"] for score in scores)
+    return f"{count or 'no'} answer{'' if count == 1 else 's'} unparsed"
 
 
 def origin(results: dict[str, Any]) -> str:

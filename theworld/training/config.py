@@ -47,7 +47,7 @@ class TrainingConfig:
         constant_world: True gives zeros in the place of all latents, so that world tokens carry nothing (a control).
         projector, projector_hidden_size, resampler_tokens, spatial_merge, world_image_size, world_images: * as in
             TheWorldConfig.
-        reset_projector: draws the projector of a trained model anew.
+        reset_projector: draws the projector of a trained model anew, from `seed`.
         projector_places: how a fresh or reset projector tells where a cell is: `zeros`, which learns it, or `waves`.
         lora: LoRA on the language model, its rank or peft's settings; on a trained model without one it is added.
         freeze_lora: True keeps the LoRA of a trained model as it is.
