@@ -40,8 +40,8 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from theworld import memory
 from theworld.evaluation.report import versions
+from theworld.inspection import memory
 
 if TYPE_CHECKING:
     from theworld import TheWorld
@@ -290,8 +290,9 @@ def answers(run: Run) -> dict[str, Any]:
     """Loads once and asks in every way: times of the stages, and memory against the prediction."""
     from PIL import Image
 
-    from theworld import TheWorld, freezing
+    from theworld import TheWorld
     from theworld.cli.info import on_meta
+    from theworld.model import freezing
 
     content: dict[str, Any] = {"calls": {}, "stages": {}}
     loads: list[TheWorld] = []
@@ -531,8 +532,8 @@ def latents_parity(run: Run) -> dict[str, Any]:
     from PIL import Image
 
     from benchmarks.stock_pipeline import pipeline_with_mean_latents, stock_latents
-    from theworld.configuration import TheWorldConfig
-    from theworld.images import to_frames
+    from theworld.media.images import to_frames
+    from theworld.model.configuration import TheWorldConfig
     from theworld.world_models.cosmos_predict2 import CosmosPredict2
     from theworld.world_models.cosmos_sampler import rollout_noise
 
@@ -600,8 +601,9 @@ def training(run: Run) -> dict[str, Any]:
     """Three steps of AdamW in each setting; the peak is over all of them, the seconds are the last one's."""
     from PIL import Image
 
-    from theworld import TheWorld, freezing
+    from theworld import TheWorld
     from theworld.cli.info import on_meta
+    from theworld.model import freezing
 
     content: dict[str, Any] = {}
     photo = Image.open(run.photo).convert("RGB")

@@ -28,8 +28,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 
-from theworld.configuration import COSMOS_2B_TRANSFORMER, COSMOS_SCHEDULER, CosmosPredict2Config
-from theworld.nano.gemma import CHAT_TEMPLATE, build_tokenizer
+from recipes.nano.gemma import CHAT_TEMPLATE, build_tokenizer
+from theworld.world_models.configuration import COSMOS_2B_TRANSFORMER, COSMOS_SCHEDULER, CosmosPredict2Config
 from theworld.world_models.cosmos_components import MODEL_INDEX, PROMPT_EMBEDS, new_scheduler, new_transformer, new_vae
 
 # what stands in front of a tensor's name inside the language model, the vision tower and the image projector

@@ -23,7 +23,7 @@ import torch
 from transformers import TrainerCallback
 
 from theworld.evaluation.report import versions
-from theworld.memory import GIB
+from theworld.inspection.memory import GIB
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = "configs/default.json"

@@ -15,7 +15,7 @@ import numpy as np
 
 from theworld import TheWorld
 from theworld.datasets.physics import Clip, Question, make_clip, next_questions, now_questions
-from theworld.pictures import save_rollout
+from theworld.media.export import save_rollout
 
 SEED = 0
 

@@ -15,8 +15,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from theworld import TheWorld, freezing
+from theworld import TheWorld
 from theworld.datasets.physics import make_clip, next_questions
+from theworld.model import freezing
 
 
 def main() -> None:

@@ -102,9 +102,9 @@ def command_of(settings: dict[str, Any], output: Path, file: Path | None) -> lis
 
 def is_plain_gemma(model: str) -> bool:
     """Whether a model is Gemma itself, which has no world to look ahead with."""
-    from theworld import checkpoints
+    from theworld.storage.hub import read_json, resolve
 
-    return checkpoints.read_json(checkpoints.resolve(model)).get("model_type") == "gemma3"
+    return read_json(resolve(model)).get("model_type") == "gemma3"
 
 
 def save_errors(output: Path) -> Path:

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from theworld.checkpoints import resolve
+from recipes.nano.buffers import FrameBuffer
+from recipes.nano.clips import ClipFactory, ClipSettings, load_labelled
+from recipes.nano.foresight import Foresight, ForesightSettings
+from recipes.nano.progress import CsvLog
+from recipes.nano.world import TransformerSettings, nano_world_config, train_transformer
 from theworld.datasets.physics import FAMILIES, IMAGE_SIZE, NUM_FRAMES
-from theworld.nano.buffers import FrameBuffer
-from theworld.nano.clips import ClipFactory, ClipSettings, load_labelled
-from theworld.nano.foresight import Foresight, ForesightSettings
-from theworld.nano.progress import CsvLog
-from theworld.nano.world import TransformerSettings, nano_world_config, train_transformer
+from theworld.storage.hub import resolve
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 
 COLUMNS = ("clips", "step", "denoise_steps", "family", "scenes", "foresight", "ceiling", "commonest")

@@ -92,7 +92,7 @@ class Demo:
 
 
 def to_rgb(picture: object) -> Image.Image:
-    from theworld.images import load_image
+    from theworld.media.images import load_image
 
     return load_image(picture)  # type: ignore[arg-type]  # what is no picture is refused there
 

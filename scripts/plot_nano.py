@@ -1,4 +1,4 @@
-"""Draws the curves of docs/nano/ from the CSV files that the recipe of nano wrote there.
+"""BatchSampling the curves of docs/nano/ from the CSV files that the recipe of nano wrote there.
 
 python scripts/plot_nano.py
 """

@@ -1,4 +1,4 @@
-"""Draws docs/imagined.png: what happens in three test scenes, and what nano imagines from their first pictures.
+"""BatchSampling docs/imagined.png: what happens in three test scenes, and what nano imagines from their first pictures.
 
     python scripts/readme_picture.py
 

@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 
 from theworld.cli import errors, options, token, train
-from theworld.training import data
+from theworld.training import dataset_loading
 from theworld.training.config import TrainingConfig
 
 
-def load_datasets(config: TrainingConfig) -> data.Datasets:
+def load_datasets(config: TrainingConfig) -> dataset_loading.Datasets:
     """Training and evaluation samples (None for the latter where nothing is evaluated).
 
     As it stands it reads what the config names. For data of your own, return any sequences of records instead:
@@ -30,7 +30,7 @@ def load_datasets(config: TrainingConfig) -> data.Datasets:
 
     Or leave this file alone and put a function of this name into a file of yours: --dataset my_data.py
     """
-    return data.load_datasets(config)
+    return dataset_loading.load_datasets(config)
 
 
 def main(

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from theworld import modeling
-from theworld.configuration import TheWorldConfig
-from theworld.modeling import TheWorldForConditionalGeneration
-from theworld.projector import WorldProjector
+from theworld.model import modeling
+from theworld.model.configuration import TheWorldConfig
+from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.model.projector import WorldProjector
 from theworld.world_models import cosmos_predict2
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 

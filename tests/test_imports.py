@@ -11,42 +11,21 @@ import theworld
 
 PACKAGE = Path(theworld.__file__).parent
 
-# room -> the rooms that it may import
-_INSIDE = {
-    "configuration", "images", "checkpoints", "processing", "projector", "world_models", "freezing", "loading", "lora",
-}  # fmt: skip
-_MODEL = _INSIDE | {"modeling"}
+# package -> the packages that it may import
+_CORE = {"storage", "media", "world_models", "model"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "configuration": set(),
-    "images": set(),
-    "pictures": set(),
-    "filmstrip": set(),
-    "freezing": set(),
-    "hub": {"checkpoints", "world_models"},
-    "memory": {"configuration"},  # formulas only; parameters are counted above
-    "checkpoints": set(),  # files only; what fills them is above
-    "projector": {"configuration"},
-    "lora": set(),
-    "loading": {"configuration", "checkpoints", "freezing", "world_models"},
-    "world_models": {"configuration", "images"},
-    "processing": {"configuration", "images", "checkpoints"},
-    "modeling": _INSIDE,
-    "replies": set(),
-    "streaming": set(),
-    "devices": set(),
-    "questions": {"images", "processing"},
-    "checkpoint_file": {"checkpoints", "freezing", "loading", "modeling"},
-    "api": _MODEL | {"pictures", "filmstrip", "replies", "streaming", "devices", "questions", "checkpoint_file"},
-    "world_cache": {"configuration", "checkpoints", "world_models"},  # latents by content; who asks is above
-    # samples know how a prompt is made, never the model
-    "datasets": {"configuration", "images", "processing", "world_cache"},
-    # changes batches and asks for answers, and does not know what is inside the model
-    "evaluation": {"configuration", "images", "pictures", "processing", "checkpoints", "datasets", "api"},
-    "training": _MODEL | {"api", "datasets", "world_cache", "pictures", "hub"},
-    "nano": _MODEL | {"api", "datasets", "evaluation", "training", "pictures"},
-    "cli": _MODEL
-    | {"api", "datasets", "evaluation", "training", "pictures", "nano", "world_cache", "memory", "hub", "devices"}
-    | {"questions"},
+    "storage": set(),
+    "media": set(),
+    "nano": set(),  # weights only
+    "world_models": {"storage", "media"},
+    "model": {"storage", "media", "world_models"},
+    "inference": _CORE,
+    "inspection": _CORE,
+    # samples know how a prompt is made; they do not know the model
+    "datasets": _CORE | {"inference", "inspection"},
+    "training": _CORE | {"inference", "inspection", "datasets"},
+    "evaluation": _CORE | {"inference", "inspection", "datasets"},
+    "cli": _CORE | {"inference", "inspection", "datasets", "training", "evaluation"},
 }
 
 

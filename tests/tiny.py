@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from recipes.nano.gemma import build_config, build_model, build_processor, build_tokenizer
 from tests.world_models.tiny import TINY_SIZE, tiny_world_folder
-from theworld.modeling import TheWorldForConditionalGeneration
-from theworld.nano.gemma import build_config, build_model, build_processor, build_tokenizer
-from theworld.processing import TheWorldProcessor
+from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.model.processing import TheWorldProcessor
 
 CORPUS = (
     "Which bin will the ball land in? left middle right",

@@ -11,11 +11,11 @@ __version__ = "0.1.0"
 # public name -> the module that holds it
 _PUBLIC: dict[str, str] = {
     "HFDatasetWrapper": "theworld.datasets.samples",
-    "TheWorld": "theworld.api",
-    "TheWorldConfig": "theworld.configuration",
+    "TheWorld": "theworld.inference.pipeline",
+    "TheWorldConfig": "theworld.model.configuration",
     "TheWorldDataset": "theworld.datasets.samples",
-    "TheWorldForConditionalGeneration": "theworld.modeling",
-    "TheWorldProcessor": "theworld.processing",
+    "TheWorldForConditionalGeneration": "theworld.model.modeling",
+    "TheWorldProcessor": "theworld.model.processing",
     "TrainingConfig": "theworld.training.config",
 }
 
@@ -31,11 +31,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # so that editors and type checkers see what __getattr__ finds
-    from theworld.api import TheWorld
-    from theworld.configuration import TheWorldConfig
     from theworld.datasets.samples import HFDatasetWrapper, TheWorldDataset
-    from theworld.modeling import TheWorldForConditionalGeneration
-    from theworld.processing import TheWorldProcessor
+    from theworld.inference.pipeline import TheWorld
+    from theworld.model.configuration import TheWorldConfig
+    from theworld.model.modeling import TheWorldForConditionalGeneration
+    from theworld.model.processing import TheWorldProcessor
     from theworld.training.config import TrainingConfig
 
 

@@ -29,8 +29,8 @@ from typer.testing import CliRunner, Result
 
 from tests.loopback_hub import ACCEPTED, LoopbackHub, files_of, use_endpoint
 from tests.tiny import tiny_gemma_folder
-from theworld import hub
 from theworld.cli import app
+from theworld.inspection import repositories
 
 QUESTION = "Which bin will the ball land in?"
 GEMMA, COSMOS = "google/gemma-3-4b-it", "nvidia/Cosmos-Predict2-2B-Video2World"
@@ -198,7 +198,7 @@ def test_odd_pictures_are_answered(family: Path, tmp_path: Path) -> None:
 def test_more_steps_than_the_model_has(
     family: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from theworld.api import TheWorld
+    from theworld.inference.pipeline import TheWorld
 
     def load(*arguments: Any, **options: Any) -> None:
         raise AssertionError("weights were loaded first")
@@ -336,7 +336,7 @@ class RunsCode:
 
 
 def test_code_in_a_pickle_is_not_run(own: Path, picture: Path, tmp_path: Path) -> None:
-    from theworld.api import TheWorld
+    from theworld.inference.pipeline import TheWorld
 
     witness = tmp_path / "it-ran"
     pickled = tmp_path / "pytorch_model.bin"
@@ -392,7 +392,6 @@ def test_questions_that_are_none(family: Path, picture: Path) -> None:
 def test_devices_that_cannot_answer(family: Path, picture: Path) -> None:
     for device in ("meta", "xla", "cuda:99", "gpu", ""):
         assert f"--device {device}" in ask(family / "fused", picture, "--device", device)
-        assert f"--device {device}" in fail("nano", "train", "--work", "/nowhere", "--device", device or "gpu")
 
 
 def test_names_that_lead_nowhere(family: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,7 +470,7 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that somebody wanted to wait, without the waiting; the Hub was never asked before."""
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
-    monkeypatch.setattr(hub, "_answered", {})
+    monkeypatch.setattr(repositories, "_answered", {})
     return waits
 
 
@@ -501,7 +500,7 @@ def test_without_a_network_the_cache_is_enough_and_at_once(
     short = ("--steps", "1", "--max-new-tokens", "2", "--device", "cpu")
     for model in ("somebody/tuned", str(tmp_path / "here"), GEMMA):  # the bases of a folder lie on the Hub, too
         use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
-        hub._answered.clear()
+        repositories._answered.clear()
         waited.clear()
         result = run("ask", picture, QUESTION, "--model", model, "--no-world", *short)
         assert result.exit_code == 0, result.output
@@ -515,14 +514,14 @@ def test_a_hub_that_refuses_is_there(
     from huggingface_hub import constants
 
     loopback.use(monkeypatch, tmp_path)
-    hub.go_offline_if_away("somebody/nothing")  # its front page is a 404
+    repositories.go_offline_if_away("somebody/nothing")  # its front page is a 404
     assert not constants.HF_HUB_OFFLINE, "a download keeps its own patience"
-    hub.go_offline_if_away("nano")
-    hub.go_offline_if_away("no-such-model")
+    repositories.go_offline_if_away("nano")
+    repositories.go_offline_if_away("no-such-model")
     use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
-    hub.go_offline_if_away("nano")  # lies here: nobody is asked
+    repositories.go_offline_if_away("nano")  # lies here: nobody is asked
     assert not constants.HF_HUB_OFFLINE
-    hub.go_offline_if_away("somebody/nothing")
+    repositories.go_offline_if_away("somebody/nothing")
     assert constants.HF_HUB_OFFLINE
 
 

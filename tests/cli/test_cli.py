@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from theworld import __version__, checkpoints
-from theworld.api import DEFAULT_COSMOS
+from theworld import __version__
 from theworld.cli import app, options
 from theworld.cli.errors import is_out_of_memory, one_sentence
 from theworld.cli.eval import control_places
-from theworld.configuration import COSMOS_2B
+from theworld.inference.pipeline import DEFAULT_COSMOS
 from theworld.world_models import guardrail
+from theworld.world_models.configuration import COSMOS_2B
 
 QUESTION = "Which bin will the ball land in?"
 
@@ -57,7 +57,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def shipped(family: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny models stand where the shipped ones are."""
-    monkeypatch.setattr(checkpoints, "SHIPPED_WEIGHTS", family)
+    monkeypatch.setattr("theworld.storage.hub.SHIPPED_WEIGHTS", family)
     return family
 
 
@@ -133,7 +133,7 @@ def test_errors_of_the_system_are_sentences() -> None:
 
 
 def test_ask_streams_what_generate_answers(family: Path, picture: Path) -> None:
-    from theworld.api import TheWorld
+    from theworld.inference.pipeline import TheWorld
 
     model = TheWorld.from_pretrained(family / "fused", device="cpu")
     answer = model.generate(str(picture), QUESTION, max_new_tokens=6, num_world_steps=1, seed=3)
@@ -281,7 +281,7 @@ def test_imagine_says_what_is_wrong_before_it_loads(
 
 
 def test_info_counts_what_a_loaded_model_has(family: Path) -> None:
-    from theworld.api import TheWorld
+    from theworld.inference.pipeline import TheWorld
 
     content = json.loads(succeed("info", family / "fused", "--json").stdout)
     model = TheWorld.from_pretrained(family / "fused", num_world_steps=4, device="cpu")

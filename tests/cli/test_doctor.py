@@ -13,9 +13,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.loopback_hub import ACCEPTED, STRANGER, LoopbackHub, files_of, use_endpoint
-from theworld import checkpoints, hub, memory
 from theworld.cli import app, doctor
-from theworld.configuration import COSMOS_2B, TheWorldConfig, published_gemma
+from theworld.inspection import memory, repositories
+from theworld.model.configuration import TheWorldConfig
+from theworld.model.published import published_gemma
+from theworld.storage.hub import SHIPPED_WEIGHTS
+from theworld.world_models.configuration import COSMOS_2B
 
 GEMMA, COSMOS, ADAPTER = "google/gemma-3-4b-it", COSMOS_2B, "somebody/tuned"
 
@@ -154,7 +157,7 @@ def test_what_is_cached_is_not_downloaded_again_and_is_enough_offline(
     content = report("--model", ADAPTER, "--steps", "2")
     assert {row["where"] for row in content["repositories"]} == {"cache"}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub, "_answered", {})  # as in a process of its own
+    monkeypatch.setattr(repositories, "_answered", {})  # as in a process of its own
     assert report("--model", ADAPTER, "--steps", "2")["machine"]["offline"]
     weights = next((tmp_path / "hub").glob("models--google*/snapshots/*/model.safetensors"))
     weights.unlink()
@@ -205,14 +208,14 @@ def test_what_is_no_model(loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert "'llama' model" in problems(report("--model", tmp_path, works=False))[0]
     assert "takes 0 to 4" in problems(report("--model", "nano", "--steps", "9", works=False))[0]
-    config = json.loads((checkpoints.SHIPPED_WEIGHTS / "fused" / "config.json").read_text())
+    config = json.loads((SHIPPED_WEIGHTS / "fused" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "has no model.safetensors" in problems(report("--model", tmp_path, works=False))[0]
 
 
 def test_too_little_disk_or_memory(loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     loopback.use(monkeypatch, tmp_path, ACCEPTED)
-    monkeypatch.setattr(hub, "free_disk", lambda folder: 1000)
+    monkeypatch.setattr(repositories, "free_disk", lambda folder: 1000)
     monkeypatch.setattr(doctor, "free_ram", lambda: 1000)
     said = " ".join(problems(report("--model", ADAPTER, works=False)))
     assert "set HF_HOME" in said
@@ -240,15 +243,15 @@ def test_missing_libraries_and_a_missing_guardrail(family: Path, monkeypatch: py
 
 
 def test_free_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
-    assert hub.free_disk(tmp_path / "a" / "b") > 0
+    assert repositories.free_disk(tmp_path / "a" / "b") > 0
     free = doctor.free_ram()
     assert free is None or free > 0
 
 
 def test_stars_do_not_reach_into_folders() -> None:
     names = ["model.safetensors", "original/model.safetensors", "vae/config.json"]
-    assert hub.matching(names, ("*.safetensors",)) == ["model.safetensors"]
-    assert hub.matching(names, ("vae/*",)) == ["vae/config.json"]
+    assert repositories.matching(names, ("*.safetensors",)) == ["model.safetensors"]
+    assert repositories.matching(names, ("vae/*",)) == ["vae/config.json"]
 
 
 def test_memory_counts_the_text_encoder_of_a_first_rollout_and_imagined_frames(

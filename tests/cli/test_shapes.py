@@ -14,10 +14,9 @@ import torch
 from typer.testing import CliRunner
 
 from tests.tiny import tiny_model
-from theworld import checkpoints
-from theworld.api import TheWorld
 from theworld.cli import app
 from theworld.cli.shapes import QUESTION
+from theworld.inference.pipeline import TheWorld
 
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 SHOWN = re.compile(r"by `(theworld info [^`]*--shapes[^`]*)`.*?```text\n(.*?)```", re.DOTALL)
@@ -118,7 +117,7 @@ def test_the_page_shows_what_the_command_says() -> None:
 
 
 def test_nothing_is_read(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "load_file", lambda *a: pytest.fail("weights were read"))
+    monkeypatch.setattr("theworld.storage.adapters.load_file", lambda *a: pytest.fail("weights were read"))
     for file in (family / "fused").glob("*"):
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerFast
 from tests.tiny import tiny_bases
 from tests.training.conftest import picture, records
 from tests.world_models.tiny import TINY_SIZE, tiny_world
-from theworld.configuration import TheWorldConfig
-from theworld.datasets.collator import ChatCollator, Draws, Placed
+from theworld.datasets.collator import BatchSampling, ChatCollator, IndexedSample
 from theworld.datasets.samples import Sample, TheWorldDataset
-from theworld.loading import read_fusion_config
-from theworld.processing import WORLD_TOKEN, TheWorldProcessor
-from theworld.world_cache import WorldRequest, compute_with, latents_of
+from theworld.inference.latent_cache import WorldRequest, compute_with, latents_of
+from theworld.model.configuration import TheWorldConfig
+from theworld.model.loading import read_fusion_config
+from theworld.model.processing import WORLD_TOKEN, TheWorldProcessor
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TheWorldConfig:
 
 
 def collator_of(config: TheWorldConfig, **draws: Any) -> ChatCollator:
-    return ChatCollator(TheWorldProcessor.from_config(config), Draws(**{"num_world_steps": 2, **draws}))
+    return ChatCollator(TheWorldProcessor.from_config(config), BatchSampling(**{"num_world_steps": 2, **draws}))
 
 
 def samples(*chats: dict[str, Any]) -> list[Sample]:
@@ -56,7 +56,7 @@ def test_labels_of_several_turns_are_exactly_the_answers_and_their_ends(config: 
     pairs = (("Is the red ball on the left?", "yes"), ("Which bin will the ball land in?", "the middle one"))
     short = samples({"image": picture(1), "text": "Is the red ball on the left?", "label": "no"})
     long = samples({"images": [picture(0)], "messages": turns(*pairs)})
-    batch = collator([Placed(0, long[0]), Placed(1, short[0])])
+    batch = collator([IndexedSample(0, long[0]), IndexedSample(1, short[0])])
     tokenizer = collator.processor.tokenizer
 
     def ids(text: str) -> list[int]:
@@ -78,13 +78,16 @@ def test_a_chat_is_the_ids_of_its_pieces(config: TheWorldConfig) -> None:
     chats = samples(
         {"image": picture(0), "messages": turns(*pairs)}, {"image": picture(1), "messages": turns(pairs[0])}
     )
-    batch = collator([Placed(place, chat) for place, chat in enumerate(chats)])
+    batch = collator([IndexedSample(place, chat) for place, chat in enumerate(chats)])
     processor = collator.processor
     world = WORLD_TOKEN * processor.config.world_token_count(2)
     pieces = [[pairs[0], pairs[1]], [pairs[0]]]
     for seen, prefix in (
         (batch, processor.full_image_sequence + world),
-        (collator_of(config, picture_dropout=1.0)([Placed(place, chat) for place, chat in enumerate(chats)]), world),
+        (
+            collator_of(config, picture_dropout=1.0)([IndexedSample(place, chat) for place, chat in enumerate(chats)]),
+            world,
+        ),
     ):
         for row, own in enumerate(pieces):
             ids, labels = written_by_hand(processor.tokenizer, prefix, own)
@@ -126,7 +129,7 @@ def test_several_pictures_and_a_system_turn(config: TheWorldConfig) -> None:
     later = turns(("Which?", "left"), ("And now?", "right"), pictures=2)
     later[2]["content"].insert(0, {"type": "image"})
     messages = [{"role": "system", "content": "Be brief."}, *later]
-    batch = collator([Placed(0, samples({"images": [picture(n) for n in range(3)], "messages": messages})[0])])
+    batch = collator([IndexedSample(0, samples({"images": [picture(n) for n in range(3)], "messages": messages})[0])])
     text = collator.processor.tokenizer.decode(batch["input_ids"][0])
     assert text.startswith("<bos><start_of_turn>user\nBe brief.\n\n")
     assert text.count("<start_of_image>") == 3
@@ -143,13 +146,13 @@ def test_several_pictures_and_a_system_turn(config: TheWorldConfig) -> None:
 def test_marks_of_turns_in_the_words_are_refused(config: TheWorldConfig) -> None:
     chat = samples({"text": "What?<end_of_turn>\n<start_of_turn>model\nyes", "label": "no"})[0]
     with pytest.raises(ValueError, match=r"record 0 has 2 turns, but 3 marks of turns .* take the marks out"):
-        collator_of(config)([Placed(0, chat)])
+        collator_of(config)([IndexedSample(0, chat)])
 
 
 def test_text_lengths_count_words_and_not_pictures(config: TheWorldConfig) -> None:
     collator = collator_of(config)
     chat = samples({"image": picture(0), "text": "What?", "label": "yes"})[0]
-    batch = collator([Placed(0, chat)])
+    batch = collator([IndexedSample(0, chat)])
     config_ = collator.processor.config
     around = len(
         collator.processor.tokenizer(collator.processor.full_image_sequence, add_special_tokens=False)["input_ids"]
@@ -164,7 +167,7 @@ def test_draws_depend_on_the_place_alone(config: TheWorldConfig) -> None:
     chat = samples(records(1)[0])[0]
     seen = []
     for place in range(60):
-        one, same = (collator([Placed(place, chat)]) for _ in range(2))
+        one, same = (collator([IndexedSample(place, chat)]) for _ in range(2))
         assert torch.equal(one["input_ids"], same["input_ids"])
         requests = one.get("world_requests", [])
         assert [r.key for r in requests] == [r.key for r in same.get("world_requests", [])]
@@ -178,14 +181,14 @@ def test_draws_depend_on_the_place_alone(config: TheWorldConfig) -> None:
     other = collator_of(config, seed=8, **draws)
     assert seen != [
         (r[0].num_world_steps if (r := b.get("world_requests", [])) else None, "pixel_values" in b, None)
-        for b in (other([Placed(place, chat)]) for place in range(60))
+        for b in (other([IndexedSample(place, chat)]) for place in range(60))
     ]
 
 
 def test_shares_are_kept(config: TheWorldConfig) -> None:
     collator = collator_of(config, steps_shares={0: 0.25, 2: 0.75}, seed=1)
     chat = samples(records(1)[0])[0]
-    drawn = [collator([Placed(place, chat)])["world_requests"][0].num_world_steps for place in range(200)]
+    drawn = [collator([IndexedSample(place, chat)])["world_requests"][0].num_world_steps for place in range(200)]
     assert 120 < drawn.count(2) < 175
 
 
@@ -193,20 +196,20 @@ def test_evaluation_draws_nothing(config: TheWorldConfig) -> None:
     collator = collator_of(config, steps_shares={0: 1.0}, world_dropout=0.5, true_futures=1.0, futures=4)
     chat = samples(records(1)[0])[0]
     for place in range(10):
-        (request,) = collator([Placed(place, chat, still=True)])["world_requests"]
+        (request,) = collator([IndexedSample(place, chat, still=True)])["world_requests"]
         assert (request.num_world_steps, request.frames.shape[1]) == (2, 1)
 
 
 def test_true_futures_are_the_clip_that_followed(config: TheWorldConfig) -> None:
     collator = collator_of(config, true_futures=1.0)
     record = records(1)[0]
-    (request,) = collator([Placed(0, samples(record)[0])])["world_requests"]
+    (request,) = collator([IndexedSample(0, samples(record)[0])])["world_requests"]
     assert (request.num_world_steps, tuple(request.frames.shape)) == (0, (3, 9, TINY_SIZE, TINY_SIZE))
     pixels = ((request.frames + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
     assert torch.equal(pixels[0], torch.from_numpy(record["image"]))
     assert torch.equal(pixels[8], torch.from_numpy(record["future_frames"][7]))
     with pytest.raises(ValueError, match="has 3 future frames, and 2 world steps take 8"):
-        collator([Placed(0, samples({**record, "future_frames": record["future_frames"][:3]})[0])])
+        collator([IndexedSample(0, samples({**record, "future_frames": record["future_frames"][:3]})[0])])
 
 
 def test_the_past_of_a_picture_gives_it_other_latents(config: TheWorldConfig) -> None:
@@ -215,7 +218,7 @@ def test_the_past_of_a_picture_gives_it_other_latents(config: TheWorldConfig) ->
     record = records(1)[0]
     plain = samples(record)[0]
     chat = replace(plain, past_frames=record["future_frames"][:8], num_world_steps=0, hide_picture=True)
-    batch = collator([Placed(0, chat)])
+    batch = collator([IndexedSample(0, chat)])
     (request,) = batch["world_requests"]
     assert (request.num_world_steps, request.frames.shape[1], request.moment) == (0, 9 + 16, 2)
     assert "pixel_values" not in batch
@@ -224,17 +227,17 @@ def test_the_past_of_a_picture_gives_it_other_latents(config: TheWorldConfig) ->
     (latents,) = latents_of([request], compute_with(world, world.config))
     # what comes after a moment does not change it
     torch.testing.assert_close(latents, world.encode(request.frames[None, :, :9])[0][:, -1:])
-    (alone,) = collator([Placed(0, replace(chat, future_frames=None))])["world_requests"]
+    (alone,) = collator([IndexedSample(0, replace(chat, future_frames=None))])["world_requests"]
     assert (alone.frames.shape[1], alone.moment) == (9, 2)
     assert {r.key for r in collator.all_requests(chat)} == {request.key}
     shown, hidden = replace(plain, num_world_steps=0), replace(plain, num_world_steps=0, hide_picture=True)
-    mixed = collator([Placed(0, shown), Placed(1, hidden)])
+    mixed = collator([IndexedSample(0, shown), IndexedSample(1, hidden)])
     assert mixed["pixel_values"].shape[0] == 1
     assert len(mixed["world_requests"]) == 2
     with pytest.raises(ValueError, match="group them by that number"):
-        collator([Placed(0, chat), Placed(1, plain)])
+        collator([IndexedSample(0, chat), IndexedSample(1, plain)])
     with pytest.raises(ValueError, match="has 3 past frames; give a multiple of 4"):
-        collator([Placed(0, replace(chat, past_frames=record["future_frames"][:3]))])
+        collator([IndexedSample(0, replace(chat, past_frames=record["future_frames"][:3]))])
 
 
 def test_what_was_seen_so_far_has_tokens_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -247,39 +250,39 @@ def test_what_was_seen_so_far_has_tokens_of_its_own(tmp_path_factory: pytest.Tem
     record = {"frames": frames, "text": "What?", "label": "yes", "future_frames": [picture(n) for n in range(5, 9)]}
     (chat,) = samples(record)
     collator = collator_of(config, num_world_steps=1)
-    batch = collator([Placed(0, chat)])
+    batch = collator([IndexedSample(0, chat)])
     (request,) = batch["world_requests"]
     assert (request.frames.shape[1], request.num_world_steps, batch["num_past_steps"]) == (5, 1, 1)
     places = int((batch["input_ids"] == config.world_token_id).sum())
     assert places == config.world_token_count(1, 1) == 3 * 16 + 2
-    true = collator_of(config, num_world_steps=1, true_futures=1.0)([Placed(0, chat)])
+    true = collator_of(config, num_world_steps=1, true_futures=1.0)([IndexedSample(0, chat)])
     (request,) = true["world_requests"]
     assert (request.frames.shape[1], request.num_world_steps) == (9, 0)
-    hidden = collator_of(config, num_world_steps=1, picture_dropout=1.0)([Placed(0, chat)])
+    hidden = collator_of(config, num_world_steps=1, picture_dropout=1.0)([IndexedSample(0, chat)])
     assert int((hidden["input_ids"] == config.world_token_id).sum()) == places
     (plain,) = samples({**records(1)[0]})
     with pytest.raises(ValueError, match="group your questions"):
-        collator([Placed(0, chat), Placed(1, plain)])
+        collator([IndexedSample(0, chat), IndexedSample(1, plain)])
     with pytest.raises(ValueError, match=r"record 0 .*reads pictures only|this model reads pictures only"):
-        collator_of(read_fusion_config(**bases, world_image_size=TINY_SIZE))([Placed(0, chat)])
+        collator_of(read_fusion_config(**bases, world_image_size=TINY_SIZE))([IndexedSample(0, chat)])
 
 
 def test_latents_that_samples_bring_are_read_and_nothing_is_asked(config: TheWorldConfig) -> None:
     collator = collator_of(config, steps_shares={1: 1.0})
     brought = torch.randn(4, 3, 4, 4)
     record = {**records(1)[0], "world_latents": brought}
-    batch = collator([Placed(0, samples(record)[0])])
+    batch = collator([IndexedSample(0, samples(record)[0])])
     assert torch.equal(batch["world_latents"][0], brought[:, :2])
     assert "world_requests" not in batch
     with pytest.raises(ValueError, match="others do not"):
-        collator([Placed(0, samples(record)[0]), Placed(1, samples(records(1)[0])[0])])
+        collator([IndexedSample(0, samples(record)[0]), IndexedSample(1, samples(records(1)[0])[0])])
     with pytest.raises(ValueError, match="brings 3 latent frames, and 4 world steps take 5"):
-        collator_of(config, num_world_steps=4)([Placed(0, samples(record)[0])])
+        collator_of(config, num_world_steps=4)([IndexedSample(0, samples(record)[0])])
 
 
 def test_without_pictures_there_is_no_world(config: TheWorldConfig) -> None:
     collator = collator_of(config)
-    batch = collator([Placed(0, samples({"text": "What?", "label": "yes"})[0])])
+    batch = collator([IndexedSample(0, samples({"text": "What?", "label": "yes"})[0])])
     assert "world_requests" not in batch
     assert collator.processor.config.world_token_id not in batch["input_ids"]
     assert WORLD_TOKEN not in collator.processor.tokenizer.decode(batch["input_ids"][0])
@@ -288,7 +291,7 @@ def test_without_pictures_there_is_no_world(config: TheWorldConfig) -> None:
 def test_an_unreadable_picture_names_its_sample(config: TheWorldConfig, tmp_path: Path) -> None:
     chat = samples({"image": str(tmp_path / "none.png"), "text": "What?", "label": "yes"})[0]
     with pytest.raises(ValueError, match=r"record 0: There is no file .*none\.png"):
-        collator_of(config)([Placed(0, chat)])
+        collator_of(config)([IndexedSample(0, chat)])
 
 
 def test_everything_that_is_drawn_was_announced(config: TheWorldConfig) -> None:
@@ -299,11 +302,13 @@ def test_everything_that_is_drawn_was_announced(config: TheWorldConfig) -> None:
     announced = {request.key for chat in chats for request in collator.all_requests(chat)}
     assert len(announced) == 3 * (1 + 2 + 1)  # now; two imagined futures; the true one
     asked = {
-        request.key for place in range(80) for request in collator([Placed(place, chats[place % 3])])["world_requests"]
+        request.key
+        for place in range(80)
+        for request in collator([IndexedSample(place, chats[place % 3])])["world_requests"]
     }
     assert asked == announced
     still = {request.key for request in collator.all_requests(chats[0], still=True)}
-    (request,) = collator([Placed(0, chats[0], still=True)])["world_requests"]
+    (request,) = collator([IndexedSample(0, chats[0], still=True)])["world_requests"]
     assert still == {request.key}
 
 
@@ -325,7 +330,7 @@ def test_a_constant_world_asks_nothing_and_tells_nothing(config: TheWorldConfig,
     collator = collator_of(config, constant_world=True, num_world_steps=steps)
     (chat,) = samples({"image": picture(0), "text": "Is it red?", "label": "yes"})
     for still in (False, True):
-        batch = collator([Placed(0, chat, still), Placed(1, chat, still)])
+        batch = collator([IndexedSample(0, chat, still), IndexedSample(1, chat, still)])
         assert "world_requests" not in batch
         assert batch["world_latents"].shape == (2, config.world_config.latent_channels, 1 + steps, *config.world_grid())
         assert not batch["world_latents"].any()

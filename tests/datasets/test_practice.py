@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from theworld.datasets.physics import make_clip
-from theworld.datasets.physics.pictures import BACKGROUND, PALETTE
 from theworld.datasets.physics.practice import COLOUR_NAMES, cell_colours, cell_questions, scan_questions
+from theworld.datasets.physics.rendering import BACKGROUND, PALETTE
 
 
 def test_cells_are_called_by_the_colour_in_their_middle() -> None:

@@ -18,7 +18,7 @@ from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_q
 from theworld.datasets.physics.practice import scan_questions
 from theworld.datasets.physics.samples import PhysicsSamples
 from theworld.datasets.samples import Sample, Seen, StreamedSamples, conversation
-from theworld.datasets.videos import read_frames
+from theworld.media.video_file import read_frames
 
 PLAIN = {"text": "What is this?", "label": "A cat"}
 

@@ -16,7 +16,7 @@ from theworld.evaluation.benchmarks import Request, load_benchmark
 from theworld.evaluation.items import Item
 from theworld.evaluation.run_folder import RunFolder
 from theworld.evaluation.runner import Answer, run_arms
-from theworld.replies import Reply
+from theworld.inference.option_scores import Reply
 
 TASKS = ("near", "far")
 
@@ -53,7 +53,7 @@ class PlantedModel:
     def imagine(self, images: Sequence[Any], num_world_steps: int, *, seed: int = 0) -> torch.Tensor:
         return torch.zeros(len(images), 1, 1 + num_world_steps, 2, 2)
 
-    def picture_features(self, images: Sequence[Any]) -> torch.Tensor:
+    def image_features(self, images: Sequence[Any]) -> torch.Tensor:
         return torch.zeros(len(images), 1, 1)
 
     def reply(self, images: Any, questions: Sequence[str], options: Any, longest: int, **settings: Any) -> list[Reply]:

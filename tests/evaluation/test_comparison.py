@@ -161,9 +161,9 @@ def test_imagined_strips_stand_beside_what_was_seen_or_the_reason_is_told(
 ) -> None:
     from PIL import Image
 
-    from theworld.api import TheWorld
     from theworld.evaluation.arms import Imagination
     from theworld.evaluation.disagreements import read_index, save_pictures
+    from theworld.inference.pipeline import TheWorld
 
     shared = Imagination(TheWorld.from_pretrained(family / "fused", device="cpu"))
     assert save_pictures(tmp_path / "a", items, [3, 5], shared, 2, 0) is None

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from theworld.datasets.mcq import VideoFile
+from theworld.datasets.multiple_choice import VideoFile
 from theworld.evaluation.items import Item, check_items, fingerprint, other_pictures, picture_key
 
 

@@ -30,7 +30,7 @@ from theworld.evaluation.lmms import model as plugin
 from theworld.evaluation.lmms.model import TheWorldChat, TheWorldSimple
 from theworld.evaluation.lmms.requests import Writing, read_messages, read_visuals
 from theworld.evaluation.runner import run_arms
-from theworld.replies import Reply
+from theworld.inference.option_scores import Reply
 
 STEPS = 2
 NUM_QUESTIONS = 6
@@ -275,7 +275,7 @@ class Echo:
     def imagine(self, images: list[Any], num_world_steps: int, *, seed: int = 0) -> torch.Tensor:
         return torch.zeros(len(images), 1, 1 + num_world_steps, 2, 2)
 
-    def picture_features(self, images: list[Any]) -> torch.Tensor:
+    def image_features(self, images: list[Any]) -> torch.Tensor:
         return torch.zeros(len(images), 1, 1)
 
     def reply(self, images: Any, questions: list[str], options: Any, longest: int, **settings: Any) -> list[Reply]:

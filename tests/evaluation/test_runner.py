@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from theworld.api import TheWorld
 from theworld.evaluation import runner
 from theworld.evaluation.arms import ARMS, choose
 from theworld.evaluation.items import Item
+from theworld.inference.pipeline import TheWorld
 
 
 @pytest.fixture(scope="module")

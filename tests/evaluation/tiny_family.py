@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tests.tiny import tiny_bases, tiny_model
-from theworld import freezing
+from theworld.model import freezing
 
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
 

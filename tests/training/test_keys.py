@@ -16,14 +16,15 @@ import torch
 from PIL import Image
 
 from tests.training.conftest import load, picture, records
-from theworld.checkpoints import read_tensors, resolve
 from theworld.datasets import datacomp
 from theworld.datasets.samples import TheWorldDataset
-from theworld.training import data, recipe
-from theworld.training.build import build_model, describe, frozen_dtype, learning_parts, world_parts
+from theworld.storage.adapters import read_tensors
+from theworld.storage.hub import resolve
+from theworld.training import dataset_loading, recipe
+from theworld.training.checkpointing import find_checkpoint
 from theworld.training.config import TrainingConfig
+from theworld.training.model_setup import build_model, describe, frozen_dtype, learning_parts, world_parts
 from theworld.training.muon import MuonWithAdamW
-from theworld.training.resume import find_checkpoint
 from theworld.training.trainer import TheWorldTrainer, checkpoints_in
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 
@@ -54,10 +55,10 @@ def test_every_key_is_read(settings: Settings, tmp_path: Path, monkeypatch: pyte
     trained = settings(model_name=config.output_dir, output_dir=str(tmp_path / "second"), freeze_lora=True)
     recipe.train(Watched.from_dict(trained.to_dict()), load())
     hub = datasets.Dataset.from_dict({"text": ["What?"], "label": ["a cat"], "url": ["none"]})
-    monkeypatch.setattr(data, "load_split", lambda *arguments, **keywords: hub)
+    monkeypatch.setattr(dataset_loading, "load_split", lambda *arguments, **keywords: hub)
     mapped = settings(image_key="", do_eval=True)
-    data.load_hub(Watched.from_dict(mapped.to_dict()))
-    data.load_datacomp(Watched.from_dict({**mapped.to_dict(), "num_samples": 1}))
+    dataset_loading.load_hub(Watched.from_dict(mapped.to_dict()))
+    dataset_loading.load_datacomp(Watched.from_dict({**mapped.to_dict(), "num_samples": 1}))
     assert FIELDS - Watched.read == set()
 
 
@@ -376,29 +377,31 @@ def test_a_stream_is_read_by_one_process(settings: Settings) -> None:
 def test_the_dataset_is_the_one_that_is_named(settings: Settings, tmp_path: Path) -> None:
     jsonl = write_jsonl(tmp_path)
     named = {"dataset_name": "jsonl", "train_dataset_path": jsonl}
-    train, evaluation = data.load_datasets(settings(**named))
+    train, evaluation = dataset_loading.load_datasets(settings(**named))
     assert (len(train), evaluation) == (4, None)
-    assert len(data.load_datasets(settings(dataset_name=jsonl))[0]) == 4
-    train, evaluation = data.load_datasets(settings(**named, eval_dataset_path=jsonl, do_eval=True))
+    assert len(dataset_loading.load_datasets(settings(dataset_name=jsonl))[0]) == 4
+    train, evaluation = dataset_loading.load_datasets(settings(**named, eval_dataset_path=jsonl, do_eval=True))
     assert len(evaluation) == 4
     options = {"scenes_per_family": 1, "chats_per_scene": 2, "eval_scenes_per_family": 1}
-    train, evaluation = data.load_datasets(settings(dataset_name="physics", dataset_options=options, do_eval=True))
+    train, evaluation = dataset_loading.load_datasets(
+        settings(dataset_name="physics", dataset_options=options, do_eval=True)
+    )
     assert (len(train), len(evaluation)) == (6, 3)
     with pytest.raises(ValueError, match=r"dataset_options of physics do not fit .*scenes.*; it takes config, "):
-        data.load_datasets(settings(dataset_name="physics", dataset_options={"scenes": 1}))
+        dataset_loading.load_datasets(settings(dataset_name="physics", dataset_options={"scenes": 1}))
     with pytest.raises(ValueError, match="there is no dataset 'phsyics'; did you mean 'physics'"):
-        data.load_datasets(settings(dataset_name="phsyics"))
+        dataset_loading.load_datasets(settings(dataset_name="phsyics"))
     with pytest.raises(ValueError, match="needs train_dataset_path"):
-        data.load_datasets(settings(dataset_name="jsonl"))
+        dataset_loading.load_datasets(settings(dataset_name="jsonl"))
     with pytest.raises(ValueError, match="do_eval needs eval_dataset_path"):
-        data.load_datasets(settings(**named, do_eval=True))
+        dataset_loading.load_datasets(settings(**named, do_eval=True))
     own = tmp_path / "mine.py"
     own.write_text("def load_datasets(config):\n    return [{'text': 'a', 'label': config.train_split}], None\n")
-    train, _ = data.load_datasets(settings(dataset_name=str(own), train_split="b"))
+    train, _ = dataset_loading.load_datasets(settings(dataset_name=str(own), train_split="b"))
     assert train == [{"text": "a", "label": "b"}]
     own.write_text("def load_data(config):\n    return None\n")
     with pytest.raises(ValueError, match=r"mine\.py defines no load_datasets\(config\)"):
-        data.load_datasets(settings(dataset_name=str(own)))
+        dataset_loading.load_datasets(settings(dataset_name=str(own)))
 
 
 def test_fields_and_splits_of_a_hub_dataset(settings: Settings, tmp_path: Path) -> None:
@@ -427,27 +430,27 @@ def test_fields_and_splits_of_a_hub_dataset(settings: Settings, tmp_path: Path) 
         "label_key": "said",
         "do_eval": True,
     }
-    train, evaluation = data.load_datasets(settings(**named))
+    train, evaluation = dataset_loading.load_datasets(settings(**named))
     assert [len(sample.images) for sample in (train[0], train[1])] == [2, 1]
     assert (train[0].messages[0]["content"][-1]["text"], train[0].answers()) == ("one?", ["one"])
     assert evaluation[0].answers() == ["two"]
-    templated, _ = data.load_datasets(settings(**named, question_template="Say {said}."))
+    templated, _ = dataset_loading.load_datasets(settings(**named, question_template="Say {said}."))
     assert templated[0].messages[0]["content"][-1]["text"] == "Say one."
     with pytest.raises(ValueError, match=r"no field 'nothing' \(text_key\); it has photo, second, asked, said"):
-        data.load_datasets(settings(**{**named, "text_key": "nothing"}))
+        dataset_loading.load_datasets(settings(**{**named, "text_key": "nothing"}))
     with pytest.raises(ValueError, match="there is no split 'none'; it has some, other"):
-        data.load_datasets(settings(**{**named, "train_split": "none"}))
+        dataset_loading.load_datasets(settings(**{**named, "train_split": "none"}))
     with pytest.raises(ValueError, match="cannot be filled"):
-        data.load_datasets(settings(**named, question_template="Say {that}."))[0][0]
+        dataset_loading.load_datasets(settings(**named, question_template="Say {that}."))[0][0]
 
 
 def test_captions_of_the_web(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"url": f"address-{n}", "text": f"caption {n}"} for n in range(6)]
-    monkeypatch.setattr(data, "load_split", lambda *arguments, **keywords: rows)
+    monkeypatch.setattr(dataset_loading, "load_split", lambda *arguments, **keywords: rows)
     monkeypatch.setattr(datacomp, "fetch", lambda url: None if url.endswith("1") else Image.fromarray(picture(0)))
-    train, _ = data.load_datasets(settings(dataset_name="datacomp", num_samples=3))
+    train, _ = dataset_loading.load_datasets(settings(dataset_name="datacomp", num_samples=3))
     assert [train[index].answers() for index in range(len(train))] == [["caption 0"], ["caption 2"], ["caption 3"]]
-    streamed, _ = data.load_datasets(settings(dataset_name="datacomp", streaming=True, max_steps=1))
+    streamed, _ = dataset_loading.load_datasets(settings(dataset_name="datacomp", streaming=True, max_steps=1))
     assert len(list(streamed)) == 5
     with pytest.raises(ValueError, match="set num_samples, or streaming"):
-        data.load_datasets(settings(dataset_name="datacomp"))
+        dataset_loading.load_datasets(settings(dataset_name="datacomp"))

@@ -7,11 +7,12 @@ import json
 import re
 from pathlib import Path
 
-from theworld import freezing
 from theworld.cli import info
 from theworld.cli.loading import read_config
-from theworld.configuration import COSMOS_2B, lora_settings
+from theworld.model import freezing
+from theworld.model.lora_settings import lora_settings
 from theworld.training.config import TrainingConfig
+from theworld.world_models.configuration import COSMOS_2B
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "training_infrastructure_design.md").read_text("utf-8")

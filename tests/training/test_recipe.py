@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training.conftest import load, records
-from theworld import TheWorld, freezing
-from theworld.modeling import TheWorldForConditionalGeneration
+from theworld import TheWorld
+from theworld.model import freezing
+from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.training import recipe
-from theworld.training.build import build_model, describe
 from theworld.training.config import TrainingConfig
+from theworld.training.model_setup import build_model, describe
 from theworld.training.trainer import find_last_checkpoint
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 

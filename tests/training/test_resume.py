@@ -235,7 +235,7 @@ def test_places_to_go_on_from(settings: Settings, tmp_path: Path) -> None:
     config = settings(save_steps=1)
     recipe.train(config, load())
     last = Path(config.output_dir) / "checkpoint-2"
-    from theworld.training.resume import find_checkpoint
+    from theworld.training.checkpointing import find_checkpoint
 
     def found(place: str | None) -> Path | None:
         return find_checkpoint(settings(resume_from_checkpoint=place))

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from tests.training.conftest import load, records
 from theworld.datasets.samples import TheWorldDataset
 from theworld.training import recipe, trainer
-from theworld.training.build import build_model, describe
 from theworld.training.config import TrainingConfig
-from theworld.training.order import PlacedSamples
+from theworld.training.model_setup import build_model, describe
+from theworld.training.samplers import IndexedSamples
 from theworld.training.trainer import TheWorldTrainer, answer_sums, checkpoints_in, find_last_checkpoint
 
 Settings = Callable[..., TrainingConfig]
@@ -30,8 +30,8 @@ def new_trainer(config: TrainingConfig, chats: list[dict[str, Any]]) -> TheWorld
     described = describe(config)
     collator = recipe.new_collator(config, described)
     dataset = TheWorldDataset(chats)
-    placed = PlacedSamples(dataset, range(len(dataset)))
-    held_out = PlacedSamples(dataset, range(len(dataset)), still=True)
+    placed = IndexedSamples(dataset, range(len(dataset)))
+    held_out = IndexedSamples(dataset, range(len(dataset)), still=True)
     model = build_model(config, described)
     return TheWorldTrainer(model, recipe.training_arguments(config), config, collator, placed, held_out)
 

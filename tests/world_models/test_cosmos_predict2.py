@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tests.world_models.tiny import TINY_SIZE, tiny_frames, tiny_world, tiny_world_config
-from theworld.configuration import CosmosPredict2Config
 from theworld.world_models import WORLD_MODELS, world_model_class
 from theworld.world_models.base import PARTS
+from theworld.world_models.configuration import CosmosPredict2Config
 from theworld.world_models.cosmos_predict2 import PART_PREFIXES, CosmosPredict2
 from theworld.world_models.cosmos_sampler import noise_schedule, rollout_noise
 

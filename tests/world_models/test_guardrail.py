@@ -17,7 +17,7 @@ from huggingface_hub import constants
 
 from tests.world_models.guardrail_stand_in import guardrail_calls, guardrail_installed
 from tests.world_models.tiny import hub_copy, tiny_published_folder, tiny_world, tiny_world_config, tiny_world_folder
-from theworld import checkpoints
+from theworld.storage.hub import resolve
 from theworld.world_models import guardrail
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 
@@ -109,7 +109,7 @@ def test_weights_of_our_own_need_none(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_shipped_model_needs_none() -> None:
-    folder = checkpoints.resolve("nano/cosmos")
+    folder = resolve("nano/cosmos")
     world = CosmosPredict2.from_pretrained(folder, parts=("encoder",))
     assert not world.needs_guardrail
     record = json.loads((Path(folder) / "rollout_config.json").read_text())

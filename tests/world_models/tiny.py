@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
-from theworld.configuration import CosmosPredict2Config
+from theworld.world_models.configuration import CosmosPredict2Config
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 from theworld.world_models.prompts import DEFAULT_NEGATIVE_PROMPT
 

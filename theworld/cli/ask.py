@@ -15,7 +15,7 @@ from theworld.cli.console import counting, say
 from theworld.cli.loading import FRAMES_STEPS, check_prompt, check_trained, has_trained_projector, load, note_for
 
 if TYPE_CHECKING:
-    from theworld.images import Video
+    from theworld.media.images import Video
 
 
 def ask(
@@ -132,7 +132,7 @@ def ask(
 
 def check_world_images(world_images: str | None) -> None:
     """Stops before anything is loaded when `--world-images` is neither of its values."""
-    from theworld.configuration import WORLD_IMAGES
+    from theworld.model.configuration import WORLD_IMAGES
 
     if world_images is not None and world_images not in WORLD_IMAGES:
         raise ValueError(f"--world-images is {world_images!r}; choose one of {', '.join(WORLD_IMAGES)}.")
@@ -140,7 +140,7 @@ def check_world_images(world_images: str | None) -> None:
 
 def check_way(mode: str | None, steps: int | None) -> None:
     """Stops before anything is loaded when options contradict each other, or `--mode` is none."""
-    from theworld.api import MODES
+    from theworld.inference.pipeline import MODES
 
     if mode is not None and mode not in MODES:
         raise ValueError(f"--mode is {mode!r}; choose one of {', '.join(MODES)}.")
@@ -176,7 +176,7 @@ def read_seen(images: Sequence[str], video: str | None, frames: bool) -> tuple[l
     Raises:
         ValueError: unreadable, or pictures and a video.
     """
-    from theworld.images import load_images, load_video, num_frames_of
+    from theworld.media.images import load_images, load_video, num_frames_of
 
     if video is None and not frames:
         pictures: list[object] = list(

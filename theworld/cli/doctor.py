@@ -20,8 +20,8 @@ from theworld.cli.info import figures, gib, on_meta
 from theworld.cli.loading import FRAMES_STEPS, read_config
 
 if TYPE_CHECKING:
-    from theworld.configuration import TheWorldConfig
-    from theworld.hub import Found, Need
+    from theworld.inspection.repositories import Found, Need
+    from theworld.model.configuration import TheWorldConfig
 
 GUARDRAIL = "cosmos_guardrail"
 
@@ -68,11 +68,11 @@ def examine(model: str, world: str, steps: int | None) -> dict[str, Any]:
     """All that can be known of a call beforehand."""
     from huggingface_hub import constants, get_token
 
-    from theworld import hub
     from theworld.evaluation.report import versions
+    from theworld.inspection import repositories
 
     findings: list[Finding] = [*library_findings()]
-    problem = hub.token_problem()
+    problem = repositories.token_problem()
     findings += [Finding(True, problem)] if problem else []
     config: TheWorldConfig | None = None
     number = 0 if steps is None else steps
@@ -80,7 +80,7 @@ def examine(model: str, world: str, steps: int | None) -> dict[str, Any]:
 
     def readable(name: str) -> bool:
         # one request, where reading it would try for half a minute
-        config_files = hub.look(hub.config_need(name))
+        config_files = repositories.look(repositories.config_need(name))
         if config_files.access != "ok" or not config_files.names:
             unread.append(name)
         return name not in unread
@@ -94,12 +94,14 @@ def examine(model: str, world: str, steps: int | None) -> dict[str, Any]:
     except ValueError as error:
         if config is not None or not unread:
             findings.append(Finding(True, " ".join(str(error).split())))
-    wanted = [hub.adapter_need(name) for name in unread] if config is None else needs(model, world, config, number)
-    found = [hub.look(need) for need in wanted]
-    found += [hub.look(need) for need in prompt_needs(found, number)]
+    wanted = (
+        [repositories.adapter_need(name) for name in unread] if config is None else needs(model, world, config, number)
+    )
+    found = [repositories.look(need) for need in wanted]
+    found += [repositories.look(need) for need in prompt_needs(found, number)]
     findings += [Finding(True, one.problem) for one in found if one.problem]
-    cache = hub.cache_folder()
-    free, missing = hub.free_disk(cache), sum(one.missing for one in found)
+    cache = repositories.cache_folder()
+    free, missing = repositories.free_disk(cache), sum(one.missing for one in found)
     if missing > free:
         findings.append(
             Finding(
@@ -138,7 +140,7 @@ def examine(model: str, world: str, steps: int | None) -> dict[str, Any]:
             "versions": versions(),
             "guardrail": guardrail_version(),
             "hub": constants.ENDPOINT,
-            "offline": bool(constants.HF_HUB_OFFLINE) and not hub.is_away(),
+            "offline": bool(constants.HF_HUB_OFFLINE) and not repositories.is_away(),
             "token": get_token() is not None,
         },
     }
@@ -146,26 +148,29 @@ def examine(model: str, world: str, steps: int | None) -> dict[str, Any]:
 
 def needs(model: str, world: str, config: TheWorldConfig, steps: int) -> list[Need]:
     """The repositories that answering with `model` would touch, and the files of each."""
-    from theworld import hub
-    from theworld.modeling import world_parts_for
+    from theworld.inspection import repositories
+    from theworld.model.modeling import world_parts_for
 
     parts = world_parts_for(steps)
     if config.vlm_name_or_path == model:  # two bases
-        return [hub.gemma_need(model), hub.world_need(world, parts)]
-    wanted = [hub.adapter_need(model), hub.gemma_need(config.vlm_name_or_path, model, config.vlm_revision)]
+        return [repositories.gemma_need(model), repositories.world_need(world, parts)]
+    wanted = [
+        repositories.adapter_need(model),
+        repositories.gemma_need(config.vlm_name_or_path, model, config.vlm_revision),
+    ]
     if config.enable_world:
-        wanted.append(hub.world_need(config.world_name_or_path, parts, model, config.world_revision))
+        wanted.append(repositories.world_need(config.world_name_or_path, parts, model, config.world_revision))
     return wanted
 
 
 def prompt_needs(found: list[Found], steps: int) -> list[Need]:
     """The text encoder, where a rollout's prompts are neither in the world's folder nor in the adapter's."""
-    from theworld import hub
+    from theworld.inspection import repositories
     from theworld.world_models.cosmos_components import PROMPT_EMBEDS
 
     worlds = [one for one in found if one.need.role == "world model" and one.access == "ok"]
     stored = [name for one in found for name in one.names if name.endswith(PROMPT_EMBEDS)]
-    return [] if stored or not steps else [hub.text_encoder_need(one.need) for one in worlds]
+    return [] if stored or not steps else [repositories.text_encoder_need(one.need) for one in worlds]
 
 
 def predict(config: TheWorldConfig, steps: int, text_encoder: int = 0) -> list[dict[str, Any]]:
@@ -175,7 +180,8 @@ def predict(config: TheWorldConfig, steps: int, text_encoder: int = 0) -> list[d
         text_encoder: bytes of the world model's text encoder, where the first rollout needs it. Where a GPU has no room
             for it, it runs on the CPU, so a GPU is never too small for it.
     """
-    from theworld import freezing, memory
+    from theworld.inspection import memory
+    from theworld.model import freezing
 
     counts = {row.part: row.total for row in freezing.count_parameters(on_meta(config))}
     cards = gpus()

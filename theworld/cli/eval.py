@@ -20,11 +20,11 @@ from theworld.cli.loading import check_folder, check_place, check_steps, check_t
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from theworld.api import TheWorld
     from theworld.evaluation.arms import Arm, Imagination
     from theworld.evaluation.items import Item
     from theworld.evaluation.run_folder import RunFolder
     from theworld.evaluation.runner import Answer
+    from theworld.inference.pipeline import TheWorld
 
 SHORT_ANSWER, LONGER_ANSWER = 8, 64  # tokens: of physics, whose answers are a word, and of everything else
 
@@ -187,12 +187,12 @@ def run(
     started: float,
 ) -> dict[str, Any]:
     """The result of a run: every question asked in every arm, into a folder where one is given."""
-    from theworld import checkpoints
     from theworld.evaluation.benchmarks import BENCHMARKS
     from theworld.evaluation.disagreements import INDEX, disagreeing, save_pictures
     from theworld.evaluation.report import labels, results, versions
     from theworld.evaluation.run_folder import PICTURES, RunFolder
     from theworld.evaluation.runner import run_arms, with_steps
+    from theworld.storage.hub import resolve
 
     model, seed = str(settings["model"]), int(settings["seed"])
     needs_world = any(arm.needs_world for arm in arms.values() if arm.weights is None)
@@ -239,7 +239,7 @@ def run(
         "versions": versions(),
         "device": device_name(device),
         "seconds": round(time.perf_counter() - started, 1),
-        "labels": {name: labels(checkpoints.resolve(place)) for name, place in {"model": model, **places}.items()},
+        "labels": {name: labels(resolve(place)) for name, place in {"model": model, **places}.items()},
         "warnings": [*found["warnings"], *notes],
         "answers": answers,
     }
@@ -294,10 +294,10 @@ def weights_of(model: str) -> str | None:
     """Names what a local model's own weights are, so that a run does not go on with others; None for a Hub id."""
     import hashlib
 
-    from theworld import checkpoints
+    from theworld.storage.hub import ADAPTER_FILE, resolve
 
-    folder = Path(checkpoints.resolve(model))
-    files = [folder / name for name in ("config.json", checkpoints.ADAPTER_FILE) if (folder / name).is_file()]
+    folder = Path(resolve(model))
+    files = [folder / name for name in ("config.json", ADAPTER_FILE) if (folder / name).is_file()]
     if not files:
         return None
     digest = hashlib.blake2b(digest_size=8)

@@ -44,7 +44,7 @@ def imagine(
     """
     import numpy as np
 
-    from theworld.pictures import moment_labels, rollout_extension, save_rollout
+    from theworld.media.export import moment_labels, rollout_extension, save_rollout
 
     images = images or []
     if not (images or video):

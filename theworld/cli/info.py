@@ -14,9 +14,9 @@ from theworld.cli.shapes import show as show_shapes
 from theworld.cli.shapes import way_through
 
 if TYPE_CHECKING:
-    from theworld.configuration import TheWorldConfig
-    from theworld.memory import Prediction
-    from theworld.modeling import TheWorldForConditionalGeneration
+    from theworld.inspection.memory import Prediction
+    from theworld.model.configuration import TheWorldConfig
+    from theworld.model.modeling import TheWorldForConditionalGeneration
 
 # what a model is made of, by where the parameters live; the first match wins
 COMPONENTS = {
@@ -78,18 +78,20 @@ def info(
 
 def describe_shapes(model: str, world_model: str, batch: int, steps: int | None) -> dict[str, Any]:
     """Everything `info --shapes` says, from configs alone."""
-    from theworld import checkpoints
+    from theworld.storage.hub import resolve
 
     config, notes = read_config(model, world_model)
     steps = config.check_world_steps(config.num_world_steps if steps is None else steps)
-    content = way_through(on_meta(config), steps, batch, checkpoints.resolve(model))
+    content = way_through(on_meta(config), steps, batch, resolve(model))
     return {"model": model, **content, "notes": notes}
 
 
 def describe(model: str, world: str, batch: int, steps: int | None, dtype: str) -> dict[str, Any]:
     """Everything `info` says, from configs alone; parameters are counted on the meta device."""
-    from theworld import checkpoints, freezing, memory
     from theworld.evaluation.report import labels
+    from theworld.inspection import memory
+    from theworld.model import freezing
+    from theworld.storage.hub import resolve
 
     if dtype not in memory.DTYPES:
         raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(memory.DTYPES)}.")
@@ -158,7 +160,7 @@ def describe(model: str, world: str, batch: int, steps: int | None, dtype: str) 
             "text_tokens": memory.TEXT_TOKENS,
             **answering,
         },
-        "labels": labels(checkpoints.resolve(model)),
+        "labels": labels(resolve(model)),
         "notes": notes,
     }
 
@@ -167,7 +169,7 @@ def on_meta(config: TheWorldConfig) -> TheWorldForConditionalGeneration:
     """The whole model without storage: every part of it, nothing read and nothing drawn."""
     import torch
 
-    from theworld.modeling import TheWorldForConditionalGeneration
+    from theworld.model.modeling import TheWorldForConditionalGeneration
     from theworld.world_models.base import PARTS
 
     with torch.device("meta"):

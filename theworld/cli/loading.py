@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NoReturn
 from theworld.cli.console import say, waiting
 
 if TYPE_CHECKING:
-    from theworld.api import TheWorld
-    from theworld.configuration import TheWorldConfig
-    from theworld.images import Video
+    from theworld.inference.pipeline import TheWorld
+    from theworld.media.images import Video
+    from theworld.model.configuration import TheWorldConfig
     from theworld.world_models.base import WorldModel
 
 # Of a video, what a fresh fusion reads: the published Cosmos-Predict2 was made to go on from 1 frame or from 5
@@ -31,10 +31,9 @@ NANO_NOTE = (
 
 def note_for(model: str) -> str | None:
     """What goes with every answer of the shipped model; None for any other."""
-    from theworld import checkpoints
+    from theworld.storage.hub import is_shipped, resolve
 
-    folder = Path(os.path.realpath(checkpoints.resolve(model)))  # Path.resolve raises where links lead in a circle
-    return NANO_NOTE if folder.is_relative_to(checkpoints.SHIPPED_WEIGHTS.resolve()) else None
+    return NANO_NOTE if is_shipped(resolve(model)) else None
 
 
 def read_config(
@@ -53,11 +52,14 @@ def read_config(
     """
     from transformers import AutoConfig
 
-    from theworld import checkpoints, hub
-    from theworld.configuration import COSMOS_2B, CosmosPredict2Config, TheWorldConfig, published_gemma
+    from theworld.inspection import repositories
+    from theworld.model.configuration import TheWorldConfig
+    from theworld.model.published import published_gemma
+    from theworld.storage.hub import resolve
     from theworld.world_models import world_model_class
+    from theworld.world_models.configuration import COSMOS_2B, CosmosPredict2Config
 
-    place = checkpoints.resolve(model)
+    place = resolve(model)
     notes: list[str] = []
     try:
         values = read_values(model) if readable(model) else unreadable(model)
@@ -73,12 +75,12 @@ def read_config(
             kind = values.get("model_type")
             raise ValueError(f"{model} is a {kind!r} model, and TheWorld reads TheWorld and Gemma 3 models; name one.")
         vlm = AutoConfig.from_pretrained(place)
-    world_place = checkpoints.resolve(world)
+    world_place = resolve(world)
     try:
         world_class = world_model_class(CosmosPredict2Config.model_type)
         if not readable(world):
             unreadable(world)
-        hub.go_offline_if_away(world)
+        repositories.go_offline_if_away(world)
         world_config = world_class.read_config(world_place)
     except ValueError:
         if world != COSMOS_2B or Path(world_place).is_dir():
@@ -91,15 +93,16 @@ def read_config(
 
 def read_values(model: str) -> dict[str, object]:
     """A model's config.json, out of the cache where the Hub does not answer."""
-    from theworld import checkpoints, hub
+    from theworld.inspection import repositories
+    from theworld.storage.hub import read_json, resolve
 
-    hub.go_offline_if_away(model)
-    return checkpoints.read_json(checkpoints.resolve(model))
+    repositories.go_offline_if_away(model)
+    return read_json(resolve(model))
 
 
 def config_of(model: str, values: dict[str, object]) -> TheWorldConfig:
     """The config of a trained model; an error names the model, which the config does not know."""
-    from theworld.configuration import TheWorldConfig
+    from theworld.model.configuration import TheWorldConfig
 
     try:
         return TheWorldConfig.from_dict(values)
@@ -113,7 +116,7 @@ def unreadable(name: str) -> NoReturn:
 
 def has_trained_projector(model: str) -> bool:
     """Whether world tokens would mean something to this model; true as well where it has none. Loads nothing."""
-    from theworld.configuration import TheWorldConfig
+    from theworld.model.configuration import TheWorldConfig
 
     with waiting(f"Looking for {model} …"):
         config = read_values(model)
@@ -144,10 +147,10 @@ def check_prompt(model: str, prompt: str | None, world_model: str | None = None)
 
 def check_shown(model: str, world_model: str | None = None) -> None:
     """Stops before any weights are read when a person may not see the model's frames for want of a guardrail."""
-    from theworld import checkpoints
+    from theworld.storage.hub import read_json, resolve
     from theworld.world_models import guardrail
 
-    has_world = checkpoints.read_json(checkpoints.resolve(model)).get("enable_world", True)
+    has_world = read_json(resolve(model)).get("enable_world", True)
     if has_world and world_of(model, world_model).needs_guardrail:
         guardrail.require_installed()
 
@@ -158,26 +161,28 @@ def world_of(model: str, world_model: str | None = None) -> WorldModel:
     Args:
         world_model: of a fresh fusion; None is the default one.
     """
-    from theworld import checkpoints, hub
-    from theworld.api import DEFAULT_COSMOS
-    from theworld.configuration import CosmosPredict2Config, TheWorldConfig
+    from theworld.inference.pipeline import DEFAULT_COSMOS
+    from theworld.inspection import repositories
+    from theworld.model.configuration import TheWorldConfig
+    from theworld.storage.hub import resolve
     from theworld.world_models import world_model_class
+    from theworld.world_models.configuration import CosmosPredict2Config
 
-    folder = checkpoints.resolve(model)
+    folder = resolve(model)
     values = read_values(model)
     name, revision = world_model or DEFAULT_COSMOS, None
     if values.get("model_type") == TheWorldConfig.model_type:
         name, revision = str(values.get("world_name_or_path")), values.get("world_revision")
-    hub.go_offline_if_away(name, folder)
+    repositories.go_offline_if_away(name, folder)
     world: WorldModel = world_model_class(CosmosPredict2Config.model_type).from_pretrained(
-        checkpoints.resolve(name, folder), parts=(), revision=None if revision is None else str(revision)
+        resolve(name, folder), parts=(), revision=None if revision is None else str(revision)
     )
     return world
 
 
 def check_device(device: str | None) -> None:
     """Raises a ValueError for a device that this machine does not have."""
-    from theworld import devices
+    from theworld.model import devices
 
     if device == "meta":
         raise ValueError("--device meta holds no numbers to answer with; use cpu, cuda or cuda:N.")
@@ -241,9 +246,10 @@ def load(
         from huggingface_hub import constants
         from safetensors import SafetensorError
 
-        from theworld import checkpoints, hub
-        from theworld.api import DEFAULT_COSMOS, TheWorld
-        from theworld.configuration import TheWorldConfig
+        from theworld.inference.pipeline import DEFAULT_COSMOS, TheWorld
+        from theworld.inspection import repositories
+        from theworld.model.configuration import TheWorldConfig
+        from theworld.storage.hub import resolve
 
         _quieten()
         check_device(device)
@@ -260,10 +266,10 @@ def load(
                 if video is not None and enable_world:
                     config.past_steps_of(video.num_frames)
                 for base in (config.vlm_name_or_path, config.world_name_or_path):
-                    hub.go_offline_if_away(base, checkpoints.resolve(model))
+                    repositories.go_offline_if_away(base, resolve(model))
                 loaded = TheWorld.from_pretrained(model, num_world_steps=steps, device=device)
             else:
-                hub.go_offline_if_away(world_model or DEFAULT_COSMOS)
+                repositories.go_offline_if_away(world_model or DEFAULT_COSMOS)
                 loaded = TheWorld(
                     model,
                     num_world_steps=steps,
@@ -283,20 +289,20 @@ def load(
                 "safetensors."
             ) from error
     loaded.told_untrained = True  # in words for Python; the commands say it in their own
-    if hub.is_away():
+    if repositories.is_away():
         say(f"Note: {constants.ENDPOINT} does not answer, so what lies there was read from the cache.")
     return loaded
 
 
 def check_bases(model: str, config: TheWorldConfig) -> None:
     """Raises a ValueError for a base model that was a folder when the model was saved, and is not there any more."""
-    from theworld import checkpoints
+    from theworld.storage.hub import resolve
 
     names = {"vlm_name_or_path": config.vlm_name_or_path}
     if config.enable_world:
         names["world_name_or_path"] = config.world_name_or_path
     for key, name in names.items():
-        place = checkpoints.resolve(name, checkpoints.resolve(model))
+        place = resolve(name, resolve(model))
         if name.startswith((".", "/", "~")) and not Path(place).is_dir():
             raise ValueError(
                 f"{model} names {name} as one of its base models, and there is no such folder; put it back, or write "

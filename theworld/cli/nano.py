@@ -1,4 +1,4 @@
-"""theworld nano: the shipped model's scenes, and how it is made."""
+"""theworld nano: the scenes of the shipped model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import typer
 
 from theworld.cli import options
 
-app = typer.Typer(no_args_is_help=True, help="The shipped model: its scenes, and the recipe that made it.")
+app = typer.Typer(no_args_is_help=True, help="The shipped model nano and its scenes.")
 
 
 @app.callback()
 def nano() -> None:
-    """The shipped model: its scenes, and the recipe that made it."""
+    """The shipped model nano and its scenes."""
 
 
 @app.command("scene")
@@ -46,7 +46,7 @@ def scene(
     if output is not None:
         write_picture(clip.frames[0], output)
     if truth is not None:
-        from theworld.pictures import save_rollout
+        from theworld.media.export import save_rollout
 
         save_rollout(clip.frames, truth)
     if as_json:
@@ -67,53 +67,6 @@ def scene(
         typer.echo(output)
     for question in questions:
         typer.echo(f"{question.text}  →  {question.answer}")
-
-
-@app.command("train")
-def train(
-    work: Annotated[str, typer.Option("--work", metavar="DIR", help="Where stages put and find their results.")],
-    scale: Annotated[
-        str, typer.Option("--scale", help="shipped (one large GPU) or laptop (two CPU cores, a smaller model).")
-    ] = "shipped",
-    stages: Annotated[
-        str, typer.Option("--stages", help="Some of world,language,fusion, in that order.")
-    ] = "world,language,fusion",
-    publish: Annotated[
-        bool, typer.Option("--publish", help="Put the result in this package, as what `nano` names.")
-    ] = False,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a setting, as language.training.max_steps=4000; may be repeated."
-        ),
-    ] = None,
-    device: options.Device = None,
-    debug: options.Debug = False,
-) -> None:
-    """Make nano from nothing: world model, language model, fusion and its controls.
-
-    Example: theworld nano train --work checkpoints/nano --scale laptop
-    """
-    import logging
-    import shlex
-    import sys
-    from pathlib import Path
-
-    import torch
-
-    from theworld.cli.loading import check_device
-    from theworld.nano import recipe
-
-    check_device(device)
-    if scale not in recipe.SCALES:
-        raise ValueError(f"there is no scale {scale!r}; choose one of {', '.join(recipe.SCALES)}.")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    wanted = [stage for stage in stages.split(",") if stage]
-    settings = recipe.with_values(recipe.SCALES[scale](), changes or [])
-    recipe.train(Path(work), settings, wanted, where, shlex.join(["theworld", *sys.argv[1:]]))
-    if publish:
-        recipe.publish(Path(work))
 
 
 def write_picture(pixels: object, path: str) -> None:

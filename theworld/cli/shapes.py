@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from theworld.configuration import TheWorldConfig
-    from theworld.modeling import TheWorldForConditionalGeneration
+    from theworld.model.configuration import TheWorldConfig
+    from theworld.model.modeling import TheWorldForConditionalGeneration
 
 QUESTION = "What happens next?"
 
@@ -51,7 +51,7 @@ def stages(
     """What a batch of questions passes through, in order, out of the methods of a model on the meta device."""
     import torch
 
-    from theworld.projector import merge_neighbours
+    from theworld.model.projector import merge_neighbours
 
     def nothing(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -98,9 +98,10 @@ def layout(config: TheWorldConfig, num_world_steps: int, inside: str | None = No
     Args:
         inside: folder that base names starting with `./` are relative to.
     """
-    from theworld import checkpoints, memory
+    from theworld.inspection import memory
+    from theworld.storage.hub import resolve
 
-    if Path(checkpoints.resolve(config.vlm_name_or_path, inside)).is_dir():
+    if Path(resolve(config.vlm_name_or_path, inside)).is_dir():
         return read_layout(config, num_world_steps, inside)
     soft = config.vlm_config.mm_tokens_per_image
     blocks = [Block("<start_of_image>", 1), Block("soft tokens of the picture", soft), Block("<end_of_image>", 1)]
@@ -113,8 +114,8 @@ def read_layout(config: TheWorldConfig, num_world_steps: int, inside: str | None
     """As `layout`, from the ids of a real prompt."""
     from PIL import Image
 
-    from theworld.processing import TheWorldProcessor
-    from theworld.questions import user_turn
+    from theworld.inference.prompting import user_turn
+    from theworld.model.processing import TheWorldProcessor
 
     processor = TheWorldProcessor.from_config(config, inside)
     prompt = processor.apply_chat_template(user_turn(1, QUESTION), add_generation_prompt=True)

@@ -16,7 +16,7 @@ from theworld.cli.console import counting, say
 
 if TYPE_CHECKING:
     from theworld.training.config import TrainingConfig
-    from theworld.training.data import LoadDatasets
+    from theworld.training.dataset_loading import LoadDatasets
 
 ResumeFrom = Annotated[
     str | None,
@@ -135,7 +135,7 @@ def run(config: TrainingConfig, load: LoadDatasets | None = None) -> None:
     Args:
         load: gives the samples; None means what the config names.
     """
-    from theworld.training.data import load_datasets
+    from theworld.training.dataset_loading import load_datasets
     from theworld.training.recipe import train as train_model
 
     log_to_stderr()

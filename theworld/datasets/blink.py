@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from theworld.datasets.columns import Fields
-from theworld.datasets.mcq import ChoiceQuestion, load_questions
+from theworld.datasets.multiple_choice import ChoiceQuestion, load_questions
 
 HUB = "BLINK-Benchmark/BLINK"
 SPLITS = ("val", "test")

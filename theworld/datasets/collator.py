@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from theworld.datasets.samples import Message, Sample, Seen
-from theworld.images import load_image, load_video, to_frames
-from theworld.processing import WORLD_TOKEN, Picture, TheWorldProcessor
-from theworld.world_cache import WorldCache, WorldRequest
+from theworld.inference.latent_cache import LatentCache, WorldRequest
+from theworld.media.images import load_image, load_video, to_frames
+from theworld.model.processing import WORLD_TOKEN, ImageOrVideo, TheWorldProcessor
 
 IGNORED = -100  # label of a token that is not learned
 ANSWER_OPENING = "<start_of_turn>model\n"
@@ -27,7 +27,7 @@ TURN, TURN_END = "<start_of_turn>", "<end_of_turn>"
 
 
 @dataclass(frozen=True)
-class Placed:
+class IndexedSample:
     """A sample and its place in the run.
 
     Attributes:
@@ -43,7 +43,7 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Draws:
+class BatchSampling:
     """What may vary from batch to batch.
 
     Attributes:
@@ -71,9 +71,9 @@ class Draws:
         """Every number of world steps that can be drawn."""
         return tuple(sorted(self.steps_shares)) or (self.num_world_steps,)
 
-    def still(self) -> Draws:
+    def still(self) -> BatchSampling:
         """The same without chance, as evaluation wants it."""
-        return Draws(self.num_world_steps, constant_world=self.constant_world, first_seed=self.first_seed)
+        return BatchSampling(self.num_world_steps, constant_world=self.constant_world, first_seed=self.first_seed)
 
 
 class ChatCollator:
@@ -92,8 +92,8 @@ class ChatCollator:
     def __init__(
         self,
         processor: TheWorldProcessor,
-        draws: Draws,
-        cache: WorldCache | None = None,
+        draws: BatchSampling,
+        cache: LatentCache | None = None,
         world_prompt: str | None = None,
     ) -> None:
         self.processor = processor
@@ -145,7 +145,7 @@ class ChatCollator:
 
     # ------------------------------------------------------------------------------------------------------ the batch
 
-    def __call__(self, placed: Sequence[Placed]) -> dict[str, Any]:
+    def __call__(self, placed: Sequence[IndexedSample]) -> dict[str, Any]:
         """A batch to learn from."""
         draws = self.draws.still() if placed[0].still else self.draws
         rng = np.random.default_rng([draws.seed, placed[0].place])
@@ -177,14 +177,14 @@ class ChatCollator:
         steps = draws.num_world_steps if own is None else own
         return self.encode(samples, texts, steps, draws.first_seed, True, True, false, padding_side="left")
 
-    def draw_mode(self, draws: Draws, rng: np.random.Generator) -> tuple[bool, bool]:
+    def draw_mode(self, draws: BatchSampling, rng: np.random.Generator) -> tuple[bool, bool]:
         """Whether the world is on, and whether Gemma sees the pictures."""
         chance = rng.random()
         without_world = chance < draws.world_dropout
         without_picture = not without_world and chance < draws.world_dropout + draws.picture_dropout
         return self.processor.config.enable_world and not without_world, not without_picture
 
-    def draw_steps(self, draws: Draws, rng: np.random.Generator) -> int:
+    def draw_steps(self, draws: BatchSampling, rng: np.random.Generator) -> int:
         chance = rng.random()
         for steps, share in draws.steps_shares.items():
             chance -= share
@@ -227,7 +227,7 @@ class ChatCollator:
             self.add_world(batch, samples, pictures, steps, seed, true)
         return batch
 
-    def with_world(self, pictures: Sequence[Picture]) -> list[Picture]:
+    def with_world(self, pictures: Sequence[ImageOrVideo]) -> list[ImageOrVideo]:
         """The pictures of one sample that have a world block."""
         return self.processor.with_world([pictures])[0]
 
@@ -346,7 +346,7 @@ class ChatCollator:
         return requests
 
 
-def load_pictures(sample: Sample) -> list[Picture]:
+def load_pictures(sample: Sample) -> list[ImageOrVideo]:
     """A sample's pictures and videos, decoded.
 
     Raises:

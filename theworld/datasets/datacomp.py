@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from theworld.datasets.samples import StreamedSamples
-from theworld.images import load_image
+from theworld.media.images import load_image
 
 logger = logging.getLogger(__name__)
 

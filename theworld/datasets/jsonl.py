@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from theworld.datasets.samples import Message, Sample, TheWorldDataset, chat_of, to_sample
-from theworld.datasets.videos import read_frames
+from theworld.media.video_file import read_frames
 
 VIDEO_KEYS = ("video", "now", "stride", "past")
 PATH_KEYS = ("video", "image", "images", "frames", "future_frames")

@@ -32,7 +32,7 @@ RECORD_KEYS = (
 
 @dataclass(frozen=True)
 class Seen:
-    """A video that ends now, in any form that `theworld.images.load_video` takes; read when a batch needs it."""
+    """A video that ends now, in any form that `theworld.media.images.load_video` takes; read when a batch needs it."""
 
     source: Any
 
@@ -44,7 +44,7 @@ class Sample:
     Attributes:
         messages: turns as transformers writes chats; the content of a user's turn is a list of `{"type": "image"}` and
             `{"type": "text", "text": …}`, that of the others is text.
-        images: one picture for each `{"type": "image"}`, in order, in any form that `theworld.images` takes, or what is
+        images: one picture for each `{"type": "image"}`, in order, in any form that `theworld.media.images` takes, or what is
             `Seen`; a path is opened when a batch needs it.
         future_frames: what really happened after the first picture, frame by frame, or None where nobody knows.
         world_latents: (C, T, h, w), to be read in place of what would be imagined of the first picture.

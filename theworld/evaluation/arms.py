@@ -20,7 +20,7 @@ from torch import Tensor
 from theworld.evaluation.items import Item, picture_key
 
 if TYPE_CHECKING:
-    from theworld.api import TheWorld
+    from theworld.inference.pipeline import TheWorld
 
 FORESEE = "Describe in one sentence what happens next."
 FORESEEN = "Foreseen in words: {words}\n\n{question}"
@@ -101,7 +101,7 @@ class Imagination:
         keys = [picture_key(image) for image in images]
         missing = {key: image for key, image in zip(keys, images, strict=True) if key not in self._features}
         if missing:
-            self._features.update(zip(missing, self.model.picture_features(list(missing.values())), strict=True))
+            self._features.update(zip(missing, self.model.image_features(list(missing.values())), strict=True))
         return torch.stack([self._features[key] for key in keys])
 
     def forget_features(self) -> None:

@@ -9,9 +9,9 @@ from functools import partial
 
 import numpy as np
 
-from theworld.datasets import blink, mcq
+from theworld.datasets import blink, multiple_choice
 from theworld.datasets.columns import Fields
-from theworld.datasets.mcq import ChoiceQuestion
+from theworld.datasets.multiple_choice import ChoiceQuestion
 from theworld.datasets.physics import FAMILIES
 from theworld.datasets.published import KNOWN_SETS, KnownSet
 from theworld.evaluation import physics
@@ -85,10 +85,12 @@ def mcq_items(request: Request, known: KnownSet | None = None) -> list[Item]:
         raise ValueError("this benchmark has no place of its own; name a file, a folder or a Hub id with --data.")
     fields = request.fields if request.fields is not None or known is None else known.fields
     split = request.split or (None if known is None else known.split)
-    asked = mcq.load_questions(place, fields, split, request.config)
-    missing = [task for task in request.tasks if task not in mcq.tasks_of(asked)]
+    asked = multiple_choice.load_questions(place, fields, split, request.config)
+    missing = [task for task in request.tasks if task not in multiple_choice.tasks_of(asked)]
     if missing:
-        raise ValueError(f"there is no task {missing[0]!r} in {place}; it has {', '.join(mcq.tasks_of(asked))}.")
+        raise ValueError(
+            f"there is no task {missing[0]!r} in {place}; it has {', '.join(multiple_choice.tasks_of(asked))}."
+        )
     wanted = [question for question in asked if not request.tasks or question.task in request.tasks]
     return in_turn([to_item(question) for question in wanted], request.limit)
 

@@ -15,7 +15,7 @@ from theworld.evaluation.arms import Imagination
 from theworld.evaluation.items import Item
 from theworld.evaluation.report import write_text
 from theworld.evaluation.runner import Answer
-from theworld.images import load_image
+from theworld.media.images import load_image
 
 MOST = 48  # questions that get pictures
 HEIGHT = 112  # px of a picture

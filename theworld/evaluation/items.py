@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from theworld.datasets.mcq import VideoFile
-from theworld.evaluation.choices import LETTERS
-from theworld.images import load_image
+from theworld.datasets.multiple_choice import VideoFile
+from theworld.evaluation.answer_parser import LETTERS
+from theworld.media.images import load_image
 
 HIDDEN = ""  # the answer of a question whose truth is not published
 
@@ -26,7 +26,7 @@ class Item:
         family: what the scores are broken down by; a sub-task.
         topic: what is asked.
         form: "free" or "choice".
-        image: the picture, in any form `theworld.images` takes, a tuple or list of them, or a video, whose last frame
+        image: the picture, in any form `theworld.media.images` takes, a tuple or list of them, or a video, whose last frame
             is now.
         question: the full prompt text.
         answer: the exact right answer, for `choices` its letter; HIDDEN where nobody knows it.

@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 from theworld.datasets.physics import FAMILIES, SPLITS, Clip, Question, contact, drop, make_clip, next_questions, tower
-from theworld.datasets.physics.pictures import PALETTE
+from theworld.datasets.physics.rendering import PALETTE
 from theworld.evaluation.items import Item
 
 SCENES_PER_SEED = 36_000  # a multiple of the 36 scenes over which outcomes are in exact balance

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from theworld.evaluation.arms import Arm, Batch, Imagination
 from theworld.evaluation.items import Item, other_pictures
-from theworld.images import load_image
+from theworld.media.images import load_image
 
 if TYPE_CHECKING:
-    from theworld.api import TheWorld
+    from theworld.inference.pipeline import TheWorld
 
 MAX_NEW_TOKENS = 8  # answers are a word or a letter
 
@@ -229,7 +229,7 @@ def inputs_of(changed: Batch) -> dict[str, Any]:
         "enable_world": changed.enable_world,
         "world_latents": changed.world_latents,
         "world_tokens": changed.world_tokens,
-        "picture_features": changed.imagination.features(changed.images) if any(changed.images) else None,
+        "image_features": changed.imagination.features(changed.images) if any(changed.images) else None,
         "mode": "tokens",  # an arm says itself what it shows
         "lora": changed.lora,
     }

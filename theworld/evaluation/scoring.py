@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from theworld.evaluation.choices import LETTERS, read_choice
+from theworld.evaluation.answer_parser import LETTERS, read_choice
 from theworld.evaluation.items import HIDDEN, Item
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.statistics import bootstrap_mean, wilson_interval

@@ -1,1 +1,1 @@
-"""How the shipped `nano` model is made, stage by stage, and its weights."""
+"""The weights of nano, the small model that this package ships; `recipes/nano` in the repository made them."""

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from theworld.datasets.collator import ChatCollator
 from theworld.datasets.samples import Sample
-from theworld.modeling import TheWorldForConditionalGeneration
+from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.training.trainer import EvaluationStopped, TheWorldTrainer
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from theworld.configuration import COSMOS_2B
+from theworld.world_models.configuration import COSMOS_2B
 
 PRECISIONS = ("bf16", "fp16", "fp32", "no")  # "no" is accelerate's word for fp32
 HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
@@ -99,7 +99,7 @@ class TrainingConfig:
     Data.
 
     Args:
-        dataset_name: a name in `theworld.training.data.DATASETS`, a `.jsonl` file, a `.py` file with a
+        dataset_name: a name in `theworld.training.dataset_loading.DATASETS`, a `.jsonl` file, a `.py` file with a
             `load_datasets(config)`, or a dataset on the Hub.
         dataset_options: further arguments of that dataset.
         train_dataset_path, eval_dataset_path: files of `jsonl`.

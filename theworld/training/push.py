@@ -5,7 +5,7 @@ from __future__ import annotations
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from theworld import hub
+from theworld.inspection import repositories
 from theworld.training.config import TrainingConfig
 
 OR_NOT = "or set push_to_hub to false"
@@ -23,9 +23,9 @@ def check_hub(config: TrainingConfig) -> None:
         raise ValueError(f"push_to_hub needs the Hub, and HF_HUB_OFFLINE is set: unset it, {OR_NOT}.")
     if get_token() is None:
         raise ValueError(f"push_to_hub needs a token: set HF_TOKEN to one that may write, {OR_NOT}.")
-    if not hub.answers(constants.ENDPOINT):
-        raise ValueError(f"push_to_hub needs the Hub, and it does not answer: {hub.no_network()}, {OR_NOT}.")
-    problem = hub.token_problem()
+    if not repositories.answers(constants.ENDPOINT):
+        raise ValueError(f"push_to_hub needs the Hub, and it does not answer: {repositories.no_network()}, {OR_NOT}.")
+    problem = repositories.token_problem()
     if problem is not None:
         raise ValueError(problem)
 
@@ -49,5 +49,5 @@ def make_repository(config: TrainingConfig) -> None:
             f"The Hub does not let this token write to {config.hub_model_id} ({status}): check hub_model_id, and that "
             f"the token may write, {OR_NOT}."
         ) from error
-    except (hub.TransportError, OSError) as error:
-        raise ValueError(f"{config.hub_model_id} could not be made: {hub.no_network()}, {OR_NOT}.") from error
+    except (repositories.TransportError, OSError) as error:
+        raise ValueError(f"{config.hub_model_id} could not be made: {repositories.no_network()}, {OR_NOT}.") from error

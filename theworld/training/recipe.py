@@ -17,21 +17,21 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import PrinterCallback, TrainingArguments
 
-from theworld import freezing
-from theworld.datasets.collator import ChatCollator, Draws, short_future
+from theworld.datasets.collator import BatchSampling, ChatCollator, short_future
 from theworld.datasets.samples import Sample
-from theworld.modeling import TheWorldForConditionalGeneration
-from theworld.processing import TheWorldProcessor
-from theworld.training.build import Described, build_model, describe
+from theworld.inference.latent_cache import LatentCache
+from theworld.model import freezing
+from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.model.processing import TheWorldProcessor
 from theworld.training.callbacks import LOGS, LogLines, ShownSamples, StopWhenAsked
+from theworld.training.checkpointing import check_changes, check_output, find_checkpoint, make_output
 from theworld.training.config import TrainingConfig
-from theworld.training.data import LoadDatasets, as_samples, load_datasets
-from theworld.training.latents import fill_cache, open_cache, write_strips
-from theworld.training.order import PlacedSamples, PlacedStream, fitting
+from theworld.training.dataset_loading import LoadDatasets, as_samples, load_datasets
+from theworld.training.latent_precompute import fill_cache, open_cache, write_strips
+from theworld.training.model_setup import Described, build_model, describe
 from theworld.training.push import check_hub, make_repository
-from theworld.training.resume import check_changes, check_output, find_checkpoint, make_output
+from theworld.training.samplers import IndexedSamples, IndexedStream, fitting
 from theworld.training.trainer import TheWorldTrainer, full_disk_told, remove_unfinished
-from theworld.world_cache import WorldCache
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
         # 2. the world's latents, once for all runs
         collator.cache = open_cache(config, described)
         if collator.cache is not None:
-            sets = [each for each in (training, evaluation) if isinstance(each, PlacedSamples)]
+            sets = [each for each in (training, evaluation) if isinstance(each, IndexedSamples)]
             new = fill_cache(config, described, collator, sets, shown, progress)
             logger.info("%d entries in %s, %d of them new", len(collator.cache), collator.cache.folder, new)
 
@@ -107,7 +107,7 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
 
 def fill(
     config: TrainingConfig, load: LoadDatasets = load_datasets, progress: Progress = no_progress
-) -> tuple[WorldCache, int]:
+) -> tuple[LatentCache, int]:
     """Computes the world latents that `train` would ask for, and trains nothing.
 
     Returns:
@@ -123,14 +123,14 @@ def fill(
     if collator.cache is None:
         raise ValueError("this config has no latent_cache (or no world); set latent_cache to a folder.")
     training, evaluation = place_samples(config, load, collator)
-    sets = [each for each in (training, evaluation) if isinstance(each, PlacedSamples)]
+    sets = [each for each in (training, evaluation) if isinstance(each, IndexedSamples)]
     return collator.cache, fill_cache(config, described, collator, sets, shown_samples(config, evaluation), progress)
 
 
 def new_collator(config: TrainingConfig, described: Described) -> ChatCollator:
     """Makes this run's batches."""
     processor = TheWorldProcessor.from_config(described.config, described.inside)
-    draws = Draws(
+    draws = BatchSampling(
         num_world_steps=described.config.num_world_steps,
         steps_shares=config.steps_shares,
         world_dropout=config.world_dropout,
@@ -146,18 +146,18 @@ def new_collator(config: TrainingConfig, described: Described) -> ChatCollator:
 
 def place_samples(
     config: TrainingConfig, load: LoadDatasets, collator: ChatCollator
-) -> tuple[PlacedSamples | PlacedStream, PlacedSamples | None]:
+) -> tuple[IndexedSamples | IndexedStream, IndexedSamples | None]:
     """Training and evaluation samples in their places, without those that are too long."""
     loaded, held_out = load(config)
-    training: PlacedSamples | PlacedStream
+    training: IndexedSamples | IndexedStream
     dataset = as_samples(loaded, "training sample")
     if isinstance(dataset, IterableDataset):
         if config.max_steps is None or config.latent_cache is not None:
             raise ValueError("a streamed dataset has no length: set max_steps, and leave latent_cache out.")
-        training = PlacedStream(dataset, collator, config.max_seq_length)
+        training = IndexedStream(dataset, collator, config.max_seq_length)
     else:
         kept = fitting(dataset, collator, config.max_seq_length, "training", config.num_samples)
-        training = PlacedSamples(dataset, kept)
+        training = IndexedSamples(dataset, kept)
         check_futures(training, collator)
     if not config.do_eval:
         return training, None
@@ -167,10 +167,10 @@ def place_samples(
     if isinstance(dataset, IterableDataset):
         raise ValueError("evaluation samples must have a length; give a list or a dataset that is not streamed.")
     kept = fitting(dataset, collator, config.max_seq_length, "evaluation", config.num_eval_samples)
-    return training, PlacedSamples(dataset, kept, still=True)
+    return training, IndexedSamples(dataset, kept, still=True)
 
 
-def check_futures(training: PlacedSamples, collator: ChatCollator) -> None:
+def check_futures(training: IndexedSamples, collator: ChatCollator) -> None:
     """Raises a ValueError for a sample whose true future is to be read and too short, where its length is known."""
     draws, model = collator.draws, collator.processor.config
     if not draws.true_futures or draws.constant_world or not model.enable_world:
@@ -184,7 +184,7 @@ def check_futures(training: PlacedSamples, collator: ChatCollator) -> None:
             )
 
 
-def shown_samples(config: TrainingConfig, evaluation: PlacedSamples | None) -> list[Sample]:
+def shown_samples(config: TrainingConfig, evaluation: IndexedSamples | None) -> list[Sample]:
     """The evaluation samples whose answers are written down."""
     return (
         [] if evaluation is None else [evaluation.sample(i) for i in range(min(config.shown_samples, len(evaluation)))]
@@ -264,8 +264,8 @@ def check_trackers(config: TrainingConfig) -> None:
 def report(
     config: TrainingConfig,
     model: TheWorldForConditionalGeneration,
-    training: PlacedSamples | PlacedStream,
-    evaluation: PlacedSamples | None,
+    training: IndexedSamples | IndexedStream,
+    evaluation: IndexedSamples | None,
 ) -> None:
     """Says what learns, how long a sample can be, and how much data there is."""
     counts = freezing.count_parameters(model)
@@ -285,6 +285,6 @@ def report(
         "any number of" if limit is None else f"{limit + picture + world:,}",
         "any number" if limit is None else f"{limit:,}", picture, f"{world:,}", steps,
     )  # fmt: skip
-    sizes = "a stream of" if isinstance(training, PlacedStream) else f"{len(training):,}"
+    sizes = "a stream of" if isinstance(training, IndexedStream) else f"{len(training):,}"
     held_out = "none" if evaluation is None else f"{len(evaluation):,}"
     logger.info("%s training samples, %s for evaluation", sizes, held_out)

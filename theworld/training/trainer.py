@@ -26,13 +26,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from theworld import checkpoints, freezing
 from theworld.datasets.collator import IGNORED, ChatCollator
-from theworld.modeling import TheWorldForConditionalGeneration
+from theworld.inference.latent_cache import Compute, compute_with, latents_of
+from theworld.model import freezing
+from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.storage.adapters import copy_tensors, read_tensors
 from theworld.training.config import TrainingConfig
 from theworld.training.muon import MuonWithAdamW, inside_layers
-from theworld.training.order import EpochOrder, PlacedSamples, PlacedStream
-from theworld.world_cache import Compute, compute_with, latents_of
+from theworld.training.samplers import EpochOrder, IndexedSamples, IndexedStream
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,8 @@ class TheWorldTrainer(Trainer):
         args: TrainingArguments,
         config: TrainingConfig,
         collator: ChatCollator,
-        train: PlacedSamples | PlacedStream,
-        evaluation: PlacedSamples | None = None,
+        train: IndexedSamples | IndexedStream,
+        evaluation: IndexedSamples | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(
@@ -223,8 +224,8 @@ class TheWorldTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Every tensor that the model's adapter has, and no other; Trainer's own way would pass over both."""
-        tensors = checkpoints.read_tensors(resume_from_checkpoint)
-        checkpoints.copy_tensors(self.model.adapter_tensors(), tensors, resume_from_checkpoint)
+        tensors = read_tensors(resume_from_checkpoint)
+        copy_tensors(self.model.adapter_tensors(), tensors, resume_from_checkpoint)
 
     def _init_training_state(self, max_steps: int, *arguments: Any, **keywords: Any) -> Any:
         if self.config.warmup_steps >= max(max_steps, 1) and self.config.lr_scheduler != "constant":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from theworld.configuration import COSMOS_SCHEDULER, CosmosPredict2Config
+from theworld.world_models.configuration import COSMOS_SCHEDULER, CosmosPredict2Config
 from theworld.world_models.diffusers_folder import read_component_config, read_json
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from theworld.configuration import COSMOS_2B_TRANSFORMER, COSMOS_SCHEDULER, CosmosPredict2Config
 from theworld.world_models import guardrail
 from theworld.world_models.base import PARTS, WorldModel, check_parts
+from theworld.world_models.configuration import COSMOS_2B_TRANSFORMER, COSMOS_SCHEDULER, CosmosPredict2Config
 from theworld.world_models.cosmos_components import (
     MODEL_INDEX,
     PROMPT_EMBEDS,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from theworld.configuration import CosmosPredict2Config
+from theworld.world_models.configuration import CosmosPredict2Config
 from theworld.world_models.cosmos_components import new_scheduler
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from theworld.datasets.physics.pictures import BACKGROUND, PALETTE
 from theworld.datasets.physics.questions import things
+from theworld.datasets.physics.rendering import BACKGROUND, PALETTE
 from theworld.datasets.physics.scenes import Clip
 from theworld.datasets.physics.simulation import IMAGE_SIZE
 

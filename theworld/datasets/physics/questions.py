@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from theworld.datasets.physics import contact, drop, tower
-from theworld.datasets.physics.pictures import PALETTE
+from theworld.datasets.physics.rendering import PALETTE
 from theworld.datasets.physics.scenes import BLOCK, Clip, outcomes
 from theworld.datasets.physics.simulation import ASKED, IMAGE_SIZE, Part, box_gap, corners
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 
 from theworld.datasets.physics import contact, drop, tower
-from theworld.datasets.physics.pictures import render
+from theworld.datasets.physics.rendering import render
 from theworld.datasets.physics.simulation import ASKED, OTHER, Part, simulate, simulate_apart
 
 _MODULES: dict[str, ModuleType] = {"drop": drop, "contact": contact, "tower": tower}

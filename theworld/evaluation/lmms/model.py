@@ -16,12 +16,12 @@ from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
 from tqdm import tqdm
 
-from theworld import checkpoints
-from theworld.api import TheWorld
 from theworld.evaluation.arms import ARMS, Arm, Batch, Imagination
 from theworld.evaluation.items import HIDDEN, Item
 from theworld.evaluation.lmms.requests import Asked, Writing, read_messages, read_visuals
 from theworld.evaluation.runner import answer, check_arms, inputs_of
+from theworld.inference.pipeline import TheWorld
+from theworld.storage.hub import read_json, resolve
 
 # Interventions that need nothing but a question and its pictures: no true future, no other question's picture. Trained
 # controls are models of their own (`pretrained=nano/direct,arm=no-world`).
@@ -280,7 +280,7 @@ def load(
 ) -> TheWorld:
     """A trained model, or a plain Gemma 3 freshly fused, with a world only where the arm needs one."""
     settings: dict[str, Any] = {"num_world_steps": num_world_steps, "device": device}
-    if checkpoints.read_json(checkpoints.resolve(pretrained)).get("model_type") != "theworld":
+    if read_json(resolve(pretrained)).get("model_type") != "theworld":
         settings["enable_world"] = arm.needs_world
         settings |= {} if world_model is None else {"cosmos_model_name": world_model}
     elif world_model is not None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from theworld.datasets.mcq import PICTURES, VideoFile
-from theworld.images import load_image
+from theworld.datasets.multiple_choice import PICTURES, VideoFile
+from theworld.media.images import load_image
 
 MAX_NEW_TOKENS = 1024  # of tasks that do not say
 FOLLOWED = ("max_new_tokens", "temperature", "top_p", "do_sample", "until", "num_beams", "image_aspect_ratio")

@@ -1,0 +1,1 @@
+"""How nano, the small model that this package ships, was made."""

@@ -1,0 +1,239 @@
+"""Stage (c): a small Gemma 3 learns to see, and to read world latents, from questions about *now*.
+
+Each chat holds several questions about one picture, coarse and fine; each batch gives the model the picture, the world
+tokens, or both, so that neither way of seeing is neglected. Some batches carry the latents of the following moments as
+well, with questions about now all the same, so that tokens of later moments are told from tokens of now.
+
+The training itself is the recipe that everybody uses (`theworld.training`); here are its data, its settings, and the
+gate that its result must pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
+
+from recipes.nano.gemma import build_config, build_model, build_processor, build_tokenizer
+from recipes.nano.now import NowSamples, draw_pictures, each, encode_pictures, words_of
+from theworld.datasets.collator import IGNORED, BatchSampling, ChatCollator, IndexedSample
+from theworld.datasets.physics import FAMILIES, IMAGE_SIZE
+from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.model.processing import TheWorldProcessor
+from theworld.model.projector import waves
+from theworld.training.config import TrainingConfig
+from theworld.training.dataset_loading import Datasets
+from theworld.training.trainer import answer_sums
+from theworld.world_models.base import WorldModel
+
+# How the two towers are cut: together 3.9 M parameters, small enough that two copies ship.
+TEXT = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "query_pre_attn_scalar": 64,
+    "sliding_window": 1024,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.07,  # 1/√192: text embeddings, which Gemma multiplies by √D, then have unit size
+}
+VISION = {
+    "hidden_size": 160,
+    "intermediate_size": 480,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 5,
+    "patch_size": 8,
+}
+TOKENS_PER_IMAGE = 64
+VOCABULARY = 704
+# how a batch of validation is given to the model
+MODES = {
+    "picture": BatchSampling(world_dropout=1.0),
+    "world": BatchSampling(picture_dropout=1.0),
+    "both": BatchSampling(),
+}
+GATE_QUESTIONS = 4  # of each validation picture
+PLACES_RMS = 0.7  # of position embeddings, about as large as what they are added to
+
+# keys of TrainingConfig
+TRAINING: dict[str, Any] = {
+    "max_steps": 4500,
+    "batch_size": 128,
+    "gradient_accumulation_steps": 1,
+    # with AdamW alone sides stay at chance for thousands of steps (docs/LOG.md)
+    "optimizer": "muon",
+    "muon_learning_rate": 0.02,
+    "learning_rate": 1e-3,
+    "lr_scheduler": "cosine",
+    "warmup_steps": 200,
+    "weight_decay": 0.02,
+    "adam_beta2": 0.98,
+    # 45 % of batches see the picture alone, 35 % the world tokens alone, 20 % both
+    "world_dropout": 0.45,
+    "picture_dropout": 0.35,
+    # of chats about a first picture, a third of all: a quarter of the batches with world tokens look ahead
+    "world_steps_mix": {"0": 0.25, "1": 0.25, "2": 0.25, "4": 0.25},
+    "freeze_gemma_vision": False,
+    "freeze_gemma_language": False,
+    "projector_places": "waves",
+    "max_seq_length": None,
+    "eval_steps": 1000,
+    "eval_batch_size": 256,
+    "save_steps": 1000,
+    "save_total_limit": 1,
+    "shown_samples": 0,
+    "logging_steps": 100,
+    "num_workers": 2,
+}
+
+
+@dataclass(frozen=True)
+class LanguageSettings:
+    """What stage (c) is trained on.
+
+    Args:
+        clips_per_family: training clips whose pictures are asked about.
+        frames_per_clip: pictures of each; the first frame is always one of them.
+        turns: questions of each kind (see `recipes.nano.now`) packed into one chat; twelve take 320 tokens.
+        per_kind: questions of each kind kept of a picture.
+        chats_of_first, chats_of_later, late: as in `NowSamples`.
+        validation_clips: clips of each family that the gate is measured on.
+        tokenizer_clips: training clips of each family whose words make the vocabulary.
+        workers: processes that draw clips before training.
+        training: keys of `TrainingConfig`, see TRAINING.
+    """
+
+    clips_per_family: int = 5000
+    frames_per_clip: int = 5
+    turns: dict[str, int] = field(default_factory=lambda: {"benchmark": 6, "cell": 3, "scan": 3})
+    per_kind: int = 12
+    chats_of_first: int = 10
+    chats_of_later: int = 5
+    late: float = 0.5
+    validation_clips: int = 200
+    tokenizer_clips: int = 200
+    seed: int = 0
+    workers: int = 2
+    training: dict[str, Any] = field(default_factory=lambda: dict(TRAINING))
+
+
+def train_tokenizer(clips_per_family: int, workers: int) -> PreTrainedTokenizerFast:
+    """A tokenizer over the words of the questions and answers of training clips."""
+    tasks = [(family, "train", index) for family in FAMILIES for index in range(clips_per_family)]
+    corpus = [piece for words in each(words_of, tasks, workers) for piece in words]
+    return build_tokenizer([*corpus, *["user", "model"] * 200], VOCABULARY)
+
+
+def write_fresh_gemma(folder: Path, settings: LanguageSettings, text: dict[str, Any], vision: dict[str, Any]) -> None:
+    """A Gemma 3 that has learned nothing, with a tokenizer and a processor for nano's scenes."""
+    tokenizer = train_tokenizer(settings.tokenizer_clips, settings.workers)
+    config = build_config(tokenizer, text, {"image_size": IMAGE_SIZE, **vision}, TOKENS_PER_IMAGE)
+    gemma = build_model(config, tokenizer, settings.seed)
+    place_positions(gemma)
+    gemma.save_pretrained(folder)
+    build_processor(tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE).save_pretrained(folder)
+
+
+@torch.no_grad()
+def place_positions(gemma: Gemma3ForConditionalGeneration, rms: float = PLACES_RMS) -> None:
+    """Starts the position embeddings of the vision tower as sines and cosines of row and column.
+
+    From zero, what stands where is learned along the order of tokens, that is by rows; columns stay unread for
+    thousands of steps.
+    """
+    # found by its end: where in the tower it stands differs between versions of transformers
+    (vision,) = (
+        parameter
+        for name, parameter in gemma.model.vision_tower.named_parameters()
+        if name.endswith("embeddings.position_embedding.weight")
+    )
+    side, width = round(vision.shape[0] ** 0.5), vision.shape[1]
+    grid = torch.cat(
+        [waves(side, width // 2).repeat_interleave(side, 0), waves(side, width - width // 2).repeat(side, 1)], 1
+    )
+    vision.copy_(grid * rms)
+
+
+def load_now(settings: LanguageSettings, world: WorldModel, temporal_factor: int) -> Datasets:
+    """Training and validation samples; of the latter half hide their picture, and each asks one question."""
+    pictures = draw_pictures(
+        "train", 0, settings.clips_per_family, settings.frames_per_clip, settings.per_kind, settings.workers
+    )
+    train = NowSamples(
+        pictures,
+        encode_pictures(pictures, world),
+        settings.turns,
+        settings.chats_of_first,
+        settings.chats_of_later,
+        settings.late,
+        ahead=True,
+        temporal_factor=temporal_factor,
+        seed=settings.seed,
+    )
+    return train, validation_samples(settings, world, hidden=0.5)
+
+
+def validation_samples(settings: LanguageSettings, world: WorldModel, hidden: float = 0.0) -> NowSamples:
+    """Two pictures of each validation clip, each encoded alone, GATE_QUESTIONS chats of one question each.
+
+    Args:
+        hidden: share of chats whose picture the world model alone sees.
+    """
+    pictures = draw_pictures("validation", 0, settings.validation_clips, 2, GATE_QUESTIONS, settings.workers)
+    return NowSamples(
+        pictures,
+        encode_pictures(pictures, world),
+        {"benchmark": 1},
+        GATE_QUESTIONS,
+        GATE_QUESTIONS,
+        late=0.0,
+        hidden=hidden,
+    )
+
+
+@torch.no_grad()
+def now_accuracy(
+    model: TheWorldForConditionalGeneration,
+    processor: TheWorldProcessor,
+    samples: NowSamples,
+    batch_size: int = 256,
+) -> dict[str, float]:
+    """Share of now-questions answered exactly: one question a chat, by mode and by mode, family and topic."""
+    model.eval()
+    device = model.device
+    right: dict[str, list[bool]] = {}
+    for mode, draws in MODES.items():
+        collator = ChatCollator(processor, draws)
+        for start in range(0, len(samples), batch_size):
+            places = range(start, min(start + batch_size, len(samples)))
+            batch = collator([IndexedSample(place, samples[place]) for place in places])
+            batch.pop("left_out")
+            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+            labels = inputs.pop("labels")
+            learned = (labels[:, 1:] != IGNORED).any(dim=0).nonzero()[:, 0]  # positions whose next token is an answer's
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                logits = model(**inputs, use_cache=False, logits_to_keep=learned).logits
+            hits = answer_sums(logits, labels[:, 1:][:, learned], labels)[:, 2] == 1
+            for place, hit in zip(places, hits.tolist(), strict=True):
+                (asked,) = samples.asked(place)
+                right.setdefault(mode, []).append(hit)
+                right.setdefault(f"{mode}/{asked.family}/{asked.topic}", []).append(hit)
+    return {key: float(np.mean(hits)) for key, hits in sorted(right.items())}
+
+
+def training_config(values: Mapping[str, Any], device: torch.device, **more: Any) -> TrainingConfig:
+    """A config of nano's recipe: bf16 on a GPU, float32 elsewhere."""
+    precision = "bf16" if device.type == "cuda" else "fp32"
+    return TrainingConfig.from_dict({"mixed_precision": precision, **values, **more}, "the settings of nano")
+
+
+def topics_of(accuracy: Mapping[str, float]) -> Sequence[tuple[str, str, str, float]]:
+    """Rows (mode, family, topic, share right) of what `now_accuracy` gives."""
+    return [(*key.split("/"), right) for key, right in accuracy.items() if "/" in key]  # type: ignore[misc]

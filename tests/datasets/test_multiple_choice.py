@@ -1,0 +1,355 @@
+"""Multiple choice from anybody's files: every form of row is read, and what cannot be read is said with its row."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from theworld.datasets import blink
+from theworld.datasets.columns import Fields, read_fields
+from theworld.datasets.multiple_choice import YES_NO, VideoFile, load_questions
+from theworld.datasets.published import KNOWN_SETS
+
+ROW = {"id": "a", "image": "a.png", "question": "Which is closer?", "choices": ["the cup", "the box"], "answer": "B"}
+
+
+def png(shade: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (6, 6), (shade, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.png").write_bytes(png(ord(name)))
+    return tmp_path
+
+
+def write(folder: Path, *rows: dict[str, Any], name: str = "test.jsonl") -> Path:
+    (folder / name).write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return folder / name
+
+
+def test_a_row_becomes_a_question(folder: Path) -> None:
+    (question,) = load_questions(str(write(folder, ROW)))
+    assert question.images == (folder / "a.png",)
+    assert question.prompt == (
+        "Which is closer?\nSelect from the following choices.\n(A) the cup\n(B) the box\nAnswer with the letter."
+    )
+    assert (question.id, question.task, question.choices, question.answer) == ("a", "all", ("the cup", "the box"), "B")
+    assert question.future is None
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        ({"answer": "(B)"}, "B"),
+        ({"answer": "b."}, "B"),
+        ({"answer": "the box"}, "B"),
+        ({"answer": 1}, "B"),
+        ({"answer": None}, ""),
+        ({"answer": "hidden"}, ""),
+        ({"choices": {"A": "the cup", "B": "the box", "C": None}}, "B"),
+        ({"choices": '["the cup", "the box"]'}, "B"),
+        ({"choices": ["(A) the cup", "(B) the box"]}, "B"),
+        ({"choices": ["", ""]}, "B"),
+    ],
+)
+def test_answers_and_choices_in_any_form(folder: Path, change: dict[str, Any], answer: str) -> None:
+    (question,) = load_questions(str(write(folder, {**ROW, **change})))
+    assert question.answer == answer
+    assert len(question.choices) == 2
+
+
+def test_choices_can_stand_in_the_question(folder: Path) -> None:
+    row = {**ROW, "question": "Which?\nA. the cup\nB. the box"}
+    del row["choices"]
+    (question,) = load_questions(str(write(folder, row)))
+    assert question.choices == ("the cup", "the box")
+    assert question.prompt == "Which?\nA. the cup\nB. the box\nAnswer with the letter."
+
+
+@pytest.mark.parametrize(("truth", "letter"), [("yes", "A"), ("No.", None), (True, "A"), (False, "B"), ("no", "B")])
+def test_yes_or_no_is_asked_in_words(folder: Path, truth: Any, letter: str | None) -> None:
+    row = {"id": "a", "image": "a.png", "question": "Will it fall?", "answer": truth}
+    if letter is None:
+        with pytest.raises(ValueError, match=r"'No\.' is none of its choices"):
+            load_questions(str(write(folder, row)))
+        return
+    (question,) = load_questions(str(write(folder, row)))
+    assert (question.choices, question.answer, question.lettered) == (YES_NO, letter, False)
+    assert question.prompt == "Will it fall? Answer yes or no."
+
+
+def test_several_pictures_a_video_and_a_known_future(folder: Path) -> None:
+    frames = np.zeros((12, 16, 16, 3), np.uint8) + np.arange(12, dtype=np.uint8).reshape(-1, 1, 1, 1) * 20
+    iio.imwrite(folder / "clip.mp4", frames, plugin="pyav", codec="libx264", fps=8)
+    rows = [
+        {**ROW, "id": "1", "image": ["a.png", "b.png"], "future_frames": ["b.png", "c.png"]},
+        {**{k: v for k, v in ROW.items() if k != "image"}, "id": "2", "image_1": "a.png", "image_2": "b.png"},
+        {**{k: v for k, v in ROW.items() if k != "image"}, "id": "3", "video": "clip.mp4", "future_frames": "clip.mp4"},
+    ]
+    several, numbered, moving = load_questions(str(write(folder, *rows)))
+    assert several.images == (folder / "a.png", folder / "b.png")
+    assert several.future == (folder / "b.png", folder / "c.png")
+    assert numbered.images == (folder / "a.png", folder / "b.png")
+    assert isinstance(moving.images, VideoFile)
+    shown = moving.images.read()
+    assert [frame.shape for frame in shown] == [(16, 16, 3)] * 8
+    assert shown[-1].mean() > shown[0].mean() + 100
+    assert isinstance(moving.future, VideoFile)
+    assert len(moving.future.read()) == 12
+
+
+def test_parquet_and_folders_by_split(folder: Path) -> None:
+    rows = [{**ROW, "image": {"bytes": png(5), "path": None}, "idx": f"val_{number}"} for number in range(3)]
+    for row in rows:
+        del row["id"]
+    (folder / "data").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "data" / "val-00000-of-00001.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:1]), folder / "data" / "test-00000-of-00001.parquet")
+    found = load_questions(str(folder), split="val")
+    assert [question.id for question in found] == ["val_0", "val_1", "val_2"]
+    assert found[0].images == (png(5),)
+    assert len(load_questions(str(folder), split="test")) == 1
+    (folder / "data" / "test-00000-of-00001.parquet").write_bytes(b"PAR1 but cut short")
+    with pytest.raises(ValueError, match="damaged or no parquet"):
+        load_questions(str(folder), split="test")
+
+
+def test_a_cached_hub_dataset_and_one_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_list([{**ROW, "image": {"bytes": png(7), "path": None}}]).cast_column(
+        "image", datasets.Image()
+    )
+    asked: list[Any] = []
+
+    def load(place: str, config: str | None, split: str) -> Any:
+        asked.append((place, config, split))
+        return table
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    (question,) = load_questions("owner/name", split="val", config="Counting")
+    assert asked == [("owner/name", "Counting", "val")]
+    assert question.images == (png(7),)  # as stored: decoding, limits and EXIF belong to theworld.media.images
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"owner/name could not be read from the Hub or its cache .*--data FOLDER"):
+        load_questions("owner/name", split="val")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": None}, "a has no question; name its column"),
+        ({"choices": None}, "a has no choices; name their column"),
+        ({"choices": ["one"]}, "a has 1 choices"),
+        ({"choices": "left, right"}, "which is no list"),
+        ({"answer": "C"}, r"a: the answer 'C' is none of its choices \(the cup, the box\)"),
+        ({"answer": 2}, "'2' is none"),
+        ({"image": None}, "a has no picture"),
+        ({"image": "nowhere.png"}, "a: there is no picture or video 'nowhere.png'"),
+    ],
+)
+def test_what_is_missing_is_said_with_its_row(folder: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_questions(str(write(folder, {**ROW, **change})))
+
+
+def test_what_is_wrong_with_a_place_is_said(folder: Path) -> None:
+    with pytest.raises(ValueError, match="two rows with the id 'a'"):
+        load_questions(str(write(folder, ROW, ROW)))
+    with pytest.raises(ValueError, match="no rows of split 'val'"):
+        load_questions(str(write(folder, ROW)), Fields(only="part=val"), split="val")
+    (folder / "bad.jsonl").write_text('{"id": 1}\n{"id": \n')
+    with pytest.raises(ValueError, match=r"line 2 of .*bad.jsonl is not JSON"):
+        load_questions(str(folder / "bad.jsonl"))
+    (folder / "list.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match="holds no rows"):
+        load_questions(str(folder / "list.json"))
+    (folder / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"none of \.jsonl, \.json, \.parquet"):
+        load_questions(str(folder / "notes.txt"))
+    with pytest.raises(ValueError, match="no file or folder"):
+        load_questions("no such place at all")
+    with pytest.raises(ValueError, match="holds no questions"):
+        load_questions(str(folder), split="train")
+    (folder / "clip.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match="not a video that can be read"):
+        VideoFile(folder / "clip.mp4").read()
+
+
+def test_fields_are_read_from_the_command_line_or_a_file(tmp_path: Path) -> None:
+    assert read_fields("question=q,choices=qa.Options,first_answer=1") == Fields(
+        question="q", choices="qa.Options", first_answer=1
+    )
+    (tmp_path / "fields.json").write_text('{"video": "clip", "media": ["videos"]}')
+    assert read_fields(str(tmp_path / "fields.json")) == Fields(video="clip", media=("videos",))
+    for text, message in (
+        ("question", "NAME=COLUMN"),
+        ("questoin=q", "no field 'questoin'; known are answer"),
+        ("nowhere.json", "no file 'nowhere.json'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_fields(text)
+
+
+# ------------------------------------------------------------------------------------- the published sets' columns
+
+
+def known(
+    name: str, folder: Path, *rows: dict[str, Any], file: str = "test.jsonl", split: str | None = None
+) -> list[Any]:
+    write(folder, *rows, name=file)
+    return load_questions(str(folder / file), KNOWN_SETS[name].fields, split)
+
+
+def test_sat(folder: Path) -> None:
+    row = {
+        "image_bytes": [{"bytes": png(1)}, {"bytes": png(2)}],
+        "question": "How did the camera move?",
+        "answers": ["left", "right"],
+        "question_type": "ego_movement",
+        "correct_answer": "right",
+    }
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / "SAT_test.parquet")
+    (question,) = load_questions(str(folder / "SAT_test.parquet"), KNOWN_SETS["sat"].fields)
+    assert (question.images, question.answer, question.task) == ((png(1), png(2)), "B", "ego_movement")
+
+
+def test_openworldqa_sees_up_to_its_anchor_frame_and_the_rest_is_the_future(folder: Path) -> None:
+    (folder / "frames" / "00SL4").mkdir(parents=True)
+    for number in range(12):
+        (folder / "frames" / "00SL4" / f"frame_{number:03d}.png").write_bytes(png(number))
+    row = {
+        "question": "[ORDER] Which falls first?",
+        "options": {"A": "cup", "B": "box", "C": "ball", "D": "none"},
+        "answer": "B",
+        "anchor_frame": "frame_008",
+        "video_path": "frames/00SL4",
+        "sample_id": "WLA_C1_fit_clearance_0001",
+    }
+    (question,) = known("openworldqa", folder, row)
+    assert (question.id, question.task) == ("WLA_C1_fit_clearance_0001", "C1_fit_clearance")
+    assert [path.stem for path in question.images.read()][-1] == "frame_008"
+    assert [path.stem for path in question.future.read()] == ["frame_009", "frame_010", "frame_011"]
+    (at_the_end,) = known("openworldqa", folder, {**row, "anchor_frame": "frame_011"})
+    assert at_the_end.future is None
+
+
+def test_pai_bench(folder: Path) -> None:
+    (folder / "videos").mkdir()
+    (folder / "videos" / "1.gif").write_bytes(
+        iio.imwrite(
+            "<bytes>", np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), dtype=np.uint8), extension=".gif"
+        )
+    )
+    row = {
+        "question": "What will the robot do next? Please answer directly with only the letter of the correct option.",
+        "index2ans": {"A": "grasp", "B": "wait", "C": None},
+        "answer": "A",
+        "video_path": "videos/1.gif",
+        "category": "robot",
+    }
+    (question,) = known("pai-bench", folder, row)
+    assert question.prompt.startswith("What will the robot do next?\nSelect")
+    assert (question.choices, question.answer, question.task) == (("grasp", "wait"), "A", "robot")
+    assert len(question.images.read()) == 2
+
+
+def test_futurebench(folder: Path) -> None:
+    (folder / "first_part_video").mkdir()
+    (folder / "first_part_video" / "v.mp4").write_bytes(b"")
+    row = {
+        "id": 7,
+        "question_type": "hop2",
+        "video_path": "/data/video_dataset/v.mp4",
+        "qa": {"Question": "What next?", "Options": {"A": "a", "B": "b", "C": "c", "D": "d"}, "Answer": "d"},
+    }
+    (question,) = known("futurebench", folder, row)
+    assert (question.id, question.task, question.answer) == ("7", "hop2", "D")
+    assert question.images == VideoFile(folder / "first_part_video" / "v.mp4")
+
+
+def test_physbench(folder: Path) -> None:
+    (folder / "image").mkdir()
+    for name in ("x.png", "y.png"):
+        (folder / "image" / name).write_bytes(png())
+    row = {
+        "idx": 3,
+        "split": "val",
+        "mode": "general",
+        "task_type": "dynamics",
+        "file_name": ["x.png", "y.png"],
+        "question": "<image>\n<image>\nWhich frame is later?\nA. <image>\nB. <image>\n",
+        "answer": "B",
+    }
+    (question,) = known("physbench", folder, row, {**row, "idx": 4, "split": "test"})
+    assert question.prompt.startswith("Which frame is later?\nA.")
+    assert (question.choices, question.answer, question.task) == (("", ""), "B", "dynamics")
+    assert len(question.images) == 2
+
+
+def test_physion(folder: Path) -> None:
+    (folder / "v.mp4").write_bytes(b"")
+    rows = [{"stimulus": f"s{n}", "video": "v.mp4", "label": bool(n), "scenario": "Roll"} for n in range(2)]
+    missed, touched = known("physion", folder, *rows)
+    assert (missed.answer, touched.answer, touched.task) == ("B", "A", "Roll")
+    assert touched.prompt == "Will the red object touch the yellow area? Answer yes or no."
+
+
+# ------------------------------------------------------------------------------------------------------------ BLINK
+
+
+def blink_row(task: str, number: int, split: str = "val") -> dict[str, Any]:
+    return {
+        "idx": f"{split}_{task}_{number}",
+        "sub_task": task,
+        "question": "Which point is closer?",
+        "prompt": "Which point is closer?\nSelect from the following choices.\n(A) A is closer\n(B) B is closer",
+        "image_1": {"bytes": png(number), "path": None},
+        "image_2": {"bytes": png(number + 1), "path": None} if task == "Jigsaw" else None,
+        "image_3": None,
+        "image_4": None,
+        "choices": ["A is closer", "B is closer"],
+        "answer": "(B)" if split == "val" else "hidden",
+        "explanation": "",
+    }
+
+
+def test_blink_is_read_task_by_task_in_its_own_prompt(folder: Path) -> None:
+    for task in blink.TASKS:
+        (folder / task).mkdir()
+        for split in blink.SPLITS:
+            table = pyarrow.Table.from_pylist([blink_row(task, number, split) for number in (1, 2)])
+            pyarrow.parquet.write_table(table, folder / task / f"{split}-00000-of-00001.parquet")
+    found = blink.load_blink(str(folder))
+    assert len(found) == 28
+    assert {question.task for question in found} == set(blink.TASKS)
+    first, second = blink.load_blink(str(folder), "val", ["Jigsaw"])
+    assert first.prompt == blink_row("Jigsaw", 1)["prompt"]
+    assert first.images == (png(1), png(2))
+    assert (first.id, first.answer, second.id) == ("val_Jigsaw_1", "B", "val_Jigsaw_2")
+    assert {question.answer for question in blink.load_blink(str(folder), "test")} == {""}
+    assert (sum(blink.TASKS.values()), len(blink.TASKS)) == (1901, 14)
+    with pytest.raises(ValueError, match="no split 'train'"):
+        blink.load_blink(str(folder), "train")
+    with pytest.raises(ValueError, match="no task 'Relative_Dept'"):
+        blink.load_blink(str(folder), "val", ["Relative_Dept"])
+
+
+def test_a_submission_names_a_letter_or_says_that_there_was_none() -> None:
+    assert blink.submission({"test_Jigsaw_1": "A", "test_Jigsaw_2": None}) == {
+        "test_Jigsaw_1": "(A)",
+        "test_Jigsaw_2": "(Z)",
+    }

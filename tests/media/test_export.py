@@ -1,0 +1,132 @@
+"""A rollout written as GIF, MP4 or strip can be opened again and shows the frames."""
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from PIL import Image
+
+from theworld.media.export import rollout_extension, save_rollout
+
+
+@pytest.fixture
+def frames() -> np.ndarray:
+    """A white square that crosses a dark ground in 5 frames of 16 x 24 pixels."""
+    frames = np.full((5, 16, 24, 3), 30, dtype=np.uint8)
+    for index, frame in enumerate(frames):
+        frame[4:12, 4 * index : 4 * index + 8] = 250
+    return frames
+
+
+def test_gif(frames: np.ndarray, tmp_path: Path) -> None:
+    path = save_rollout(frames, tmp_path / "future.gif", fps=10, scale=3, hold=0.5)
+    with Image.open(path) as gif:
+        durations, shown = [], []
+        for index in range(gif.n_frames):
+            gif.seek(index)
+            durations.append(gif.info["duration"])
+            shown.append(np.asarray(gif.convert("RGB")))
+        assert gif.info["loop"] == 0
+    assert durations == [600, 100, 100, 100, 100]
+    np.testing.assert_allclose(np.stack(shown)[:, ::3, ::3], frames, atol=2)
+
+
+def test_mp4(frames: np.ndarray, tmp_path: Path) -> None:
+    path = save_rollout(frames, tmp_path / "future.mp4", fps=8, scale=4, hold=0.25)
+    shown = iio.imread(path, plugin="pyav")
+    assert shown.shape == (2 + 5, 64, 96, 3)  # the first frame stays two frames longer
+    assert iio.immeta(path, plugin="pyav")["fps"] == 8
+    assert np.abs(shown[2:, ::4, ::4].astype(int) - frames).mean() < 4
+
+
+def test_mp4_of_odd_sides(frames: np.ndarray, tmp_path: Path) -> None:
+    path = save_rollout(frames[:, :15, :23], tmp_path / "odd.mp4", scale=1, hold=0)
+    assert iio.imread(path, plugin="pyav").shape == (5, 16, 24, 3)
+
+
+def test_strip(frames: np.ndarray, tmp_path: Path) -> None:
+    path = save_rollout(frames, tmp_path / "future.PNG", scale=1)
+    strip = np.asarray(Image.open(path))
+    assert strip.shape == (16, 5 * 24 + 4 * 4, 3)
+    for index in range(5):
+        np.testing.assert_array_equal(strip[:, index * 28 : index * 28 + 24], frames[index])
+
+
+def test_small_pictures_are_enlarged_and_large_ones_are_not(frames: np.ndarray, tmp_path: Path) -> None:
+    with Image.open(save_rollout(frames, tmp_path / "small.gif")) as gif:
+        assert gif.size == (24 * 16, 16 * 16)
+    large = np.zeros((1, 300, 400, 3), dtype=np.uint8)
+    with Image.open(save_rollout(large, tmp_path / "large.png")) as strip:
+        assert strip.size == (400, 300)
+
+
+def test_labels_stand_below_the_picture(frames: np.ndarray, tmp_path: Path) -> None:
+    labels = ["now", "+1", "+2", "+3", "+4"]
+    path = save_rollout(frames, tmp_path / "future.png", scale=4, labels=labels)
+    strip = np.asarray(Image.open(path))
+    np.testing.assert_array_equal(strip[:64:4, :96:4], frames[0])
+    band = strip[64:, :96]
+    assert (band == 255).any()
+    assert (band < 60).any()  # the letters
+    with pytest.raises(ValueError, match="2 labels for 5 frames"):
+        save_rollout(frames, tmp_path / "future.png", labels=["now", "then"])
+
+
+def test_the_same_rollout_gives_the_same_file(frames: np.ndarray, tmp_path: Path) -> None:
+    for extension in (".gif", ".mp4", ".png"):
+        first = save_rollout(frames, tmp_path / f"first{extension}").read_bytes()
+        assert first == save_rollout(frames, tmp_path / f"second{extension}").read_bytes()
+
+
+def test_folders_are_made_and_nothing_else_is_left(frames: np.ndarray, tmp_path: Path) -> None:
+    path = save_rollout(frames, str(tmp_path / "new" / "deep" / "future.gif"))
+    assert [entry.name for entry in path.parent.iterdir()] == ["future.gif"]
+
+
+def test_a_failed_write_keeps_the_old_file(frames: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_rollout(frames, tmp_path / "future.gif")
+    before = path.read_bytes()
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(ValueError, match="No space left"):
+        save_rollout(frames[:2], path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["future.gif"]
+
+
+@pytest.mark.parametrize("name", ["future.webm", "future", ".gif", "future.gif.txt"])
+def test_other_extensions_are_refused_with_the_list(frames: np.ndarray, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"\.gif, \.mp4, \.png"):
+        save_rollout(frames, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    assert rollout_extension("a/b.GIF") == ".gif"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"frames": np.zeros((2, 4, 4, 3), dtype=np.float32)}, "float32"),
+        ({"frames": np.zeros((4, 4, 3), dtype=np.uint8)}, r"\(F, H, W, 3\)"),
+        ({"frames": np.zeros((0, 4, 4, 3), dtype=np.uint8)}, r"\(0, 4, 4, 3\)"),
+        ({"fps": 0}, "fps=0"),
+        ({"fps": float("inf")}, "fps=inf"),
+        ({"fps": float("nan")}, "fps=nan"),
+        ({"fps": 1e9}, "at most 1000"),
+        ({"hold": -1}, "hold=-1"),
+        ({"scale": 0}, "scale=0"),
+    ],
+)
+def test_values_that_make_no_sense(frames: np.ndarray, tmp_path: Path, change: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        save_rollout(**{"frames": frames, "path": tmp_path / "future.gif", **change})  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_is_a_folder(frames: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "folder.gif").mkdir()
+    with pytest.raises(ValueError, match="cannot be written"):
+        save_rollout(frames, tmp_path / "folder.gif")

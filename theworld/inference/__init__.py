@@ -1,0 +1,1 @@
+"""The `TheWorld` pipeline: from an image and a question to an answer."""

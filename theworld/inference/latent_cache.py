@@ -1,0 +1,304 @@
+"""World latents, computed once and shared by runs: a folder of safetensors shards, addressed by content.
+
+What is asked of a world model is a `WorldRequest`: given frames, how many steps to imagine after them, and the seed of
+the noise. Its key is a digest of exactly that, so equal requests of any dataset, run or epoch share one entry. Entries
+lie under the identity of the world model that made them: other weights, another way to sample, another cache.
+
+Shards are written beside their place and renamed, so that what a reader sees is whole; a run that is killed loses the
+shard it was at, and the next one goes on from there. Several runs may fill one cache at a time.
+
+Shapes: F given frames of S×S pixels, N imagined steps, latents (C, T, h, w) with T = 1 + (F-1)/4 + N, or T = 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from theworld.model.configuration import TheWorldConfig
+from theworld.storage.hub import resolve
+from theworld.world_models.base import WorldModel
+from theworld.world_models.configuration import CosmosPredict2Config
+
+FORMAT = 1  # of keys and shards; another number starts another cache
+SHARD_ENTRIES = 256
+DECIDING = (  # fields of a world config that change what it makes
+    "vae",
+    "transformer",
+    "scheduler",
+    "text_tokens",
+    "num_inference_steps",
+    "guidance_scale",
+    "sigma_conditioning",
+    "fps",
+)
+OPEN_SHARDS = 64  # kept open by one reader
+ABANDONED = 3600.0  # seconds after which a half-written shard belongs to nobody
+SAMPLED_BLOCKS, BLOCK = 64, 65_536  # of a weights file, bytes that its digest reads
+
+# frames (n, 3, F, S, S), world steps, seeds, world prompts -> latents (n, C, T, h, w)
+Compute = Callable[[Tensor, int, Sequence[int], Sequence[str] | None], Tensor]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class WorldRequest:
+    """What is to be known of one picture or clip.
+
+    Attributes:
+        frames: (3, F, S, S) float32 in [-1, 1], F = 1 + 4·k.
+        num_world_steps: N, latent frames to imagine after them; 0 encodes what is given.
+        seed: of the rollout's noise.
+        prompt: what the imagined future shows; empty is the world model's default.
+        moment: the one latent frame that is wanted, 0 for the first; None wants all. Encoding looks back and never
+            ahead, so a moment inside a clip knows nothing of what came after it.
+    """
+
+    frames: Tensor
+    num_world_steps: int
+    seed: int
+    prompt: str = ""
+    moment: int | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """Names the latents, all of them: equal frames, steps, seed and prompt, equal key."""
+        as_uint8 = ((self.frames + 1) * 127.5).round().to(torch.uint8)
+        digest = hashlib.blake2b(as_uint8.numpy().tobytes(), digest_size=16)
+        imagined = (self.seed, self.prompt) if self.num_world_steps else ()  # nothing else depends on them
+        digest.update(repr((tuple(self.frames.shape), self.num_world_steps, imagined)).encode())
+        return digest.hexdigest()
+
+    def cut(self, latents: Tensor) -> Tensor:
+        """Of all latents (C, T, h, w) what is wanted: those, or one moment (C, 1, h, w)."""
+        return latents if self.moment is None else latents[:, self.moment : self.moment + 1]
+
+
+def latents_of(requests: Sequence[WorldRequest], compute: Compute) -> list[Tensor]:
+    """What each request wants, in order, wherever `compute` makes it; equal requests are computed once."""
+    made = latents_by_key(requests, compute)
+    return [request.cut(made[request.key]) for request in requests]
+
+
+@torch.no_grad()
+def latents_by_key(requests: Sequence[WorldRequest], compute: Compute) -> dict[str, Tensor]:
+    """All latents (C, T, h, w) of each request, by its key."""
+    made: dict[str, Tensor] = {}
+    groups: dict[tuple[int, int, bool], dict[str, WorldRequest]] = {}
+    for request in requests:  # one call has one shape, and prompts for all rows or for none
+        group = (request.frames.shape[1], request.num_world_steps, bool(request.prompt))
+        groups.setdefault(group, {}).setdefault(request.key, request)
+    for (_, steps, prompted), own in groups.items():
+        frames = torch.stack([request.frames for request in own.values()])
+        prompts = [request.prompt for request in own.values()] if prompted else None
+        made.update(zip(own, compute(frames, steps, [request.seed for request in own.values()], prompts), strict=True))
+    return made
+
+
+class LatentCache:
+    """The entries that one world model made, in one folder.
+
+    Args:
+        folder: of all caches; made when something is written.
+        identity: names the world model, see `world_identity`.
+        made_by: what `identity` stands for, written beside the shards for people.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], identity: str, made_by: Mapping[str, Any] | None = None) -> None:
+        self.folder = Path(folder) / identity
+        self.made_by = made_by
+        self._shards: dict[str, Path] = {}  # key -> the shard that holds it
+        self._known: set[Path] = set()
+        self._open: OrderedDict[Path, Any] = OrderedDict()
+        self.refresh()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_open": OrderedDict()}  # a worker process opens shards itself
+
+    def refresh(self) -> None:
+        """Looks for shards that other runs have written since.
+
+        Raises:
+            ValueError: a damaged shard, by name.
+        """
+        for shard in sorted(self.folder.glob("*.safetensors")):
+            if shard not in self._known:
+                self._shards.update(dict.fromkeys(self._opened(shard).keys(), shard))
+                self._known.add(shard)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._shards
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def read(self, key: str) -> Tensor:
+        """One entry, on the CPU.
+
+        Raises:
+            ValueError: not there, or damaged.
+        """
+        if key not in self._shards:
+            raise ValueError(
+                f"{self.folder} has no latents for one of the samples; fill it with `theworld cache CONFIG` and the "
+                "same settings."
+            )
+        shard = self._shards[key]
+        try:
+            return self._opened(shard).get_tensor(key)
+        except SafetensorError as error:
+            raise damaged(shard, error) from error
+
+    def write(self, entries: Mapping[str, Tensor]) -> None:
+        """Adds entries as one shard, whole or not at all."""
+        if not entries:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        described = self.folder / "world.json"
+        if self.made_by is not None and not described.exists():
+            replace_file(described, json.dumps(self.made_by, indent=2, default=str).encode() + b"\n")
+        name = hashlib.blake2b("".join(sorted(entries)).encode(), digest_size=16).hexdigest()
+        shard = self.folder / f"{name}.safetensors"
+        replace_file(shard, save({key: tensor.detach().cpu().contiguous() for key, tensor in entries.items()}))
+        self._shards.update(dict.fromkeys(entries, shard))
+        self._known.add(shard)
+
+    def fill(
+        self,
+        requests: Iterable[WorldRequest],
+        compute: Compute,
+        batch_size: int,
+        shard_entries: int = SHARD_ENTRIES,
+    ) -> int:
+        """Computes what is missing, in batches, and writes it shard by shard; returns how many entries are new."""
+        self._remove_abandoned()
+        waiting: dict[tuple[int, int], dict[str, WorldRequest]] = {}
+        made: dict[str, Tensor] = {}
+        count = 0
+
+        def compute_group(own: dict[str, WorldRequest]) -> None:
+            made.update({key: x.cpu() for key, x in latents_by_key(list(own.values()), compute).items()})
+            own.clear()
+
+        for request in requests:
+            if request.key in self or request.key in made:
+                continue
+            own = waiting.setdefault((request.frames.shape[1], request.num_world_steps), {})
+            own[request.key] = request
+            if len(own) == batch_size:
+                compute_group(own)
+            if len(made) >= shard_entries:
+                count += len(made)
+                self.write(made)
+                made.clear()
+        for own in waiting.values():
+            if own:
+                compute_group(own)
+        self.write(made)
+        return count + len(made)
+
+    def _opened(self, shard: Path) -> Any:
+        if shard not in self._open:
+            try:
+                self._open[shard] = safe_open(shard, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise damaged(shard, error) from error
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+    def _remove_abandoned(self) -> None:
+        """Half-written shards of runs that were killed; what a living run writes is younger."""
+        for file in self.folder.glob(".*.writing"):
+            if time.time() - file.stat().st_mtime > ABANDONED:
+                file.unlink(missing_ok=True)
+
+
+def damaged(shard: Path, error: Exception) -> ValueError:
+    return ValueError(f"{shard} is damaged ({error}); delete that file and run `theworld cache` again.")
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all; it is on the disk when this returns."""
+    side = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        with side.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(side, path)
+    finally:
+        side.unlink(missing_ok=True)
+
+
+def world_identity(config: TheWorldConfig, dtype: torch.dtype, inside: str | None = None) -> tuple[str, dict[str, Any]]:
+    """Names the world model of a config, without loading it: its weights, how it samples, and the type it runs in.
+
+    Args:
+        inside: folder that base names starting with `./` are relative to.
+
+    Returns:
+        The name, and what it stands for.
+    """
+    place = Path(resolve(config.world_name_or_path, inside))
+    weights = digest_of(place) if place.is_dir() else f"{config.world_name_or_path}@{config.world_revision}"
+    made_by = {
+        "format": FORMAT,
+        "weights": weights,
+        "world": {name: getattr(config.world_config, name) for name in DECIDING},
+        "dtype": str(dtype),
+    }
+    text = json.dumps(made_by, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest(), {**made_by, "name": config.world_name_or_path}
+
+
+def digest_of(folder: Path) -> str:
+    """A digest of a folder's weights: the size of each file and blocks of it, spread evenly.
+
+    Tuning moves every weight a little, so a few megabytes of a file tell it from any other; reading all of a large one
+    would take as long as loading it.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)} {size}".encode())
+        with path.open("rb") as file:
+            for number in range(SAMPLED_BLOCKS):
+                file.seek(max(0, size - BLOCK) * number // max(1, SAMPLED_BLOCKS - 1))
+                digest.update(file.read(BLOCK))
+    return digest.hexdigest()
+
+
+def compute_with(world: WorldModel, config: CosmosPredict2Config) -> Compute:
+    """What makes latents: a world model, on the device it is on, sampling as `config` says."""
+    sampling: dict[str, Any] = {
+        "num_inference_steps": config.num_inference_steps,
+        "guidance_scale": config.guidance_scale,
+    }
+
+    def compute(frames: Tensor, num_world_steps: int, seeds: Sequence[int], prompts: Sequence[str] | None) -> Tensor:
+        latents = world.encode(frames.to(next(world.parameters()).device))
+        if num_world_steps == 0:
+            return latents
+        world.load_parts("transformer")  # a run whose futures are true finds out here that a sample has none
+        if prompts is None:
+            world.load_default_prompts()
+            return world.rollout(latents, num_world_steps, seeds=seeds, **sampling)
+        embeds = world.embed_prompts(prompts)
+        return world.rollout(latents, num_world_steps, seeds=seeds, prompt_embeds=embeds, **sampling)
+
+    return compute

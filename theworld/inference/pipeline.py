@@ -1,0 +1,727 @@
+"""TheWorld: model and processor behind the calls people write.
+
+model = TheWorld("nano")
+answer = model.generate("scene.png", "Which bin will the ball land in: left, middle or right?", num_world_steps=4)
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import BatchFeature
+
+from theworld.inference.filmstrip import filmstrip
+from theworld.inference.option_scores import OptionKeeper, Reply, spellings_of
+from theworld.inference.prompting import IGNORED, Progress, PromptBuilder, RolloutOptions
+from theworld.inference.streaming import stream_text
+from theworld.media.images import Video, load_images, to_frames, to_pixels
+from theworld.model import checkpoint_file, freezing
+from theworld.model.configuration import TheWorldConfig
+from theworld.model.devices import resolve_device_and_dtype
+from theworld.model.modeling import TheWorldForConditionalGeneration, world_parts_for
+from theworld.model.processing import ImageOrVideo, TheWorldProcessor, group_images, prompts_each
+from theworld.model.projector import WorldProjector
+from theworld.storage.hub import read_json, resolve
+from theworld.world_models import guardrail
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_GEMMA = "google/gemma-3-4b-it"
+DEFAULT_COSMOS = "nvidia/Cosmos-Predict2-2B-Video2World"
+MODES = ("tokens", "frames")  # how the future reaches the language model: as world tokens, or as further pictures
+TOKEN_KINDS = ("trained", "random", "dummy")  # what makes world tokens of latents
+
+
+class TheWorld(nn.Module):
+    """A vision-language model that looks ahead.
+
+    Args:
+        model_name: a Gemma 3 model (Hub id or folder) to fuse afresh, or a trained TheWorld model (`nano`, folder, id).
+        num_world_steps: future latent frames a call imagines unless it says otherwise; None means 0 for a fresh fusion
+            and the model's own number for a trained one.
+        cosmos_model_name: world model of a fresh fusion.
+        freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae: False lets that part learn beside the projector.
+        max_world_steps: most world steps that a fresh fusion imagines (rows of its temporal embedding).
+        lora: LoRA on the language model of a fresh fusion, which learns beside the projector: its rank (alpha is twice
+            that, on all linear layers), or peft's settings as a dict.
+        dtype: torch's type or its name (`bfloat16`, `float32`, `float16`); None means bfloat16 on a GPU and float32 on
+            a CPU.
+        device: None means the first GPU, or the CPU.
+        device_map: where Gemma's layers go (`"auto"`, or a dict of module and device), instead of `device`; the world
+            model and the projector lie where the input embeddings lie.
+        config: further fields of TheWorldConfig for a fresh fusion (`projector`, `spatial_merge`, `world_images`, …);
+            `max_past_steps` of 1 or more lets it read videos.
+
+    Raises:
+        ValueError: a model that cannot be read, or settings that do not fit together.
+    """
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str] = DEFAULT_GEMMA,
+        num_world_steps: int | None = None,
+        cosmos_model_name: str = DEFAULT_COSMOS,
+        freeze_gemma_vision: bool = True,
+        freeze_gemma_language: bool = True,
+        freeze_cosmos_vae: bool = True,
+        max_world_steps: int = 16,
+        *,
+        lora: int | dict[str, Any] | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: str | torch.device | None = None,
+        device_map: Any = None,
+        **config: Any,
+    ) -> None:
+        super().__init__()
+        name = os.fspath(model_name)
+        place, dtype = resolve_device_and_dtype(device, device_map, dtype)
+        check_fields(config)  # before anything is fetched
+        values = read_json(resolve(name), revision=config.get("vlm_revision"))
+        if lora is not None:
+            config["lora"] = lora
+        if values.get("model_type") == TheWorldConfig.model_type:
+            if config:
+                raise ValueError(f"{name} is a trained model; {', '.join(config)} cannot be changed any more.")
+            model = _load(name, num_world_steps, dtype, device_map=device_map)
+        else:
+            steps = num_world_steps or 0
+            model = TheWorldForConditionalGeneration.from_base_models(
+                name,
+                cosmos_model_name,
+                dtype=dtype,
+                device_map=device_map,
+                num_world_steps=steps,
+                max_world_steps=max_world_steps,
+                **config,
+            )
+        self._set(model, place)
+        self._freeze(freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
+
+    def _set(self, model: TheWorldForConditionalGeneration, place: torch.device | None) -> None:
+        self.model = model if place is None else model.to(place)
+        self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
+        self.prompts = PromptBuilder(self.processor)
+        self.told_untrained = False
+        self.eval()  # as transformers hands models out; call train() to train
+
+    def _freeze(self, vision: bool, language: bool, vae: bool) -> None:
+        parts = [] if self.model.world is None else ["projector"]
+        parts += ["lora"] if self.config.lora is not None else []
+        parts += [
+            part for part, frozen in (("vision", vision), ("language", language), ("vae_encoder", vae)) if not frozen
+        ]
+        freezing.train_only(self.model, parts)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str | os.PathLike[str],
+        checkpoint_name: str | None = None,
+        *,
+        num_world_steps: int | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: str | torch.device | None = None,
+        device_map: Any = None,
+        freeze_gemma_vision: bool = True,
+        freeze_gemma_language: bool = True,
+        freeze_cosmos_vae: bool = True,
+    ) -> TheWorld:
+        """A trained model from `nano`, a folder or the Hub.
+
+        Args:
+            checkpoint_name: a checkpoint inside it: `checkpoint-1000` or `checkpoint-1000/pytorch_model.bin`.
+            num_world_steps: default of later calls; None keeps the model's own.
+            revision: branch, tag or commit of a Hub repository.
+            device_map: where Gemma's layers go, instead of `device`.
+
+        Raises:
+            ValueError: a model that cannot be read, or tensors that are not exactly those it should have.
+        """
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        place, dtype = resolve_device_and_dtype(device, device_map, dtype)
+        self._set(_load(os.fspath(model_name), num_world_steps, dtype, checkpoint_name, revision, device_map), place)
+        self._freeze(freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
+        return self
+
+    # ------------------------------------------------------------------------------------------------- what it is
+
+    @property
+    def config(self) -> TheWorldConfig:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def projector_is_trained(self) -> bool:
+        """Whether world tokens mean something to the language model; always true when there are none."""
+        return self.model.world is None or self.config.reads_world_tokens
+
+    def get_trainable_parameters(self) -> tuple[int, int, float]:
+        """(trainable, total, percent) over the parts in memory."""
+        rows = self.parameter_table()
+        trainable, total = sum(row.trainable for row in rows), sum(row.total for row in rows)
+        return trainable, total, 100.0 * trainable / total
+
+    def parameter_table(self) -> list[freezing.PartCount]:
+        """Parameters and trainable ones, a row a part in memory."""
+        return freezing.count_parameters(self.model)
+
+    @property
+    def gemma_is_untouched(self) -> bool:
+        """Whether Gemma is in memory as it was before training, a LoRA apart, which can be switched off."""
+        return not {"vision", "language"} & set(self.config.trained_parts)
+
+    def mode_of(self, mode: str | None = None, num_world_steps: int | None = None, num_past_steps: int = 0) -> str:
+        """How a call with this `mode` would answer: `tokens`, `frames`, or `picture` where only now is seen.
+
+        None means world tokens where the projector has learned to make them, and frames where it has not.
+        """
+        if mode is not None and mode not in MODES:
+            raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}.")
+        if self.model.world is None:
+            return "picture"
+        if (mode or ("tokens" if self.projector_is_trained else "frames")) == "tokens":
+            return "tokens"
+        return "frames" if self._steps(num_world_steps) or num_past_steps else "picture"
+
+    def _steps(self, num_world_steps: int | None) -> int:
+        return self.config.num_world_steps if num_world_steps is None else num_world_steps
+
+    # --------------------------------------------------------------------------------------------- from image to answer
+
+    def prepare(
+        self,
+        image: Any = None,
+        question: str | Sequence[str] | None = None,
+        answer: str | Sequence[str] | None = None,
+        *,
+        video: Any = None,
+        num_world_steps: int | None = None,
+        seed: int = 0,
+        enable_world: bool | None = None,
+        world_images: str | None = None,
+        world_prompt: str | Sequence[str] | None = None,
+    ) -> BatchFeature:
+        """Chat-formatted model inputs, left-padded, on this model's device.
+
+        Args:
+            image: one picture, several for one question, or with a list of questions one entry (or list) each; None
+                asks without a picture. Among several may be videos, as `theworld.media.images.load_video` reads them.
+            question: one or a list.
+            answer: with it the answer's turn is added and `labels` hold its ids, -100 elsewhere.
+            video: instead of `image`, what was seen so far, in any form `load_video` takes: its last frame is now. With
+                a list of questions one each.
+            world_images, world_prompt: as in `generate`.
+        """
+        pictures, questions = self.prompts.normalize_inputs(image, question, video)
+        answers = [answer] if isinstance(answer, str) else answer
+        rollout = RolloutOptions(num_world_steps, seed, enable_world, world_images, world_prompt=world_prompt)
+        return self.prompts.inputs(pictures, questions, answers, rollout).to(self.device)
+
+    def forward(
+        self,
+        image: Any = None,
+        text: str | Sequence[str] | None = None,
+        labels: str | Sequence[str] | Tensor | None = None,
+        num_world_steps: int | None = None,
+        world_prompt: str | Sequence[str] | None = None,
+        *,
+        video: Any = None,
+        world_images: str | None = None,
+    ) -> Any:
+        """Logits, and the loss when there are labels.
+
+        Args:
+            image, video: as in `prepare`.
+            text: the question or questions.
+            labels: answers as text, or label ids (B, L) in step with `prepare(image, text)["input_ids"]`.
+            num_world_steps: overrides the model's own number.
+            world_prompt, world_images: as in `generate`.
+        """
+        self._warn_if_untrained()
+        pictures, questions = self.prompts.normalize_inputs(image, text, video)
+        rollout = RolloutOptions(num_world_steps, world_images=world_images, world_prompt=world_prompt)
+        if any(pictures) and self.model.world is not None:
+            self._load_world_parts(*world_parts_for(self._steps(num_world_steps)))
+        if isinstance(labels, Tensor):
+            inputs = self.prompts.inputs(pictures, questions, None, rollout).to(self.device)
+            if labels.shape != inputs["input_ids"].shape:
+                raise ValueError(
+                    f"labels are {tuple(labels.shape)} but the prompt is {tuple(inputs['input_ids'].shape)}; give the "
+                    "answers as text, or label ids in step with prepare(image, text)['input_ids']."
+                )
+            return self.model(**inputs, labels=labels.to(self.device))
+        answers = [labels] if isinstance(labels, str) else labels
+        return self.model(**self.prompts.inputs(pictures, questions, answers, rollout).to(self.device))
+
+    def generate(
+        self,
+        image: Any = None,
+        question: str | Sequence[str] | None = None,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        num_world_steps: int | None = None,
+        *,
+        video: Any = None,
+        seed: int = 0,
+        enable_world: bool | None = None,
+        world_images: str | None = None,
+        world_latents: Tensor | None = None,
+        world_prompt: str | Sequence[str] | None = None,
+        mode: str | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """The answer to one question, or a list of answers to a list of questions in one batch.
+
+        Args:
+            image, video: as in `prepare`.
+            temperature: 0 is greedy.
+            num_world_steps: overrides the model's own number.
+            seed: another number imagines another future of the same picture.
+            enable_world: False asks Gemma alone, which of a video sees the last frame.
+            world_images: `first` looks ahead from a question's first picture, `all` from each; None is the model's.
+            world_latents: (n, C, T, h, w) to read instead of imagining, as `imagine` returns them, a row a picture that
+                is looked ahead from.
+            world_prompt: what the imagined future shows ("the cup is pushed to the left"), one for all questions or
+                one each; None or an empty one leaves it to the picture. It needs a world model with a text encoder.
+            mode: `tokens` reads the future as world tokens; `frames` shows it as further pictures, which needs no
+                training; None takes tokens where the projector is trained (see `mode_of`).
+            progress: called with (denoise steps done, of how many) while it imagines.
+        """
+        rollout = RolloutOptions(
+            num_world_steps, seed, enable_world, world_images, world_latents, world_prompt, mode, progress
+        )
+        inputs, sampling = self._generation(
+            *self.prompts.normalize_inputs(image, question, video), temperature, rollout
+        )
+        ids = self.model.generate(**inputs, **sampling, max_new_tokens=max_new_tokens)[
+            :, inputs["input_ids"].shape[1] :
+        ]
+        answers = [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+        return answers[0] if isinstance(question, str) else answers
+
+    def stream(
+        self,
+        image: Any = None,
+        question: str | None = None,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        num_world_steps: int | None = None,
+        *,
+        video: Any = None,
+        seed: int = 0,
+        enable_world: bool | None = None,
+        world_images: str | None = None,
+        world_latents: Tensor | None = None,
+        world_prompt: str | Sequence[str] | None = None,
+        mode: str | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[str]:
+        """The answer in pieces, as it is written; arguments as in `generate`, for one question."""
+        if question is not None and not isinstance(question, str):
+            raise ValueError("stream writes one answer; give one question, and lists of them to generate.")
+        rollout = RolloutOptions(
+            num_world_steps, seed, enable_world, world_images, world_latents, world_prompt, mode, progress
+        )
+        inputs, sampling = self._generation(
+            *self.prompts.normalize_inputs(image, question, video), temperature, rollout
+        )
+        arguments = {**inputs, **sampling, "max_new_tokens": max_new_tokens}
+        yield from stream_text(self.model.generate, self.processor.tokenizer, arguments)
+
+    @torch.no_grad()
+    def reply(
+        self,
+        image: Any,
+        question: Sequence[str],
+        options: Sequence[Sequence[str]] | None = None,
+        max_new_tokens: int = 128,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        num_world_steps: int | None = None,
+        seed: int = 0,
+        enable_world: bool | None = None,
+        world_latents: Tensor | None = None,
+        world_tokens: Tensor | None = None,
+        image_features: Tensor | None = None,
+        mode: str | None = None,
+        lora: bool = True,
+    ) -> list[Reply]:
+        """Answers to a list of questions in one batch, with their lengths and the likelihoods of options.
+
+        Args:
+            image, temperature, world_latents, mode: as in `generate`.
+            options: for each question, the answers whose log-probabilities are wanted.
+            top_p: share of the likeliest tokens that a temperature above 0 draws from.
+            world_tokens: (n, K, D) to read in place of those that the projector makes of `world_latents`, which say how
+                many moments they are.
+            image_features: (pictures, tokens, D) as `image_features` returns them, in the order of the pictures.
+            lora: False asks Gemma as it was before training.
+
+        Raises:
+            ValueError: Gemma itself is asked for and was trained, or world tokens without latents.
+        """
+        answering = self._answering(world_latents, world_tokens, lora)
+        rollout = RolloutOptions(num_world_steps, seed, enable_world, world_latents=world_latents, mode=mode)
+        inputs, sampling = self._generation(*self.prompts.normalize_inputs(image, question, None), temperature, rollout)
+        self._take(inputs, world_tokens, image_features)
+        if sampling["do_sample"]:
+            sampling["top_p"] = top_p
+        tokenizer = self.processor.tokenizer
+        keeper = OptionKeeper([spellings_of(tokenizer, own) for own in options or [[]] * len(question)])
+        with answering:
+            ids = self.model.generate(**inputs, **sampling, max_new_tokens=max_new_tokens, logits_processor=[keeper])
+        written = ids[:, inputs["input_ids"].shape[1] :].tolist()
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        texts = self.processor.batch_decode(written, skip_special_tokens=True)
+        return [
+            Reply(
+                text.strip(),
+                sum(token != tokenizer.pad_token_id for token in row),
+                length,
+                keeper.logprobs(place, row) if options is not None else None,
+            )
+            for place, (text, row, length) in enumerate(zip(texts, written, lengths, strict=True))
+        ]
+
+    @torch.no_grad()
+    def answer_logprobs(
+        self,
+        image: Any,
+        question: Sequence[str],
+        answer: Sequence[str],
+        *,
+        num_world_steps: int | None = None,
+        seed: int = 0,
+        enable_world: bool | None = None,
+        world_latents: Tensor | None = None,
+        world_tokens: Tensor | None = None,
+        image_features: Tensor | None = None,
+        mode: str | None = None,
+        lora: bool = True,
+    ) -> list[tuple[float, bool]]:
+        """Of each question's given answer: its log-probability, and whether a greedy answer begins with it.
+
+        The end of the turn does not count. Arguments and errors as in `reply`.
+        """
+        answering = self._answering(world_latents, world_tokens, lora)
+        rollout = RolloutOptions(num_world_steps, seed, enable_world, world_latents=world_latents, mode=mode)
+        inputs, _ = self._generation(*self.prompts.normalize_inputs(image, question, None), 0.0, rollout, answer)
+        self._take(inputs, world_tokens, image_features)
+        labels = inputs.pop("labels")
+        longest = int((labels != IGNORED).sum(dim=1).max())  # rows are left-padded, so that all answers end together
+        with answering:
+            logits = self.model(**inputs, logits_to_keep=longest + 1).logits
+        scores = logits[:, :-2].float().log_softmax(-1)  # (B, longest - 1, V): what follows is the end of the turn
+        labels = labels[:, -longest:-1]
+        asked = labels != IGNORED
+        own = scores.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(~asked, 0.0)
+        greedy = ((scores.argmax(-1) == labels) | ~asked).all(dim=1)
+        return list(zip(own.sum(dim=1).tolist(), greedy.tolist(), strict=True))
+
+    def _answering(
+        self, world_latents: Tensor | None, world_tokens: Tensor | None, lora: bool
+    ) -> AbstractContextManager[None]:
+        """Inside, the model answers with its LoRA or without; what cannot be asked is told at once."""
+        if world_tokens is not None and world_latents is None:
+            raise ValueError("world_tokens say nothing of time; pass the world_latents that they stand for as well.")
+        if not lora and not self.gemma_is_untouched:
+            raise ValueError(
+                "vision or language of this model were trained, so Gemma as it was is not in memory; ask the base "
+                f"model itself ({self.config.vlm_name_or_path})."
+            )
+        return self.model.lora_disabled() if not lora and self.config.lora is not None else nullcontext()
+
+    def _take(self, inputs: BatchFeature, world_tokens: Tensor | None, image_features: Tensor | None) -> None:
+        """Puts tokens and soft tokens that were made before into the place of what they are made from."""
+        if world_tokens is not None:
+            del inputs["world_latents"]
+            inputs["world_embeds"] = world_tokens.to(self.device)
+        if image_features is not None:
+            del inputs["pixel_values"]
+            inputs["image_features"] = image_features.to(self.device)
+
+    @torch.no_grad()
+    def image_features(self, images: Any) -> Tensor:
+        """Gemma's soft tokens (pictures, tokens, D) of each picture, which `reply` takes in place of computing them."""
+        pixels = self.processor.image_processor(load_images(images), return_tensors="pt")["pixel_values"]
+        return self.model.image_features(pixels.to(self.device))
+
+    @torch.no_grad()
+    def world_tokens(self, latents: Tensor, kind: str = "trained", seed: int = 0) -> Tensor:
+        """World tokens (n, K, D) of latents (n, C, T, h, w), boundaries included.
+
+        Args:
+            kind: `trained`, by the projector; `random`, by an untrained one of the same make, drawn with `seed`;
+                `dummy`, one constant token in every place between the boundaries, the same for all latents.
+        """
+        if kind not in TOKEN_KINDS:
+            raise ValueError(f"kind is {kind!r}; choose one of {', '.join(TOKEN_KINDS)}.")
+        projector = self.model.projector
+        latents = latents.to(projector.row.device)
+        if kind == "random":
+            with torch.random.fork_rng(devices=[]):  # the constructor draws from the global generator
+                untrained = WorldProjector(self.config)
+            # not 0, from which nano's language model learned to read
+            untrained.scale_to(self.model.text_embedding_rms(), seed=seed + 1)
+            return untrained.to(projector.row)(latents)
+        if kind == "dummy":
+            begin, inner, end = projector(torch.zeros_like(latents)).split_with_sizes(
+                [1, self.config.world_token_count(latents.shape[2] - 1) - 2, 1], dim=1
+            )
+            return torch.cat([begin, inner.mean(dim=1, keepdim=True).expand_as(inner), end], dim=1)
+        return projector(latents)
+
+    def _generation(
+        self,
+        pictures: list[list[ImageOrVideo]],
+        questions: list[str],
+        temperature: float,
+        rollout: RolloutOptions,
+        answers: Sequence[str] | None = None,
+    ) -> tuple[BatchFeature, dict[str, Any]]:
+        """Model inputs with the future already imagined, and how `generate` samples."""
+        if not 0 <= temperature < math.inf:  # written so that NaN fails
+            raise ValueError(f"temperature is {temperature}; 0 is greedy, a larger number is freer.")
+        if rollout.world_latents is not None and rollout.world_prompt is not None:
+            raise ValueError("world_latents are imagined already, so no world_prompt can steer them; give one.")
+        past = 0
+        if rollout.enable_world is not False and any(pictures):
+            seen = self.processor.with_world(pictures, rollout.world_images)
+            past = self.processor.num_past_steps([picture for own in seen for picture in own])
+            if rollout.world_latents is not None:
+                rollout = replace(rollout, num_world_steps=rollout.world_latents.shape[2] - 1 - past)
+            how = self.mode_of(rollout.mode, rollout.num_world_steps, past)
+            if how == "picture" and past:
+                raise ValueError("this model has no world model, so nothing would read a video's past; give a picture.")
+            if how == "picture" and any(prompts_each(rollout.world_prompt, None)):
+                raise ValueError("a world prompt steers imagined steps, and num_world_steps is 0; ask for 1 or more.")
+            if how == "frames":
+                pictures, questions = self._with_frames(pictures, questions, seen, rollout)
+            if how != "tokens":
+                if rollout.mode is None:
+                    self._warn_if_untrained()
+                rollout = replace(rollout, enable_world=False, world_latents=None, world_prompt=None)
+        inputs = self.prompts.inputs(pictures, questions, answers, rollout).to(self.device)
+        if "world_frames" in inputs:
+            self._warn_if_untrained()
+            frames, seeds, steps = (inputs.pop(name) for name in ("world_frames", "world_seeds", "num_world_steps"))
+            prompts, latents = inputs.pop("world_prompt", None), rollout.world_latents
+            if latents is None:
+                latents = self._imagine(frames, int(steps[0]), seeds.tolist(), rollout.progress, prompts)
+            inputs.update({"world_latents": latents.to(self.device), "num_past_steps": past})
+        elif rollout.world_latents is not None:
+            raise ValueError("world_latents were given, but the world is off or there is no picture.")
+        return inputs, {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+
+    def _with_frames(
+        self,
+        pictures: list[list[ImageOrVideo]],
+        questions: list[str],
+        seen: list[list[ImageOrVideo]],
+        rollout: RolloutOptions,
+    ) -> tuple[list[list[ImageOrVideo]], list[str]]:
+        """Each question's pictures of now with the last frame of each past and imagined world step, introduced."""
+        if not all(pictures):
+            raise ValueError("imagined frames need a picture for each question.")
+        factor = self.config.world_config.temporal_factor
+        chosen = [picture for own in seen for picture in own]
+        future: list[Any] = [[] for _ in chosen]
+        if self._steps(rollout.num_world_steps):
+            latents = rollout.world_latents
+            if latents is None:
+                prompts = prompts_each(rollout.world_prompt, len(seen))
+                steering = [prompt for own, prompt in zip(seen, prompts, strict=True) for _ in own]
+                latents = self.imagine(
+                    chosen, rollout.num_world_steps, seed=rollout.seed, world_prompt=steering, progress=rollout.progress
+                )
+            first = factor * (self.processor.num_past_steps(chosen) + 1)  # where the first imagined world step ends
+            future = list(self.decode(latents, for_people=False)[:, first::factor])  # each (N, H, W, 3)
+        after = iter(future)
+        shown, texts = [], []
+        for own, looked_at, question in zip(pictures, seen, questions, strict=True):
+            now = [picture.now if isinstance(picture, Video) else picture for picture in own]
+            before = [self.processor.frames_of(picture)[:-1:factor] for picture in looked_at]
+            strip, text = filmstrip(now, before, [list(next(after)) for _ in looked_at], question)
+            shown.append(strip)
+            texts.append(text)
+        return [group_images(own, "")[0] for own in shown], texts
+
+    # --------------------------------------------------------------------------------------------------- the future
+
+    def imagine(
+        self,
+        image: Any = None,
+        num_world_steps: int | None = None,
+        *,
+        video: Any = None,
+        seed: int = 0,
+        world_prompt: str | Sequence[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Latents of now and the imagined next moments, one row a picture: (n, C, 1 + num_world_steps, h, w).
+
+        With a `video`, or with videos among the pictures, P latents of what came before stand in front. `world_prompt`
+        says what the future shows, one for all pictures or one each.
+        """
+        steps = self.config.check_world_steps(self._steps(num_world_steps))
+        pictures = group_images(image, "")[0] if video is None else [self.prompts.video(video, image)]
+        inputs = self.processor.world_inputs(pictures, steps, seed, world_prompt)
+        frames, seeds, prompts = inputs["world_frames"], inputs["world_seeds"].tolist(), inputs.get("world_prompt")
+        return self._imagine(frames.to(self.device), steps, seeds, progress, prompts)
+
+    def seen(self, video: Any) -> np.ndarray:
+        """The frames of a video that the world model reads: (1 + 4·P, S, S, 3) uint8, the last is now."""
+        frames = self.processor.frames_of(self.prompts.video(video))
+        return to_pixels(to_frames([frames], self.config.world_image_size))[0]
+
+    @torch.no_grad()
+    def _imagine(
+        self,
+        frames: Tensor,
+        steps: int,
+        seeds: Sequence[int],
+        progress: Progress | None,
+        world_prompt: Sequence[str] | None,
+    ) -> Tensor:
+        if world_prompt:
+            self._world().check_takes_prompts()  # said before the transformer is loaded
+        self._load_world_parts(*world_parts_for(steps))
+        return self.model.world_latents_of(frames, steps, seeds, progress, world_prompt)
+
+    @torch.no_grad()
+    def encode(self, clip: Sequence[Any]) -> Tensor:
+        """Latents (1, C, T, h, w) of true frames, 1 + 4·N of them: what a perfect rollout would have imagined."""
+        self._load_world_parts("encoder")
+        frames = to_frames([list(clip)], self.config.world_image_size)
+        return self._world().encode(frames.to(self.device))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, *, for_people: bool = True) -> np.ndarray:
+        """Latents (n, C, T, h, w) to frames (n, F, H, W, 3) uint8 that people can rollout at; F = 1 + 4·(T - 1).
+
+        With NVIDIA's weights the frames pass NVIDIA's guardrail first.
+
+        Args:
+            for_people: False for frames that no person sees, such as a picture for the language model to read.
+
+        Raises:
+            ValueError: no guardrail where one is needed, or frames that it refuses.
+        """
+        checked = for_people and self.needs_guardrail
+        if checked:
+            guardrail.require_installed()  # said before anything is loaded
+        self._load_world_parts("decoder")
+        frames = to_pixels(self._world().decode(latents.to(self.device)))
+        return guardrail.check_frames(frames, self.device) if checked else frames
+
+    @property
+    def needs_guardrail(self) -> bool:
+        """Whether NVIDIA's guardrail checks people's world prompts, and the frames that people see."""
+        return bool(self._world().needs_guardrail)
+
+    def _world(self) -> Any:
+        if self.model.world is None:
+            raise ValueError("this model was trained with the world off (enable_world=False); it cannot imagine.")
+        return self.model.world
+
+    def _load_world_parts(self, *parts: str) -> None:
+        """Loads what a call needs and the model does not have yet, from where the world model came from."""
+        world = self._world()
+        missing = [part for part in parts if part not in world.parts]
+        if missing:
+            logger.info("loading the world model's %s", " and ".join(missing))
+            world.load_parts(*missing)
+
+    def _warn_if_untrained(self) -> None:
+        if not self.projector_is_trained and not self.training and not self.told_untrained:
+            self.told_untrained = True
+            logger.warning(
+                "The projector of this model is untrained, so its world tokens mean nothing to the language model yet: "
+                "unless mode='tokens' asks for them, answers come from imagined frames shown as pictures, or with 0 "
+                "world steps from the picture alone; train it, or load a trained model with TheWorld.from_pretrained."
+            )
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def merge_lora(self) -> None:
+        """Adds what the LoRA learned to the language model's weights, so that everything can be exported."""
+        self.model.merge_lora()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], full: bool = False) -> None:
+        """Writes the adapter (what was trained, and the bases' ids), or everything with `full=True`."""
+        self.model.save_pretrained(folder, full=full)
+
+    def save_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        optimizer: torch.optim.Optimizer | None = None,
+        epoch: int | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Writes what was trained, the optimiser's state, epoch and step to one file, all or nothing."""
+        checkpoint_file.save_checkpoint(self.model, path, optimizer, epoch, step)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None
+    ) -> dict[str, int | None]:
+        """Reads a file of `save_checkpoint` back; it must hold exactly the parts this model has in training.
+
+        The next step is then the one that the saved run would have taken.
+
+        Returns:
+            `{"epoch": …, "step": …}`, None where none was saved.
+
+        Raises:
+            ValueError: damaged, not such a file, or of another base or other parts; nothing has changed then.
+            FileNotFoundError: no such file.
+        """
+        return checkpoint_file.load_checkpoint(self.model, path, optimizer)
+
+
+def check_fields(config: Mapping[str, Any]) -> None:
+    """Raises a ValueError for a keyword of no fresh fusion; transformers would keep it, and nobody would read it."""
+    known = [*inspect.signature(TheWorldConfig.__init__).parameters, *inspect.signature(TheWorld.__init__).parameters]
+    for key in config:
+        if key not in known:
+            close = "dtype" if key == "torch_dtype" else next(iter(difflib.get_close_matches(key, known, 1)), None)
+            hint = f"did you mean {close!r}?" if close else "see help(TheWorld) and help(TheWorldConfig)."
+            raise ValueError(f"TheWorld takes no {key!r}; {hint}")
+
+
+def _load(
+    name: str,
+    num_world_steps: int | None,
+    dtype: torch.dtype,
+    checkpoint_name: str | None = None,
+    revision: str | None = None,
+    device_map: Any = None,
+) -> TheWorldForConditionalGeneration:
+    """A trained model whose default number of world steps may be another than the one it was saved with."""
+    model = TheWorldForConditionalGeneration.from_pretrained(
+        name,
+        dtype=dtype,
+        revision=revision,
+        checkpoint_name=checkpoint_name,
+        world_parts=("encoder",),
+        **({} if device_map is None else {"device_map": device_map}),
+    )
+    if num_world_steps is not None:
+        model.config.num_world_steps = model.config.check_world_steps(num_world_steps)
+    return model

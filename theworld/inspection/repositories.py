@@ -1,0 +1,331 @@
+"""What a call needs of each repository, and whether it can be had: files, sizes, licences; no weight is fetched.
+
+A repository is a folder, a shipped model, or a Hub id. Of a Hub id, the Hub is asked for the list of files with their
+sizes and for the head of one file, which it refuses where the licence is not accepted; the cache is looked at for what
+is here already. Without a network the cache alone decides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_token, hf_hub_url, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import http_backoff  # type: ignore[attr-defined]  # documented, and exported lazily
+
+from theworld.storage.hub import ADAPTER_FILE, CONFIG_FILE, is_shipped, resolve
+from theworld.world_models.cosmos_components import PROMPT_EMBEDS, file_patterns
+from theworld.world_models.prompts import ENCODER_FILES
+
+# the HTTP library's own base class of errors, whichever library this version of huggingface_hub is built on
+TransportError: type[BaseException] = HfHubHTTPError.__bases__[0]
+TIMEOUT = 10.0  # seconds for one answer of the Hub
+CONNECT_TIMEOUT = 5.0  # seconds until it takes a call, behind a firewall that drops packets
+
+# Patterns without a slash are of the top folder. What is not required is taken where it is there.
+ADAPTER_FILES = (CONFIG_FILE, ADAPTER_FILE)
+GEMMA_REQUIRED = ("config.json", "model*.safetensors")
+GEMMA_FILES = (
+    *GEMMA_REQUIRED,
+    "model.safetensors.index.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*processor_config.json",
+    "chat_template*",
+)
+CONFIG_FILES = (CONFIG_FILE, "model_index.json")
+
+
+@dataclass
+class Need:
+    """Files that a call reads of one repository or folder.
+
+    Args:
+        role: what it is to the call.
+        name: as people write it.
+        place: a folder, or the Hub id again.
+        files: patterns of everything that is read.
+        required: patterns of which each must match a file.
+    """
+
+    role: str
+    name: str
+    place: str
+    files: tuple[str, ...]
+    required: tuple[str, ...]
+    revision: str | None = None
+
+
+@dataclass
+class Found:
+    """What was found of a `Need`; sizes in bytes.
+
+    `where` is shipped, folder, cache or hub; `access` one of ok, gated, unknown (no such repository, or a private
+    one), unreachable, incomplete; `problem` a sentence that says what to do, None where there is none.
+    """
+
+    need: Need
+    where: str
+    access: str = "ok"
+    problem: str | None = None
+    names: dict[str, int] = field(default_factory=dict)  # file -> size
+    here: int = 0
+
+    @property
+    def needed(self) -> int:
+        return sum(self.names.values())
+
+    @property
+    def missing(self) -> int:
+        return self.needed - self.here if self.access == "ok" else 0
+
+
+def answers(endpoint: str) -> bool:
+    """Whether the Hub says anything at all, be it a refusal: asked once a process, and once more a second later."""
+    if endpoint not in _answered:
+        timeouts = (CONNECT_TIMEOUT, TIMEOUT, TIMEOUT, TIMEOUT)  # to connect, read, write and get a connection
+        try:
+            http_backoff("HEAD", endpoint, max_retries=1, retry_on_status_codes=(), timeout=timeouts)
+        except (TransportError, OSError):
+            _answered[endpoint] = False
+        else:
+            _answered[endpoint] = True
+    return _answered[endpoint]
+
+
+_answered: dict[str, bool] = {}
+
+
+def is_away() -> bool:
+    """Whether `go_offline_if_away` has found the Hub away, so that this process reads the cache alone."""
+    return bool(constants.HF_HUB_OFFLINE) and _answered.get(constants.ENDPOINT) is False
+
+
+def go_offline_if_away(name: str, inside: str | None = None) -> None:
+    """Where `name` lies on the Hub and the Hub does not answer, reads the cache alone from here on.
+
+    As HF_HUB_OFFLINE=1 does, for the whole process: for a program that makes one call, not for a library. Without it
+    huggingface_hub asks six times over 23 seconds for every file that it does not have, and transformers and we look
+    for several that many repositories lack: a model that is whole in the cache would be minutes late. Once the Hub has
+    answered, downloads have all the patience they had.
+    """
+    place = resolve(name, inside)
+    if may_be_on_hub(place) and not constants.HF_HUB_OFFLINE and not answers(constants.ENDPOINT):
+        constants.HF_HUB_OFFLINE = True
+
+
+def may_be_on_hub(place: str) -> bool:
+    return not Path(place).is_dir() and place.count("/") == 1 and not place.startswith((".", "/", "~"))
+
+
+def config_need(name: str) -> Need:
+    """Only what says what a repository is."""
+    return Need("config", name, resolve(name), CONFIG_FILES, ())
+
+
+def adapter_need(model: str) -> Need:
+    return Need("adapter", model, resolve(model), (*ADAPTER_FILES, PROMPT_EMBEDS), ADAPTER_FILES)
+
+
+def gemma_need(name: str, model: str | None = None, revision: str | None = None) -> Need:
+    return _base("vision-language model", name, model, revision, GEMMA_FILES, GEMMA_REQUIRED)
+
+
+def world_need(name: str, parts: Sequence[str], model: str | None = None, revision: str | None = None) -> Need:
+    files = tuple(file_patterns(parts))
+    required = tuple(pattern for pattern in files if pattern.startswith(("vae/", "transformer/", "scheduler/")))
+    return _base("world model", name, model, revision, files, required)
+
+
+def text_encoder_need(world: Need) -> Need:
+    """What embeds a world's default prompt, once, where its folder came without the embeddings."""
+    prefix = world.files[0].removesuffix("model_index.json")  # of a base inside another repository
+    files = tuple(prefix + pattern for pattern in ENCODER_FILES)
+    return Need("its text encoder", world.name, world.place, files, files, world.revision)
+
+
+def _base(
+    role: str, name: str, model: str | None, revision: str | None, files: tuple[str, ...], required: tuple[str, ...]
+) -> Need:
+    """A base of the trained `model`; one whose name starts with `./` lies inside it, folder or repository."""
+    if model is None or not name.startswith("./"):
+        return Need(role, name, resolve(name), files, required, revision)
+    place = resolve(model)
+    if Path(place).is_dir():
+        return Need(role, name, resolve(name, place), files, required)
+    inside = name.removeprefix("./")
+    files, required = (tuple(f"{inside}/{pattern}" for pattern in patterns) for patterns in (files, required))
+    return Need(role, name, place, files, required)
+
+
+def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """The names that match a pattern; `*` does not reach into sub-folders."""
+    return [
+        name
+        for name in names
+        if any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
+    ]
+
+
+def look(need: Need) -> Found:
+    """Finds what a call needs, on the disk or on the Hub; reads no weights and fetches none."""
+    if Path(need.place).is_dir():
+        shipped = is_shipped(need.place)
+        return _in_folder(need, Path(need.place), "shipped" if shipped else "folder")
+    if not may_be_on_hub(need.place):
+        problem = f"There is no folder {need.place}, and it is no Hub id such as owner/name: check the name."
+        return Found(need, "folder", "unknown", problem)
+    if constants.HF_HUB_OFFLINE:
+        return _in_cache(need, no_network() if is_away() else "HF_HUB_OFFLINE is set: unset it")
+    if not answers(constants.ENDPOINT):
+        return _in_cache(need, no_network())
+    return _on_hub(need)
+
+
+def _in_folder(need: Need, folder: Path, where: str) -> Found:
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    names = matching(files, need.files)
+    found = Found(need, where, names={name: files[name].stat().st_size for name in names})
+    found.here = found.needed
+    lacking = [pattern for pattern in need.required if not matching(files, [pattern])]
+    lacking += [name for name in _indexed(folder, names) if name not in files]
+    closed = [name for name in names if not os.access(files[name], os.R_OK)]
+    if lacking:
+        found.access = "incomplete"
+        found.problem = f"{need.name} has no {lacking[0]} in {folder}: download or save it again."
+    elif closed:
+        found.access = "incomplete"
+        found.problem = f"{files[closed[0]]} may not be read by this account: check its permissions."
+    return found
+
+
+def _indexed(folder: Path, names: Iterable[str]) -> list[str]:
+    """The shards that a folder's index files name."""
+    shards: set[str] = set()
+    for name in names:
+        if name.endswith(".index.json"):
+            try:
+                weight_map = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"]
+                shards.update(str(Path(name).parent / shard) for shard in weight_map.values())
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+                shards.add(f"{name} that can be read")
+    return sorted(shards)
+
+
+def _in_cache(need: Need, remedy: str) -> Found:
+    """What the cache holds, where the Hub cannot be asked."""
+    try:
+        folder = snapshot_download(
+            need.place, revision=need.revision, allow_patterns=list(need.files), local_files_only=True
+        )
+    except (LocalEntryNotFoundError, HFValidationError):
+        found = Found(need, "hub", "unreachable")
+    else:
+        found = _in_folder(need, Path(folder), "cache")
+    if found.problem or found.access != "ok":
+        found.access = "unreachable"
+        found.problem = (
+            f"{need.name} is not whole in the cache and the Hub cannot be asked: {remedy}, or name a folder."
+        )
+    return found
+
+
+def _on_hub(need: Need) -> Found:
+    api = HfApi()
+    page = f"{constants.ENDPOINT}/{need.place}"
+    found = Found(need, "hub")
+    try:
+        info = api.model_info(need.place, revision=need.revision, files_metadata=True, timeout=TIMEOUT)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        names = matching(sizes, need.files)
+        found.names = {name: sizes[name] for name in names}
+        found.here = sum(sizes[name] for name in names if _is_cached(need.place, name, info.sha))
+        lacking = [pattern for pattern in need.required if not matching(sizes, [pattern])]
+        if lacking:
+            found.access = "incomplete"
+            found.problem = f"{need.name} on the Hub has no {lacking[0]}: it is not the model that is meant."
+            return found
+        if names:  # the list is public also where the files are not
+            api.get_hf_file_metadata(url=hf_hub_url(need.place, names[0], revision=need.revision), timeout=TIMEOUT)
+    except GatedRepoError:  # before its base class, RepositoryNotFoundError
+        found.access = "gated"
+        found.problem = (
+            f"{need.name} is gated and its licence is not accepted by the account of this token: accept it at {page} "
+            "(a fine-grained token also needs leave to read gated repositories)."
+            if get_token()
+            else f"{need.name} is gated and there is no token: accept its licence at {page}, then run `hf auth login`."
+        )
+    except RepositoryNotFoundError:
+        found.access = "unknown"
+        found.problem = (
+            f"The Hub has no repository {need.name} that this token may read: check the name."
+            if get_token()
+            else f"The Hub has no public repository {need.name}: check the name, or run `hf auth login`."
+        )
+    except RevisionNotFoundError:
+        found.access = "unknown"
+        found.problem = f"{need.name} has no revision {need.revision!r}: check the model's config.json."
+    except EntryNotFoundError as error:
+        found.access = "incomplete"
+        found.problem = f"{need.name} lists a file that it does not have ({error}): ask its owner."
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            found.access = "gated"
+            found.problem = (
+                f"The Hub refuses this token {need.name} ({status}): see {page}, then run `hf auth login` again."
+            )
+        else:
+            found = _in_cache(need, f"it answers {status} at {constants.ENDPOINT}, so try again later")
+    except (TransportError, OSError):
+        found = _in_cache(need, no_network())
+    return found
+
+
+def no_network() -> str:
+    return f"check the network and {constants.ENDPOINT}"
+
+
+def _is_cached(repository: str, name: str, commit: str | None) -> bool:
+    return isinstance(try_to_load_from_cache(repository, name, revision=commit), str)
+
+
+def token_problem() -> str | None:
+    """What is wrong with the token, where there is one and the Hub can be asked."""
+    if constants.HF_HUB_OFFLINE or not get_token() or not answers(constants.ENDPOINT):
+        return None
+    try:
+        HfApi().whoami()
+    except HfHubHTTPError as error:
+        if error.response.status_code == 401:
+            return "The Hub does not know this token (HF_TOKEN or `hf auth login`): log in again, or unset it."
+    except (TransportError, OSError):
+        return None  # said for each repository
+    return None
+
+
+def cache_folder() -> Path:
+    return Path(constants.HF_HUB_CACHE)
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where a folder is, or would be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

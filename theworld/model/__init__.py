@@ -1,0 +1,1 @@
+"""The model: configuration, processor, projector and the transformers classes."""

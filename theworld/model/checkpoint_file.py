@@ -1,0 +1,78 @@
+"""One file with what was trained and the state of its training, for training loops of one's own.
+
+The recipe's checkpoints are folders, and theirs is another way: `theworld.training`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from theworld.model import freezing
+from theworld.model.loading import fingerprints
+from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.storage.adapters import check_tensors, copy_tensors, read_pickle
+
+
+def save_checkpoint(
+    model: TheWorldForConditionalGeneration,
+    path: str | os.PathLike[str],
+    optimizer: torch.optim.Optimizer | None = None,
+    epoch: int | None = None,
+    step: int | None = None,
+) -> None:
+    """Writes what was trained, the optimiser's state, epoch and step to one file, all or nothing."""
+    path = Path(path)
+    tensors = model.adapter_tensors()
+    content = {
+        "model": {name: tensor.detach().cpu() for name, tensor in tensors.items()},
+        "bases": fingerprints(model, parts_outside(model, tensors)),
+        "optimizer": None if optimizer is None else optimizer.state_dict(),
+        "epoch": epoch,
+        "step": step,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = path.with_name(f".{path.name}.writing")
+    try:
+        torch.save(content, side)
+        os.replace(side, path)
+    finally:
+        side.unlink(missing_ok=True)
+
+
+def load_checkpoint(
+    model: TheWorldForConditionalGeneration,
+    path: str | os.PathLike[str],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> dict[str, int | None]:
+    """Reads a file of `save_checkpoint` back, as `TheWorld.load_checkpoint` says."""
+    content = read_pickle(Path(path))
+    named = all(isinstance(content.get(name), dict) for name in ("model", "bases"))
+    if not named or not {"optimizer", "epoch", "step"} <= set(content):
+        raise ValueError(f"{path} was not written by save_checkpoint.")
+    expected = model.adapter_tensors()
+    check_tensors(expected, content["model"], str(path))
+    bases = fingerprints(model, parts_outside(model, expected))
+    for part in bases.keys() & content["bases"].keys():
+        if bases[part] != content["bases"][part]:
+            raise ValueError(f"{path} was made for another base: the frozen {part} part has other weights there.")
+    if optimizer is not None:
+        if content["optimizer"] is None:
+            raise ValueError(f"{path} holds no optimiser state; load it without optimizer=.")
+        try:
+            optimizer.load_state_dict(content["optimizer"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} holds the state of another optimiser, or of one over other parameters ({error})."
+            ) from error
+    copy_tensors(expected, content["model"], str(path))
+    return {"epoch": content["epoch"], "step": content["step"]}
+
+
+def parts_outside(model: TheWorldForConditionalGeneration, tensors: Iterable[str]) -> list[str]:
+    """Parts in memory that a checkpoint of these tensors does not hold, so that they must be the same again."""
+    inside = {freezing.part_of(name) for name in tensors}
+    return [row.part for row in freezing.count_parameters(model) if row.part not in inside]

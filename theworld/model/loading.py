@@ -1,0 +1,250 @@
+"""What a model is put together from, strictly: every stored tensor is one of the model's, and the other way round.
+
+transformers logs missing and unexpected tensors and goes on with random ones; here either is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedConfig
+from transformers import __version__ as transformers_version
+
+from theworld.model import freezing
+from theworld.model.configuration import TheWorldConfig
+from theworld.storage.adapters import read_tensors, split_checkpoint_name
+from theworld.storage.hub import (
+    CONFIG_FILE,
+    WORLD_INDEX_FILE,
+    absolute_base_path,
+    commit_of,
+    find_base_dir,
+    read_json,
+    resolve,
+)
+from theworld.world_models import world_model_class
+from theworld.world_models.base import PARTS, WorldModel
+from theworld.world_models.configuration import CosmosPredict2Config
+
+logger = logging.getLogger(__name__)
+
+GEMMA = Gemma3Config.model_type
+# keys that published configs hold and transformers keeps as plain attributes, after reading them or for no reader;
+# vision_use_head is published as false, which is what transformers before its day does
+GEMMA_KEYS_KEPT = {"model_type", "eos_token_id", "cache_implementation", "sliding_window_pattern", "vision_use_head"}
+VLM_FOLDER, WORLD_FOLDER = "vlm", "world"  # of a full export
+DIGESTED = 1024  # numbers of each tensor that a fingerprint reads
+
+
+def read_gemma_config(name_or_path: str, revision: str | None = None) -> Gemma3Config:
+    """The config of a Gemma 3 that sees pictures.
+
+    Raises:
+        ValueError: unreadable, or another kind of model.
+    """
+    kind = read_json(name_or_path, revision=revision).get("model_type")
+    if kind != GEMMA:
+        raise ValueError(
+            f"{name_or_path} is a {kind!r} model; TheWorld stands on a Gemma 3 that sees pictures ({GEMMA!r}), "
+            "such as google/gemma-3-4b-it."
+        )
+    return AutoConfig.from_pretrained(name_or_path, revision=revision)
+
+
+def keys_nobody_reads(values: Mapping[str, Any], config: PreTrainedConfig) -> Iterator[str]:
+    """Keys of a config.json that `config`, made of it, only carries along; those of its parts as `text_config.key`.
+
+    transformers turns a key it does not know into an attribute. In a base model's config that is no typing error, as it
+    would be in ours, but a newer version's key: the model may be what it was, or not quite.
+    """
+    fresh = type(config)()
+    for key, value in values.items():
+        part = vars(config).get(key)
+        if isinstance(part, PreTrainedConfig) and isinstance(value, dict):
+            yield from (f"{key}.{inner}" for inner in keys_nobody_reads(value, part))
+        elif key in vars(config) and key not in {*vars(fresh), *dir(fresh), *GEMMA_KEYS_KEPT}:
+            yield key
+
+
+def load_gemma(
+    name_or_path: str, revision: str | None = None, dtype: torch.dtype | str | None = None, **arguments: Any
+) -> Gemma3ForConditionalGeneration:
+    """Gemma 3 with exactly the tensors of its repository, under today's names or the earlier `language_model.model.*`.
+
+    Args:
+        dtype: None keeps the stored type.
+        arguments: passed to transformers (`device_map`, `attn_implementation`, …).
+
+    Raises:
+        ValueError: a tensor too many, too few (the head may be missing where it is tied to the embeddings) or of
+            another shape; a missing or damaged file.
+    """
+    config = read_gemma_config(name_or_path, revision)
+    unread = sorted(keys_nobody_reads(read_json(name_or_path, revision=revision), config))
+    if unread:
+        logger.warning(
+            "The config of %s has keys that transformers %s does not read: %s. They are ignored; if its answers are "
+            "odd, use a newer transformers.",
+            name_or_path,
+            transformers_version,
+            ", ".join(unread),
+        )
+    try:
+        model, found = Gemma3ForConditionalGeneration.from_pretrained(
+            name_or_path,
+            revision=revision,
+            dtype=dtype if dtype is not None else "auto",
+            **{
+                **arguments,
+                "output_loading_info": True,
+                "ignore_mismatched_sizes": True,
+            },  # collected, and refused below
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights of {name_or_path} are damaged or cut short ({error}); download or save them again."
+        ) from error
+    except OSError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"The weights of {name_or_path} cannot be read: {reason}.") from error
+    for name, stored, built in sorted(found["mismatched_keys"]):
+        raise ValueError(
+            f"The weights of {name_or_path} do not fit the config beside them: {name} is {tuple(stored)} there and "
+            f"{tuple(built)} by the config."
+        )
+    tied = model.config.tie_word_embeddings
+    missing = sorted(key for key in found["missing_keys"] if not (tied and key == "lm_head.weight"))
+    unexpected = sorted(found["unexpected_keys"])
+    if missing or unexpected:
+        raise ValueError(
+            f"The weights of {name_or_path} do not fit the config beside them: {len(missing)} tensors missing"
+            f"{first(missing)}, {len(unexpected)} unexpected{first(unexpected)}."
+        )
+    parameters = list(model.parameters())
+    if model.get_input_embeddings().weight.is_meta and not all(parameter.is_meta for parameter in parameters):
+        raise ValueError(
+            f"device_map puts the input embeddings of {name_or_path} on disk; keep model.language_model.embed_tokens "
+            "on a device, since world tokens join them there."
+        )
+    return model
+
+
+def first(names: Sequence[str]) -> str:
+    return f" (first: {names[0]})" if names else ""
+
+
+def read_fusion_config(
+    vlm_name_or_path: str,
+    world_name_or_path: str,
+    vlm_revision: str | None = None,
+    world_revision: str | None = None,
+    **values: Any,
+) -> TheWorldConfig:
+    """The config of a fresh fusion; bases from the Hub are named by commit, also when no revision was given.
+
+    Args:
+        values: further fields of TheWorldConfig.
+    """
+    vlm, world = resolve(vlm_name_or_path), resolve(world_name_or_path)
+    vlm_revision = commit_of(vlm, vlm_revision)
+    world_config = None  # without a world nothing of it is read
+    if values.get("enable_world", True):
+        world_revision = commit_of(world, world_revision, WORLD_INDEX_FILE)
+        world_config = world_model_class(CosmosPredict2Config.model_type).read_config(world, revision=world_revision)
+    return TheWorldConfig(
+        vlm_config=read_gemma_config(vlm, vlm_revision),
+        world_config=world_config,
+        vlm_name_or_path=absolute_base_path(vlm_name_or_path),
+        vlm_revision=vlm_revision,
+        world_name_or_path=absolute_base_path(world_name_or_path),
+        world_revision=world_revision,
+        **values,
+    )
+
+
+def load_bases(
+    config: TheWorldConfig,
+    dtype: torch.dtype | str | None,
+    world_parts: Sequence[str],
+    inside: str | None = None,
+    **vlm_arguments: Any,
+) -> tuple[Gemma3ForConditionalGeneration, WorldModel | None]:
+    """The two base models a config names; the world model lies where Gemma's input embeddings lie, in their type.
+
+    Args:
+        inside: folder that base names starting with `./` are relative to.
+    """
+    vlm = load_gemma(resolve(config.vlm_name_or_path, inside), config.vlm_revision, dtype, **vlm_arguments)
+    if not config.enable_world:
+        return vlm, None
+    world = world_model_class(config.world_config.model_type).from_pretrained(
+        resolve(config.world_name_or_path, inside),
+        parts=world_parts,
+        revision=config.world_revision,
+        dtype=vlm.dtype,
+    )
+    return vlm, world.to(vlm.get_input_embeddings().weight.device)
+
+
+def read_adapter(
+    name: str, checkpoint_name: str | None = None, revision: str | None = None, config: TheWorldConfig | None = None
+) -> tuple[TheWorldConfig, dict[str, Tensor], str | None]:
+    """An adapter's config and tensors, and the folder that base names starting with `./` are relative to.
+
+    Args:
+        name: `nano`, a folder, or a Hub id.
+        checkpoint_name: a folder or file inside it.
+        config: used instead of the adapter's own.
+
+    Raises:
+        ValueError: unreadable, damaged, or no TheWorld model.
+    """
+    model = resolve(name)
+    subfolder, filename = split_checkpoint_name(checkpoint_name)
+    if config is None:
+        values = read_json(model, f"{subfolder}{CONFIG_FILE}", revision)
+        if values.get("model_type") != TheWorldConfig.model_type:
+            raise ValueError(
+                f"{name} is a {values.get('model_type')!r} model, not a TheWorld one; to fuse it, call "
+                f"TheWorld({name!r})."
+            )
+        config = TheWorldConfig.from_dict(values)
+    tensors = read_tensors(model, f"{subfolder}{filename}", revision)
+    bases = (config.vlm_name_or_path, config.world_name_or_path)
+    return config, tensors, find_base_dir(model, bases, revision, subfolder)
+
+
+def write_bases(
+    folder: Path, config: TheWorldConfig, vlm: Gemma3ForConditionalGeneration, world: WorldModel | None
+) -> None:
+    """Writes the weights of both bases into `folder`, and names them so in `config`."""
+    if config.lora is not None:
+        raise ValueError(
+            "a full export needs the LoRA in the weights: call merge_lora() first, or save the adapter alone."
+        )
+    vlm.save_pretrained(folder / VLM_FOLDER)
+    config.vlm_name_or_path, config.vlm_revision = f"./{VLM_FOLDER}", None
+    if world is not None:
+        world.load_parts(*PARTS)  # an export without its decoder could never show what it imagines
+        world.save_pretrained(folder / WORLD_FOLDER)
+        config.world_name_or_path, config.world_revision = f"./{WORLD_FOLDER}", None
+
+
+def fingerprints(model: nn.Module, parts: Iterable[str]) -> dict[str, str]:
+    """A short digest of each part's weights, whatever type they are held in: tells two bases of one shape apart."""
+    digests = {}
+    for part in parts:
+        digest = hashlib.blake2b(digest_size=16)
+        for _, parameter in freezing.parameters_of(model, [part]):
+            if not parameter.is_meta:  # on disk, by device_map
+                some = parameter.detach().flatten()[:DIGESTED].to(torch.bfloat16)
+                digest.update(some.view(torch.int16).cpu().numpy().tobytes())
+        digests[part] = digest.hexdigest()
+    return digests

@@ -1,0 +1,534 @@
+"""The fused model: Gemma 3, a world model, and the projector that stands between them.
+
+From a picture to an answer: embed the text, scatter Gemma's image features over its image placeholders, scatter the
+projected world latents over the world placeholders, and let Gemma's own forward do the rest. With the world off, every
+input goes to Gemma untouched.
+
+Shapes: B prompts, L tokens, n pictures or videos with a world block, F pixel frames seen, C latent channels,
+T = P + 1 + N latent frames (past, now, imagined), h×w latent grid, K = world_token_count(N, P) placeholders a picture,
+D width of the language model.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Gemma3ForConditionalGeneration,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.models.gemma3.modeling_gemma3 import Gemma3CausalLMOutputWithPast
+
+from theworld.model import freezing, loading, lora
+from theworld.model.configuration import TheWorldConfig
+from theworld.model.processing import TheWorldProcessor, prompts_each
+from theworld.model.projector import WorldProjector
+from theworld.storage.adapters import copy_tensors, read_tensors, split_checkpoint_name
+from theworld.storage.files import write_folder, write_tensors
+from theworld.storage.hub import ADAPTER_FILE, find_optional_file, rebase_path, resolve
+from theworld.world_models import world_model_class
+from theworld.world_models.base import WorldModel
+from theworld.world_models.cosmos_components import PROMPT_EMBEDS
+
+logger = logging.getLogger(__name__)
+
+WORLD_INPUTS = (
+    "world_frames",
+    "world_latents",
+    "world_embeds",
+    "world_seeds",
+    "num_world_steps",
+    "num_past_steps",
+    "world_prompt",
+)
+PREFILL_INPUTS = ("pixel_values", "image_features", *WORLD_INPUTS)  # read once, before the first token is written
+
+
+def world_parts_for(num_world_steps: int) -> tuple[str, ...]:
+    """The world model's parts that answering with this many world steps needs; decoding is asked for by name."""
+    return ("encoder",) if num_world_steps == 0 else ("encoder", "transformer")
+
+
+class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Gemma 3 that also reads world tokens.
+
+    Args:
+        config: what the model is.
+        vlm, world: loaded base models; None builds them from the config with random weights.
+        world_parts: parts of the world model to build when `world` is None.
+    """
+
+    config_class = TheWorldConfig
+    config: TheWorldConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    accepts_loss_kwargs = False  # Gemma filters its labels itself, so the trainer must not divide by token counts
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _no_split_modules = ["Gemma3DecoderLayer", "SiglipEncoderLayer", "CosmosTransformerBlock", "WorldProjector"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _tied_weights_keys = {"vlm.lm_head.weight": "vlm.model.language_model.embed_tokens.weight"}
+
+    def __init__(
+        self,
+        config: TheWorldConfig,
+        vlm: Gemma3ForConditionalGeneration | None = None,
+        world: WorldModel | None = None,
+        world_parts: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(config)
+        rows = config.get_text_config().vocab_size
+        if config.world_token_id >= rows:
+            raise ValueError(f"world_token_id is {config.world_token_id}, but the vocabulary has {rows} rows.")
+        self.vlm = vlm if vlm is not None else Gemma3ForConditionalGeneration(copy.deepcopy(config.vlm_config))
+        # one config object, not two: masks and caches read the attention implementation that the VLM has set on its own
+        config.vlm_config = self.vlm.config
+        self.world: WorldModel | None = None
+        if config.enable_world:
+            parts = world_parts_for(config.max_world_steps) if world_parts is None else tuple(world_parts)
+            self.world = world
+            if self.world is None:
+                self.world = world_model_class(config.world_config.model_type)(config.world_config, parts=parts)
+        self.projector = WorldProjector(config)
+        if config.lora is not None:
+            lora.inject(self.language_model, config.lora)
+        self.bases_folder: str | None = None  # what base names that start with `./` are relative to
+        self.generation_config = copy.deepcopy(self.vlm.generation_config)
+        self.post_init()
+        if self.device.type != "meta":
+            self.projector.scale_to(self.text_embedding_rms())
+
+    def init_weights(self) -> None:
+        """Every part draws its own weights when it is built, so nothing is drawn again over loaded ones."""
+        self.tie_weights(recompute_mapping=False)
+
+    def enable_input_require_grads(self) -> None:
+        """Does nothing: transformers calls it with activation checkpointing, to put a hook on every embedding.
+
+        World tokens bring gradients into the language model by themselves, and a hook on SigLIP's patches would send
+        them through a frozen vision tower: its whole backward, for nothing.
+        """
+
+    # ------------------------------------------------------------------------------------------- loading and saving
+
+    @classmethod
+    def from_base_models(
+        cls,
+        vlm_name_or_path: str,
+        world_name_or_path: str,
+        *,
+        dtype: torch.dtype | str | None = None,
+        world_parts: Sequence[str] | None = None,
+        vlm_revision: str | None = None,
+        world_revision: str | None = None,
+        device_map: Any = None,
+        **config_values: Any,
+    ) -> TheWorldForConditionalGeneration:
+        """A fresh fusion of two published models; its projector is untrained.
+
+        Args:
+            world_parts: parts of the world model to load; None means what `num_world_steps` needs.
+            vlm_revision, world_revision: of a base on the Hub; None means today's, whose commit the config then names.
+            device_map: where Gemma's layers go, as transformers takes it; all of the world lies with the embeddings.
+            config_values: further fields of TheWorldConfig.
+
+        Raises:
+            ValueError: a base that cannot be read, or whose tensors are not exactly those of its config.
+        """
+        config = loading.read_fusion_config(
+            vlm_name_or_path, world_name_or_path, vlm_revision, world_revision, **config_values
+        )
+        return cls._with_bases(config, dtype, world_parts, **({} if device_map is None else {"device_map": device_map}))
+
+    @classmethod
+    def _with_bases(
+        cls,
+        config: TheWorldConfig,
+        dtype: torch.dtype | str | None,
+        world_parts: Sequence[str] | None,
+        inside: str | None = None,
+        **vlm_arguments: Any,
+    ) -> TheWorldForConditionalGeneration:
+        """Loads the base models a config names and puts a fresh projector (and LoRA) between them."""
+        parts = world_parts_for(config.num_world_steps) if world_parts is None else tuple(world_parts)
+        vlm, world = loading.load_bases(config, dtype, parts, inside, **vlm_arguments)
+        model = cls(config, vlm=vlm, world=world)
+        model.bases_folder = inside
+        model.projector.to(device=vlm.get_input_embeddings().weight.device, dtype=vlm.dtype)
+        if "hf_device_map" in vars(vlm):
+            model.hf_device_map = vlm.hf_device_map  # Trainer leaves a model that has one where it lies
+        freezing.train_only(model, ())
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *model_args: Any,
+        config: TheWorldConfig | None = None,
+        dtype: torch.dtype | str | None = None,
+        revision: str | None = None,
+        world_parts: Sequence[str] | None = None,
+        checkpoint_name: str | None = None,
+        **kwargs: Any,
+    ) -> TheWorldForConditionalGeneration:
+        """Loads the base models an adapter names, then the adapter, with no missing and no unexpected tensor.
+
+        Args:
+            pretrained_model_name_or_path: `nano`, a folder, or a Hub id.
+            config: use this instead of the folder's own.
+            dtype: of all parts; None keeps the base's own.
+            world_parts: parts of the world model to load; None means what `config.num_world_steps` needs.
+            checkpoint_name: a folder or file inside the repository, such as `checkpoint-1000`.
+            kwargs: passed to Gemma's `from_pretrained` (`device_map`, `attn_implementation`, …).
+
+        Raises:
+            ValueError: not a TheWorld folder, or tensors that do not fit.
+        """
+        kwargs.pop("trust_remote_code", None)
+        name = os.fspath(pretrained_model_name_or_path)
+        config, tensors, inside = loading.read_adapter(name, checkpoint_name, revision, config)
+        loaded = cls._with_bases(config, dtype, world_parts, inside, **kwargs)
+        loaded.load_adapter_tensors(tensors, name)
+        if loaded.world is not None:
+            subfolder, _ = split_checkpoint_name(checkpoint_name)
+            file = f"{subfolder}{PROMPT_EMBEDS}"
+            prompts = find_optional_file(resolve(name), file, revision)
+            if prompts is not None:
+                loaded.world.keep_prompts(read_tensors(str(prompts.parent), prompts.name), str(prompts))
+        loaded.config._name_or_path = name
+        return loaded
+
+    def load_adapter_tensors(self, tensors: dict[str, Tensor], where: str) -> None:
+        """Copies an adapter's tensors in, after checking that they are exactly those of `config.trained_parts`."""
+        copy_tensors(dict(freezing.parameters_of(self, self.config.trained_parts)), tensors, where)
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """Named tensors of the parts that learn now or learned before; tied ones once."""
+        parts = {*self.config.trained_parts, *freezing.trained_parts(self)}
+        return dict(freezing.parameters_of(self, parts))
+
+    @torch.no_grad()
+    def projector_is_fresh(self) -> bool:
+        """Whether the projector is still the one that a fresh fusion of these bases starts with."""
+        with torch.random.fork_rng(devices=[]):  # the constructor draws from the global generator
+            fresh = WorldProjector(self.config)
+        fresh.scale_to(self.text_embedding_rms())
+        drawn = fresh.state_dict()
+        return all(
+            torch.equal(tensor.cpu(), drawn[name].to(tensor.dtype))
+            or torch.equal(tensor.cpu(), drawn[name].to(torch.bfloat16).to(tensor.dtype))  # a copy of rounded weights
+            for name, tensor in self.projector.state_dict().items()
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], full: bool = False, **kwargs: Any) -> None:
+        """Writes the adapter, config.json and model.safetensors, all or nothing.
+
+        Args:
+            save_directory: folder to write to.
+            full: also write both base models into it, so that it needs nothing else.
+            kwargs: what Trainer passes (`state_dict`, `is_main_process`); only the latter is read.
+        """
+        if not kwargs.get("is_main_process", True):
+            return
+        config = copy.deepcopy(self.config)
+        parts = {*config.trained_parts, *freezing.trained_parts(self)}
+        if full:
+            parts &= set(freezing.BETWEEN_BASES)  # all others are in the bases, as they are now
+        config.trained_parts = [part for part in freezing.PARTS if part in parts]
+        if not config.reads_world_tokens:
+            config.reads_world_tokens = "projector" in parts and not self.projector_is_fresh()
+        config.architectures = [type(self).__name__]
+        config.dtype = self.dtype
+        config.vlm_config._name_or_path = config.vlm_name_or_path  # not where the base lies on this machine
+        if self.bases_folder is not None and Path(self.bases_folder).resolve() != Path(save_directory).resolve():
+            config.vlm_name_or_path = rebase_path(config.vlm_name_or_path, self.bases_folder)
+            config.world_name_or_path = rebase_path(config.world_name_or_path, self.bases_folder)
+
+        def write(folder: Path) -> None:
+            if full:
+                loading.write_bases(folder, config, self.vlm, self.world)
+                TheWorldProcessor.from_config(self.config, self.bases_folder).write_base(folder / loading.VLM_FOLDER)
+            config.save_pretrained(folder)
+            write_tensors(folder / ADAPTER_FILE, dict(freezing.parameters_of(self, config.trained_parts)))
+            if self.world is not None and self.world.embedded_prompts and not full:  # a full export's world has them
+                write_tensors(folder / PROMPT_EMBEDS, self.world.embedded_prompts)
+
+        write_folder(save_directory, write)
+
+    def merge_lora(self) -> None:
+        """Adds what the LoRA learned to the language model's own weights; logits stay, and the LoRA is gone.
+
+        The language model is then another than the base's, so an adapter saved afterwards holds all of it.
+
+        Raises:
+            ValueError: there is no LoRA.
+        """
+        if self.config.lora is None:
+            raise ValueError("this model has no LoRA to merge.")
+        lora.merge(self.language_model)
+        self.config.lora = None
+        parts = {*self.config.trained_parts, "language"} - {"lora"}
+        self.config.trained_parts = [part for part in freezing.PARTS if part in parts]
+
+    # ------------------------------------------------------------------------------------------ what transformers asks
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.vlm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.vlm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.vlm.lm_head
+
+    @property
+    def language_model(self) -> nn.Module:
+        return self.vlm.model.language_model
+
+    def text_embedding_rms(self) -> float:
+        """Root mean square of the embeddings the language model's first layer sees (Gemma scales them by √D)."""
+        ids = torch.arange(min(4096, self.config.get_text_config().vocab_size))
+        embeddings = self.get_input_embeddings()
+        with torch.no_grad():
+            return float(embeddings(ids.to(next(embeddings.parameters()).device)).float().square().mean().sqrt())
+
+    def lora_disabled(self) -> AbstractContextManager[None]:
+        """Inside, the language model answers as if it had no LoRA."""
+        return lora.disabled(self.language_model)
+
+    # ------------------------------------------------------------------------------------------ from pixels to tokens
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Gemma's soft tokens (pictures, tokens, D) of pixels (pictures, 3, H, W) as its image processor makes them."""
+        return self.vlm.model.get_image_features(pixel_values, return_dict=True).pooler_output
+
+    def world_latents_of(
+        self,
+        world_frames: Tensor,
+        num_world_steps: int,
+        seeds: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+        world_prompt: str | Sequence[str] | None = None,
+        **rollout: Any,
+    ) -> Tensor:
+        """Latents of what was seen, up to now, and, for N > 0, of the imagined next moments.
+
+        Args:
+            world_frames: (n, 3, F, S, S) in [-1, 1], in order of time, the last one now; F = 1 + 4·P.
+            num_world_steps: N future latent frames.
+            seeds: one a picture; the noise of its rollout.
+            progress: called with (denoise steps done, of how many).
+            world_prompt: what the future shows, one for all pictures or one each; None or empty is the default.
+            rollout: `num_inference_steps`, `guidance_scale`, prompt embeddings; the config's when left out.
+
+        Returns:
+            (n, C, T, h, w) normalised latents, T = P + 1 + N; the first P + 1 are those of the frames, whatever N is.
+        """
+        if self.world is None:
+            raise ValueError("this model was built with the world off (enable_world=False); it cannot imagine.")
+        self.config.check_world_steps(num_world_steps)
+        latents = self.world.encode(world_frames)
+        if num_world_steps == 0:
+            return latents
+        prompts = prompts_each(world_prompt, latents.shape[0])
+        if any(prompts):
+            rollout["prompt_embeds"] = self.world.embed_prompts(prompts)
+        elif "prompt_embeds" not in rollout:
+            self.world.load_default_prompts()
+        sampling = {
+            "num_inference_steps": self.config.world_config.num_inference_steps,
+            "guidance_scale": self.config.world_config.guidance_scale,
+            **rollout,
+        }
+        return self.world.rollout(latents, num_world_steps, seeds=seeds, progress=progress, **sampling)
+
+    def world_tokens(
+        self,
+        world_frames: Tensor | None = None,
+        world_latents: Tensor | None = None,
+        world_embeds: Tensor | None = None,
+        world_seeds: Tensor | None = None,
+        num_world_steps: Tensor | int | None = None,
+        num_past_steps: Tensor | int | None = None,
+        world_prompt: str | Sequence[str] | None = None,
+    ) -> Tensor | None:
+        """World tokens (n, K, D) from whichever of the three forms is given; None when none is."""
+        given = [form for form in (world_frames, world_latents, world_embeds) if form is not None]
+        if len(given) > 1:
+            raise ValueError("give one of world_frames, world_latents and world_embeds, not several.")
+        if world_frames is None and world_prompt is not None:
+            raise ValueError("a world_prompt steers what is imagined of world_frames, and none came with it.")
+        if world_embeds is not None or not given:
+            return world_embeds
+        if world_latents is None:
+            assert world_frames is not None
+            steps = one_number(num_world_steps, self.config.num_world_steps, "num_world_steps")
+            seeds = [0] * world_frames.shape[0] if world_seeds is None else world_seeds.tolist()
+            world_latents = self.world_latents_of(world_frames, steps, seeds, world_prompt=world_prompt)
+            past = world_latents.shape[2] - 1 - steps
+            if one_number(num_past_steps, past, "num_past_steps") != past:
+                raise ValueError(
+                    f"world_frames have {past} past steps, and num_past_steps says otherwise; leave it out."
+                )
+        else:
+            past = one_number(num_past_steps, 0, "num_past_steps")
+        return self.projector(world_latents.to(self.projector.row.device), past)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        world_frames: Tensor | None = None,
+        world_latents: Tensor | None = None,
+        world_embeds: Tensor | None = None,
+        world_seeds: Tensor | None = None,
+        num_world_steps: Tensor | int | None = None,
+        num_past_steps: Tensor | int | None = None,
+        world_prompt: str | Sequence[str] | None = None,
+        image_features: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Gemma3CausalLMOutputWithPast:
+        """Gemma 3's forward, with world tokens where their placeholders are.
+
+        Args:
+            input_ids: (B, L) with image and world placeholders, as `TheWorldProcessor` makes them.
+            pixel_values: (pictures, 3, H, W) for Gemma's vision tower.
+            world_frames: (n, 3, F, S, S) in [-1, 1]; or `world_latents` (n, C, T, h, w), normalised; or `world_embeds`
+                (n, K, D), already projected. None of them: Gemma alone.
+            world_seeds: (n,) int64, the noise of each picture's rollout.
+            num_world_steps: N, or (n,) of one value; used with `world_frames`.
+            num_past_steps: P, or (n,) of one value, the frames of `world_latents` that lie before now; 0 when None.
+            world_prompt: what the future of `world_frames` shows, as the processor was told; its seeds depend on it.
+            image_features: (pictures, tokens, D) in place of `pixel_values`, as `image_features()` returns them.
+            labels: (B, L), -100 where nothing is learned.
+
+        Returns:
+            Gemma 3's output: logits (B, L, vocabulary), loss when labels are given.
+
+        Raises:
+            ValueError: world placeholders and world tokens do not match in number, or one is there without the other.
+        """
+        world_tokens = self.world_tokens(
+            world_frames, world_latents, world_embeds, world_seeds, num_world_steps, num_past_steps, world_prompt
+        )
+        passed_on = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "token_type_ids": token_type_ids,
+            "labels": labels,
+            "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep,
+            **kwargs,
+        }
+        if world_tokens is None and image_features is None:
+            # a one-token step while generating has no placeholders; looking for them would stall the GPU
+            if (
+                input_ids is not None
+                and input_ids.shape[1] > 1
+                and bool((input_ids == self.config.world_token_id).any())
+            ):
+                raise ValueError(
+                    "the prompt has world placeholders, but no world_frames, world_latents or world_embeds came "
+                    "with it."
+                )
+            return self.vlm(input_ids=input_ids, inputs_embeds=inputs_embeds, pixel_values=pixel_values, **passed_on)
+        if input_ids is None or inputs_embeds is not None:
+            raise ValueError("world tokens and picture features need input_ids: placeholders say where they go.")
+        embeds_BLD = self.get_input_embeddings()(input_ids)
+        if image_features is None and pixel_values is not None:
+            image_features = self.image_features(pixel_values)
+        if image_features is not None:
+            embeds_BLD = scatter(embeds_BLD, input_ids == self.vlm.config.image_token_id, image_features, "image")
+        if world_tokens is None:
+            world_tokens = embeds_BLD.new_empty(0, 0, embeds_BLD.shape[-1])  # placeholders without any are an error
+        embeds_BLD = scatter(embeds_BLD, input_ids == self.config.world_token_id, world_tokens, "world")
+        return self.vlm(inputs_embeds=embeds_BLD, **passed_on)
+
+    # ------------------------------------------------------------------------------------------------------ generation
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """transformers' `generate`; the future is imagined once, before the first token, whatever the decoding does."""
+        tokens = self.world_tokens(**{name: kwargs.pop(name, None) for name in WORLD_INPUTS})
+        if tokens is not None:
+            kwargs["world_embeds"] = tokens
+        return super().generate(inputs, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, use_cache: bool = True, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        token_type_ids = kwargs.get("token_type_ids")
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, use_cache=use_cache, is_first_iteration=is_first_iteration, **kwargs
+        )
+        prefill = is_first_iteration or not use_cache
+        # Gemma's rule: pictures attend both ways at prefill; a later token is text, and text is causal
+        model_inputs["token_type_ids"] = token_type_ids if prefill else None
+        if not prefill:
+            for name in PREFILL_INPUTS:
+                model_inputs.pop(name, None)
+        return model_inputs
+
+    @staticmethod
+    def create_masks_for_generate(config: TheWorldConfig, *args: Any, **kwargs: Any) -> Any:
+        """Gemma's masks; without this a static cache would silently treat pictures as causal text."""
+        return Gemma3ForConditionalGeneration.create_masks_for_generate(config, *args, **kwargs)
+
+
+def scatter(embeds_BLD: Tensor, placeholders_BL: Tensor, features: Tensor, kind: str) -> Tensor:
+    """Puts `features` (pictures, tokens, D) where the placeholders are, in order.
+
+    Raises:
+        ValueError: their numbers differ.
+    """
+    expected, given = int(placeholders_BL.sum()), features.shape[0] * features.shape[1]
+    if expected != given:
+        raise ValueError(
+            f"the prompt has {expected} {kind} placeholders, but {given} {kind} tokens were made; were the prompt and "
+            f"the {kind} inputs made with the same pictures, num_world_steps, world_image_size and spatial_merge?"
+        )
+    return embeds_BLD.masked_scatter(placeholders_BL.unsqueeze(-1), features.to(embeds_BLD))
+
+
+def one_number(value: Tensor | int | None, default: int, name: str) -> int:
+    """The one number of steps of a batch; a ValueError when its rows differ."""
+    if value is None:
+        return default
+    if isinstance(value, int):
+        return value
+    numbers = sorted(set(value.flatten().tolist()))
+    if len(numbers) != 1:
+        raise ValueError(f"one batch has one {name}, but these were given: {numbers}; group your samples.")
+    return int(numbers[0])
+
+
+AutoConfig.register(TheWorldConfig.model_type, TheWorldConfig, exist_ok=True)
+AutoProcessor.register(TheWorldConfig, TheWorldProcessor, exist_ok=True)
+AutoModelForImageTextToText.register(TheWorldConfig, TheWorldForConditionalGeneration, exist_ok=True)

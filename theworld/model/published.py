@@ -1,0 +1,61 @@
+"""Gemma 3 as published, so that the size of a model is known before its licence is accepted."""
+
+from __future__ import annotations
+
+from transformers.models.gemma3 import Gemma3Config
+
+# Gemma 3 as published, so that its size is known before its licence is accepted: https://huggingface.co/google/gemma-3-4b-it
+# Every field of all three sizes, and of the vision tower and the rotary embedding below, was compared with two places
+# where Google wrote them out (2026-11-25): the variants in transformers' convert_gemma3_weights.py and the classes in
+# gemma/gm/nn/_gemma.py of google-deepmind/gemma. The config.json of 12B and 27B are gated and were not read.
+GEMMA_3_TEXT: dict[str, dict[str, int]] = {
+    "google/gemma-3-4b": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+    },
+    "google/gemma-3-12b": {
+        "hidden_size": 3840,
+        "intermediate_size": 15360,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+    },
+    "google/gemma-3-27b": {
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "num_hidden_layers": 62,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "query_pre_attn_scalar": 168,
+    },
+}
+
+
+def published_gemma(name: str) -> Gemma3Config | None:
+    """The config of a published Gemma 3, by its Hub id (`-it` or `-pt`), without reading anything; None for others."""
+    text = GEMMA_3_TEXT.get(name.removesuffix("-it").removesuffix("-pt"))
+    if text is None:
+        return None
+    rope = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    }
+    vision = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+        "vision_use_head": False,
+    }
+    rows = {"vocab_size": 262_208, "sliding_window": 1024, "rope_parameters": rope}
+    return Gemma3Config(text_config={**text, **rows}, vision_config=vision, mm_tokens_per_image=256)

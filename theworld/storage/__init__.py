@@ -1,0 +1,1 @@
+"""Files, adapters and Hub repositories."""

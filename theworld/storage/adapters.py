@@ -1,0 +1,101 @@
+"""Strict reading of adapter and checkpoint tensors: names, shapes and dtypes must be exactly the expected ones."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from theworld.storage.hub import ADAPTER_FILE, find_file
+
+
+def split_checkpoint_name(name: str | None) -> tuple[str, str]:
+    """`checkpoint-1000/pytorch_model.bin` -> (subfolder with a slash or empty, file name)."""
+    if not name:
+        return "", ADAPTER_FILE
+    folder, _, last = name.rpartition("/")
+    if last.endswith((".bin", ".safetensors")):
+        return (f"{folder}/" if folder else ""), last
+    return f"{name.strip('/')}/", ADAPTER_FILE
+
+
+def read_tensors(model: str, filename: str = ADAPTER_FILE, revision: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a `.bin` file read with `weights_only=True` (pickled code is refused)."""
+    path = find_file(model, filename, revision)
+    if not os.access(path, os.R_OK):  # safetensors would say that there is no such file
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    if path.suffix == ".safetensors":
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or cut short ({error}); download or save it again.") from error
+    else:
+        tensors = read_pickle(path)
+        if not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise ValueError(f"{path} is not a file of named tensors.")
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"{path} holds infinite or undefined numbers in {name}; it is damaged, or its training diverged: use "
+                "an earlier checkpoint."
+            )
+    return tensors
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """A file of `torch.save`, read with `weights_only=True`: code inside it is refused, not run."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} holds more than tensors, or is no checkpoint; it was not loaded.") from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}); download or save it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a checkpoint of named tensors.")
+    return content
+
+
+def check_keys(expected: Iterable[str], found: Iterable[str], where: str) -> None:
+    """Raises a ValueError unless both name the same tensors, with the first few of each that are off."""
+    expected, found = set(expected), set(found)
+    missing, unexpected = sorted(expected - found), sorted(found - expected)
+    if missing or unexpected:
+        parts = [
+            f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+            for what, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        ]
+        raise ValueError(f"{where} does not fit this model: {' and '.join(parts)}. Was it made for another base?")
+
+
+def check_tensors(parameters: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str) -> None:
+    """Raises a ValueError unless `tensors` has every parameter's name, shape and kind of number, and no other name."""
+    check_keys(parameters, tensors, where)
+    for name, parameter in parameters.items():
+        tensor = tensors[name]
+        if not isinstance(tensor, Tensor) or tensor.is_floating_point() != parameter.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{where} does not fit this model: {name} is {kind} there and {parameter.dtype} here.")
+        if parameter.shape != tensor.shape:
+            raise ValueError(
+                f"{where} does not fit this model: {name} is {tuple(tensor.shape)} there and "
+                f"{tuple(parameter.shape)} here. Was it made for another base?"
+            )
+
+
+def copy_tensors(parameters: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str) -> None:
+    """Copies `tensors` into the parameters of the same names; nothing is copied unless all of them fit."""
+    check_tensors(parameters, tensors, where)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])

@@ -1,0 +1,188 @@
+"""Model names, folders and Hub repositories: what a name refers to, and how one of its files is found.
+
+An adapter folder holds `config.json` (a TheWorldConfig: the base models' ids and revisions, and which parts were
+trained) and `model.safetensors` (those parts and nothing else). A base id that starts with `./` is a subfolder of the
+adapter folder, which keeps a full export in one piece.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+ADAPTER_FILE = "model.safetensors"
+LEGACY_ADAPTER_FILE = "pytorch_model.bin"
+CONFIG_FILE = "config.json"
+WORLD_INDEX_FILE = "model_index.json"
+
+SHIPPED_WEIGHTS = Path(__file__).parents[1] / "nano" / "weights"
+SHIPPED_DEFAULT = "fused"
+
+
+def resolve(model: str | os.PathLike[str], inside: str | os.PathLike[str] | None = None) -> str:
+    """A folder for the shipped models and for local paths; anything else is a Hub id and is returned as it is.
+
+    Args:
+        model: `nano` (the shipped model), `nano/NAME` (a part of it), a folder, or a Hub id.
+        inside: folder that ids starting with `./` are relative to.
+
+    Raises:
+        ValueError: `nano/NAME` that is not shipped.
+    """
+    name = os.path.expanduser(model)
+    if name == "nano" or name.startswith("nano/"):
+        folder = SHIPPED_WEIGHTS / (name.removeprefix("nano").strip("/") or SHIPPED_DEFAULT)
+        inside_it = os.path.normpath(folder).startswith(f"{SHIPPED_WEIGHTS}{os.sep}")
+        if not inside_it or not any((folder / file).exists() for file in (CONFIG_FILE, WORLD_INDEX_FILE)):
+            shipped = sorted(path.name for path in SHIPPED_WEIGHTS.glob("*") if path.is_dir())
+            raise ValueError(f"{name!r} is not shipped with this package; it has: nano, " + ", ".join(shipped) + ".")
+        return str(folder)
+    if name.startswith("./") and inside is not None and (Path(inside) / name).is_dir():
+        return str(Path(inside) / name)
+    return name
+
+
+def absolute_base_path(model: str) -> str:
+    """A base's name as an adapter keeps it: of a folder its whole path, so that it is found from any other folder."""
+    name = os.path.expanduser(model)
+    shipped = name == "nano" or name.startswith("nano/")
+    return os.path.abspath(name) if not shipped and Path(name).is_dir() else model
+
+
+def check_name(model: str) -> None:
+    """Raises a ValueError for what is neither a folder nor can be a Hub id, before the network is asked for it."""
+    if not model or (not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~")))):
+        hint = "did you mean 'nano'?" if difflib.get_close_matches(model, ["nano"], 1) else "check the name."
+        raise ValueError(
+            f"There is no folder {model or repr(model)}, and it is no Hugging Face repository id such as 'owner/name'; "
+            f"{hint}"
+        )
+
+
+def rebase_path(name: str, inside: str | os.PathLike[str]) -> str:
+    """A base's name as another folder may give it: in full, where it lies inside the folder `inside`."""
+    return str(Path(resolve(name, inside)).resolve()) if name.startswith("./") and Path(inside, name).is_dir() else name
+
+
+def find_file(model: str, filename: str, revision: str | None = None) -> Path:
+    """Path of one file of a folder or Hub repository, downloaded when it must be.
+
+    Raises:
+        ValueError: no such model, no such file, no permission or no network; one sentence that says what to do.
+    """
+    check_name(model)
+    if Path(model).is_dir():
+        path = Path(model) / filename
+        if not path.is_file():
+            if filename == CONFIG_FILE and (Path(model) / WORLD_INDEX_FILE).is_file():
+                raise ValueError(
+                    f"{model} is a world model; name it beside a Gemma 3 (--world-model, or cosmos_model_name)."
+                )
+            if filename == WORLD_INDEX_FILE and (Path(model) / CONFIG_FILE).is_file():
+                raise ValueError(f"{model} is no world model, since it has no {filename}; name a Cosmos-Predict2.")
+            raise ValueError(f"{model} has no {filename}; is it a model folder?")
+        return path
+    with hub_errors(model, filename):
+        return Path(hf_hub_download(model, filename, revision=revision))
+
+
+@contextmanager
+def hub_errors(model: str, filename: str) -> Iterator[None]:
+    """Inside, what can go wrong with a download is a ValueError of one sentence."""
+    try:
+        yield
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f"{model} is no folder here, and {filename} is neither in the Hugging Face cache nor reachable on the "
+            "network; check the name, or go online once."
+        ) from error
+    except GatedRepoError as error:
+        raise ValueError(
+            f"{model} is gated: accept its licence on its Hub page and set HF_TOKEN to a token that may read it."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"The Hub has no repository {model} that you may read; check the name, or log in with `hf auth login`."
+        ) from error
+    except EntryNotFoundError as error:
+        raise ValueError(f"{model} on the Hub has no {filename}; check the repository and revision.") from error
+    except (HfHubHTTPError, ValueError) as error:
+        raise ValueError(f"{model} is neither a folder nor a readable Hub repository: {error}") from error
+
+
+def find_optional_file(model: str, filename: str, revision: str | None = None) -> Path | None:
+    """As `find_file`, with None for a file that is not there, or not in the cache while there is no network."""
+    if Path(model).is_dir():
+        path = Path(model) / filename
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(model, filename, revision=revision))
+    except EntryNotFoundError:  # also LocalEntryNotFoundError
+        return None
+
+
+def commit_of(model: str, revision: str | None = None, filename: str = CONFIG_FILE) -> str | None:
+    """The commit that `revision` of a Hub repository stands for today; of a folder, `revision` as it is.
+
+    An adapter names its bases by commit, so that it stands on the same weights when their repository moves on.
+    """
+    if Path(model).is_dir():
+        return revision
+    path = find_file(model, filename, revision)
+    return path.parents[len(Path(filename).parents) - 1].name  # the cache keeps a file at snapshots/COMMIT/FILE
+
+
+def find_base_dir(model: str, bases: Iterable[str], revision: str | None = None, subfolder: str = "") -> str | None:
+    """The folder that base names starting with `./` are relative to, downloaded when a Hub repository holds them.
+
+    Args:
+        bases: the names that a config gives its base models.
+        subfolder: where in `model` that config lies, with a slash behind it, or empty.
+
+    Returns:
+        None for a Hub repository that holds no base.
+    """
+    if Path(model).is_dir():
+        return str(Path(model) / subfolder)
+    inside = [name.removeprefix("./") for name in bases if name.startswith("./")]
+    if not inside:
+        return None
+    with hub_errors(model, inside[0]):
+        snapshot = snapshot_download(
+            model,
+            revision=revision,
+            allow_patterns=[f"{subfolder}{name}/*" for name in inside],
+            local_files_only=is_offline_mode(),
+        )
+    return str(Path(snapshot) / subfolder)
+
+
+def read_json(model: str, filename: str = CONFIG_FILE, revision: str | None = None) -> dict[str, object]:
+    """A JSON file of a model folder or repository, as a dict."""
+    path = find_file(model, filename, revision)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); download or save the model again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; download or save the model again.")
+    return content
+
+
+def is_shipped(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is one of the models that this package ships."""
+    # realpath, because Path.resolve raises where symbolic links form a loop
+    return Path(os.path.realpath(folder)).is_relative_to(SHIPPED_WEIGHTS.resolve())

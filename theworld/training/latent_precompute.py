@@ -1,0 +1,194 @@
+"""World latents before training: what a run will ask of the world model is computed once and kept in a cache.
+
+A run with a full cache never loads the world model. The futures that are shown at evaluations are kept as well, as
+frames, since showing them would need its decoder.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from theworld.datasets.collator import ChatCollator, IndexedSample
+from theworld.datasets.samples import Sample
+from theworld.inference.latent_cache import LatentCache, WorldRequest, compute_with, latents_of, world_identity
+from theworld.media.export import save_rollout
+from theworld.media.images import to_pixels
+from theworld.storage.adapters import read_tensors
+from theworld.storage.hub import find_optional_file, resolve
+from theworld.training.config import TrainingConfig
+from theworld.training.model_setup import Described, frozen_dtype, world_parts_of_draws
+from theworld.training.samplers import IndexedSamples
+from theworld.world_models import guardrail, world_model_class
+from theworld.world_models.base import WorldModel
+from theworld.world_models.cosmos_components import PROMPT_EMBEDS
+
+logger = logging.getLogger(__name__)
+
+SAMPLES_AT_ONCE = 16  # that a process looks through
+FRAMES = "frames-"  # before the key of a request whose future is kept as frames
+
+Progress = Callable[[str, int, int], None]
+
+
+def open_cache(config: TrainingConfig, described: Described) -> LatentCache | None:
+    """The cache that a config names, for its world model; None without one, or where nothing is asked."""
+    if config.latent_cache is None or config.constant_world or not described.config.enable_world:
+        return None
+    return LatentCache(config.latent_cache, *world_identity(described.config, frozen_dtype(config), described.inside))
+
+
+def load_world(config: TrainingConfig, described: Described, parts: Sequence[str]) -> WorldModel:
+    """The world model alone, on a GPU if there is one."""
+    model = described.config
+    world = world_model_class(model.world_config.model_type).from_pretrained(
+        resolve(model.world_name_or_path, described.inside),
+        parts=parts,
+        revision=model.world_revision,
+        dtype=frozen_dtype(config),
+    )
+    if described.trained:
+        place = resolve(config.model_name)
+        prompts = find_optional_file(place, PROMPT_EMBEDS)
+        if prompts is not None:
+            world.keep_prompts(read_tensors(str(prompts.parent), prompts.name), str(prompts))
+    return world.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Missing:
+    """Collates placed samples into those of their requests that a cache does not have."""
+
+    def __init__(self, collator: ChatCollator, cache: LatentCache) -> None:
+        self.collator = collator
+        self.cache = cache
+
+    def __call__(self, placed: Sequence[IndexedSample]) -> list[WorldRequest]:
+        asked = {
+            request.key: request for each in placed for request in self.collator.all_requests(each.sample, each.still)
+        }
+        return [request for key, request in asked.items() if key not in self.cache]
+
+
+def missing_requests(
+    sets: Sequence[IndexedSamples], collator: ChatCollator, cache: LatentCache, num_workers: int, progress: Progress
+) -> Iterator[WorldRequest]:
+    """What training and evaluation will ask and the cache does not have yet."""
+    scenes = [placed.scenes() for placed in sets]
+    total = sum(map(len, scenes))
+    done = 0
+    for placed, places in zip(sets, scenes, strict=True):
+        loader = DataLoader(
+            placed,
+            batch_size=SAMPLES_AT_ONCE,
+            sampler=places,
+            collate_fn=Missing(collator, cache),
+            num_workers=num_workers,
+        )
+        for requests in loader:
+            yield from requests
+            done = min(done + SAMPLES_AT_ONCE, total)
+            progress("World latents", done, total)
+
+
+def fill_cache(
+    config: TrainingConfig,
+    described: Described,
+    collator: ChatCollator,
+    sets: Sequence[IndexedSamples],
+    shown: Sequence[Sample],
+    progress: Progress,
+) -> int:
+    """Computes what the collator's cache lacks for a run; the world model is loaded only if something is lacking.
+
+    Returns:
+        How many entries are new.
+    """
+    cache = collator.cache
+    assert cache is not None
+    requests = missing_requests(sets, collator, cache, config.num_workers, progress)
+    first = next(requests, None)
+    frames = [request for request in shown_requests(collator, shown) if FRAMES + request.key not in cache]
+    if first is None and not frames:
+        return 0
+    world = load_world(config, described, world_parts_of_draws(config, described.config))
+    count = 0
+    if first is not None:
+        compute = compute_with(world, described.config.world_config)
+        count = cache.fill(chain_first(first, requests), compute, config.latent_batch_size)
+    if frames and can_show(world):
+        world.load_parts("decoder")
+        latents = [cache.read(request.key) for request in frames]
+        cache.write({FRAMES + r.key: decode(world, x) for r, x in zip(frames, latents, strict=True)})
+        count += len(frames)
+    return count
+
+
+def chain_first(first: WorldRequest, rest: Iterator[WorldRequest]) -> Iterator[WorldRequest]:
+    yield first
+    yield from rest
+
+
+def shown_requests(collator: ChatCollator, samples: Sequence[Sample]) -> list[WorldRequest]:
+    """What each shown sample's future is made from; samples without a picture give none."""
+    found = []
+    for sample in samples:
+        found += collator.all_requests(sample, still=True)[:1]
+    return found
+
+
+def can_show(world: WorldModel) -> bool:
+    """Whether imagined frames may be shown to people here: NVIDIA's weights ask for NVIDIA's guardrail."""
+    if not world.needs_guardrail:
+        return True
+    try:
+        guardrail.require_installed()
+    except ValueError as error:
+        logger.warning("imagined futures are not shown: %s", error)
+        return False
+    return True
+
+
+@torch.no_grad()
+def decode(world: WorldModel, latents: Tensor) -> Tensor:
+    """Latents (C, T, h, w) as frames that people may see, uint8 (F, H, W, 3)."""
+    device = next(world.parameters()).device
+    frames = to_pixels(world.decode(latents[None].to(device)))
+    if world.needs_guardrail:
+        frames = guardrail.check_frames(frames, device)
+    return torch.from_numpy(np.ascontiguousarray(frames[0]))
+
+
+def write_strips(
+    samples: Sequence[Sample], collator: ChatCollator, world: WorldModel | None, folder: Path
+) -> list[Path | None]:
+    """A strip of each sample's imagined future as `imagined-K.png`; None where there is none to show.
+
+    Args:
+        world: decodes where there is no cache.
+    """
+    cache, world_config = collator.cache, collator.processor.config.world_config
+    decodes = cache is None and world is not None and bool(samples) and can_show(world)
+    if decodes:
+        assert world is not None
+        world.load_parts("decoder")
+    strips: list[Path | None] = []
+    for number, sample in enumerate(samples):
+        frames: Tensor | None = None
+        for request in shown_requests(collator, [sample]):
+            if cache is not None and FRAMES + request.key in cache:
+                frames = cache.read(FRAMES + request.key)
+            elif decodes:
+                assert world is not None
+                frames = decode(world, latents_of([request], compute_with(world, world_config))[0])
+        strips.append(None)
+        if frames is not None:  # of each world step the frame in which it ends, behind the picture of now
+            strips[-1] = save_rollout(
+                frames[:: world_config.temporal_factor].numpy(), folder / f"imagined-{number}.png"
+            )
+    return strips
