@@ -335,9 +335,9 @@ def test_a_fresh_fusion_that_was_saved_is_still_untrained(
 
 
 def test_lists_of_questions_that_do_not_fit(model: TheWorld) -> None:
-    with pytest.raises(ValueError, match="the list of questions is empty"):
+    with pytest.raises(ValueError, match="The list of questions is empty"):
         model.generate([], [])
-    with pytest.raises(ValueError, match="stream writes one answer"):
+    with pytest.raises(ValueError, match="stream answers one question"):
         next(model.stream([pixels(), pixels()], [QUESTION, QUESTION]))  # type: ignore[arg-type]
 
 

@@ -51,7 +51,6 @@ SAMPLED_BLOCKS, BLOCK = 64, 65_536  # of a weights file, bytes that its digest r
 
 # frames (n, 3, F, S, S), world steps, seeds, world prompts -> latents (n, C, T, h, w)
 Compute = Callable[[Tensor, int, Sequence[int], Sequence[str] | None], Tensor]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -291,14 +290,9 @@ def compute_with(world: WorldModel, config: CosmosPredict2Config) -> Compute:
     }
 
     def compute(frames: Tensor, num_world_steps: int, seeds: Sequence[int], prompts: Sequence[str] | None) -> Tensor:
-        latents = world.encode(frames.to(next(world.parameters()).device))
-        if num_world_steps == 0:
-            return latents
-        world.load_parts("transformer")  # a run whose futures are true finds out here that a sample has none
-        if prompts is None:
-            world.load_default_prompts()
-            return world.rollout(latents, num_world_steps, seeds=seeds, **sampling)
-        embeds = world.embed_prompts(prompts)
-        return world.rollout(latents, num_world_steps, seeds=seeds, prompt_embeds=embeds, **sampling)
+        if num_world_steps:
+            world.load_parts("transformer")  # not before: a run on true futures may never imagine
+        frames = frames.to(next(world.parameters()).device)
+        return world.imagine(frames, num_world_steps, seeds=seeds, prompts=prompts or (), **sampling)
 
     return compute

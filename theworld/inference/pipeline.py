@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack, overload
 
 import numpy as np
 import torch
@@ -23,8 +23,15 @@ from transformers import BatchFeature
 
 from theworld.inference.filmstrip import filmstrip
 from theworld.inference.option_scores import OptionKeeper, Reply, spellings_of
-from theworld.inference.prompting import IGNORED, Progress, PromptBuilder, RolloutOptions
-from theworld.inference.streaming import stream_text
+from theworld.inference.options import (
+    MAX_NEW_TOKENS,
+    GenerateOptions,
+    RolloutOptions,
+    decoding_arguments,
+    split_options,
+)
+from theworld.inference.prompting import IGNORED, PromptBuilder
+from theworld.inference.streaming import check_streamable, stream_text
 from theworld.media.images import Video, load_images, to_frames, to_pixels
 from theworld.model import checkpoint_file, freezing
 from theworld.model.configuration import TheWorldConfig
@@ -34,6 +41,7 @@ from theworld.model.processing import ImageOrVideo, TheWorldProcessor, group_ima
 from theworld.model.projector import WorldProjector
 from theworld.storage.hub import read_json, resolve
 from theworld.world_models import guardrail
+from theworld.world_models.base import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +121,7 @@ class TheWorld(nn.Module):
         self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
         self.prompts = PromptBuilder(self.processor)
         self.told_untrained = False
+        self._warned_text_only = False
         self.eval()  # as transformers hands models out; call train() to train
 
     def _freeze(self, vision: bool, language: bool, vae: bool) -> None:
@@ -269,49 +278,66 @@ class TheWorld(nn.Module):
         answers = [labels] if isinstance(labels, str) else labels
         return self.model(**self.prompts.inputs(pictures, questions, answers, rollout).to(self.device))
 
+    @overload
+    def generate(
+        self,
+        image: Any = ...,
+        question: str = ...,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        num_world_steps: int | None = ...,
+        *,
+        video: Any = ...,
+        progress: Progress | None = ...,
+        **options: Unpack[GenerateOptions],
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        image: Any = ...,
+        question: list[str] | tuple[str, ...] = ...,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        num_world_steps: int | None = ...,
+        *,
+        video: Any = ...,
+        progress: Progress | None = ...,
+        **options: Unpack[GenerateOptions],
+    ) -> list[str]: ...
+
     def generate(
         self,
         image: Any = None,
         question: str | Sequence[str] | None = None,
-        max_new_tokens: int = 128,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         temperature: float = 0.0,
         num_world_steps: int | None = None,
         *,
         video: Any = None,
-        seed: int = 0,
-        enable_world: bool | None = None,
-        world_images: str | None = None,
-        world_latents: Tensor | None = None,
-        world_prompt: str | Sequence[str] | None = None,
-        mode: str | None = None,
         progress: Progress | None = None,
-    ) -> Any:
-        """The answer to one question, or a list of answers to a list of questions in one batch.
+        **options: Unpack[GenerateOptions],
+    ) -> str | list[str]:
+        """Answers one question with a string, or a list of questions, as one batch, with a list of strings.
 
         Args:
-            image, video: as in `prepare`.
-            temperature: 0 is greedy.
-            num_world_steps: overrides the model's own number.
-            seed: another number imagines another future of the same picture.
-            enable_world: False asks Gemma alone, which of a video sees the last frame.
-            world_images: `first` looks ahead from a question's first picture, `all` from each; None is the model's.
-            world_latents: (n, C, T, h, w) to read instead of imagining, as `imagine` returns them, a row a picture that
-                is looked ahead from.
-            world_prompt: what the imagined future shows ("the cup is pushed to the left"), one for all questions or
-                one each; None or an empty one leaves it to the picture. It needs a world model with a text encoder.
-            mode: `tokens` reads the future as world tokens; `frames` shows it as further pictures, which needs no
-                training; None takes tokens where the projector is trained (see `mode_of`).
-            progress: called with (denoise steps done, of how many) while it imagines.
+            image, question, video: as in `prepare`.
+            max_new_tokens: maximum length of an answer, in tokens.
+            temperature: sampling temperature; 0 means greedy decoding (or beam search, with `num_beams`).
+            num_world_steps: future latent frames to imagine; None means the model's own default.
+            progress: called with (denoising steps done, total) during the rollout.
+            options: `seed`, `enable_world`, `world_images`, `world_latents`, `world_prompt` and `mode`, which
+                `RolloutOptions` explains, and any option of transformers' `generate` (`top_p`, `num_beams`,
+                `repetition_penalty`, `stop_strings`, `generation_config`, `logits_processor`, …).
+
+        Raises:
+            ValueError: if an option is unknown, out of range or contradicts another one, or if images, questions and
+                world steps do not fit together. Nothing has been imagined then.
         """
-        rollout = RolloutOptions(
-            num_world_steps, seed, enable_world, world_images, world_latents, world_prompt, mode, progress
-        )
-        inputs, sampling = self._generation(
-            *self.prompts.normalize_inputs(image, question, video), temperature, rollout
-        )
-        ids = self.model.generate(**inputs, **sampling, max_new_tokens=max_new_tokens)[
-            :, inputs["input_ids"].shape[1] :
-        ]
+        rollout, decoding = split_options(options, num_world_steps, progress)
+        arguments = decoding_arguments(max_new_tokens, temperature, decoding, self.processor.tokenizer)
+        inputs = self.prepare_generation(image, question, video=video, rollout=rollout)
+        ids = self.model.generate(**inputs, **arguments)[:, inputs["input_ids"].shape[1] :]
         answers = [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
         return answers[0] if isinstance(question, str) else answers
 
@@ -319,30 +345,52 @@ class TheWorld(nn.Module):
         self,
         image: Any = None,
         question: str | None = None,
-        max_new_tokens: int = 128,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         temperature: float = 0.0,
         num_world_steps: int | None = None,
         *,
         video: Any = None,
-        seed: int = 0,
-        enable_world: bool | None = None,
-        world_images: str | None = None,
-        world_latents: Tensor | None = None,
-        world_prompt: str | Sequence[str] | None = None,
-        mode: str | None = None,
         progress: Progress | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Iterator[str]:
-        """The answer in pieces, as it is written; arguments as in `generate`, for one question."""
+        """Yields the answer to one question piece by piece, as it is generated.
+
+        Arguments and errors are those of `generate`; beam search and a `streamer` of one's own are not possible.
+        """
         if question is not None and not isinstance(question, str):
-            raise ValueError("stream writes one answer; give one question, and lists of them to generate.")
-        rollout = RolloutOptions(
-            num_world_steps, seed, enable_world, world_images, world_latents, world_prompt, mode, progress
-        )
-        inputs, sampling = self._generation(
-            *self.prompts.normalize_inputs(image, question, video), temperature, rollout
-        )
-        arguments = {**inputs, **sampling, "max_new_tokens": max_new_tokens}
-        yield from stream_text(self.model.generate, self.processor.tokenizer, arguments)
+            raise ValueError("stream answers one question; pass a list of questions to generate.")
+        rollout, decoding = split_options(options, num_world_steps, progress)
+        arguments = decoding_arguments(max_new_tokens, temperature, decoding, self.processor.tokenizer)
+        check_streamable(arguments)
+
+        def pieces() -> Iterator[str]:
+            inputs = self.prepare_generation(image, question, video=video, rollout=rollout)
+            yield from stream_text(self.model.generate, self.processor.tokenizer, {**inputs, **arguments})
+
+        return pieces()
+
+    def prepare_generation(
+        self,
+        image: Any,
+        question: str | Sequence[str] | None,
+        answer: Sequence[str] | None = None,
+        *,
+        video: Any = None,
+        rollout: RolloutOptions,
+    ) -> BatchFeature:
+        """Inputs for `self.model.generate`, or with an answer per question for `self.model`; the future is imagined.
+
+        Unlike those of `prepare`, they hold `world_latents` instead of frames to imagine from, and in mode `frames` the
+        imagined frames as images.
+        """
+        images, questions = self.prompts.normalize_inputs(image, question, video)
+        if not any(images) and rollout.enable_world is not False and not self._warned_text_only:
+            self._warned_text_only = True
+            logger.warning(
+                "No image was given, so the language model answers from the text alone, without the world model; pass "
+                "enable_world=False to say that this is intended."
+            )
+        return self._generation(images, questions, 0.0, rollout, answer)[0]
 
     @torch.no_grad()
     def reply(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,27 +10,12 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
+from theworld.inference.options import RolloutOptions
 from theworld.media.images import Video, load_video
 from theworld.model.processing import ImageOrVideo, TheWorldProcessor, group_images
 
 IGNORED = -100  # label of a token that is not learned
 TURN_END = "<end_of_turn>"
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class RolloutOptions:
-    """How one call looks at the world: keywords of `TheWorld.generate`, which explains each."""
-
-    num_world_steps: int | None = None
-    seed: int = 0
-    enable_world: bool | None = None
-    world_images: str | None = None
-    world_latents: Tensor | None = None
-    world_prompt: str | Sequence[str] | None = None
-    mode: str | None = None
-    progress: Progress | None = None
 
 
 class PromptBuilder:
@@ -49,18 +33,24 @@ class PromptBuilder:
     def normalize_inputs(
         self, image: Any, question: str | Sequence[str] | None, video: Any
     ) -> tuple[list[list[ImageOrVideo]], list[str]]:
-        """The pictures and videos of each question, and the questions."""
+        """The images and videos of each question, and the questions.
+
+        Raises:
+            ValueError: if there is no question, `image` is an empty list, or they do not fit together.
+        """
         if question is None:
-            raise ValueError("no question was given; pass one, or a list of them.")
+            raise ValueError("question is missing; pass a string, or a list of strings.")
         questions = [question] if isinstance(question, str) else list(question)
         if not questions:
-            raise ValueError("the list of questions is empty; give one or more.")
+            raise ValueError("The list of questions is empty.")
+        if isinstance(image, (list, tuple)) and not image:
+            raise ValueError("image is an empty list; pass one or more images, or None to ask without an image.")
         if video is None:
             return group_images(image, question), questions
         several = not isinstance(question, str) and isinstance(video, (list, tuple, np.ndarray, Tensor))
         videos = list(video) if several else [video]
         if len(videos) != len(questions):
-            raise ValueError(f"{len(videos)} videos were given for {len(questions)} questions; give one each.")
+            raise ValueError(f"Got {len(videos)} videos for {len(questions)} questions; pass one video per question.")
         return [[self.video(own, image)] for own in videos], questions
 
     def video(self, video: Any, image: Any = None) -> Video:

@@ -345,20 +345,15 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if self.world is None:
             raise ValueError("this model was built with the world off (enable_world=False); it cannot imagine.")
         self.config.check_world_steps(num_world_steps)
-        latents = self.world.encode(world_frames)
-        if num_world_steps == 0:
-            return latents
-        prompts = prompts_each(world_prompt, latents.shape[0])
-        if any(prompts):
-            rollout["prompt_embeds"] = self.world.embed_prompts(prompts)
-        elif "prompt_embeds" not in rollout:
-            self.world.load_default_prompts()
+        prompts = prompts_each(world_prompt, world_frames.shape[0])
         sampling = {
             "num_inference_steps": self.config.world_config.num_inference_steps,
             "guidance_scale": self.config.world_config.guidance_scale,
             **rollout,
         }
-        return self.world.rollout(latents, num_world_steps, seeds=seeds, progress=progress, **sampling)
+        return self.world.imagine(
+            world_frames, num_world_steps, seeds=seeds, prompts=prompts, progress=progress, **sampling
+        )
 
     def world_tokens(
         self,

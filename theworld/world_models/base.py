@@ -9,10 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+
+Progress = Callable[[int, int], None]  # called with (steps done, total)
 
 PARTS = ("encoder", "decoder", "transformer")
 
@@ -127,9 +130,40 @@ class WorldModel(nn.Module, ABC):
         negative_prompt_embeds: Tensor | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
         """Given latents (n, C, P + 1, h, w), kept as they are, and `num_world_steps` imagined ones after them."""
+
+    def imagine(
+        self,
+        frames: Tensor,
+        num_world_steps: int,
+        *,
+        seeds: Sequence[int],
+        prompts: Sequence[str] = (),
+        **rollout: Any,
+    ) -> Tensor:
+        """Encodes frames and, if `num_world_steps` is above 0, imagines what follows: `encode`, then `rollout`.
+
+        Args:
+            frames: (n, 3, F, H, W), float in [-1, 1], in order of time; the last one is now.
+            num_world_steps: N, latent frames to imagine.
+            seeds: one integer per sample, for the noise of its rollout.
+            prompts: one text per sample that describes its future; an empty text is the model's default. An empty
+                sequence means the default for all samples.
+            rollout: further arguments of `rollout`.
+
+        Returns:
+            (n, C, 1 + (F-1)/temporal_factor + N, h, w) normalised latents; the first ones are those of `frames`.
+        """
+        latents = self.encode(frames)
+        if num_world_steps == 0:
+            return latents
+        if any(prompts):
+            rollout["prompt_embeds"] = self.embed_prompts(prompts)
+        elif rollout.get("prompt_embeds") is None:
+            self.load_default_prompts()
+        return self.rollout(latents, num_world_steps, seeds=seeds, **rollout)
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
