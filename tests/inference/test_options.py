@@ -1,4 +1,4 @@
-"""Claims about the options of `generate` and `stream`: one set for both, the rest goes to transformers, none is lost."""
+"""Claims about the options of `generate` and `stream`: both take the same ones, and transformers receives the rest."""
 
 from __future__ import annotations
 
