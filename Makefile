@@ -50,7 +50,7 @@ check: $(DEV) ## Formatting, lint and types, changing nothing
 typecheck: $(DEV) ## Types alone
 	@$(PYTHON) -m mypy
 
-run: $(CORE) ## Three questions about one picture: no future, four world steps, a runtime override (MODEL=nano)
+run: $(CORE) ## Answer questions about six shipped scenes with and without an imagined future (MODEL=nano)
 	@$(PYTHON) examples/inference.py --model $(MODEL)
 
 train-simple: $(CORE) ## One forward and backward pass, step by step

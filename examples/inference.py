@@ -1,82 +1,115 @@
-"""Three questions about shipped scenes: no future, four world steps, and a number of steps chosen at the call.
+"""Ask a model about six shipped scenes without a world model, with the present only, and with an imagined future.
 
     python examples/inference.py                       # the shipped model, offline
-    python examples/inference.py --model FOLDER_OR_ID  # any other
+    python examples/inference.py --model FOLDER_OR_ID  # any other trained model
 
-Each prints the question, the answer and the truth, and writes what the model imagined into outputs/.
+Prints a table of questions, answers and truths, and writes what the model imagined next to what happens into outputs/.
+Every answer comes from the same weights; three ways to choose the number of world steps are shown:
+
+- single-step: `num_world_steps=0`, the world model encodes the present only;
+- multi-step: the model's own default, here `num_world_steps=4`, which imagines 16 frames;
+- runtime override: `num_world_steps=2` for one call.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from theworld import TheWorld
-from theworld.datasets.physics import Clip, Question, make_clip, next_questions, now_questions
+from theworld.datasets.physics import make_clip, next_questions
 from theworld.media.export import save_rollout
 
 SEED = 0
+STEPS = 4
+# Chosen by hand among the first 30 test scenes of each family, so that the three ways differ on some of them.
+SCENES = (("drop", 0), ("drop", 8), ("contact", 11), ("contact", 20), ("tower", 17), ("tower", 15))
+SCALE = 4  # a scene has 64 × 64 pixels
+CHOICE = (
+    "The six scenes were chosen by hand from the first 30 test scenes of each family: one that nano answers correctly "
+    "without the world model (drop 0), one for which the present is enough (drop 8), three that need the future "
+    "(contact 11, contact 20, tower 15), and one that it imagines well but answers wrongly (tower 17). "
+    "They illustrate; the complete test split measures:"
+)
+RESULTS = Path(__file__).parents[1] / "docs" / "nano" / "physics_test.json"
+ARMS = {
+    "fused": "4 world steps",
+    "fused-0": "0 world steps: the present only",
+    "matched-control": "trained without world tokens",
+    "wrong-future": "the future of another scene",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano", help="nano (default), a model folder, or a Hub id")
-    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for pictures (default: outputs)")
-    parser.add_argument("--device", help="cpu, cuda, …; a GPU if there is one")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for the GIFs (default: outputs)")
+    parser.add_argument("--device", help="cpu, cuda, …; by default a GPU if there is one")
     arguments = parser.parse_args()
+    console = Console()
 
-    print(f"Loading {arguments.model} …", flush=True)
-    # two world steps are what this model imagines from here on, unless a call says otherwise
+    console.print(f"Loading {arguments.model} …")
     try:
-        model = TheWorld.from_pretrained(arguments.model, num_world_steps=2, device=arguments.device)
+        model = TheWorld.from_pretrained(arguments.model, num_world_steps=STEPS, device=arguments.device)
     except ValueError as error:
         raise SystemExit(f"Error: {error}") from error
     if not model.projector_is_trained:
-        raise SystemExit(f"{arguments.model} has no trained projector; train one with `theworld train` first.")
+        raise SystemExit(f"{arguments.model} has no trained projector. Train one with `theworld train` first.")
+
+    table = Table("scene", "question", "off", "0 steps", f"{STEPS} steps", "truth", show_lines=True)
+    table.title = f"Answers with the world model off, with 0 and with {STEPS} world steps"
+    for family, index in SCENES:
+        clip = make_clip(family, "test", index)
+        image, question = clip.frames[0], next_questions(clip)[0]
+        latents = model.imagine(image, seed=SEED)  # (1, C, 1 + STEPS, h, w)
+        answers = [
+            model.generate(image, question.text, max_new_tokens=16, enable_world=False),
+            model.generate(image, question.text, max_new_tokens=16, num_world_steps=0),
+            model.generate(image, question.text, max_new_tokens=16, world_latents=latents),  # as with num_world_steps=4
+        ]
+        cells = [Text(answer, "green" if answer == question.answer else "red") for answer in answers]
+        table.add_row(f"{family} {index}", question.text, *cells, question.answer)
+        save_next_to_truth(model.decode(latents)[0], clip.frames, arguments.output / f"{family}-{index}.gif")
+        console.print(f"{family} {index}: done")
+    console.print(table)
+
+    # the last scene once more: a number of steps for this call alone
+    answer = model.generate(image, question.text, max_new_tokens=16, num_world_steps=2, seed=SEED)
+    console.print(f"Runtime override, {family} {index} with 2 world steps instead of {STEPS}: {answer}")
+    console.print(f"GIFs, imagined (left) and true (right): {arguments.output}{os.sep}\n")
     if arguments.model == "nano":
-        print("Note: nano knows only the scenes it ships with; about any other picture its answers mean nothing.")
-
-    # 1. No future: the world model only encodes the picture of now.
-    clip = make_clip("drop", "test", 0)
-    question = next(question for question in now_questions(clip, frame=0) if question.topic == "count")
-    show(model, "1. No future", clip, question, 0, arguments.output / "1-now.gif")
-
-    # 2. Four world steps: sixteen frames of future are imagined, and the model reads them.
-    question = next_questions(clip)[0]
-    show(model, "2. Four world steps", clip, question, 4, arguments.output / "2-four-steps.gif")
-
-    # 3. A runtime override: the same question at the model's own two steps, and at four.
-    clip = make_clip("tower", "test", 1)
-    question = next_questions(clip)[0]
-    show(model, "3. The model's own two world steps", clip, question, None, arguments.output / "3-two-steps.gif")
-    show(model, "   … and four, for this call alone", clip, question, 4, arguments.output / "3-four-steps.gif")
+        console.print(CHOICE)
+        show_test_split(console)
+        console.print("nano knows only scenes like these; its answers about any other image mean nothing.")
 
 
-def show(model: TheWorld, title: str, clip: Clip, question: Question, num_world_steps: int | None, path: Path) -> None:
-    """Imagines, writes what was imagined beside what happened, asks, and prints all of it."""
-    image = clip.frames[0]
-    latents = model.imagine(image, num_world_steps, seed=SEED)  # (1, C, T, h, w)
-    imagined = model.decode(latents)[0]  # (F, H, W, 3), F = 1 + 4·(T - 1)
-    side_by_side = np.concatenate([resize_to(imagined, clip.frames), clip.frames[: len(imagined)]], axis=2)
-    save_rollout(side_by_side, path)
-    print(f"\n{title}\n  imagined | what happens:  {path}", flush=True)
-
-    answer = model.generate(image, question.text, max_new_tokens=16, num_world_steps=num_world_steps, seed=SEED)
-    print(f"  question: {question.text}")
-    print(f"  answer:   {answer}")
-    print(f"  truth:    {question.answer}", flush=True)
+def show_test_split(console: Console) -> None:
+    """Prints the accuracies on the complete test split, which were measured before (docs/nano.md)."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    table = Table("arm", "world tokens", "correct", "95 %")
+    table.title = f"Test split, {results['limit']} scenes, one question per scene"
+    for arm, meaning in ARMS.items():
+        score = results["arms"][arm]
+        low, high = (100 * bound for bound in score["interval_95"])
+        table.add_row(arm, meaning, f"{100 * score['accuracy']:.1f} %", f"{low:.1f}–{high:.1f}")
+    console.print(table)
 
 
-def resize_to(frames: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Frames (F, H, W, 3) at the height and width of `like`, for a model that sees pictures of another size."""
-    from PIL import Image
-
-    height, width = like.shape[1:3]
-    if frames.shape[1:3] == (height, width):
-        return frames
-    return np.stack([np.asarray(Image.fromarray(frame).resize((width, height))) for frame in frames])
+def save_next_to_truth(imagined: np.ndarray, truth: np.ndarray, path: Path) -> None:
+    """Writes imagined frames next to the true ones; both are (F, H, W, 3) uint8, of any height and width."""
+    height, width = truth.shape[1:3]
+    resized = np.stack([np.asarray(Image.fromarray(frame).resize((width, height))) for frame in imagined])
+    gap = np.full((len(imagined), height, 1, 3), 255, np.uint8)
+    pairs = np.concatenate([resized, gap, truth[: len(imagined)]], axis=2)
+    save_rollout(pairs.repeat(SCALE, axis=1).repeat(SCALE, axis=2), path)
 
 
 if __name__ == "__main__":
