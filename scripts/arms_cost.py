@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from theworld import TheWorld
+from theworld.evaluation.answering import ModelAnswerer
 from theworld.evaluation.arms import choose
 from theworld.evaluation.physics import pick
 from theworld.evaluation.runner import run_arms
@@ -38,7 +39,7 @@ def main() -> None:
         answers = run_arms(
             items,
             choose(arms),
-            lambda weights: TheWorld.from_pretrained(given.model, device=given.device),
+            lambda weights: ModelAnswerer(TheWorld.from_pretrained(given.model, device=given.device)),
             num_world_steps=given.steps,
             batch_size=given.batch_size,
         )

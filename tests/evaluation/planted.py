@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from PIL import Image
 
+from theworld.evaluation.answering import Reply, ReplyInputs
 from theworld.evaluation.arms import choose
 from theworld.evaluation.benchmarks import Request, load_benchmark
 from theworld.evaluation.items import Item
 from theworld.evaluation.run_folder import RunFolder
 from theworld.evaluation.runner import Answer, run_arms
-from theworld.inference.option_scores import Reply
 
 TASKS = ("near", "far")
 
@@ -43,7 +43,7 @@ def planted_benchmark(folder: Path, n: int = 40) -> list[Item]:
 class PlantedModel:
     """Answers what `says` plants for a question's number, world on or off; its likelihoods always favour (B)."""
 
-    projector_is_trained = gemma_is_untouched = True
+    projector_is_trained = has_base_gemma = True
     config = SimpleNamespace(world_images="first", enable_world=False, world_config=SimpleNamespace(temporal_factor=4))
 
     def __init__(self, says: Callable[[int, bool], str]) -> None:
@@ -56,10 +56,18 @@ class PlantedModel:
     def image_features(self, images: Sequence[Any]) -> torch.Tensor:
         return torch.zeros(len(images), 1, 1)
 
-    def reply(self, images: Any, questions: Sequence[str], options: Any, longest: int, **settings: Any) -> list[Reply]:
+    def reply(
+        self,
+        images: Any,
+        questions: Sequence[str],
+        options: Any,
+        max_new_tokens: int,
+        inputs: ReplyInputs,
+        **sampling: Any,
+    ) -> list[Reply]:
         self.asked += len(questions)
         numbers = [int(text.split(",")[1].split("?")[0]) for text in questions]
-        return [Reply(self.says(number, settings["enable_world"]), 2, 10, (-1.0, -0.5)) for number in numbers]
+        return [Reply(self.says(number, bool(inputs.enable_world)), 2, 10, (-1.0, -0.5)) for number in numbers]
 
 
 def planted_run(

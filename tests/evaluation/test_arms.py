@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from theworld.evaluation.answering import ReplyInputs
 from theworld.evaluation.arms import ARMS, Batch, Imagination, choose
 from theworld.evaluation.items import Item
 
@@ -48,8 +49,8 @@ class Painter:
     def world_tokens(self, latents: torch.Tensor, kind: str, seed: int) -> torch.Tensor:
         return latents.mean(dim=(3, 4)).transpose(1, 2) + {"dummy": 1000.0, "random": 2000.0}[kind]
 
-    def reply(self, images: list[Any], questions: list[str], **settings: Any) -> list[Any]:
-        assert (settings["enable_world"], settings["lora"]) == (False, False), "Gemma as it was writes"
+    def reply(self, images: list[Any], questions: list[str], *, inputs: ReplyInputs, max_new_tokens: int) -> list[Any]:
+        assert (inputs.enable_world, inputs.lora) == (False, False), "the base Gemma model writes"
         self.described.append(questions)
         return [SimpleNamespace(text=f"it moves to {np.asarray(own[0])[0, 0, 0]}") for own in images]
 

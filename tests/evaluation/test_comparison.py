@@ -161,11 +161,12 @@ def test_imagined_strips_stand_beside_what_was_seen_or_the_reason_is_told(
 ) -> None:
     from PIL import Image
 
+    from theworld.evaluation.answering import ModelAnswerer
     from theworld.evaluation.arms import Imagination
     from theworld.evaluation.disagreements import read_index, save_pictures
     from theworld.inference.pipeline import TheWorld
 
-    shared = Imagination(TheWorld.from_pretrained(family / "fused", device="cpu"))
+    shared = Imagination(ModelAnswerer(TheWorld.from_pretrained(family / "fused", device="cpu")))
     assert save_pictures(tmp_path / "a", items, [3, 5], shared, 2, 0) is None
     index = read_index(tmp_path / "a")
     assert list(index) == ["q3", "q5"]

@@ -22,6 +22,7 @@ from lmms_eval.api.instance import Instance
 from PIL import Image
 
 from theworld import TheWorld
+from theworld.evaluation.answering import ModelAnswerer, Reply, ReplyInputs
 from theworld.evaluation.arms import ARMS, choose
 from theworld.evaluation.benchmarks import Request, load_benchmark
 from theworld.evaluation.items import Item
@@ -30,7 +31,6 @@ from theworld.evaluation.lmms import model as plugin
 from theworld.evaluation.lmms.model import TheWorldChat, TheWorldSimple
 from theworld.evaluation.lmms.requests import Writing, read_messages, read_visuals
 from theworld.evaluation.runner import run_arms
-from theworld.inference.option_scores import Reply
 
 STEPS = 2
 NUM_QUESTIONS = 6
@@ -139,7 +139,9 @@ def test_lmms_eval_asks_what_we_ask_and_scores_what_was_planted(
     """One arm in the chat form, another in the simple form, which also asks how likely answers are."""
     save_blink(tmp_path / "first", asked, ["A"] * NUM_QUESTIONS)  # truths are planted when the answers are known
     items = load_benchmark("blink", Request(data=str(tmp_path / "first"), tasks=("Counting",)))
-    ours = run_arms(items, choose(["fused", "zero"]), lambda _: nano, num_world_steps=STEPS, batch_size=NUM_QUESTIONS)
+    ours = run_arms(
+        items, choose(["fused", "zero"]), lambda _: ModelAnswerer(nano), num_world_steps=STEPS, batch_size=NUM_QUESTIONS
+    )
     said = {arm: [one.text for one in answers] for arm, answers in ours.items()}
     assert said["fused"] != said["zero"], "two arms that say the same cannot tell whether the arm was followed"
     assert len(set(said["fused"])) > 1, "one answer to everything cannot tell whether the order was kept"
@@ -265,12 +267,12 @@ def test_an_answer_ends_before_the_first_stop() -> None:
 class Echo:
     """A model that answers with what it was asked, and keeps what each batch was."""
 
-    projector_is_trained = gemma_is_untouched = True
-    device = "cpu"
+    projector_is_trained = has_base_gemma = True
+    model = SimpleNamespace(device="cpu")
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(world_images="first", num_world_steps=1)
-        self.batches: list[tuple[int, int, dict[str, Any]]] = []
+        self.batches: list[tuple[int, int, ReplyInputs]] = []
 
     def imagine(self, images: list[Any], num_world_steps: int, *, seed: int = 0) -> torch.Tensor:
         return torch.zeros(len(images), 1, 1 + num_world_steps, 2, 2)
@@ -278,8 +280,10 @@ class Echo:
     def image_features(self, images: list[Any]) -> torch.Tensor:
         return torch.zeros(len(images), 1, 1)
 
-    def reply(self, images: Any, questions: list[str], options: Any, longest: int, **settings: Any) -> list[Reply]:
-        self.batches.append((len(questions), longest, settings))
+    def reply(
+        self, images: Any, questions: list[str], options: Any, longest: int, inputs: ReplyInputs, **sampling: Any
+    ) -> list[Reply]:
+        self.batches.append((len(questions), longest, inputs))
         return [Reply(f"{len(own)} {text} Q:", 1, 2) for own, text in zip(images, questions, strict=True)]
 
 
@@ -317,7 +321,7 @@ def test_batches_hold_equal_settings_and_answers_keep_their_order(echo: Echo) ->
     assert [one.text for one in found] == [f"{int(number != 2)} q{number}" for number in range(7)]
     assert [(size, longest) for size, longest, _ in echo.batches] == [(2, 8), (1, 8), (1, 8), (3, 9)]
     # the one without a picture is asked without a world
-    assert [settings["enable_world"] for _, _, settings in echo.batches] == [True, False, True, True]
+    assert [inputs.enable_world for _, _, inputs in echo.batches] == [True, False, True, True]
     model.clean()
     assert "imagination" not in vars(model)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from theworld.evaluation import runner
+from theworld.evaluation.answering import ModelAnswerer
 from theworld.evaluation.arms import ARMS, choose
 from theworld.evaluation.items import Item
 from theworld.inference.pipeline import TheWorld
@@ -35,9 +36,9 @@ def items() -> list[Item]:
 
 
 def run(family: Path, items: list[Item], arms: str, **options: Any) -> dict[str, list[str]]:
-    def load(weights: str | None) -> TheWorld:
+    def load(weights: str | None) -> ModelAnswerer:
         loaded.append(weights)
-        return TheWorld.from_pretrained(family / (weights or "fused"), device="cpu")
+        return ModelAnswerer(TheWorld.from_pretrained(family / (weights or "fused"), device="cpu"))
 
     loaded: list[str | None] = []
     options.setdefault("num_world_steps", 2)
@@ -66,7 +67,7 @@ def test_predictions_of_the_arms_provably_differ(family: Path, items: list[Item]
 
 
 def loader(family: Path) -> Any:
-    return lambda weights: TheWorld.from_pretrained(family / (weights or "fused"), device="cpu")
+    return lambda weights: ModelAnswerer(TheWorld.from_pretrained(family / (weights or "fused"), device="cpu"))
 
 
 def test_what_the_store_knows_is_not_asked_again(family: Path, items: list[Item]) -> None:
@@ -135,7 +136,7 @@ def test_several_pictures_and_a_picture_that_cannot_be_read(family: Path, items:
 
 
 def test_an_arm_that_needs_gemma_as_it_was_is_refused_before_anything_is_asked(family: Path, items: list[Item]) -> None:
-    model = TheWorld.from_pretrained(family / "direct", device="cpu")
+    model = ModelAnswerer(TheWorld.from_pretrained(family / "direct", device="cpu"))
     with pytest.raises(ValueError, match="gemma, verbal cannot ask Gemma as it was"):
         runner.run_arms(items, choose(["no-world", "gemma", "verbal"]), lambda weights: model, num_world_steps=0)
 
@@ -146,7 +147,7 @@ def test_answers_do_not_depend_on_the_batch_size(family: Path, items: list[Item]
 
 def test_progress_reaches_the_end_of_each_arm(family: Path, items: list[Item]) -> None:
     steps: list[tuple[str, int, int]] = []
-    model = TheWorld.from_pretrained(family / "fused", device="cpu")
+    model = ModelAnswerer(TheWorld.from_pretrained(family / "fused", device="cpu"))
     runner.run_arms(
         items,
         choose(["fused", "no-world"]),
@@ -159,7 +160,7 @@ def test_progress_reaches_the_end_of_each_arm(family: Path, items: list[Item]) -
 
 
 def test_an_untrained_projector_is_not_measured_silently(family: Path, items: list[Item]) -> None:
-    model = TheWorld.from_pretrained(family / "untrained", device="cpu")
+    model = ModelAnswerer(TheWorld.from_pretrained(family / "untrained", device="cpu"))
     with pytest.raises(ValueError, match="untrained, so fused would read noise; train it with `theworld train`"):
         runner.run_arms(items, choose(["fused", "no-world"]), lambda weights: model, num_world_steps=0)
     answers = runner.run_arms(items[:2], choose(["no-world"]), lambda weights: model, num_world_steps=0)

@@ -20,11 +20,11 @@ from theworld.cli.loading import check_folder, check_place, check_steps, check_t
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from theworld.evaluation.answering import ModelAnswerer
     from theworld.evaluation.arms import Arm, Imagination
     from theworld.evaluation.items import Item
     from theworld.evaluation.run_folder import RunFolder
     from theworld.evaluation.runner import Answer
-    from theworld.inference.pipeline import TheWorld
 
 SHORT_ANSWER, LONGER_ANSWER = 8, 64  # tokens: of physics, whose answers are a word, and of everything else
 
@@ -187,6 +187,7 @@ def run(
     started: float,
 ) -> dict[str, Any]:
     """The result of a run: every question asked in every arm, into a folder where one is given."""
+    from theworld.evaluation.answering import ModelAnswerer
     from theworld.evaluation.benchmarks import BENCHMARKS
     from theworld.evaluation.disagreements import INDEX, disagreeing, save_pictures
     from theworld.evaluation.report import labels, results, versions
@@ -197,10 +198,11 @@ def run(
     model, seed = str(settings["model"]), int(settings["seed"])
     needs_world = any(arm.needs_world for arm in arms.values() if arm.weights is None)
 
-    def load_weights(weights: str | None) -> TheWorld:
+    def load_weights(weights: str | None) -> ModelAnswerer:
         if weights is not None:
-            return load(places[weights], device=device)
-        return load(model, device=device, enable_world=needs_world, world_model=settings["world_model"])
+            return ModelAnswerer(load(places[weights], device=device))
+        world_model = settings["world_model"]
+        return ModelAnswerer(load(model, device=device, enable_world=needs_world, world_model=world_model))
 
     notes: list[str] = []
 

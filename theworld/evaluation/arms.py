@@ -12,15 +12,13 @@ import difflib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from theworld.evaluation.answering import Answerer, ReplyInputs
 from theworld.evaluation.items import Item, picture_key
-
-if TYPE_CHECKING:
-    from theworld.inference.pipeline import TheWorld
 
 FORESEE = "Describe in one sentence what happens next."
 FORESEEN = "Foreseen in words: {words}\n\n{question}"
@@ -38,7 +36,7 @@ class Imagination:
         spent: seconds of imagining since `start`.
     """
 
-    model: TheWorld
+    model: Answerer
     spent: float = 0.0
     used: set[tuple[str, int, int]] = field(default_factory=set)
     seconds: dict[tuple[str, int, int], float] = field(default_factory=dict)
@@ -92,7 +90,7 @@ class Imagination:
         return torch.cat([self.model.encode(list(true_frames(item, count)[:count])).cpu() for item in items])
 
     def tokens(self, latents: Tensor, kind: str, seed: int) -> Tensor:
-        """World tokens (n, K, D) on the CPU of a kind that `TheWorld.world_tokens` knows."""
+        """World tokens (n, K, D) on the CPU of a kind that `Answerer.world_tokens` knows."""
         return self.model.world_tokens(latents, kind, seed).cpu()
 
     def features(self, pictures: Sequence[Sequence[Any]]) -> Tensor:
@@ -117,8 +115,7 @@ class Imagination:
                 list(missing.values()),
                 [FORESEE] * len(missing),
                 max_new_tokens=LONGEST_FORESIGHT,
-                enable_world=False,
-                lora=False,
+                inputs=ReplyInputs(enable_world=False, lora=False),
             )
             self._words.update((key, reply.text) for key, reply in zip(missing, replies, strict=True))
         return [self._words[key] for key in keys]

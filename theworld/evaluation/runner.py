@@ -11,14 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from theworld.evaluation.answering import Answerer, ReplyInputs
 from theworld.evaluation.arms import Arm, Batch, Imagination
 from theworld.evaluation.items import Item, other_pictures
 from theworld.media.images import load_image
-
-if TYPE_CHECKING:
-    from theworld.inference.pipeline import TheWorld
 
 MAX_NEW_TOKENS = 8  # answers are a word or a letter
 
@@ -83,7 +81,7 @@ def with_steps(arms: Mapping[str, Arm], steps: Sequence[int]) -> dict[str, tuple
 def run_arms(
     items: Sequence[Item],
     arms: Mapping[str, Arm],
-    load: Callable[[str | None], TheWorld],
+    load: Callable[[str | None], Answerer],
     *,
     num_world_steps: int | Sequence[int],
     seed: int = 0,
@@ -200,9 +198,9 @@ def answer(arm: Arm, batch: Batch, max_new_tokens: int, temperature: float = 0.0
         changed.questions,
         [item.options for item in batch.records],
         max_new_tokens,
+        inputs_of(changed),
         temperature=temperature,
         top_p=top_p,
-        **inputs_of(changed),
     )
     count = len(replies)
     seconds = (time.perf_counter() - started - imagination.spent) / count
@@ -221,21 +219,20 @@ def answer(arm: Arm, batch: Batch, max_new_tokens: int, temperature: float = 0.0
     ]
 
 
-def inputs_of(changed: Batch) -> dict[str, Any]:
-    """What the model is given beside pictures and questions, when an arm has changed a batch."""
-    return {
-        "num_world_steps": changed.num_world_steps,
-        "seed": changed.seed,
-        "enable_world": changed.enable_world,
-        "world_latents": changed.world_latents,
-        "world_tokens": changed.world_tokens,
-        "image_features": changed.imagination.features(changed.images) if any(changed.images) else None,
-        "mode": "tokens",  # an arm says itself what it shows
-        "lora": changed.lora,
-    }
+def inputs_of(batch: Batch) -> ReplyInputs:
+    """What the model is given in addition to images and questions, once an arm has changed the batch."""
+    return ReplyInputs(
+        num_world_steps=batch.num_world_steps,
+        seed=batch.seed,
+        enable_world=batch.enable_world,
+        world_latents=batch.world_latents,
+        world_tokens=batch.world_tokens,
+        image_features=batch.imagination.features(batch.images) if any(batch.images) else None,
+        lora=batch.lora,
+    )
 
 
-def check_arms(model: TheWorld, arms: Mapping[str, Arm]) -> None:
+def check_arms(model: Answerer, arms: Mapping[str, Arm]) -> None:
     """Raises a ValueError for arms that this model cannot run: told before the first question is asked."""
     readers = [name for name, arm in arms.items() if arm.reads_tokens]
     if readers and not model.projector_is_trained:
@@ -244,7 +241,7 @@ def check_arms(model: TheWorld, arms: Mapping[str, Arm]) -> None:
             "`theworld train`, or leave these arms out."
         )
     askers = [name for name, arm in arms.items() if arm.asks_gemma]
-    if askers and not model.gemma_is_untouched:
+    if askers and not model.has_base_gemma:
         raise ValueError(
             f"vision or language of this model were trained, so {', '.join(askers)} cannot ask Gemma as it was; "
             "evaluate the base model itself, or leave these arms out."

@@ -9,10 +9,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Unpack, overload
 
@@ -22,7 +20,6 @@ from torch import Tensor, nn
 from transformers import BatchFeature
 
 from theworld.inference.filmstrip import filmstrip
-from theworld.inference.option_scores import OptionKeeper, Reply, spellings_of
 from theworld.inference.options import (
     MAX_NEW_TOKENS,
     GenerateOptions,
@@ -30,15 +27,14 @@ from theworld.inference.options import (
     decoding_arguments,
     split_options,
 )
-from theworld.inference.prompting import IGNORED, PromptBuilder
+from theworld.inference.prompting import PromptBuilder
 from theworld.inference.streaming import check_streamable, stream_text
-from theworld.media.images import Video, load_images, to_frames, to_pixels
+from theworld.media.images import Video, to_frames, to_pixels
 from theworld.model import checkpoint_file, freezing
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import resolve_device_and_dtype
 from theworld.model.modeling import TheWorldForConditionalGeneration, world_parts_for
 from theworld.model.processing import ImageOrVideo, TheWorldProcessor, group_images, prompts_each
-from theworld.model.projector import WorldProjector
 from theworld.storage.hub import read_json, resolve
 from theworld.world_models import guardrail
 from theworld.world_models.base import Progress
@@ -48,7 +44,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_GEMMA = "google/gemma-3-4b-it"
 DEFAULT_COSMOS = "nvidia/Cosmos-Predict2-2B-Video2World"
 MODES = ("tokens", "frames")  # how the future reaches the language model: as world tokens, or as further pictures
-TOKEN_KINDS = ("trained", "random", "dummy")  # what makes world tokens of latents
 
 
 class TheWorld(nn.Module):
@@ -189,11 +184,6 @@ class TheWorld(nn.Module):
     def parameter_table(self) -> list[freezing.PartCount]:
         """Parameters and trainable ones, a row a part in memory."""
         return freezing.count_parameters(self.model)
-
-    @property
-    def gemma_is_untouched(self) -> bool:
-        """Whether Gemma is in memory as it was before training, a LoRA apart, which can be switched off."""
-        return not {"vision", "language"} & set(self.config.trained_parts)
 
     def mode_of(self, mode: str | None = None, num_world_steps: int | None = None, num_past_steps: int = 0) -> str:
         """How a call with this `mode` would answer: `tokens`, `frames`, or `picture` where only now is seen.
@@ -390,163 +380,16 @@ class TheWorld(nn.Module):
                 "No image was given, so the language model answers from the text alone, without the world model; pass "
                 "enable_world=False to say that this is intended."
             )
-        return self._generation(images, questions, 0.0, rollout, answer)[0]
-
-    @torch.no_grad()
-    def reply(
-        self,
-        image: Any,
-        question: Sequence[str],
-        options: Sequence[Sequence[str]] | None = None,
-        max_new_tokens: int = 128,
-        *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        num_world_steps: int | None = None,
-        seed: int = 0,
-        enable_world: bool | None = None,
-        world_latents: Tensor | None = None,
-        world_tokens: Tensor | None = None,
-        image_features: Tensor | None = None,
-        mode: str | None = None,
-        lora: bool = True,
-    ) -> list[Reply]:
-        """Answers to a list of questions in one batch, with their lengths and the likelihoods of options.
-
-        Args:
-            image, temperature, world_latents, mode: as in `generate`.
-            options: for each question, the answers whose log-probabilities are wanted.
-            top_p: share of the likeliest tokens that a temperature above 0 draws from.
-            world_tokens: (n, K, D) to read in place of those that the projector makes of `world_latents`, which say how
-                many moments they are.
-            image_features: (pictures, tokens, D) as `image_features` returns them, in the order of the pictures.
-            lora: False asks Gemma as it was before training.
-
-        Raises:
-            ValueError: Gemma itself is asked for and was trained, or world tokens without latents.
-        """
-        answering = self._answering(world_latents, world_tokens, lora)
-        rollout = RolloutOptions(num_world_steps, seed, enable_world, world_latents=world_latents, mode=mode)
-        inputs, sampling = self._generation(*self.prompts.normalize_inputs(image, question, None), temperature, rollout)
-        self._take(inputs, world_tokens, image_features)
-        if sampling["do_sample"]:
-            sampling["top_p"] = top_p
-        tokenizer = self.processor.tokenizer
-        keeper = OptionKeeper([spellings_of(tokenizer, own) for own in options or [[]] * len(question)])
-        with answering:
-            ids = self.model.generate(**inputs, **sampling, max_new_tokens=max_new_tokens, logits_processor=[keeper])
-        written = ids[:, inputs["input_ids"].shape[1] :].tolist()
-        lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        texts = self.processor.batch_decode(written, skip_special_tokens=True)
-        return [
-            Reply(
-                text.strip(),
-                sum(token != tokenizer.pad_token_id for token in row),
-                length,
-                keeper.logprobs(place, row) if options is not None else None,
-            )
-            for place, (text, row, length) in enumerate(zip(texts, written, lengths, strict=True))
-        ]
-
-    @torch.no_grad()
-    def answer_logprobs(
-        self,
-        image: Any,
-        question: Sequence[str],
-        answer: Sequence[str],
-        *,
-        num_world_steps: int | None = None,
-        seed: int = 0,
-        enable_world: bool | None = None,
-        world_latents: Tensor | None = None,
-        world_tokens: Tensor | None = None,
-        image_features: Tensor | None = None,
-        mode: str | None = None,
-        lora: bool = True,
-    ) -> list[tuple[float, bool]]:
-        """Of each question's given answer: its log-probability, and whether a greedy answer begins with it.
-
-        The end of the turn does not count. Arguments and errors as in `reply`.
-        """
-        answering = self._answering(world_latents, world_tokens, lora)
-        rollout = RolloutOptions(num_world_steps, seed, enable_world, world_latents=world_latents, mode=mode)
-        inputs, _ = self._generation(*self.prompts.normalize_inputs(image, question, None), 0.0, rollout, answer)
-        self._take(inputs, world_tokens, image_features)
-        labels = inputs.pop("labels")
-        longest = int((labels != IGNORED).sum(dim=1).max())  # rows are left-padded, so that all answers end together
-        with answering:
-            logits = self.model(**inputs, logits_to_keep=longest + 1).logits
-        scores = logits[:, :-2].float().log_softmax(-1)  # (B, longest - 1, V): what follows is the end of the turn
-        labels = labels[:, -longest:-1]
-        asked = labels != IGNORED
-        own = scores.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(~asked, 0.0)
-        greedy = ((scores.argmax(-1) == labels) | ~asked).all(dim=1)
-        return list(zip(own.sum(dim=1).tolist(), greedy.tolist(), strict=True))
-
-    def _answering(
-        self, world_latents: Tensor | None, world_tokens: Tensor | None, lora: bool
-    ) -> AbstractContextManager[None]:
-        """Inside, the model answers with its LoRA or without; what cannot be asked is told at once."""
-        if world_tokens is not None and world_latents is None:
-            raise ValueError("world_tokens say nothing of time; pass the world_latents that they stand for as well.")
-        if not lora and not self.gemma_is_untouched:
-            raise ValueError(
-                "vision or language of this model were trained, so Gemma as it was is not in memory; ask the base "
-                f"model itself ({self.config.vlm_name_or_path})."
-            )
-        return self.model.lora_disabled() if not lora and self.config.lora is not None else nullcontext()
-
-    def _take(self, inputs: BatchFeature, world_tokens: Tensor | None, image_features: Tensor | None) -> None:
-        """Puts tokens and soft tokens that were made before into the place of what they are made from."""
-        if world_tokens is not None:
-            del inputs["world_latents"]
-            inputs["world_embeds"] = world_tokens.to(self.device)
-        if image_features is not None:
-            del inputs["pixel_values"]
-            inputs["image_features"] = image_features.to(self.device)
-
-    @torch.no_grad()
-    def image_features(self, images: Any) -> Tensor:
-        """Gemma's soft tokens (pictures, tokens, D) of each picture, which `reply` takes in place of computing them."""
-        pixels = self.processor.image_processor(load_images(images), return_tensors="pt")["pixel_values"]
-        return self.model.image_features(pixels.to(self.device))
-
-    @torch.no_grad()
-    def world_tokens(self, latents: Tensor, kind: str = "trained", seed: int = 0) -> Tensor:
-        """World tokens (n, K, D) of latents (n, C, T, h, w), boundaries included.
-
-        Args:
-            kind: `trained`, by the projector; `random`, by an untrained one of the same make, drawn with `seed`;
-                `dummy`, one constant token in every place between the boundaries, the same for all latents.
-        """
-        if kind not in TOKEN_KINDS:
-            raise ValueError(f"kind is {kind!r}; choose one of {', '.join(TOKEN_KINDS)}.")
-        projector = self.model.projector
-        latents = latents.to(projector.row.device)
-        if kind == "random":
-            with torch.random.fork_rng(devices=[]):  # the constructor draws from the global generator
-                untrained = WorldProjector(self.config)
-            # not 0, from which nano's language model learned to read
-            untrained.scale_to(self.model.text_embedding_rms(), seed=seed + 1)
-            return untrained.to(projector.row)(latents)
-        if kind == "dummy":
-            begin, inner, end = projector(torch.zeros_like(latents)).split_with_sizes(
-                [1, self.config.world_token_count(latents.shape[2] - 1) - 2, 1], dim=1
-            )
-            return torch.cat([begin, inner.mean(dim=1, keepdim=True).expand_as(inner), end], dim=1)
-        return projector(latents)
+        return self._generation(images, questions, rollout, answer)
 
     def _generation(
         self,
         pictures: list[list[ImageOrVideo]],
         questions: list[str],
-        temperature: float,
         rollout: RolloutOptions,
-        answers: Sequence[str] | None = None,
-    ) -> tuple[BatchFeature, dict[str, Any]]:
-        """Model inputs with the future already imagined, and how `generate` samples."""
-        if not 0 <= temperature < math.inf:  # written so that NaN fails
-            raise ValueError(f"temperature is {temperature}; 0 is greedy, a larger number is freer.")
+        answers: Sequence[str] | None,
+    ) -> BatchFeature:
+        """Model inputs with the future already imagined."""
         if rollout.world_latents is not None and rollout.world_prompt is not None:
             raise ValueError("world_latents are imagined already, so no world_prompt can steer them; give one.")
         past = 0
@@ -576,7 +419,7 @@ class TheWorld(nn.Module):
             inputs.update({"world_latents": latents.to(self.device), "num_past_steps": past})
         elif rollout.world_latents is not None:
             raise ValueError("world_latents were given, but the world is off or there is no picture.")
-        return inputs, {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        return inputs
 
     def _with_frames(
         self,

@@ -16,6 +16,7 @@ from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
 from tqdm import tqdm
 
+from theworld.evaluation.answering import ModelAnswerer
 from theworld.evaluation.arms import ARMS, Arm, Batch, Imagination
 from theworld.evaluation.items import HIDDEN, Item
 from theworld.evaluation.lmms.requests import Asked, Writing, read_messages, read_visuals
@@ -66,11 +67,11 @@ class TheWorldChat(lmms):
         if self.accelerator.num_processes > 1 and device != "cpu" and torch.cuda.is_available():
             device = f"cuda:{self.accelerator.local_process_index}"
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        model = load(str(pretrained), world_model, num_world_steps, self.arm, device)
-        check_arms(model, {arm: self.arm})
-        self.num_world_steps = model.config.num_world_steps
-        self.device = model.device
-        self.imagination = Imagination(model)
+        answerer = load(str(pretrained), world_model, num_world_steps, self.arm, device)
+        check_arms(answerer, {arm: self.arm})
+        self.num_world_steps = answerer.config.num_world_steps
+        self.device = answerer.model.device
+        self.imagination = Imagination(answerer)
         self.warned: set[str] = set()
 
     @classmethod
@@ -237,7 +238,7 @@ class TheWorldSimple(TheWorldChat):
         def ask(arm: Arm, batch: Batch, places: Sequence[int]) -> list[tuple[float, bool]]:
             changed = arm.change(batch)
             own = [answers[place] for place in places]
-            return self.imagination.model.answer_logprobs(changed.images, changed.questions, own, **inputs_of(changed))
+            return self.imagination.model.answer_logprobs(changed.images, changed.questions, own, inputs_of(changed))
 
         return self.batches(asked, ask)
 
@@ -277,7 +278,7 @@ def whole_number(name: str, value: int | str) -> int:
 
 def load(
     pretrained: str, world_model: str | None, num_world_steps: int | None, arm: Arm, device: str | None
-) -> TheWorld:
+) -> ModelAnswerer:
     """A trained model, or a plain Gemma 3 freshly fused, with a world only where the arm needs one."""
     settings: dict[str, Any] = {"num_world_steps": num_world_steps, "device": device}
     if read_json(resolve(pretrained)).get("model_type") != "theworld":
@@ -285,4 +286,4 @@ def load(
         settings |= {} if world_model is None else {"cosmos_model_name": world_model}
     elif world_model is not None:
         raise ValueError(f"{pretrained} was trained with its own world model; leave world_model={world_model} out.")
-    return TheWorld(pretrained, **settings)
+    return ModelAnswerer(TheWorld(pretrained, **settings))

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.evaluation.tiny_family import tiny_family
-from theworld.inference.option_scores import OptionKeeper, spellings_of
+from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
+from theworld.evaluation.option_scores import OptionScores, spellings_of
 from theworld.inference.pipeline import TheWorld
 
 QUESTIONS = ["Which bin will the ball land in?", "Is the red ball on the left? yes no"]
@@ -23,6 +24,11 @@ def pictures() -> list[np.ndarray]:
     return list(np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8))
 
 
+@pytest.fixture(scope="module")
+def answerer(model: TheWorld) -> ModelAnswerer:
+    return ModelAnswerer(model)
+
+
 def weigh(model: TheWorld, logprobs: torch.Tensor, options: list[str]) -> list[float]:
     """What a forward pass says of the options: their first tokens in each spelling, (V,) to one an option."""
     ids = [{own[0] for own in forms} for forms in spellings_of(model.processor.tokenizer, options)]
@@ -31,11 +37,11 @@ def weigh(model: TheWorld, logprobs: torch.Tensor, options: list[str]) -> list[f
 
 @pytest.mark.parametrize("enable_world", [True, False])
 def test_a_reply_says_what_generate_says_and_how_likely_the_options_were(
-    model: TheWorld, pictures: list[np.ndarray], enable_world: bool
+    model: TheWorld, answerer: ModelAnswerer, pictures: list[np.ndarray], enable_world: bool
 ) -> None:
     options = [["left", "right", "middle"], ["yes", "no"]]
     settings = {"num_world_steps": 1, "enable_world": enable_world}
-    replies = model.reply(pictures, QUESTIONS, options, 4, **settings)
+    replies = answerer.reply(pictures, QUESTIONS, options, 4, ReplyInputs(**settings))
     said = model.generate(pictures, QUESTIONS, max_new_tokens=4, **settings)
     assert [reply.text for reply in replies] == said
     for picture, question, own, reply in zip(pictures, QUESTIONS, options, replies, strict=True):
@@ -47,18 +53,18 @@ def test_a_reply_says_what_generate_says_and_how_likely_the_options_were(
         assert 1 <= reply.num_tokens <= 4
 
 
-def test_without_options_there_are_no_likelihoods(model: TheWorld, pictures: list[np.ndarray]) -> None:
-    assert [reply.option_logprobs for reply in model.reply(pictures, QUESTIONS, max_new_tokens=2)] == [None, None]
+def test_without_options_there_are_no_likelihoods(answerer: ModelAnswerer, pictures: list[np.ndarray]) -> None:
+    assert [reply.option_logprobs for reply in answerer.reply(pictures, QUESTIONS, max_new_tokens=2)] == [None, None]
 
 
 @pytest.mark.parametrize("enable_world", [True, False])
 def test_a_given_answer_is_as_likely_as_its_tokens(
-    model: TheWorld, pictures: list[np.ndarray], enable_world: bool
+    model: TheWorld, answerer: ModelAnswerer, pictures: list[np.ndarray], enable_world: bool
 ) -> None:
     """Token by token, each behind what stands before it; answers of several lengths in one batch."""
     answers = ["left", "the middle, right"]
     settings = {"num_world_steps": 1, "enable_world": enable_world}
-    found = model.answer_logprobs(pictures, QUESTIONS, answers, **settings)
+    found = answerer.answer_logprobs(pictures, QUESTIONS, answers, ReplyInputs(**settings))
     for picture, question, answer, (logprob, _) in zip(pictures, QUESTIONS, answers, found, strict=True):
         ids = model.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
         inputs = model.prepare(picture, question, answer, **settings)
@@ -73,7 +79,9 @@ def test_a_given_answer_is_as_likely_as_its_tokens(
     assert others == answers, "these were chosen for not being what the model says"
     assert [greedy for _, greedy in found] == [False, False]
     seen, picked = zip(*(said_in_one_token(model, question, settings) for question in QUESTIONS), strict=True)
-    greedy = [greedy for _, greedy in model.answer_logprobs(list(seen), QUESTIONS, list(picked), **settings)]
+    greedy = [
+        greedy for _, greedy in answerer.answer_logprobs(list(seen), QUESTIONS, list(picked), ReplyInputs(**settings))
+    ]
     assert greedy == [True, True]
 
 
@@ -89,13 +97,15 @@ def said_in_one_token(model: TheWorld, question: str, settings: dict[str, Any]) 
     raise AssertionError("no picture makes the model begin with a whole word")
 
 
-def test_a_temperature_draws_and_zero_does_not(model: TheWorld, pictures: list[np.ndarray]) -> None:
+def test_a_temperature_draws_and_zero_does_not(answerer: ModelAnswerer, pictures: list[np.ndarray]) -> None:
     def drawn(**sampling: float) -> set[str]:
         texts = set()
         for seed in range(4):
             torch.manual_seed(seed)
             texts.add(
-                model.reply(pictures[:1], QUESTIONS[:1], max_new_tokens=4, enable_world=False, **sampling)[0].text
+                answerer.reply(
+                    pictures[:1], QUESTIONS[:1], max_new_tokens=4, inputs=ReplyInputs(enable_world=False), **sampling
+                )[0].text
             )
         return texts
 
@@ -105,64 +115,73 @@ def test_a_temperature_draws_and_zero_does_not(model: TheWorld, pictures: list[n
 
 @pytest.mark.parametrize("enable_world", [True, False])
 def test_picture_features_made_once_give_the_same_answers(
-    model: TheWorld, pictures: list[np.ndarray], enable_world: bool
+    answerer: ModelAnswerer, pictures: list[np.ndarray], enable_world: bool
 ) -> None:
-    features = model.image_features(pictures)
+    features = answerer.image_features(pictures)
     options = [["left", "right"]] * 2
     settings = {"num_world_steps": 1, "enable_world": enable_world}
-    plain = model.reply(pictures, QUESTIONS, options, 4, **settings)
-    shared = model.reply(pictures, QUESTIONS, options, 4, image_features=features, **settings)
+    plain = answerer.reply(pictures, QUESTIONS, options, 4, ReplyInputs(**settings))
+    shared = answerer.reply(pictures, QUESTIONS, options, 4, ReplyInputs(image_features=features, **settings))
     assert [reply.text for reply in shared] == [reply.text for reply in plain]
     for one, other in zip(shared, plain, strict=True):
         assert one.option_logprobs == pytest.approx(other.option_logprobs, abs=1e-5)
-    swapped = model.reply(pictures, QUESTIONS, options, 4, image_features=features.flip(0), **settings)
+    swapped = answerer.reply(pictures, QUESTIONS, options, 4, ReplyInputs(image_features=features.flip(0), **settings))
     assert swapped[0].option_logprobs != pytest.approx(plain[0].option_logprobs, abs=1e-4)
 
 
-def test_world_tokens_are_read_in_place_of_the_projectors_own(model: TheWorld, pictures: list[np.ndarray]) -> None:
+def test_world_tokens_are_read_in_place_of_the_projectors_own(
+    model: TheWorld, answerer: ModelAnswerer, pictures: list[np.ndarray]
+) -> None:
     latents = model.imagine(pictures, 2)
     options = [["left", "right"]] * 2
 
     def likelihoods(kind: str) -> list[tuple[float, ...] | None]:
-        tokens = model.world_tokens(latents, kind)
+        tokens = answerer.world_tokens(latents, kind)
         assert tokens.shape == (2, model.config.world_token_count(2), model.config.get_text_config().hidden_size)
-        replies = model.reply(pictures, QUESTIONS, options, 1, world_latents=latents, world_tokens=tokens)
+        replies = answerer.reply(
+            pictures, QUESTIONS, options, 1, ReplyInputs(world_latents=latents, world_tokens=tokens)
+        )
         return [reply.option_logprobs for reply in replies]
 
-    own = model.reply(pictures, QUESTIONS, options, 1, world_latents=latents)
+    own = answerer.reply(pictures, QUESTIONS, options, 1, ReplyInputs(world_latents=latents))
     assert likelihoods("trained")[0] == pytest.approx(own[0].option_logprobs, abs=1e-5)
     assert likelihoods("dummy") != likelihoods("trained") != likelihoods("random")
     with pytest.raises(ValueError, match="choose one of trained, random, dummy"):
-        model.world_tokens(latents, "made-up")
-    with pytest.raises(ValueError, match="pass the world_latents"):
-        model.reply(pictures, QUESTIONS, world_tokens=model.world_tokens(latents))
+        answerer.world_tokens(latents, "made-up")
+    with pytest.raises(ValueError, match="need the world_latents"):
+        answerer.reply(pictures, QUESTIONS, inputs=ReplyInputs(world_tokens=answerer.world_tokens(latents)))
 
 
-def test_dummy_tokens_say_nothing_of_the_picture_and_random_ones_do(model: TheWorld) -> None:
+def test_dummy_tokens_say_nothing_of_the_picture_and_random_ones_do(model: TheWorld, answerer: ModelAnswerer) -> None:
     latents = torch.randn(2, model.config.world_config.latent_channels, 3, *model.config.world_grid())
-    dummy = model.world_tokens(latents, "dummy")
-    torch.testing.assert_close(dummy, model.world_tokens(2 * latents, "dummy"))
+    dummy = answerer.world_tokens(latents, "dummy")
+    torch.testing.assert_close(dummy, answerer.world_tokens(2 * latents, "dummy"))
     inner = dummy[:, 1:-1]
     torch.testing.assert_close(inner, inner[:1, :1].expand_as(inner))
     boundaries = model.model.projector.boundaries
     torch.testing.assert_close(dummy[:, [0, -1]], boundaries.expand(2, 2, -1))
     state = torch.get_rng_state()
-    random = model.world_tokens(latents, "random")
+    random = answerer.world_tokens(latents, "random")
     assert torch.equal(state, torch.get_rng_state())
-    torch.testing.assert_close(random, model.world_tokens(latents, "random"))
-    assert not torch.allclose(random, model.world_tokens(latents, "random", seed=1))
+    torch.testing.assert_close(random, answerer.world_tokens(latents, "random"))
+    assert not torch.allclose(random, answerer.world_tokens(latents, "random", seed=1))
     assert not torch.allclose(random[0], random[1])
     size = random[:, 1:-1].square().mean().sqrt()
     assert size == pytest.approx(model.model.text_embedding_rms(), rel=0.2)  # as large as text, so that it is read
 
 
-def test_gemma_as_it_was_answers_without_the_lora(model: TheWorld, pictures: list[np.ndarray]) -> None:
+def test_gemma_as_it_was_answers_without_the_lora(
+    model: TheWorld, answerer: ModelAnswerer, pictures: list[np.ndarray]
+) -> None:
     for name, parameter in model.model.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
     options = [["left", "right"]] * 2
     with_lora, without = (
-        [reply.option_logprobs for reply in model.reply(pictures, QUESTIONS, options, 1, enable_world=False, lora=lora)]
+        [
+            reply.option_logprobs
+            for reply in answerer.reply(pictures, QUESTIONS, options, 1, ReplyInputs(enable_world=False, lora=lora))
+        ]
         for lora in (True, False)
     )
     assert with_lora[0] != pytest.approx(without[0], abs=1e-4)
@@ -173,14 +192,15 @@ def test_gemma_as_it_was_answers_without_the_lora(model: TheWorld, pictures: lis
 
 
 def test_gemma_cannot_be_asked_where_it_was_trained(model: TheWorld, pictures: list[np.ndarray]) -> None:
-    direct = TheWorld.from_pretrained(model.config._name_or_path.replace("fused", "direct"), device="cpu")
-    assert not direct.gemma_is_untouched
-    with pytest.raises(ValueError, match="ask the base model itself"):
-        direct.reply(pictures, QUESTIONS, lora=False)
+    path = model.config._name_or_path.replace("fused", "direct")
+    direct = ModelAnswerer(TheWorld.from_pretrained(path, device="cpu"))
+    assert not direct.has_base_gemma
+    with pytest.raises(ValueError, match="evaluate the base model itself"):
+        direct.reply(pictures, QUESTIONS, inputs=ReplyInputs(lora=False))
 
 
-def keeper(spellings: list[list[list[int]]], steps: list[list[float]]) -> OptionKeeper:
-    found = OptionKeeper([spellings])
+def keeper(spellings: list[list[list[int]]], steps: list[list[float]]) -> OptionScores:
+    found = OptionScores([spellings])
     for scores in steps:
         found(torch.zeros(1, 1, dtype=torch.long), torch.tensor([scores]))
     return found

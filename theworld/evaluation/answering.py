@@ -1,0 +1,284 @@
+"""How an evaluation asks a model: answers with option likelihoods, and the inputs that arms replace.
+
+`Answerer` names everything that the runner and the arms use of a model; `ModelAnswerer` provides it for a `TheWorld`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BatchFeature
+
+from theworld.evaluation.option_scores import OptionScores, spellings_of
+from theworld.inference.options import RolloutOptions, decoding_arguments
+from theworld.inference.pipeline import TheWorld
+from theworld.inference.prompting import IGNORED
+from theworld.media.images import load_images
+from theworld.model.projector import WorldProjector
+
+TOKEN_KINDS = ("trained", "random", "dummy")  # what makes world tokens from latents
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer.
+
+    Attributes:
+        text: the generated text.
+        num_tokens: generated tokens, the end of turn included.
+        prompt_tokens: tokens of the prompt, those of images and world included, padding excluded.
+        option_logprobs: log-probability of each option where the answer decides; None where no options were given, or
+            where the first tokens do not decide between them.
+    """
+
+    text: str
+    num_tokens: int
+    prompt_tokens: int
+    option_logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ReplyInputs:
+    """What a model is given in addition to images and questions, for all questions of a batch.
+
+    Attributes:
+        num_world_steps, seed, enable_world, world_latents: as in `TheWorld.generate`.
+        world_tokens: (n, K, D) replaces the tokens that the projector makes of `world_latents`, which are needed too
+            because they give the number of moments.
+        image_features: (images, tokens, D) as `image_features` returns them, in the order of the images.
+        lora: False asks the base Gemma model.
+    """
+
+    num_world_steps: int | None = None
+    seed: int = 0
+    enable_world: bool | None = None
+    world_latents: Tensor | None = None
+    world_tokens: Tensor | None = None
+    image_features: Tensor | None = None
+    lora: bool = True
+
+
+class Answerer(Protocol):
+    """Everything that the runner and the arms use of a model."""
+
+    @property
+    def config(self) -> Any:
+        """The model's `TheWorldConfig`."""
+
+    @property
+    def projector_is_trained(self) -> bool:
+        """Whether the language model can read its world tokens."""
+
+    @property
+    def has_base_gemma(self) -> bool:
+        """Whether `lora=False` gives the base Gemma model."""
+
+    def imagine(self, images: Sequence[Any], num_world_steps: int, *, seed: int = 0) -> Tensor:
+        """Latents (n, C, 1 + num_world_steps, h, w), one row per image."""
+
+    def encode(self, frames: Sequence[Any]) -> Tensor:
+        """Latents (1, C, T, h, w) of true frames."""
+
+    def decode(self, latents: Tensor, *, for_people: bool = True) -> np.ndarray:
+        """Frames (n, F, H, W, 3) uint8; those that people look at pass the guardrail."""
+
+    def world_tokens(self, latents: Tensor, kind: str, seed: int = 0) -> Tensor:
+        """World tokens (n, K, D) of one of TOKEN_KINDS."""
+
+    def image_features(self, images: Sequence[Any]) -> Tensor:
+        """Gemma's soft tokens (images, tokens, D)."""
+
+    def reply(
+        self,
+        images: Sequence[Any],
+        questions: Sequence[str],
+        options: Sequence[Sequence[str]] | None = None,
+        max_new_tokens: int = 128,
+        inputs: ReplyInputs = ReplyInputs(),
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+    ) -> list[Reply]:
+        """One answer per question, from one batch."""
+
+    def answer_logprobs(
+        self,
+        images: Sequence[Any],
+        questions: Sequence[str],
+        answers: Sequence[str],
+        inputs: ReplyInputs = ReplyInputs(),
+    ) -> list[tuple[float, bool]]:
+        """For each given answer, its log-probability and whether greedy decoding gives it."""
+
+
+class ModelAnswerer:
+    """The `Answerer` of a `TheWorld`.
+
+    World latents are always read as world tokens: which frames are shown as images is the arm's decision.
+    """
+
+    def __init__(self, model: TheWorld) -> None:
+        self.model = model
+        self.imagine = model.imagine
+        self.encode = model.encode
+        self.decode = model.decode
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def projector_is_trained(self) -> bool:
+        return self.model.projector_is_trained
+
+    @property
+    def has_base_gemma(self) -> bool:
+        """Whether neither vision nor language weights were trained; a LoRA can be disabled."""
+        return not {"vision", "language"} & set(self.config.trained_parts)
+
+    @torch.no_grad()
+    def image_features(self, images: Sequence[Any]) -> Tensor:
+        """Gemma's soft tokens (images, tokens, D), which `reply` accepts instead of computing them."""
+        pixels = self.model.processor.image_processor(load_images(images), return_tensors="pt")["pixel_values"]
+        return self.model.model.image_features(pixels.to(self.model.device))
+
+    @torch.no_grad()
+    def world_tokens(self, latents: Tensor, kind: str = "trained", seed: int = 0) -> Tensor:
+        """World tokens (n, K, D) of latents (n, C, T, h, w), boundaries included.
+
+        Args:
+            kind: `trained` uses the projector; `random` an untrained projector of the same architecture, initialised
+                with `seed`; `dummy` repeats one constant token between the boundaries, the same for all latents.
+
+        Raises:
+            ValueError: if `kind` is not one of TOKEN_KINDS.
+        """
+        if kind not in TOKEN_KINDS:
+            raise ValueError(f"Unknown kind {kind!r}; choose one of {', '.join(TOKEN_KINDS)}.")
+        projector = self.model.model.projector
+        latents = latents.to(projector.row.device)
+        if kind == "random":
+            with torch.random.fork_rng(devices=[]):  # the constructor draws from the global generator
+                untrained = WorldProjector(self.config)
+            # seed 0 is excluded because nano's language model learned to read the projector initialised with it
+            untrained.scale_to(self.model.model.text_embedding_rms(), seed=seed + 1)
+            return untrained.to(projector.row)(latents)
+        if kind == "dummy":
+            begin, inner, end = projector(torch.zeros_like(latents)).split_with_sizes(
+                [1, self.config.world_token_count(latents.shape[2] - 1) - 2, 1], dim=1
+            )
+            return torch.cat([begin, inner.mean(dim=1, keepdim=True).expand_as(inner), end], dim=1)
+        return projector(latents)
+
+    @torch.no_grad()
+    def reply(
+        self,
+        images: Sequence[Any],
+        questions: Sequence[str],
+        options: Sequence[Sequence[str]] | None = None,
+        max_new_tokens: int = 128,
+        inputs: ReplyInputs = ReplyInputs(),
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+    ) -> list[Reply]:
+        """Answers to a list of questions in one batch, with their lengths and the likelihoods of the options.
+
+        Args:
+            images: one image, or list of images, per question.
+            options: for each question, the answers whose log-probabilities are wanted.
+            temperature: 0 is greedy decoding.
+            top_p: nucleus that a temperature above 0 samples from.
+
+        Raises:
+            ValueError: if the base Gemma model is requested but was trained, or world tokens come without latents.
+        """
+        weights = self._weights(inputs)
+        tokenizer = self.model.processor.tokenizer
+        scores = OptionScores([spellings_of(tokenizer, row) for row in options or [[]] * len(questions)])
+        sampling = {"top_p": top_p} if temperature > 0 else {}
+        arguments = decoding_arguments(
+            max_new_tokens, temperature, {**sampling, "logits_processor": [scores]}, tokenizer
+        )
+        features = self._features(images, questions, inputs)
+        with weights:
+            ids = self.model.model.generate(**features, **arguments)
+        written = ids[:, features["input_ids"].shape[1] :].tolist()
+        lengths = features["attention_mask"].sum(dim=1).tolist()
+        texts = self.model.processor.batch_decode(written, skip_special_tokens=True)
+        return [
+            Reply(
+                text.strip(),
+                sum(token != tokenizer.pad_token_id for token in tokens),
+                length,
+                scores.logprobs(row, tokens) if options is not None else None,
+            )
+            for row, (text, tokens, length) in enumerate(zip(texts, written, lengths, strict=True))
+        ]
+
+    @torch.no_grad()
+    def answer_logprobs(
+        self,
+        images: Sequence[Any],
+        questions: Sequence[str],
+        answers: Sequence[str],
+        inputs: ReplyInputs = ReplyInputs(),
+    ) -> list[tuple[float, bool]]:
+        """For each question's given answer: its log-probability, and whether greedy decoding gives it.
+
+        The end of the turn does not count. Arguments and errors are those of `reply`.
+        """
+        weights = self._weights(inputs)
+        features = self._features(images, questions, inputs, answers)
+        labels = features.pop("labels")
+        longest = int((labels != IGNORED).sum(dim=1).max())  # rows are left-padded, so all answers end together
+        with weights:
+            logits = self.model.model(**features, logits_to_keep=longest + 1).logits
+        scores = logits[:, :-2].float().log_softmax(-1)  # (B, longest - 1, V); the last token is the end of the turn
+        labels = labels[:, -longest:-1]
+        in_answer = labels != IGNORED
+        logprobs = scores.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(~in_answer, 0.0)
+        greedy = ((scores.argmax(-1) == labels) | ~in_answer).all(dim=1)
+        return list(zip(logprobs.sum(dim=1).tolist(), greedy.tolist(), strict=True))
+
+    def _weights(self, inputs: ReplyInputs) -> AbstractContextManager[None]:
+        """A context in which the requested weights answer; inputs that do not fit are refused first."""
+        if inputs.world_tokens is not None and inputs.world_latents is None:
+            raise ValueError("world_tokens need the world_latents that they replace, which give their number of steps.")
+        if not inputs.lora and not self.has_base_gemma:
+            raise ValueError(
+                "Vision or language weights of this model were trained, so the base Gemma model is not in memory; "
+                f"evaluate the base model itself ({self.config.vlm_name_or_path})."
+            )
+        disabled = not inputs.lora and self.config.lora is not None
+        return self.model.model.lora_disabled() if disabled else nullcontext()
+
+    def _features(
+        self,
+        images: Sequence[Any],
+        questions: Sequence[str],
+        inputs: ReplyInputs,
+        answers: Sequence[str] | None = None,
+    ) -> BatchFeature:
+        """Model inputs in which precomputed world tokens and image features replace what they are computed from."""
+        rollout = RolloutOptions(
+            inputs.num_world_steps,
+            inputs.seed,
+            inputs.enable_world,
+            world_latents=inputs.world_latents,
+            mode="tokens",
+        )
+        features = self.model.prepare_generation(images, questions, answers, rollout=rollout)
+        if inputs.world_tokens is not None:
+            del features["world_latents"]
+            features["world_embeds"] = inputs.world_tokens.to(self.model.device)
+        if inputs.image_features is not None:
+            del features["pixel_values"]
+            features["image_features"] = inputs.image_features.to(self.model.device)
+        return features
