@@ -125,9 +125,6 @@ class ModelAnswerer:
 
     def __init__(self, model: TheWorld) -> None:
         self.model = model
-        self.imagine = model.imagine
-        self.encode = model.encode
-        self.decode = model.decode
 
     @property
     def config(self) -> Any:
@@ -141,6 +138,15 @@ class ModelAnswerer:
     def has_base_gemma(self) -> bool:
         """Whether neither vision nor language weights were trained; a LoRA can be disabled."""
         return not {"vision", "language"} & set(self.config.trained_parts)
+
+    def imagine(self, images: Sequence[Any], num_world_steps: int, *, seed: int = 0) -> Tensor:
+        return self.model.imagine(images, num_world_steps, seed=seed)
+
+    def encode(self, frames: Sequence[Any]) -> Tensor:
+        return self.model.encode(frames)
+
+    def decode(self, latents: Tensor, *, for_people: bool = True) -> np.ndarray:
+        return self.model.decode(latents, for_people=for_people)
 
     @torch.no_grad()
     def image_features(self, images: Sequence[Any]) -> Tensor:
