@@ -13,10 +13,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-# The HTTP library's own base class of errors, whichever library this version of huggingface_hub is built on.
-TransportError = HfHubHTTPError.__bases__[0]
+from theworld.storage.hub import TransportError, explain_hub_error
 
 # What TheWorld reads of each repository; Cosmos' also holds the original checkpoints, a second copy of everything.
 BASE_MODELS = {
@@ -64,15 +62,8 @@ def cache_model(repository: str, cache: Path) -> None:
 
 def explain(error: Exception, repository: str) -> str:
     """One sentence on what went wrong and what to do."""
-    if isinstance(error, GatedRepoError):  # before its base class, RepositoryNotFoundError
-        return f"its terms are not accepted yet: read them at https://huggingface.co/{repository}, then run this again."
-    if isinstance(error, RepositoryNotFoundError):
-        return "the Hub has no such repository, or the token may not read it: check the name and the token."
-    if isinstance(error, HfHubHTTPError):
-        return f"the Hub refused ({error}): check the token (hf auth whoami) and run this again."
-    if isinstance(error, TransportError | ConnectionError | LocalEntryNotFoundError):
-        return "the Hub cannot be reached: check the network (and HF_HUB_OFFLINE), then run this again."
-    return f"{error}."
+    own = type(error) is OSError  # raised above
+    return f"{error}." if own else explain_hub_error(error, repository, "its files")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ PACKAGE = Path(theworld.__file__).parent
 _CORE = {"storage", "media", "world_models", "model"}
 MAY_IMPORT: dict[str, set[str]] = {
     "storage": set(),
-    "media": set(),
+    "media": {"storage"},
     "nano": set(),  # weights only
     "world_models": {"storage", "media"},
     "model": {"storage", "media", "world_models"},

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from huggingface_hub.errors import GatedRepoError
 
 REPOSITORY = Path(__file__).parent.parent
 LOCKS = ("requirements.lock", "requirements-dev.lock")
@@ -137,7 +138,7 @@ def test_a_gated_model_names_the_page_and_the_others_go_on(
 
     def download(name: str, allow_patterns: list[str]) -> None:
         if name.startswith("google/"):
-            raise cache_models.GatedRepoError.__new__(cache_models.GatedRepoError)
+            raise GatedRepoError.__new__(GatedRepoError)
         done.append(name)
 
     monkeypatch.setattr(cache_models, "snapshot_download", download)
@@ -148,4 +149,4 @@ def test_a_gated_model_names_the_page_and_the_others_go_on(
 
 def test_no_network_is_told_in_one_sentence(cache_models: ModuleType) -> None:
     for error in (cache_models.TransportError("refused"), ConnectionError("offline")):
-        assert "cannot be reached" in cache_models.explain(error, "google/gemma-3-4b-it")
+        assert "could not be downloaded" in cache_models.explain(error, "google/gemma-3-4b-it")

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recipes.nano.clips import waiting_shards
+from theworld.storage.files import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -153,9 +154,8 @@ class LatentBank:
         if self.count == self._spilled:
             return
         file = self._folder / f"{self._spilled:08d}.safetensors"
-        partial = file.with_suffix(".partial")
-        save_file({"latents": self._bank[self._spilled : self.count].cpu()}, partial)
-        partial.rename(file)
+        with atomic_file(file) as unfinished:
+            save_file({"latents": self._bank[self._spilled : self.count].cpu()}, unfinished)
         self._spilled = self.count
 
     def full(self) -> bool:

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from theworld.storage.files import atomic_file
+
 if TYPE_CHECKING:
     from theworld.datasets.physics import Clip
 
@@ -189,8 +191,6 @@ def _work(
         if split == LABELLED:
             labels = {"families": [clip.family for clip in clips], "outcomes": [clip.outcome for clip in clips]}
             shard.with_suffix(".json").write_text(json.dumps(labels))
-        partial = shard.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with atomic_file(shard) as unfinished, unfinished.open("wb") as file:
             np.save(file, np.stack(frames))
-        done.touch()
-        partial.rename(shard)  # a reader sees whole shards only
+            done.touch()

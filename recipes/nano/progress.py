@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from theworld.storage.files import atomic_file
+
 
 class StageClock:
     """A wall-clock budget that can pause, survive a restart, and say when something is due again.
@@ -113,10 +115,8 @@ def save_state(
     state = {"step": step, "seconds": seconds, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     if averaged is not None:
         state["averaged"] = averaged
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.rename(file)
+    with atomic_file(file) as unfinished:
+        torch.save(state, unfinished)
 
 
 def load_state(

@@ -96,20 +96,6 @@ def test_predictions_are_one_line_a_question() -> None:
     assert report.predictions_path("runs/x.json") == Path("runs/x.predictions.jsonl")
 
 
-def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report.write_text(tmp_path / "new" / "a.json", "1")
-    assert (tmp_path / "new" / "a.json").read_text() == "1"
-
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space"):
-        report.write_text(tmp_path / "new" / "a.json", "2")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
-    assert (tmp_path / "new" / "a.json").read_text() == "1"
-
-
 def test_labels_are_read_beside_the_weights_or_beside_their_folder(tmp_path: Path) -> None:
     (tmp_path / "fused").mkdir()
     assert report.labels(tmp_path / "fused") == {}

@@ -135,10 +135,10 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
 def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = LatentCache(tmp_path, "world")
 
-    def full(descriptor: int) -> None:
+    def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         cache.fill(requests(2), counting([]), batch_size=2)
     assert not list(cache.folder.iterdir())

@@ -39,7 +39,7 @@ def compare(
     """
     from theworld.evaluation.comparison import as_markdown, compared, gather
     from theworld.evaluation.page import as_page
-    from theworld.evaluation.report import write_text
+    from theworld.storage.files import write_text
 
     if output is not None:
         check_folder(output)

@@ -166,7 +166,7 @@ def needs(model: str, world: str, config: TheWorldConfig, steps: int) -> list[Ne
 def prompt_needs(found: list[Found], steps: int) -> list[Need]:
     """The text encoder, where a rollout's prompts are neither in the world's folder nor in the adapter's."""
     from theworld.inspection import repositories
-    from theworld.world_models.cosmos_components import PROMPT_EMBEDS
+    from theworld.world_models.base import PROMPT_EMBEDS
 
     worlds = [one for one in found if one.need.role == "world model" and one.access == "ok"]
     stored = [name for one in found for name in one.names if name.endswith(PROMPT_EMBEDS)]
@@ -235,7 +235,7 @@ def library_findings() -> list[Finding]:
 
 def model_findings(model: str, config: TheWorldConfig, found: list[Found]) -> list[Finding]:
     """What is true of the model itself: an untrained projector, prompts that a rollout lacks, a missing guardrail."""
-    from theworld.world_models.cosmos_components import PROMPT_EMBEDS
+    from theworld.world_models.base import PROMPT_EMBEDS
     from theworld.world_models.guardrail import INSTALL
 
     findings = []

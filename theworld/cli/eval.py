@@ -250,9 +250,10 @@ def run(
 def write_results(content: dict[str, Any], items: Sequence[Item], output: str | None, results: str | None) -> None:
     """The result as JSON, with predictions beside it, where one is wanted; of a hidden truth, what can be handed in."""
     from theworld.datasets.blink import submission
-    from theworld.evaluation.report import prediction_lines, predictions_path, write_text
+    from theworld.evaluation.report import prediction_lines, predictions_path
     from theworld.evaluation.run_folder import RESULTS
     from theworld.evaluation.scoring import read_answer
+    from theworld.storage.files import write_text
 
     answers = content.pop("answers")
     text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"

@@ -148,11 +148,10 @@ def check_prompt(model: str, prompt: str | None, world_model: str | None = None)
 def check_shown(model: str, world_model: str | None = None) -> None:
     """Stops before any weights are read when a person may not see the model's frames for want of a guardrail."""
     from theworld.storage.hub import read_json, resolve
-    from theworld.world_models import guardrail
 
     has_world = read_json(resolve(model)).get("enable_world", True)
-    if has_world and world_of(model, world_model).needs_guardrail:
-        guardrail.require_installed()
+    if has_world:
+        world_of(model, world_model).require_guardrail()
 
 
 def world_of(model: str, world_model: str | None = None) -> WorldModel:

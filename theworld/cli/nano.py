@@ -71,18 +71,14 @@ def scene(
 
 def write_picture(pixels: object, path: str) -> None:
     """A picture (H, W, 3) uint8 as PNG, exactly as it is: a model reads it back unchanged."""
-    import os
     from pathlib import Path
 
     from PIL import Image
 
+    from theworld.storage.files import atomic_file
+
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise ValueError(f"{path} does not end in .png; other formats would change the picture.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    side = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        Image.fromarray(pixels).save(side, format="PNG")  # type: ignore[arg-type]
-        side.replace(target)
-    finally:
-        side.unlink(missing_ok=True)
+    with atomic_file(target) as unfinished:
+        Image.fromarray(pixels).save(unfinished, format="PNG")  # type: ignore[arg-type]

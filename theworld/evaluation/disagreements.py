@@ -13,9 +13,9 @@ from PIL import Image
 from theworld.evaluation import scoring
 from theworld.evaluation.arms import Imagination
 from theworld.evaluation.items import Item
-from theworld.evaluation.report import write_text
 from theworld.evaluation.runner import Answer
 from theworld.media.images import load_image
+from theworld.storage.files import write_text
 
 MOST = 48  # questions that get pictures
 HEIGHT = 112  # px of a picture

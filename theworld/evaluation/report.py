@@ -168,15 +168,3 @@ def prediction_lines(items: Sequence[Item], arms: Mapping[str, Sequence[Answer]]
 def predictions_path(path: str | os.PathLike[str]) -> Path:
     """`results.json` -> `results.predictions.jsonl` beside it."""
     return Path(path).with_suffix(".predictions.jsonl")
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a whole file or none, making its folder."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    side = target.with_name(f".{target.name}.{os.getpid()}.writing")
-    try:
-        side.write_text(text, encoding="utf-8")
-        side.replace(target)
-    finally:
-        side.unlink(missing_ok=True)

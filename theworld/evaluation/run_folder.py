@@ -23,8 +23,8 @@ from filelock import FileLock, Timeout
 
 from theworld.evaluation.arms import ARMS
 from theworld.evaluation.items import Item, check_items, fingerprint
-from theworld.evaluation.report import write_text
 from theworld.evaluation.runner import Answer
+from theworld.storage.files import read_json_file, write_text
 
 RUN, QUESTIONS, ANSWERS, PICTURES, RESULTS = "run.json", "questions.jsonl", "answers", "pictures", "results.json"
 # what is kept of a question; its pictures and true frames stay where they were
@@ -229,14 +229,8 @@ def _lines(place: Path, cut: bool = False) -> list[dict[str, Any]]:
 
 
 def read_json(place: Path) -> dict[str, Any]:
-    """A JSON object of a file; a ValueError where it is none."""
-    try:
-        content = json.loads(place.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{place} is damaged ({error}); run the evaluation again in another folder.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{place} holds no JSON object; run the evaluation again in another folder.")
-    return content
+    """Reads the JSON object in a file of a run folder."""
+    return read_json_file(place, "run the evaluation again in another folder")
 
 
 def _check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

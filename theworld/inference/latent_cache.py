@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from theworld.model.configuration import TheWorldConfig
+from theworld.storage.files import UNFINISHED, atomic_file, write_tensors, write_text
 from theworld.storage.hub import resolve
 from theworld.world_models.base import WorldModel
 from theworld.world_models.configuration import CosmosPredict2Config
@@ -168,10 +168,11 @@ class LatentCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         described = self.folder / "world.json"
         if self.made_by is not None and not described.exists():
-            replace_file(described, json.dumps(self.made_by, indent=2, default=str).encode() + b"\n")
+            write_text(described, json.dumps(self.made_by, indent=2, default=str) + "\n")
         name = hashlib.blake2b("".join(sorted(entries)).encode(), digest_size=16).hexdigest()
         shard = self.folder / f"{name}.safetensors"
-        replace_file(shard, save({key: tensor.detach().cpu().contiguous() for key, tensor in entries.items()}))
+        with atomic_file(shard) as unfinished:
+            write_tensors(unfinished, entries)
         self._shards.update(dict.fromkeys(entries, shard))
         self._known.add(shard)
 
@@ -222,26 +223,13 @@ class LatentCache:
 
     def _remove_abandoned(self) -> None:
         """Half-written shards of runs that were killed; what a living run writes is younger."""
-        for file in self.folder.glob(".*.writing"):
+        for file in self.folder.glob(f".*{UNFINISHED}"):
             if time.time() - file.stat().st_mtime > ABANDONED:
                 file.unlink(missing_ok=True)
 
 
 def damaged(shard: Path, error: Exception) -> ValueError:
     return ValueError(f"{shard} is damaged ({error}); delete that file and run `theworld cache` again.")
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all; it is on the disk when this returns."""
-    side = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    try:
-        with side.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(side, path)
-    finally:
-        side.unlink(missing_ok=True)
 
 
 def world_identity(config: TheWorldConfig, dtype: torch.dtype, inside: str | None = None) -> tuple[str, dict[str, Any]]:

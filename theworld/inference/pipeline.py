@@ -36,7 +36,6 @@ from theworld.model.devices import resolve_device_and_dtype
 from theworld.model.modeling import TheWorldForConditionalGeneration, world_parts_for
 from theworld.model.processing import ImageOrVideo, TheWorldProcessor, group_images, prompts_each
 from theworld.storage.hub import read_json, resolve
-from theworld.world_models import guardrail
 from theworld.world_models.base import Progress
 
 logger = logging.getLogger(__name__)
@@ -515,12 +514,12 @@ class TheWorld(nn.Module):
         Raises:
             ValueError: no guardrail where one is needed, or frames that it refuses.
         """
-        checked = for_people and self.needs_guardrail
-        if checked:
-            guardrail.require_installed()  # said before anything is loaded
+        world = self._world()
+        if for_people:
+            world.require_guardrail()  # before the decoder is loaded
         self._load_world_parts("decoder")
-        frames = to_pixels(self._world().decode(latents.to(self.device)))
-        return guardrail.check_frames(frames, self.device) if checked else frames
+        latents = latents.to(self.device)
+        return world.decode_for_people(latents) if for_people else to_pixels(world.decode(latents))
 
     @property
     def needs_guardrail(self) -> bool:

@@ -27,12 +27,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import http_backoff  # type: ignore[attr-defined]  # documented, and exported lazily
 
-from theworld.storage.hub import ADAPTER_FILE, CONFIG_FILE, is_shipped, resolve
-from theworld.world_models.cosmos_components import PROMPT_EMBEDS, file_patterns
+from theworld.storage.hub import ADAPTER_FILE, CONFIG_FILE, TransportError, is_shipped, resolve
+from theworld.world_models.base import PROMPT_EMBEDS
+from theworld.world_models.cosmos_components import file_patterns
 from theworld.world_models.prompts import ENCODER_FILES
 
-# the HTTP library's own base class of errors, whichever library this version of huggingface_hub is built on
-TransportError: type[BaseException] = HfHubHTTPError.__bases__[0]
 TIMEOUT = 10.0  # seconds for one answer of the Hub
 CONNECT_TIMEOUT = 5.0  # seconds until it takes a call, behind a firewall that drops packets
 

@@ -10,6 +10,8 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from theworld.storage.files import atomic_file
+
 # Pictures are enlarged (by whole numbers, pixel for pixel) until their shorter side is about this long.
 VISIBLE_SIDE = 256
 # A strip is enlarged no further than this width allows.
@@ -140,14 +142,9 @@ WRITERS: dict[str, Callable[[np.ndarray, float, float], bytes]] = {".gif": _gif,
 
 def _write_whole(path: Path, content: bytes) -> None:
     """Write beside the place and rename, so that nobody ever sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_file(path) as unfinished:
+            unfinished.write_bytes(content)
     except OSError as error:
         raise ValueError(
             f"{str(path)!r} cannot be written ({error.strerror or error}): choose another place."

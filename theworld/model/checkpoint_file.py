@@ -15,6 +15,7 @@ from theworld.model import freezing
 from theworld.model.loading import fingerprints
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.storage.adapters import check_tensors, copy_tensors, read_pickle
+from theworld.storage.files import atomic_file
 
 
 def save_checkpoint(
@@ -25,7 +26,6 @@ def save_checkpoint(
     step: int | None = None,
 ) -> None:
     """Writes what was trained, the optimiser's state, epoch and step to one file, all or nothing."""
-    path = Path(path)
     tensors = model.adapter_tensors()
     content = {
         "model": {name: tensor.detach().cpu() for name, tensor in tensors.items()},
@@ -34,13 +34,8 @@ def save_checkpoint(
         "epoch": epoch,
         "step": step,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    side = path.with_name(f".{path.name}.writing")
-    try:
-        torch.save(content, side)
-        os.replace(side, path)
-    finally:
-        side.unlink(missing_ok=True)
+    with atomic_file(path) as unfinished:
+        torch.save(content, unfinished)
 
 
 def load_checkpoint(

@@ -35,12 +35,11 @@ from theworld.model import freezing, loading, lora
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.processing import TheWorldProcessor, prompts_each
 from theworld.model.projector import WorldProjector
-from theworld.storage.adapters import copy_tensors, read_tensors, split_checkpoint_name
-from theworld.storage.files import write_folder, write_tensors
-from theworld.storage.hub import ADAPTER_FILE, find_optional_file, rebase_path, resolve
+from theworld.storage.adapters import copy_tensors, split_checkpoint_name
+from theworld.storage.files import atomic_folder, write_tensors
+from theworld.storage.hub import ADAPTER_FILE, rebase_path, resolve
 from theworld.world_models import world_model_class
-from theworld.world_models.base import WorldModel
-from theworld.world_models.cosmos_components import PROMPT_EMBEDS
+from theworld.world_models.base import PROMPT_EMBEDS, WorldModel
 
 logger = logging.getLogger(__name__)
 
@@ -208,11 +207,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         loaded = cls._with_bases(config, dtype, world_parts, inside, **kwargs)
         loaded.load_adapter_tensors(tensors, name)
         if loaded.world is not None:
-            subfolder, _ = split_checkpoint_name(checkpoint_name)
-            file = f"{subfolder}{PROMPT_EMBEDS}"
-            prompts = find_optional_file(resolve(name), file, revision)
-            if prompts is not None:
-                loaded.world.keep_prompts(read_tensors(str(prompts.parent), prompts.name), str(prompts))
+            loaded.world.read_kept_prompts(resolve(name), split_checkpoint_name(checkpoint_name)[0], revision)
         loaded.config._name_or_path = name
         return loaded
 
@@ -262,7 +257,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             config.vlm_name_or_path = rebase_path(config.vlm_name_or_path, self.bases_folder)
             config.world_name_or_path = rebase_path(config.world_name_or_path, self.bases_folder)
 
-        def write(folder: Path) -> None:
+        with atomic_folder(save_directory) as folder:
             if full:
                 loading.write_bases(folder, config, self.vlm, self.world)
                 TheWorldProcessor.from_config(self.config, self.bases_folder).write_base(folder / loading.VLM_FOLDER)
@@ -270,8 +265,6 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             write_tensors(folder / ADAPTER_FILE, dict(freezing.parameters_of(self, config.trained_parts)))
             if self.world is not None and self.world.embedded_prompts and not full:  # a full export's world has them
                 write_tensors(folder / PROMPT_EMBEDS, self.world.embedded_prompts)
-
-        write_folder(save_directory, write)
 
     def merge_lora(self) -> None:
         """Adds what the LoRA learned to the language model's own weights; logits stay, and the LoRA is gone.

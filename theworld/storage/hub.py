@@ -8,20 +8,27 @@ adapter folder, which keeps a full export in one piece.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
+from huggingface_hub import constants, hf_hub_download, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
+
+from theworld.storage.files import read_json_file
+
+# the HTTP library's own base class of errors, whichever library this version of huggingface_hub uses
+TransportError: type[BaseException] = HfHubHTTPError.__bases__[0]
 
 ADAPTER_FILE = "model.safetensors"
 LEGACY_ADAPTER_FILE = "pytorch_model.bin"
@@ -67,7 +74,7 @@ def check_name(model: str) -> None:
     if not model or (not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~")))):
         hint = "did you mean 'nano'?" if difflib.get_close_matches(model, ["nano"], 1) else "check the name."
         raise ValueError(
-            f"There is no folder {model or repr(model)}, and it is no Hugging Face repository id such as 'owner/name'; "
+            f"There is no folder {model or repr(model)}, and it is not a Hugging Face id such as 'owner/name'; "
             f"{hint}"
         )
 
@@ -100,27 +107,45 @@ def find_file(model: str, filename: str, revision: str | None = None) -> Path:
 
 
 @contextmanager
-def hub_errors(model: str, filename: str) -> Iterator[None]:
-    """Inside, what can go wrong with a download is a ValueError of one sentence."""
+def hub_errors(model: str, what: str) -> Iterator[None]:
+    """Turns errors of a download inside the block into a ValueError of one sentence.
+
+    Args:
+        model: the Hub id.
+        what: what is downloaded: a file name, or "its weights".
+    """
     try:
         yield
-    except LocalEntryNotFoundError as error:
-        raise ValueError(
-            f"{model} is no folder here, and {filename} is neither in the Hugging Face cache nor reachable on the "
-            "network; check the name, or go online once."
-        ) from error
-    except GatedRepoError as error:
-        raise ValueError(
-            f"{model} is gated: accept its licence on its Hub page and set HF_TOKEN to a token that may read it."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(
-            f"The Hub has no repository {model} that you may read; check the name, or log in with `hf auth login`."
-        ) from error
-    except EntryNotFoundError as error:
-        raise ValueError(f"{model} on the Hub has no {filename}; check the repository and revision.") from error
-    except (HfHubHTTPError, ValueError) as error:
-        raise ValueError(f"{model} is neither a folder nor a readable Hub repository: {error}") from error
+    except (HfHubHTTPError, TransportError, HFValidationError, OSError) as error:
+        raise ValueError(explain_hub_error(error, model, what)) from error
+
+
+def explain_hub_error(error: BaseException, model: str, what: str) -> str:
+    """One sentence about an error of huggingface_hub: what went wrong, and what to do."""
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            f"{model} is not a local folder, and {what} is neither in the Hugging Face cache nor reachable on the Hub; "
+            "check the name and the network, and that HF_HUB_OFFLINE is unset."
+        )
+    if isinstance(error, GatedRepoError):  # before its base class, RepositoryNotFoundError
+        return (
+            f"{model} is gated; accept its licence at {constants.ENDPOINT}/{model}, then run `hf auth login` or set "
+            "HF_TOKEN."
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return f"The Hub has no repository {model} that this token can read; check the name, or run `hf auth login`."
+    if isinstance(error, RevisionNotFoundError):
+        return f"{model} on the Hub does not have this revision; check the branch, tag or commit."
+    if isinstance(error, EntryNotFoundError):
+        return f"{model} on the Hub has no {what}; check the repository and revision."
+    if isinstance(error, HFValidationError):
+        return f"There is no folder {model}, and it is not a Hugging Face repository id: {error}"
+    if isinstance(error, HfHubHTTPError):
+        return (
+            f"The Hub refused {what} of {model} ({error}); check the token with `hf auth whoami`, or try again later."
+        )
+    reason = f"{type(error).__name__}: {error}".rstrip(". ")
+    return f"{what} of {model} could not be downloaded ({reason}); check the network and the disk."
 
 
 def find_optional_file(model: str, filename: str, revision: str | None = None) -> Path | None:
@@ -170,16 +195,9 @@ def find_base_dir(model: str, bases: Iterable[str], revision: str | None = None,
     return str(Path(snapshot) / subfolder)
 
 
-def read_json(model: str, filename: str = CONFIG_FILE, revision: str | None = None) -> dict[str, object]:
+def read_json(model: str, filename: str = CONFIG_FILE, revision: str | None = None) -> dict[str, Any]:
     """A JSON file of a model folder or repository, as a dict."""
-    path = find_file(model, filename, revision)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); download or save the model again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; download or save the model again.")
-    return content
+    return read_json_file(find_file(model, filename, revision), "download or save the model again")
 
 
 def is_shipped(folder: str | os.PathLike[str]) -> bool:

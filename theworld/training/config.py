@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from theworld.storage.files import read_json_file
 from theworld.world_models.configuration import COSMOS_2B
 
 PRECISIONS = ("bf16", "fp16", "fp32", "no")  # "no" is accelerate's word for fp32
@@ -417,10 +418,4 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"There is no config {path}; give the path of a JSON file, such as configs/default.json.")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); mend it.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f'{path} holds no JSON object; write it as {{"key": value}}.')
-    return content
+    return read_json_file(file, 'write it as {"key": value}')

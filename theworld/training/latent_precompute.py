@@ -19,15 +19,12 @@ from theworld.datasets.collator import ChatCollator, IndexedSample
 from theworld.datasets.samples import Sample
 from theworld.inference.latent_cache import LatentCache, WorldRequest, compute_with, latents_of, world_identity
 from theworld.media.export import save_rollout
-from theworld.media.images import to_pixels
-from theworld.storage.adapters import read_tensors
-from theworld.storage.hub import find_optional_file, resolve
+from theworld.storage.hub import resolve
 from theworld.training.config import TrainingConfig
 from theworld.training.model_setup import Described, frozen_dtype, world_parts_of_draws
 from theworld.training.samplers import IndexedSamples
-from theworld.world_models import guardrail, world_model_class
+from theworld.world_models import world_model_class
 from theworld.world_models.base import WorldModel
-from theworld.world_models.cosmos_components import PROMPT_EMBEDS
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +51,7 @@ def load_world(config: TrainingConfig, described: Described, parts: Sequence[str
         dtype=frozen_dtype(config),
     )
     if described.trained:
-        place = resolve(config.model_name)
-        prompts = find_optional_file(place, PROMPT_EMBEDS)
-        if prompts is not None:
-            world.keep_prompts(read_tensors(str(prompts.parent), prompts.name), str(prompts))
+        world.read_kept_prompts(resolve(config.model_name))
     return world.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -144,10 +138,8 @@ def shown_requests(collator: ChatCollator, samples: Sequence[Sample]) -> list[Wo
 
 def can_show(world: WorldModel) -> bool:
     """Whether imagined frames may be shown to people here: NVIDIA's weights ask for NVIDIA's guardrail."""
-    if not world.needs_guardrail:
-        return True
     try:
-        guardrail.require_installed()
+        world.require_guardrail()
     except ValueError as error:
         logger.warning("imagined futures are not shown: %s", error)
         return False
@@ -157,10 +149,7 @@ def can_show(world: WorldModel) -> bool:
 @torch.no_grad()
 def decode(world: WorldModel, latents: Tensor) -> Tensor:
     """Latents (C, T, h, w) as frames that people may see, uint8 (F, H, W, 3)."""
-    device = next(world.parameters()).device
-    frames = to_pixels(world.decode(latents[None].to(device)))
-    if world.needs_guardrail:
-        frames = guardrail.check_frames(frames, device)
+    frames = world.decode_for_people(latents[None].to(next(world.parameters()).device))
     return torch.from_numpy(np.ascontiguousarray(frames[0]))
 
 

@@ -6,6 +6,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from theworld.inspection import repositories
+from theworld.storage.hub import TransportError
 from theworld.training.config import TrainingConfig
 
 OR_NOT = "or set push_to_hub to false"
@@ -49,5 +50,5 @@ def make_repository(config: TrainingConfig) -> None:
             f"The Hub does not let this token write to {config.hub_model_id} ({status}): check hub_model_id, and that "
             f"the token may write, {OR_NOT}."
         ) from error
-    except (repositories.TransportError, OSError) as error:
+    except (TransportError, OSError) as error:
         raise ValueError(f"{config.hub_model_id} could not be made: {repositories.no_network()}, {OR_NOT}.") from error

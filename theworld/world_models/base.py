@@ -11,12 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from theworld.media.images import to_pixels
+from theworld.storage.adapters import read_tensors
+from theworld.storage.hub import find_optional_file
+from theworld.world_models import guardrail
+
 Progress = Callable[[int, int], None]  # called with (steps done, total)
 
+PROMPT_EMBEDS = "prompt_embeds.safetensors"  # default prompts: keys "default" and "negative", each (L, D)
 PARTS = ("encoder", "decoder", "transformer")
 
 
@@ -90,6 +97,32 @@ class WorldModel(nn.Module, ABC):
     @abstractmethod
     def needs_guardrail(self) -> bool:
         """Whether these weights' licence wants people's prompts, and frames that people see, checked."""
+
+    def require_guardrail(self) -> None:
+        """Raises a ValueError if these weights need the guardrail and it is not installed; loads nothing."""
+        if self.needs_guardrail:
+            guardrail.require_installed()
+
+    def decode_for_people(self, latents: Tensor) -> np.ndarray:
+        """Latents (n, C, T, h, w) as frames (n, F, H, W, 3) uint8 that may be shown to people.
+
+        Raises:
+            ValueError: if the guardrail is needed and is not installed, or refuses the frames.
+        """
+        self.require_guardrail()
+        frames = to_pixels(self.decode(latents))
+        return guardrail.check_frames(frames, latents.device) if self.needs_guardrail else frames
+
+    def read_kept_prompts(self, model: str, subfolder: str = "", revision: str | None = None) -> None:
+        """Restores the default prompts (`embedded_prompts`) that were saved with an adapter, if it has any.
+
+        Args:
+            model: folder or Hub id of the adapter.
+            subfolder: of a checkpoint in it, ending with a slash, or empty.
+        """
+        file = find_optional_file(model, f"{subfolder}{PROMPT_EMBEDS}", revision)
+        if file is not None:
+            self.keep_prompts(read_tensors(str(file.parent), file.name), str(file))
 
     @abstractmethod
     def check_takes_prompts(self) -> None:

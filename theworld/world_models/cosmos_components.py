@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from theworld.world_models.base import PROMPT_EMBEDS
 from theworld.world_models.configuration import COSMOS_SCHEDULER, CosmosPredict2Config
 from theworld.world_models.diffusers_folder import read_component_config, read_json
 
@@ -19,7 +20,6 @@ MODEL_INDEX = {
     "transformer": ["diffusers", "CosmosTransformer3DModel"],
     "vae": ["diffusers", "AutoencoderKLWan"],
 }
-PROMPT_EMBEDS = "prompt_embeds.safetensors"  # ours: keys "default" and "negative", each (L, D)
 ROLLOUT_CONFIG = "rollout_config.json"  # ours: what a config holds beside the three components'
 ROLLOUT_FIELDS = ("text_tokens", "num_inference_steps", "guidance_scale", "sigma_conditioning", "fps", "weights_from")
 

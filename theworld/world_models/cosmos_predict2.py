@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from theworld.storage.files import atomic_folder, write_json, write_tensors
 from theworld.world_models import guardrail
-from theworld.world_models.base import PARTS, WorldModel, check_parts
+from theworld.world_models.base import PARTS, PROMPT_EMBEDS, WorldModel, check_parts
 from theworld.world_models.configuration import COSMOS_2B_TRANSFORMER, COSMOS_SCHEDULER, CosmosPredict2Config
 from theworld.world_models.cosmos_components import (
     MODEL_INDEX,
-    PROMPT_EMBEDS,
     ROLLOUT_CONFIG,
     ROLLOUT_FIELDS,
     file_patterns,
@@ -38,8 +37,6 @@ from theworld.world_models.diffusers_folder import (
     find_folder,
     read_tensors,
     read_weights,
-    staged_folder,
-    write_json,
 )
 from theworld.world_models.prompts import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT, embed_prompts, has_text_encoder
 
@@ -287,8 +284,7 @@ class CosmosPredict2(WorldModel):
                 "This world model has no text encoder, so it cannot take a world prompt; leave the prompt out, or use "
                 "a Cosmos-Predict2 repository, which has one."
             )
-        if self.needs_guardrail:
-            guardrail.require_installed()
+        self.require_guardrail()
 
     def _embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Embeddings of `prompts`, and the default ones where they are missing: the text encoder is read once."""
@@ -514,13 +510,12 @@ class CosmosPredict2(WorldModel):
                 raise ValueError(f"A world folder holds every part. {self._missing(part)}")
         assert self.vae is not None
         assert self.transformer is not None
-        with staged_folder(Path(folder), stale=(PROMPT_EMBEDS,)) as staged:
+        with atomic_folder(folder, stale=(PROMPT_EMBEDS,)) as staged:
             self.vae.save_pretrained(staged / "vae", max_shard_size=max_shard_size)
             self.transformer.save_pretrained(staged / "transformer", max_shard_size=max_shard_size)
             new_scheduler(self.config).save_pretrained(staged / "scheduler")
             if self.prompt_embeds is not None and self.negative_prompt_embeds is not None:
                 embeds = {"default": self.prompt_embeds, "negative": self.negative_prompt_embeds}
-                embeds = {key: value.detach().cpu().contiguous() for key, value in embeds.items()}
-                save_file(embeds, staged / PROMPT_EMBEDS, metadata={"format": "pt"})
+                write_tensors(staged / PROMPT_EMBEDS, embeds)
             write_json(staged / ROLLOUT_CONFIG, {field: getattr(self.config, field) for field in ROLLOUT_FIELDS})
             write_json(staged / "model_index.json", MODEL_INDEX)

@@ -6,27 +6,17 @@ are asked for are read.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import is_offline_mode, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from theworld.storage.files import read_json_file
+from theworld.storage.hub import check_name, hub_errors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 WEIGHTS_INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -42,30 +32,12 @@ def find_folder(repo_or_folder: str | Path, revision: str | None, patterns: Sequ
     if folder.is_dir():
         return folder
     name = str(repo_or_folder)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"There is no folder {name}, and it is no Hugging Face repository id such as 'owner/name'.")
-    try:
-        # said, since hub 1.x else asks the network for the files of a commit that is in the cache
+    check_name(name)
+    with hub_errors(name, "the world model"):
+        # without local_files_only, hub 1.x would ask the network for the files of a commit that is in the cache
         offline = is_offline_mode()
         snapshot = snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=offline)
         return Path(snapshot)
-    except HFValidationError as error:
-        raise ValueError(f"There is no folder {name}, and it is no Hugging Face repository id: {error}") from error
-    except GatedRepoError as error:
-        raise ValueError(
-            f"{name} is gated: accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(
-            f"Hugging Face has no repository {name} that you can see; check the name, or log in with `hf auth login`."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ValueError(f"{name} has no revision {revision!r}.") from error
-    except (EntryNotFoundError, HfHubHTTPError, ConnectionError, OSError) as error:
-        raise ValueError(
-            f"{name} is not in the local cache and could not be downloaded ({type(error).__name__}); connect to the "
-            f"network once (HF_HUB_OFFLINE unset), or pass a local folder."
-        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -78,13 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if any((place / "config.json").is_file() for place in (path.parent, path.parent.parent)):
             raise ValueError(f"{path} is missing: this is no world model; name a Cosmos-Predict2 folder or Hub id.")
         raise ValueError(f"{path} is missing; the folder does not hold a complete world model.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable as JSON ({error}); download or write it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, and holds a {type(content).__name__}.")
-    return content
+    return read_json_file(path, "download or write it again")
 
 
 def read_component_config(folder: Path) -> dict[str, Any]:
@@ -174,28 +140,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or cut short ({error}); download or write it again.") from error
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON object, indented."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def staged_folder(folder: Path, stale: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder to write into, whose entries move into `folder` when the block ends without an error.
-
-    Args:
-        stale: files of an earlier save that go even when this one does not write them.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
-        yield Path(unfinished)
-        folder.mkdir(exist_ok=True)
-        for name in stale:
-            (folder / name).unlink(missing_ok=True)
-        for entry in sorted(Path(unfinished).iterdir()):
-            target = folder / entry.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(entry, target)

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from theworld.storage.files import atomic_file, write_tensors
 from theworld.world_models.diffusers_folder import find_folder, read_json, read_tensors
 
 logger = logging.getLogger(__name__)
@@ -177,9 +175,7 @@ def _read_cached(file: Path, shape: tuple[int, int]) -> Tensor | None:
 def _write_cached(file: Path, embeds: Tensor) -> None:
     """Written beside its place and renamed; a cache that cannot be written costs time, not the answer."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".writing-") as side:
-            save_file({"prompt": embeds.contiguous()}, Path(side) / file.name, metadata={"format": "pt"})
-            os.replace(Path(side) / file.name, file)
+        with atomic_file(file) as unfinished:
+            write_tensors(unfinished, {"prompt": embeds})
     except (OSError, SafetensorError) as error:
         logger.warning("the embedding of a world prompt could not be kept in %s (%s)", file.parent, error)
