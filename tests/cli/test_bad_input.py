@@ -149,7 +149,7 @@ def test_a_picture_that_may_not_be_read(family: Path, picture: Path, monkeypatch
 
 def test_a_bad_picture_among_good_ones_is_named(family: Path, picture: Path) -> None:
     said = fail("ask", picture, "nowhere.png", QUESTION, "--model", family / "fused")
-    assert said.startswith("Picture 2 of 2: There is no file 'nowhere.png'")
+    assert said.startswith("Image 2 of 2: There is no file 'nowhere.png'")
 
 
 def odd_pictures(folder: Path) -> list[Path]:

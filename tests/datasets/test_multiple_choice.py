@@ -16,8 +16,9 @@ from PIL import Image
 
 from theworld.datasets import blink
 from theworld.datasets.columns import Fields, read_fields
-from theworld.datasets.multiple_choice import YES_NO, VideoFile, load_questions
+from theworld.datasets.multiple_choice import SHOWN_FRAMES, YES_NO, load_questions
 from theworld.datasets.published import KNOWN_SETS
+from theworld.media.video import Video
 
 ROW = {"id": "a", "image": "a.png", "question": "Which is closer?", "choices": ["the cup", "the box"], "answer": "B"}
 
@@ -103,12 +104,12 @@ def test_several_pictures_a_video_and_a_known_future(folder: Path) -> None:
     assert several.images == (folder / "a.png", folder / "b.png")
     assert several.future == (folder / "b.png", folder / "c.png")
     assert numbered.images == (folder / "a.png", folder / "b.png")
-    assert isinstance(moving.images, VideoFile)
-    shown = moving.images.read()
+    assert isinstance(moving.images, Video)
+    shown = [np.asarray(frame) for frame in moving.images.load().frames]
     assert [frame.shape for frame in shown] == [(16, 16, 3)] * 8
     assert shown[-1].mean() > shown[0].mean() + 100
-    assert isinstance(moving.future, VideoFile)
-    assert len(moving.future.read()) == 12
+    assert isinstance(moving.future, Video)
+    assert len(moving.future.load().frames) == 12
 
 
 def test_parquet_and_folders_by_split(folder: Path) -> None:
@@ -186,7 +187,7 @@ def test_what_is_wrong_with_a_place_is_said(folder: Path) -> None:
         load_questions(str(folder), split="train")
     (folder / "clip.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match="not a video that can be read"):
-        VideoFile(folder / "clip.mp4").read()
+        Video(folder / "clip.mp4").load()
 
 
 def test_fields_are_read_from_the_command_line_or_a_file(tmp_path: Path) -> None:
@@ -241,8 +242,8 @@ def test_openworldqa_sees_up_to_its_anchor_frame_and_the_rest_is_the_future(fold
     }
     (question,) = known("openworldqa", folder, row)
     assert (question.id, question.task) == ("WLA_C1_fit_clearance_0001", "C1_fit_clearance")
-    assert [path.stem for path in question.images.read()][-1] == "frame_008"
-    assert [path.stem for path in question.future.read()] == ["frame_009", "frame_010", "frame_011"]
+    assert [frame.getpixel((0, 0))[0] for frame in question.images.load().frames] == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert [frame.getpixel((0, 0))[0] for frame in question.future.load().frames] == [9, 10, 11]
     (at_the_end,) = known("openworldqa", folder, {**row, "anchor_frame": "frame_011"})
     assert at_the_end.future is None
 
@@ -264,7 +265,7 @@ def test_pai_bench(folder: Path) -> None:
     (question,) = known("pai-bench", folder, row)
     assert question.prompt.startswith("What will the robot do next?\nSelect")
     assert (question.choices, question.answer, question.task) == (("grasp", "wait"), "A", "robot")
-    assert len(question.images.read()) == 2
+    assert len(question.images.load().frames) == 2
 
 
 def test_futurebench(folder: Path) -> None:
@@ -278,7 +279,7 @@ def test_futurebench(folder: Path) -> None:
     }
     (question,) = known("futurebench", folder, row)
     assert (question.id, question.task, question.answer) == ("7", "hop2", "D")
-    assert question.images == VideoFile(folder / "first_part_video" / "v.mp4")
+    assert question.images == Video(folder / "first_part_video" / "v.mp4", SHOWN_FRAMES)
 
 
 def test_physbench(folder: Path) -> None:

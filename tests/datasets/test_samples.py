@@ -17,8 +17,8 @@ from theworld.datasets.jsonl import JsonlDataset
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
 from theworld.datasets.physics.practice import scan_questions
 from theworld.datasets.physics.samples import PhysicsSamples
-from theworld.datasets.samples import Sample, Seen, StreamedSamples, conversation
-from theworld.media.video_file import read_frames
+from theworld.datasets.samples import Sample, StreamedSamples, conversation
+from theworld.media.video import Video
 
 PLAIN = {"text": "What is this?", "label": "A cat"}
 
@@ -127,9 +127,9 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
     assert dataset[3].future_frames == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
     assert dataset[4].world_prompt == "it falls"
     (seen,) = dataset[5].images
-    assert np.array_equal(seen.source, read[[0, 2, 4, 6, 8]])
+    assert np.array_equal(np.stack([np.asarray(frame) for frame in seen.frames]), read[[0, 2, 4, 6, 8]])
     assert [np.array_equal(a, b) for a, b in zip(dataset[5].future_frames, read[[10]], strict=True)] == [True]
-    assert dataset[6].images == (Seen([str(tmp_path / "0.png"), str(tmp_path / "1.png")]),)
+    assert dataset[6].images == (Video([str(tmp_path / "0.png"), str(tmp_path / "1.png")]),)
     assert dataset[1].origin == f"{file} line 3"
     assert len(JsonlDataset(file, limit=2)) == 2
 
@@ -182,7 +182,7 @@ def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"video": "data.jsonl", **PLAIN}, "is no video that can be read"),
+        ({"video": "data.jsonl", **PLAIN}, "is not a video that can be read"),
         ({"video": "clip.gif", "now": 9, **PLAIN}, "has 2 frames, so there is no frame 9"),
         ({"video": "clip.gif", "now": 8, "past": 8, **PLAIN}, "the video ends before frame 8"),
     ],
@@ -193,14 +193,6 @@ def test_a_video_that_does_not_fit(tmp_path: Path, record: dict[str, Any], words
     with pytest.raises(ValueError, match=".") as error:  # noqa: RUF043
         dataset[0]
     assert words in str(error.value)
-
-
-def test_frames_of_an_mp4(tmp_path: Path) -> None:
-    frames = np.stack([np.full((32, 32, 3), 20 * number, dtype=np.uint8) for number in range(10)])
-    iio.imwrite(tmp_path / "clip.mp4", frames, fps=8, codec="libx264", plugin="pyav")
-    read = read_frames(tmp_path / "clip.mp4", 2, 2, most=3)
-    assert read.shape == (3, 32, 32, 3)
-    assert [round(frame.mean() / 20) for frame in read] == [2, 4, 6]
 
 
 # ---------------------------------------------------------------------------------------------------------- physics

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from theworld.datasets.multiple_choice import VideoFile
 from theworld.evaluation.items import Item, check_items, fingerprint, other_pictures, picture_key
+from theworld.media.video import SpacedFrames, StridedFrames, Video
 
 
 def item(name: str, family: str, shade: int) -> Item:
@@ -66,10 +66,9 @@ def test_of_a_video_the_last_frame_is_now(tmp_path: Path) -> None:
 
     for number in range(20):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"frame_{number:03d}.png")
-    asked = replace(item("a", "p", 0), image=VideoFile(tmp_path, frames=4), future=VideoFile(tmp_path, frames=None))
-    names = [Path(picture).stem for picture in asked.pictures()]
-    assert names == ["frame_000", "frame_006", "frame_013", "frame_019"]
-    assert [Path(picture).stem for picture in asked.looks_from(every=True)] == ["frame_019"]
+    asked = replace(item("a", "p", 0), image=Video(tmp_path, SpacedFrames(4)), future=Video(tmp_path, StridedFrames()))
+    assert [image.getpixel((0, 0))[0] for image in asked.pictures()] == [0, 6, 13, 19]
+    assert [image.getpixel((0, 0))[0] for image in asked.looks_from(every=True)] == [19]
     assert len(asked.true_frames()) == 21
 
 

@@ -80,7 +80,7 @@ def test_a_batch_answers_as_single_questions_do(model: TheWorld) -> None:
     questions, pictures = [QUESTION, "yes"], [pixels(0), pixels(1)]
     together = model.generate(pictures, questions, max_new_tokens=4)
     assert together == [model.generate(p, q, max_new_tokens=4) for p, q in zip(pictures, questions, strict=True)]
-    with pytest.raises(ValueError, match="1 pictures were given for 2 questions"):
+    with pytest.raises(ValueError, match="Got 1 image entry for 2 questions"):
         model.generate(pictures[:1], questions)
 
 

@@ -88,7 +88,7 @@ def test_a_prompt_for_each_picture_of_each_question(bases: Path) -> None:
     pictures = [[pixels(0), pixels(1)], [pixels(2)]]
     inputs = model.prepare(pictures, [QUESTION, "yes"], world_prompt=["left", "right"])
     assert inputs["world_prompt"] == ["left", "left", "right"]
-    with pytest.raises(ValueError, match="3 world prompts were given for 2"):
+    with pytest.raises(ValueError, match="Got 3 world prompts for 2"):
         model.prepare(pictures, [QUESTION, "yes"], world_prompt=["left", "right", "left"])
 
 

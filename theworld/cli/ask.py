@@ -15,7 +15,8 @@ from theworld.cli.console import counting, say
 from theworld.cli.loading import FRAMES_STEPS, check_prompt, check_trained, has_trained_projector, load, note_for
 
 if TYPE_CHECKING:
-    from theworld.media.images import Video
+    from theworld.media.inputs import LoadedImages
+    from theworld.media.video import Video
 
 
 def ask(
@@ -170,22 +171,21 @@ def way_of(how: str, past: int, steps: int, trained: bool) -> str:
     return f"No world: the answer comes from the pictures alone.{why}"
 
 
-def read_seen(images: Sequence[str], video: str | None, frames: bool) -> tuple[list[object] | None, Video | None]:
+def read_seen(images: Sequence[str], video: str | None, frames: bool) -> tuple[LoadedImages | None, Video | None]:
     """What a command was shown, the pictures or the video, read before a model is loaded: a wrong path is told at once.
 
     Raises:
         ValueError: unreadable, or pictures and a video.
     """
-    from theworld.media.images import load_images, load_video, num_frames_of
+    from theworld.media.inputs import group_images
+    from theworld.media.video import load_video, num_frames_of_image
 
     if video is None and not frames:
-        pictures: list[object] = list(
-            load_images(images)
-        )  # which refuses what is no file, before anything waits for it
+        loaded = group_images(list(images), "")
         for path in images:
-            if num_frames_of(path) > 1:
-                say(f"Note: {path} has {num_frames_of(path)} frames, of which the first is read; --video reads all.")
-        return pictures, None
+            if (count := num_frames_of_image(path)) > 1:
+                say(f"Note: {path} has {count} frames, of which the first is read; --video reads all.")
+        return loaded, None
     if video is not None and (images or frames):
         raise ValueError("pictures and --video were both given; give one: the last frame of the video is now.")
     return None, load_video(list(images) if video is None else video)

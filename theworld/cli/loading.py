@@ -13,7 +13,7 @@ from theworld.cli.console import say, waiting
 
 if TYPE_CHECKING:
     from theworld.inference.pipeline import TheWorld
-    from theworld.media.images import Video
+    from theworld.media.video import Video
     from theworld.model.configuration import TheWorldConfig
     from theworld.world_models.base import WorldModel
 

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from theworld.datasets.samples import Message, Sample, Seen
+from theworld.datasets.samples import Message, Sample
 from theworld.inference.latent_cache import LatentCache, WorldRequest
-from theworld.media.images import load_image, load_video, to_frames
-from theworld.model.processing import WORLD_TOKEN, ImageOrVideo, TheWorldProcessor
+from theworld.media.images import to_frames
+from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
+from theworld.model.processing import WORLD_TOKEN, TheWorldProcessor
 
 IGNORED = -100  # label of a token that is not learned
 ANSWER_OPENING = "<start_of_turn>model\n"
@@ -211,7 +212,7 @@ class ChatCollator:
                 past = self.processor.num_past_steps(self.with_world(pictures[row]))
                 shown[row], texts[row] = [], self.without_pictures(texts[row], steps, past)
         inputs = self.processor(
-            images=shown if any(shown) else None,
+            images=LoadedImages(shown) if any(shown) else None,
             text=texts,
             num_world_steps=steps,
             enable_world=world_on,
@@ -353,7 +354,7 @@ def load_pictures(sample: Sample) -> list[ImageOrVideo]:
         ValueError: one that cannot be read; it names the sample.
     """
     try:
-        return [load_video(image.source) if isinstance(image, Seen) else load_image(image) for image in sample.images]
+        return group_images(list(sample.images), "")[0]
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{sample.origin}: {error}") from error
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from theworld.datasets.samples import Message, Sample, TheWorldDataset, chat_of, to_sample
-from theworld.media.video_file import read_frames
+from theworld.media.video import StridedFrames, Video
 
 VIDEO_KEYS = ("video", "now", "stride", "past")
 PATH_KEYS = ("video", "image", "images", "frames", "future_frames")
@@ -71,10 +71,14 @@ class JsonlDataset(TheWorldDataset):
         """Picture and true future of a video; takes its keys out of the record."""
         video, now, stride = record.pop("video"), record.pop("now", 0), record.pop("stride", 1)
         past = record.pop("past", 0)
-        frames = read_frames(self.path.parent / video, now - past * stride, stride, past + 1 + MAX_FUTURE_FRAMES)
+        wanted = StridedFrames(now - past * stride, stride, past + 1 + MAX_FUTURE_FRAMES)
+        try:
+            frames = Video(self.path.parent / video, wanted).load().frames
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"{where}: {error}") from error
         if len(frames) <= past:
             raise ValueError(f"{where}: the video ends before frame {now}; give a smaller `now`.")
-        seen = {"frames": frames[: past + 1]} if past else {"image": frames[0]}
+        seen = {"frames": list(frames[: past + 1])} if past else {"image": frames[0]}
         return {**seen, "future_frames": frames[past + 1 :]}
 
 

@@ -17,75 +17,15 @@ import numpy as np
 
 from theworld.datasets.columns import USUAL, Fields, check_answers, value_of
 from theworld.datasets.rows import read_rows
+from theworld.media.video import FrameSelection, SpacedFrames, StridedFrames, Video, frame_paths
 
 LETTERS = "ABCDEFGHIJ"
-VIDEO_FRAMES = 8  # pictures that a video becomes
-VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SHOWN_FRAMES = SpacedFrames(8)  # what is shown of a video
+FUTURE_FRAMES = StridedFrames(count=128)  # what is read of a true future: 32 world steps
+VIDEO_FILES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 YES_NO = ("yes", "no")
 HIDDEN_ANSWERS = ("", "hidden", "none", "n/a")
 ALL = "all"  # task of rows that have none
-
-
-@dataclass(frozen=True)
-class VideoFile:
-    """A video that is read when somebody looks: a file, or a folder of frames.
-
-    Attributes:
-        path: where it lies.
-        frames: how many pictures, evenly spaced, the last one included; None takes all.
-        until: name of the last frame of a folder that counts.
-        after: name of the last frame of a folder that does not.
-    """
-
-    path: Path
-    frames: int | None = VIDEO_FRAMES
-    until: str | None = None
-    after: str | None = None
-
-    def read(self) -> list[Any]:
-        """Paths of a folder's frames, or frames (H, W, 3) uint8 of a file, in order of time.
-
-        Raises:
-            ValueError: no video, or one that cannot be decoded.
-        """
-        found = self._folder() if self.path.is_dir() else read_video(self.path)
-        if self.frames is None or len(found) <= self.frames:
-            return found
-        places = np.linspace(0, len(found) - 1, self.frames).round().astype(int)
-        return [found[place] for place in places]
-
-    def _folder(self) -> list[Any]:
-        found = sorted(path for path in self.path.iterdir() if path.suffix.lower() in PICTURES)
-        names = [path.stem for path in found]
-        for name in (self.until, self.after):
-            if name is not None and name not in names:
-                raise ValueError(f"{self.path} has no frame {name!r}; it has {len(names)} frames.")
-        if self.until is not None:
-            found = found[: names.index(self.until) + 1]
-        if self.after is not None:
-            found = found[names.index(self.after) + 1 :]
-        if not found:
-            raise ValueError(f"{self.path} holds no frames to look at; put pictures in it, named in order of time.")
-        return list(found)
-
-
-def read_video(path: Path) -> list[np.ndarray]:
-    """All frames of a video file, (H, W, 3) uint8.
-
-    Raises:
-        ValueError: no such file, or one that is no video.
-    """
-    import av
-    import imageio.v3 as iio
-
-    if not path.is_file():
-        raise ValueError(f"There is no video {str(path)!r}; check the path.")
-    try:
-        frames = iio.imread(path, plugin="pillow" if path.suffix.lower() == ".gif" else "pyav")
-    except (OSError, ValueError, IndexError, StopIteration, av.error.FFmpegError) as error:
-        raise ValueError(f"{str(path)!r} is not a video that can be read: get the file again.") from error
-    return list(frames[..., :3])
 
 
 @dataclass(frozen=True)
@@ -105,11 +45,11 @@ class ChoiceQuestion:
 
     id: str
     task: str
-    images: tuple[Any, ...] | VideoFile
+    images: tuple[Any, ...] | Video
     prompt: str
     choices: tuple[str, ...]
     answer: str
-    future: tuple[Any, ...] | VideoFile | None = None
+    future: tuple[Any, ...] | Video | None = None
     lettered: bool = True
 
 
@@ -247,7 +187,7 @@ def write_prompt(question: str, choices: Sequence[str], in_question: bool, lette
 
 def read_pictures(
     row: Mapping[str, Any], fields: Fields, get: Any, root: Path, own_id: str
-) -> tuple[tuple[Any, ...] | VideoFile, tuple[Any, ...] | VideoFile | None]:
+) -> tuple[tuple[Any, ...] | Video, tuple[Any, ...] | Video | None]:
     """The pictures (or the video) of a row, and those of its future."""
     folders = [root / folder for folder in fields.media] or [root]
 
@@ -264,18 +204,21 @@ def read_pictures(
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
         return find(value) if isinstance(value, str) else value
 
-    def several(value: Any, frames: int | None) -> tuple[Any, ...] | VideoFile:
-        if isinstance(value, str) and (Path(value).suffix.lower() in VIDEOS or find(value).is_dir()):
-            return VideoFile(find(value), frames)
+    def several(value: Any, frames: FrameSelection) -> tuple[Any, ...] | Video:
+        if isinstance(value, str) and (Path(value).suffix.lower() in VIDEO_FILES or find(value).is_dir()):
+            return Video(find(value), frames)
         given = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
-        pictures: list[Any] = []
-        for own in given:
-            moving = isinstance(own, str) and Path(own).suffix.lower() in VIDEOS
-            pictures += VideoFile(find(own), frames).read() if moving else [picture(own)]
-        return tuple(pictures)
+        return tuple(
+            (
+                Video(find(own), frames)
+                if isinstance(own, str) and Path(own).suffix.lower() in VIDEO_FILES
+                else picture(own)
+            )
+            for own in given
+        )
 
     future = get("future_frames")
-    ahead = None if future is None or (isinstance(future, list) and not future) else several(future, None)
+    ahead = None if future is None or (isinstance(future, list) and not future) else several(future, FUTURE_FRAMES)
     shown = get("video")
     if shown is not None:
         name = shown.get("path") if isinstance(shown, Mapping) else shown
@@ -283,18 +226,22 @@ def read_pictures(
             raise ValueError(f"row {own_id}: its video is {type(name).__name__}; give the path of a file or a folder.")
         if fields.cut is not None:
             name = name.partition(fields.cut)[2] or name
-        video = VideoFile(find(name))
+        video = Video(find(name), SHOWN_FRAMES)
         last = None if fields.now is None else value_of(row, fields.now)
-        if last is not None and video.path.is_dir():
-            video, rest = replace(video, until=str(last)), VideoFile(video.path, None, after=str(last))
-            ahead = rest if ahead is None and _has_frames(rest) else ahead
+        if last is not None and video.source.is_dir():
+            try:
+                frames = frame_paths(video.source)
+            except ValueError as error:
+                raise ValueError(f"row {own_id}: {error}") from error
+            video, rest = replace(video, until=str(last)), Video(video.source, FUTURE_FRAMES, after=str(last))
+            ahead = rest if ahead is None and frames[-1].stem != rest.after else ahead
         return video, ahead
     given = _numbered_images(
         row, fields.images or next((name for name in USUAL["images"] if row.get(name) is not None), "")
     )
     if given is None or (isinstance(given, list | tuple) and not given):
         raise ValueError(f"row {own_id} has no picture; name its column with --fields images=COLUMN (or video=COLUMN).")
-    return several(given, VIDEO_FRAMES), ahead
+    return several(given, SHOWN_FRAMES), ahead
 
 
 def _numbered_images(row: Mapping[str, Any], column: str) -> Any:
@@ -304,11 +251,6 @@ def _numbered_images(row: Mapping[str, Any], column: str) -> Any:
     stem = column[:-1]
     numbered = (row.get(f"{stem}{number}") for number in range(1, len(LETTERS) + 1))
     return [picture for picture in numbered if picture is not None]
-
-
-def _has_frames(video: VideoFile) -> bool:
-    names = sorted(path.stem for path in video.path.iterdir() if path.suffix.lower() in PICTURES)
-    return bool(names) and names[-1] != video.after
 
 
 def tasks_of(questions: Iterable[ChoiceQuestion]) -> list[str]:

@@ -15,6 +15,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from theworld.media.video import Video
+
 Message = dict[str, Any]
 ROLES = ("system", "user", "assistant")
 RECORD_KEYS = (
@@ -31,21 +33,14 @@ RECORD_KEYS = (
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A video that ends now, in any form that `theworld.media.images.load_video` takes; read when a batch needs it."""
-
-    source: Any
-
-
-@dataclass(frozen=True)
 class Sample:
     """One chat; what the assistant says in it is learned.
 
     Attributes:
         messages: turns as transformers writes chats; the content of a user's turn is a list of `{"type": "image"}` and
             `{"type": "text", "text": …}`, that of the others is text.
-        images: one picture for each `{"type": "image"}`, in order, in any form that `theworld.media.images` takes, or what is
-            `Seen`; a path is opened when a batch needs it.
+        images: one image or `Video` for each `{"type": "image"}`, in order; images in any form that
+            `theworld.media.images` takes. A file is opened when a batch needs it.
         future_frames: what really happened after the first picture, frame by frame, or None where nobody knows.
         world_latents: (C, T, h, w), to be read in place of what would be imagined of the first picture.
         world_prompt: what the imagined future shows.
@@ -318,7 +313,9 @@ def pictures_of(record: Mapping[str, Any], origin: str, folder: Path | None) -> 
         raise ValueError(f"{origin} has {' and '.join(given)}; give one of them.")
     if given == ["frames"]:
         frames = record["frames"]
-        return (Seen([beside(f, folder) for f in frames] if isinstance(frames, list) else beside(frames, folder)),)
+        if isinstance(frames, Video):
+            return (frames,)
+        return (Video([beside(f, folder) for f in frames] if isinstance(frames, list) else beside(frames, folder)),)
     images = record.get("images")
     if images is None:
         images = [] if record.get("image") is None else [record["image"]]

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from theworld.datasets.multiple_choice import VideoFile
 from theworld.evaluation.answer_parser import LETTERS
 from theworld.media.images import load_image
+from theworld.media.video import Video
 
 HIDDEN = ""  # the answer of a question whose truth is not published
 
@@ -26,8 +26,8 @@ class Item:
         family: what the scores are broken down by; a sub-task.
         topic: what is asked.
         form: "free" or "choice".
-        image: the picture, in any form `theworld.media.images` takes, a tuple or list of them, or a video, whose last frame
-            is now.
+        image: the picture, in any form `theworld.media.images` takes, a tuple or list of them, or a `Video`, whose last
+            frame is now.
         question: the full prompt text.
         answer: the exact right answer, for `choices` its letter; HIDDEN where nobody knows it.
         legal: every answer that would be understood; anything else counts as wrong and as unparsed.
@@ -48,15 +48,13 @@ class Item:
     legal: frozenset[str] = frozenset()
     now_form: str | None = None
     frames: np.ndarray | None = None
-    future: tuple[Any, ...] | VideoFile | None = None
+    future: tuple[Any, ...] | Video | None = None
     choices: tuple[str, ...] = ()
     horizon: int | None = None
 
     def pictures(self) -> list[Any]:
         """What is shown, in order; of a video, some of its frames."""
-        if isinstance(self.image, VideoFile):
-            return self.image.read()
-        return list(self.image) if isinstance(self.image, list | tuple) else [self.image]
+        return _frames_of(self.image)
 
     def looks_from(self, every: bool, pictures: Sequence[Any] | None = None) -> list[Any]:
         """The pictures that the world model looks ahead from: the first (of a video the last), or each with `every`.
@@ -65,7 +63,7 @@ class Item:
             pictures: those of the item, where they have been read already.
         """
         pictures = self.pictures() if pictures is None else list(pictures)
-        if isinstance(self.image, VideoFile):
+        if isinstance(self.image, Video):
             return [pictures[-1]]  # the frames before are not now
         return pictures if every else pictures[:1]
 
@@ -73,8 +71,7 @@ class Item:
         """What really happened, from now on; empty where nobody knows."""
         if self.future is None:
             return () if self.frames is None else self.frames
-        ahead = self.future.read() if isinstance(self.future, VideoFile) else self.future
-        return [self.looks_from(every=False)[0], *ahead]
+        return [self.looks_from(every=False)[0], *_frames_of(self.future)]
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -82,6 +79,13 @@ class Item:
         if self.form == "choice" and self.choices:
             return tuple(LETTERS[: len(self.choices)])
         return self.choices or tuple(sorted(self.legal))
+
+
+def _frames_of(images: Any) -> list[Any]:
+    """An image, or the images of a list, with the selected frames of each video in its place."""
+    entries = list(images) if isinstance(images, list | tuple) else [images]
+    frames = [entry.load().frames if isinstance(entry, Video) else (entry,) for entry in entries]
+    return [frame for entry in frames for frame in entry]
 
 
 def picture_key(image: Any) -> str:

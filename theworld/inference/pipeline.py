@@ -16,6 +16,7 @@ from typing import Any, Unpack, overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchFeature
 
@@ -29,12 +30,14 @@ from theworld.inference.options import (
 )
 from theworld.inference.prompting import PromptBuilder
 from theworld.inference.streaming import check_streamable, stream_text
-from theworld.media.images import Video, to_frames, to_pixels
+from theworld.media.images import stack_frames, to_frames, to_pixels
+from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
+from theworld.media.video import Video
 from theworld.model import checkpoint_file, freezing
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import resolve_device_and_dtype
 from theworld.model.modeling import TheWorldForConditionalGeneration, world_parts_for
-from theworld.model.processing import ImageOrVideo, TheWorldProcessor, group_images, prompts_each
+from theworld.model.processing import TheWorldProcessor, prompts_each
 from theworld.storage.hub import read_json, resolve
 from theworld.world_models.base import Progress
 
@@ -439,19 +442,24 @@ class TheWorld(nn.Module):
                 prompts = prompts_each(rollout.world_prompt, len(seen))
                 steering = [prompt for own, prompt in zip(seen, prompts, strict=True) for _ in own]
                 latents = self.imagine(
-                    chosen, rollout.num_world_steps, seed=rollout.seed, world_prompt=steering, progress=rollout.progress
+                    LoadedImages([chosen]),
+                    rollout.num_world_steps,
+                    seed=rollout.seed,
+                    world_prompt=steering,
+                    progress=rollout.progress,
                 )
             first = factor * (self.processor.num_past_steps(chosen) + 1)  # where the first imagined world step ends
-            future = list(self.decode(latents, for_people=False)[:, first::factor])  # each (N, H, W, 3)
+            decoded = self.decode(latents, for_people=False)[:, first::factor]  # (n, N, H, W, 3)
+            future = [[Image.fromarray(frame) for frame in frames] for frames in decoded]
         after = iter(future)
         shown, texts = [], []
         for own, looked_at, question in zip(pictures, seen, questions, strict=True):
             now = [picture.now if isinstance(picture, Video) else picture for picture in own]
             before = [self.processor.frames_of(picture)[:-1:factor] for picture in looked_at]
-            strip, text = filmstrip(now, before, [list(next(after)) for _ in looked_at], question)
+            strip, text = filmstrip(now, before, [next(after) for _ in looked_at], question)
             shown.append(strip)
             texts.append(text)
-        return [group_images(own, "")[0] for own in shown], texts
+        return LoadedImages(shown), texts
 
     # --------------------------------------------------------------------------------------------------- the future
 
@@ -479,7 +487,7 @@ class TheWorld(nn.Module):
     def seen(self, video: Any) -> np.ndarray:
         """The frames of a video that the world model reads: (1 + 4·P, S, S, 3) uint8, the last is now."""
         frames = self.processor.frames_of(self.prompts.video(video))
-        return to_pixels(to_frames([frames], self.config.world_image_size))[0]
+        return to_pixels(stack_frames([frames], self.config.world_image_size))[0]
 
     @torch.no_grad()
     def _imagine(

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from theworld.inference.options import RolloutOptions
-from theworld.media.images import Video, load_video
-from theworld.model.processing import ImageOrVideo, TheWorldProcessor, group_images
+from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
+from theworld.media.video import Video, load_video
+from theworld.model.processing import TheWorldProcessor
 
 IGNORED = -100  # label of a token that is not learned
 TURN_END = "<end_of_turn>"
@@ -32,7 +33,7 @@ class PromptBuilder:
 
     def normalize_inputs(
         self, image: Any, question: str | Sequence[str] | None, video: Any
-    ) -> tuple[list[list[ImageOrVideo]], list[str]]:
+    ) -> tuple[LoadedImages, list[str]]:
         """The images and videos of each question, and the questions.
 
         Raises:
@@ -51,7 +52,7 @@ class PromptBuilder:
         videos = list(video) if several else [video]
         if len(videos) != len(questions):
             raise ValueError(f"Got {len(videos)} videos for {len(questions)} questions; pass one video per question.")
-        return [[self.video(own, image)] for own in videos], questions
+        return LoadedImages([self.video(own, image)] for own in videos), questions
 
     def video(self, video: Any, image: Any = None) -> Video:
         """`video`, given instead of `image`, with as many frames kept as the model reads."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from theworld.datasets.multiple_choice import PICTURES, VideoFile
+from theworld.datasets.multiple_choice import SHOWN_FRAMES
 from theworld.media.images import load_image
+from theworld.media.video import FRAME_FILES, Video
 
 MAX_NEW_TOKENS = 1024  # of tasks that do not say
 FOLLOWED = ("max_new_tokens", "temperature", "top_p", "do_sample", "until", "num_beams", "image_aspect_ratio")
@@ -115,7 +116,7 @@ def pictures_of(part: Mapping[str, Any]) -> list[Any]:
     if isinstance(source, Mapping) or part.get("start_time") is not None or part.get("end_time") is not None:
         raise ValueError("a task asks about a part of a video by its time, and TheWorld reads whole videos.")
     if isinstance(source, str | os.PathLike):
-        return [load_image(frame) for frame in VideoFile(Path(source)).read()]
+        return list(Video(Path(source), SHOWN_FRAMES).load().frames)
     raise ValueError(
         f"a task gives a video as {type(source).__name__}, and TheWorld reads files and folders of frames."
     )
@@ -131,5 +132,5 @@ def kind_of(visual: Any) -> str:
     """`image` or `video`: of a file by its name."""
     if isinstance(visual, Mapping):
         return str(visual.get("type", "audio"))  # an array and its rate
-    is_video = isinstance(visual, str | os.PathLike) and Path(visual).suffix.lower() not in PICTURES
+    is_video = isinstance(visual, str | os.PathLike) and Path(visual).suffix.lower() not in FRAME_FILES
     return "video" if is_video else "image"

@@ -1,0 +1,599 @@
+"""Every form of video gives the same frames, in bounded memory, and what cannot be read becomes one sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.media.encoding import animation, encode, encode_video, one_sentence
+from theworld.datasets.jsonl import JsonlDataset
+from theworld.datasets.multiple_choice import load_questions
+from theworld.evaluation.items import Item
+from theworld.media import video as video_module
+from theworld.media.export import save_rollout
+from theworld.media.images import load_image
+from theworld.media.video import (
+    LastFrames,
+    SpacedFrames,
+    StridedFrames,
+    Video,
+    frame_paths,
+    load_video,
+    num_frames_of_image,
+)
+
+
+@pytest.fixture
+def clip() -> np.ndarray:
+    """Seven frames of 16 x 24 pixels, smooth enough for a video codec, no two alike."""
+    rows, columns = np.mgrid[0:16, 0:24]
+    grey = np.stack([(rows * 6 + columns * 4 + 12 * number) % 200 + 20 for number in range(7)])
+    return np.stack([grey, grey, 255 - grey], axis=-1).astype(np.uint8)
+
+
+@pytest.fixture
+def noise() -> np.ndarray:
+    """Twelve frames that no codec compresses away, so that every part of the file matters."""
+    return np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+
+
+def steps(num_frames: int, size: int = 16) -> list[np.ndarray]:
+    """Frames whose grey value tells their index, up to 25."""
+    return [np.full((size, size, 3), 10 * number, dtype=np.uint8) for number in range(num_frames)]
+
+
+def pixels(video: Video) -> np.ndarray:
+    return np.stack([np.asarray(frame) for frame in video.frames])
+
+
+def indices(video: Video) -> list[int]:
+    """The indices of selected frames of `steps`."""
+    return [round(np.asarray(frame).mean() / 10) for frame in video.load().frames]
+
+
+# --- the forms of a video ---
+
+
+def test_every_form_of_a_video_gives_the_same_frames(clip: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "clip.png").write_bytes(animation(clip, "PNG"))
+    (tmp_path / "frames").mkdir()
+    for number, frame in enumerate(clip):
+        Image.fromarray(frame).save(tmp_path / "frames" / f"{number}.png")
+    tensor = torch.from_numpy(clip).permute(0, 3, 1, 2)  # (F, C, H, W)
+    forms = {
+        "NumPy": clip,
+        "NumPy, float": clip / 255,
+        "torch uint8": tensor,
+        "torch float": tensor / 255,
+        "list of arrays": list(clip),
+        "tuple of tensors": tuple(tensor),
+        "list of PIL": [Image.fromarray(frame) for frame in clip],
+        "list of files": [encode(Image.fromarray(frame)) for frame in clip],
+        "APNG, a path": tmp_path / "clip.png",
+        "APNG, a path as text": str(tmp_path / "clip.png"),
+        "WebP, bytes": animation(clip, "WEBP"),
+        "folder": tmp_path / "frames",
+        "a video that is not loaded": Video(clip, StridedFrames()),
+    }
+    for form, source in forms.items():
+        video = load_video(source)
+        assert video.num_frames == 7, form
+        np.testing.assert_array_equal(pixels(video), clip, err_msg=form)
+        assert load_video(video) is video
+        if isinstance(source, Video):
+            continue
+        kept = load_video(source, keep=3)
+        assert kept.num_frames == 7, form
+        np.testing.assert_array_equal(pixels(kept), clip[-3:], err_msg=form)
+        np.testing.assert_array_equal(np.asarray(kept.now), clip[-1])
+        for selection in (SpacedFrames(3), StridedFrames(1, 2, 2)):
+            np.testing.assert_array_equal(
+                pixels(Video(source, selection).load()), clip[list(selection.indices(7))], err_msg=form
+            )
+
+
+@pytest.mark.parametrize("extension", ["gif", "mp4"])
+def test_what_this_package_writes_it_reads_as_a_video(clip: np.ndarray, tmp_path: Path, extension: str) -> None:
+    path = save_rollout(clip, tmp_path / f"clip.{extension}", scale=1, hold=0)
+    video = load_video(path)
+    assert video.num_frames == 7
+    assert np.abs(pixels(video).astype(int) - clip).mean() < 6
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "AVIF"])
+def test_an_image_is_a_video_of_one_frame(clip: np.ndarray, file_format: str) -> None:
+    image = Image.fromarray(clip[0])
+    for source in (clip[0], encode(image, file_format), [image]):
+        video = load_video(source)
+        assert (video.num_frames, video.now.size) == (1, image.size)
+
+
+def test_a_video_is_decoded_when_it_is_loaded_and_only_the_copy_keeps_its_frames(tmp_path: Path) -> None:
+    video = Video(tmp_path / "later.mp4", SpacedFrames(2))
+    (tmp_path / "later.mp4").write_bytes(encode_video(steps(5)))
+    loaded = video.load()
+    (tmp_path / "later.mp4").unlink()
+    assert (indices(loaded), loaded.num_frames, loaded == video) == ([0, 4], 2, True)
+    assert loaded.load() is loaded
+    with pytest.raises(FileNotFoundError):
+        _ = video.frames
+
+
+# --- which frames are chosen ---
+
+
+@pytest.mark.parametrize(("container", "codec"), [("mp4", "libx264"), ("matroska", "libx264"), ("avi", "mpeg4")])
+def test_the_frames_that_are_asked_for_are_read(container: str, codec: str) -> None:
+    """The evenly spaced ones are those of the published results: NumPy's linspace, rounded."""
+    content = encode_video(steps(24), container, codec)
+    assert indices(Video(content, SpacedFrames(8))) == [0, 3, 7, 10, 13, 16, 20, 23]
+    assert indices(Video(content, SpacedFrames(30))) == list(range(24))
+    assert indices(Video(content, LastFrames(3))) == [21, 22, 23]
+    assert indices(Video(content, StridedFrames(2, 5))) == [2, 7, 12, 17, 22]
+    assert indices(Video(content, StridedFrames(2, 5, 2))) == [2, 7]
+    with pytest.raises(ValueError, match="has 24 frames, so there is no frame 24") as error:
+        Video(content, StridedFrames(24)).load()
+    one_sentence(error)
+
+
+@pytest.mark.parametrize("num_frames", [8, 9, 200, 20_000])
+def test_evenly_spaced_frames_include_the_first_and_the_last(num_frames: int) -> None:
+    chosen = SpacedFrames(8).indices(num_frames)
+    assert (len(set(chosen)), chosen[0], chosen[-1]) == (8, 0, num_frames - 1)
+    assert list(chosen) == np.linspace(0, num_frames - 1, 8).round().astype(int).tolist()
+
+
+def test_a_wrong_number_of_packets_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encode_video(steps(24))
+    for wrong in (5, 40):
+        monkeypatch.setattr(video_module, "_count_packets", lambda *_, count=wrong: count)
+        assert indices(Video(content, SpacedFrames(8))) == [0, 3, 7, 10, 13, 16, 20, 23]
+        assert indices(Video(content, LastFrames(2))) == [22, 23]
+
+
+def test_reading_stops_after_the_last_frame_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    frames = video_module._decoded_frames
+
+    def counted(*arguments: Any) -> Any:
+        for frame in frames(*arguments):
+            decoded.append(1)
+            yield frame
+
+    monkeypatch.setattr(video_module, "_decoded_frames", counted)
+    assert indices(Video(encode_video(steps(24)), StridedFrames(2, 3, 2))) == [2, 5]
+    assert len(decoded) == 6
+
+
+def test_frames_of_a_folder_are_in_natural_order(tmp_path: Path) -> None:
+    """0, 1, 2, … 10, 11, and not 0, 1, 10, 11, 2: in the order of letters, frames of the future would count as seen."""
+    for number, frame in enumerate(steps(12)):
+        Image.fromarray(frame).save(tmp_path / f"frame{number}.png")
+    (tmp_path / "notes.txt").write_text("not a frame")
+    assert indices(Video(tmp_path, StridedFrames())) == list(range(12))
+    assert indices(Video(tmp_path, SpacedFrames(4), until="frame9")) == [0, 3, 6, 9]
+    assert indices(Video(tmp_path, StridedFrames(), after="frame9")) == [10, 11]
+    padded = [tmp_path / "padded" / f"{number:03}.jpg" for number in range(12)]
+    padded[0].parent.mkdir()
+    for path in padded:
+        path.touch()
+    assert frame_paths(padded[0].parent) == padded
+    with pytest.raises(ValueError, match="has no frame 'frame99' among its 12 frames") as error:
+        frame_paths(tmp_path, until="frame99")
+    one_sentence(error)
+
+
+# --- memory ---
+
+MEASURE = """
+import json, resource, sys
+from theworld.datasets.jsonl import JsonlDataset
+from theworld.datasets.multiple_choice import load_questions
+
+peaks = []
+for name in sys.argv[1:]:
+    (sample,) = JsonlDataset(f"{name}/train.jsonl")
+    (question,) = load_questions(f"{name}/test.jsonl")
+    frames = [question.images.load().frames, question.future.load().frames]
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+assert [len(f) for f in frames] == [8, 128] and len(sample.future_frames) == 64
+print(json.dumps(peaks))
+"""
+
+
+def test_memory_does_not_depend_on_the_length_of_a_video(tmp_path: Path) -> None:
+    """In JSON Lines and in a multiple-choice file; decoded, the long video takes 61 MB."""
+    import av
+
+    for num_frames in (200, 20_000):
+        folder = tmp_path / str(num_frames)
+        folder.mkdir()
+        with av.open(str(folder / "clip.avi"), "w") as output:
+            stream = output.add_stream("mjpeg", rate=8)
+            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuvj420p"
+            (packet,) = stream.encode(av.VideoFrame.from_ndarray(steps(1, 32)[0], format="rgb24"))
+            for number in range(num_frames):  # every frame of MJPEG stands alone, so that one encoded frame will do
+                copy = av.Packet(bytes(packet))
+                copy.pts = copy.dts = number
+                copy.time_base, copy.stream, copy.is_keyframe = packet.time_base, stream, True
+                output.mux(copy)
+        row = {"video": "clip.avi", "question": "What?", "choices": ["a", "b"], "answer": "A"}
+        (folder / "test.jsonl").write_text(json.dumps({**row, "future_frames": "clip.avi"}))
+        (folder / "train.jsonl").write_text(
+            json.dumps({"video": "clip.avi", "now": num_frames - 70, "text": "What?", "label": "a"})
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "200"), str(tmp_path / "20000")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
+    )
+    short, long = json.loads(done.stdout)
+    assert long < 1.5 * short
+    assert long - short < 32 * 1024  # KiB
+
+
+# --- limits ---
+
+
+def test_a_long_video_is_read_to_its_end_and_a_longer_one_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert video_module.MAX_FRAMES > 30 * 3600, "an hour at 30 frames per second"
+    monkeypatch.setattr(video_module, "MAX_FRAMES", 20)
+    frames = [np.full((16, 16, 3), 10 * number, np.uint8) for number in range(21)]
+    for make in (list, np.stack, lambda f: animation(f, "GIF"), encode_video):
+        limit = load_video(make(frames[:-1]), keep=2)
+        assert (limit.num_frames, len(limit.frames), indices(limit)) == (20, 2, [18, 19])
+        for selection in (LastFrames(2), SpacedFrames(2)):
+            with pytest.raises(ValueError, match="has more than 20 frames: cut it") as error:
+                Video(make(frames), selection).load()
+            one_sentence(error)
+
+
+@pytest.mark.parametrize("through", ["--video", "JSON Lines", "multiple choice"])
+def test_large_frames_are_refused_before_they_are_decoded(
+    through: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("theworld.media.files.MAX_PIXELS", 32 * 32 - 1)
+    large, small = steps(3, 32), steps(3, 16)
+    for name, make in (("clip.mp4", encode_video), ("clip.gif", lambda frames: animation(frames, "GIF"))):
+        (tmp_path / name).write_bytes(make(small))
+        assert indices(READERS[through](tmp_path / name)) == [0, 1, 2]
+        (tmp_path / name).write_bytes(make(large))
+        with monkeypatch.context() as patch:
+            patch.setattr("av.packet.Packet.decode", None, raising=False)
+            with pytest.raises(ValueError, match="make it smaller") as error:
+                READERS[through](tmp_path / name)
+        one_sentence(error)
+
+
+# --- one gate: the same for the command line, for training and for evaluation ---
+
+
+def from_jsonl(path: Path) -> Video:
+    (path.parent / "train.jsonl").write_text(json.dumps({"video": path.name, "text": "What?", "label": "a"}))
+    (sample,) = JsonlDataset(path.parent / "train.jsonl")
+    return Video([sample.images[0], *sample.future_frames])
+
+
+def from_multiple_choice(path: Path) -> Video:
+    row = {"video": path.name, "question": "What?", "choices": ["a", "b"], "answer": "A", "future_frames": path.name}
+    (path.parent / "test.jsonl").write_text(json.dumps(row))
+    (question,) = load_questions(str(path.parent / "test.jsonl"))
+    item = Item(question.id, "f", "t", "choice", question.images, question.prompt, "A", future=question.future)
+    assert len(item.true_frames()) == 1 + question.future.load().num_frames
+    return Video(item.pictures())
+
+
+READERS: dict[str, Callable[[Path], Video]] = {
+    "--video": load_video,
+    "JSON Lines": from_jsonl,
+    "multiple choice": from_multiple_choice,
+}
+
+
+@pytest.mark.parametrize("through", READERS)
+def test_every_way_reads_the_same_frames(through: str, tmp_path: Path) -> None:
+    """Grey, transparent and rotated videos included."""
+    grey = animation([frame[..., 0] for frame in steps(7)], "GIF")
+    clear = Image.new("RGBA", (16, 16), (200, 0, 0, 0))
+    clear.paste((200, 0, 0, 255), (0, 0, 8, 16))
+    turned = clear.transpose(Image.Transpose.ROTATE_180)
+    transparent = encode(clear, "GIF", save_all=True, append_images=[turned], disposal=2)
+    for name, content in (("grey.gif", grey), ("grey.mp4", encode_video(steps(7)))):
+        (tmp_path / name).write_bytes(content)
+        assert indices(READERS[through](tmp_path / name)) == list(range(7))
+    (tmp_path / "transparent.gif").write_bytes(transparent)
+    frames = pixels(READERS[through](tmp_path / "transparent.gif").load())
+    assert frames[:, 4, 4].tolist() == [[200, 0, 0], [255, 255, 255]]
+    assert frames[:, 4, 12].tolist() == [[255, 255, 255], [200, 0, 0]]
+    (tmp_path / "turned.mp4").write_bytes(rotated(encode_video(steps(7), size=(16, 24))))
+    assert READERS[through](tmp_path / "turned.mp4").load().now.size == (16, 24)
+
+
+def rotated(content: bytes) -> bytes:
+    """An MP4 with the rotation of a phone that was held upright, in its track header."""
+    turned = bytearray(content)
+    matrix = turned.index(b"tkhd") + 4 + 40  # after the times, the layer and the volume
+    assert turned[matrix : matrix + 4] == (1 << 16).to_bytes(4, "big")
+    quarter = (0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    turned[matrix : matrix + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in quarter)
+    return bytes(turned)
+
+
+def test_rotation_is_that_of_the_phone(clip: np.ndarray) -> None:
+    content = encode_video(clip)
+    straight, turned = load_video(content), load_video(rotated(content))
+    assert turned.now.size == (16, 24)
+    np.testing.assert_array_equal(pixels(turned), np.rot90(pixels(straight), -1, axes=(1, 2)))  # clockwise
+
+
+def test_transparent_videos_are_laid_over_white() -> None:
+    frame = np.zeros((16, 16, 4), np.uint8)
+    frame[..., 0], frame[:, :8, 3] = 200, 255
+    content = encode_video([frame] * 2, "mov", "png", "rgba")
+    assert pixels(load_video(content))[:, 4, [4, 12]].tolist() == [[[200, 0, 0], [255, 255, 255]]] * 2
+
+
+@pytest.mark.parametrize("through", READERS)
+def test_a_playlist_does_not_open_other_files(through: str, tmp_path: Path, clip: np.ndarray) -> None:
+    (tmp_path / "neighbour.mp4").write_bytes(encode_video(clip))
+    for number, content in enumerate(
+        (b"#EXTM3U\n#EXTINF:1\nneighbour.mp4\n", b"ffconcat version 1.0\nfile neighbour.mp4")
+    ):
+        path = tmp_path / f"{number}.mp4"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is not a video that can be read: pass one of MP4") as error:
+            READERS[through](path)
+        one_sentence(error)
+
+
+# --- files whose end is missing ---
+
+
+def fragmented(frames: np.ndarray, **options: str) -> bytes:
+    return encode_video(frames, movflags="frag_every_frame+empty_moov", **options)
+
+
+CUT: dict[str, Callable[[np.ndarray], bytes]] = {
+    "MP4": encode_video,
+    "MP4, index first": lambda frames: encode_video(frames, movflags="faststart"),
+    "MP4, fragmented": fragmented,
+    "MP4, DASH": lambda frames: encode_video(frames, movflags="dash+frag_every_frame+global_sidx"),
+    "MOV": lambda frames: encode_video(frames, "mov"),
+    "WebM": lambda frames: encode_video(frames, "webm", "libvpx"),
+    "WebM, live": lambda frames: encode_video(frames, "webm", "libvpx", live="1"),
+    "Matroska": lambda frames: encode_video(frames, "matroska"),
+    "AVI": lambda frames: encode_video(frames, "avi", "mpeg4"),
+    "AVI of JPEG": lambda frames: encode_video(frames, "avi", "mjpeg", "yuvj420p"),
+    "GIF": lambda frames: animation(frames, "GIF"),
+    "APNG": lambda frames: animation(frames, "PNG"),
+    "WebP": lambda frames: animation(frames, "WEBP"),
+    "AVIF": lambda frames: animation(frames, "AVIF"),
+}
+
+
+@pytest.mark.parametrize("form", CUT)
+def test_a_video_whose_end_was_lost_is_not_taken_for_a_shorter_one(
+    form: str, noise: np.ndarray, tmp_path: Path
+) -> None:
+    content = CUT[form](noise)
+    assert load_video(content).num_frames == 12
+    for share in (0.3, 0.5, 0.7, 0.9):
+        with pytest.raises(ValueError, match=r"damaged or cut short|holds no images|not a video") as error:
+            load_video(content[: int(len(content) * share)])
+        one_sentence(error)
+    path = tmp_path / ("cut.gif" if form == "GIF" else "cut.mp4")
+    path.write_bytes(content[: len(content) * 8 // 10])
+    for through in READERS.values():
+        with pytest.raises(ValueError, match="damaged or cut short") as error:
+            through(path)
+        one_sentence(error)
+
+
+def test_a_gif_that_was_cut_between_two_frames_is_refused(noise: np.ndarray) -> None:
+    content = animation(noise, "GIF")
+    assert content[-1] == 0x3B
+    with pytest.raises(ValueError, match="its end is missing"):
+        load_video(content[:-1])
+
+
+def test_bytes_after_the_end_do_no_harm(clip: np.ndarray) -> None:
+    """Cameras append notes of their own."""
+    for content in (
+        encode_video(clip),
+        animation(clip, "GIF"),
+        encode_video(clip, "matroska"),
+        encode_video(clip, "mov"),
+    ):
+        for trailer in (b"\0" * 100, b"camera notes: 12 of May, 3 pm"):
+            assert load_video(content + trailer).num_frames == 7
+
+
+def test_a_clip_cut_without_encoding_it_again_has_the_frames_that_it_shows(noise: np.ndarray) -> None:
+    """An MP4 edit list hides the first frames; its header counts them, and no frame is made up in their place."""
+    content = bytearray(encode_video(noise))
+    edits = content.index(b"elst")
+    entries = int.from_bytes(content[edits + 8 : edits + 12], "big")
+    assert entries == 1
+    timescale_at = content.index(b"mdhd") + 4 + 12
+    timescale = int.from_bytes(content[timescale_at : timescale_at + 4], "big")
+    start = int.from_bytes(content[edits + 16 : edits + 20], "big")
+    content[edits + 16 : edits + 20] = (start + timescale * 4 // 8).to_bytes(4, "big")  # four frames later
+    whole, cut = load_video(encode_video(noise)), load_video(bytes(content))
+    assert 0 < cut.num_frames < 12
+    np.testing.assert_array_equal(pixels(cut), pixels(whole)[-cut.num_frames :])
+    spaced = Video(bytes(content), SpacedFrames(3)).load()
+    np.testing.assert_array_equal(pixels(spaced)[-1], pixels(whole)[-1])
+
+
+# --- still images in MP4's container ---
+
+
+def heif(brand: bytes, *compatible: bytes) -> bytes:
+    """The beginning of a HEIF file, which no decoder reads further."""
+    brands = brand + b"\0\0\0\0" + b"".join(compatible)
+    return (8 + len(brands)).to_bytes(4, "big") + b"ftyp" + brands + b"\0\0\0\x08meta" + b"\0" * 64
+
+
+@pytest.mark.parametrize("read", [load_image, load_video])
+@pytest.mark.parametrize("brand", [b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim", b"heis"])
+def test_a_heic_photo_is_an_image_and_the_error_says_how_to_convert_it(
+    read: Callable[[bytes], Any], brand: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    with pytest.raises(ValueError, match="is a HEIC image, which cannot be read here: convert it to JPEG") as error:
+        read(heif(brand, b"heic", b"mif1"))
+    one_sentence(error)
+
+
+def test_other_stills_are_no_videos_either() -> None:
+    for content, kind in ((heif(b"crx "), "CR3"), (heif(b"avif", b"mif1"), "AVIF"), (heif(b"mif1", b"avif"), "AVIF")):
+        for read in (load_image, load_video):
+            with pytest.raises(ValueError, match=f"is an? {kind} image|damaged or cut short"):
+                read(content)
+
+
+def test_an_avif_photo_is_an_image_and_a_video_with_any_other_brand_a_video(clip: np.ndarray) -> None:
+    photo = encode(Image.fromarray(clip[0]), "AVIF")
+    assert load_image(photo).size == load_video(photo).now.size == (24, 16)
+    for brand in (b"isom", b"mp42", b"qt  ", b"3gp5", b"XAVC"):
+        content = encode_video(clip)
+        assert content[4:8] == b"ftyp"
+        assert load_video(content[:8] + brand + content[12:]).num_frames == 7
+    with pytest.raises(ValueError, match="is a video and was passed as an image"):
+        load_image(encode_video(clip))
+
+
+def test_heic_is_read_if_pillow_heif_is_installed(clip: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for its plug-in: the photo's bytes follow the header."""
+    from PIL import ImageFile
+
+    photo = heif(b"heic")
+
+    class Plugin(ImageFile.ImageFile):
+        format = "HEIF"
+
+        def _open(self) -> None:
+            inner = Image.open(io.BytesIO(self.fp.read()[len(photo) :]))
+            self._mode, self._size, self.tile = inner.mode, inner.size, []
+            self.im = inner.convert("RGB").im
+
+        def load(self) -> Any:
+            return None
+
+    def register() -> None:
+        monkeypatch.setitem(Image.OPEN, "HEIF", (Plugin, lambda prefix: prefix[4:8] == b"ftyp"))
+        monkeypatch.setattr(Image, "ID", [*Image.ID, "HEIF"])
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", types.SimpleNamespace(register_heif_opener=register))
+    content = photo + encode(Image.fromarray(clip[0]))
+    np.testing.assert_array_equal(np.asarray(load_image(content)), clip[0])
+    assert load_video(content).num_frames == 1
+
+
+# --- what cannot be read ---
+
+
+def test_videos_that_cannot_be_read(clip: np.ndarray, tmp_path: Path) -> None:
+    content = encode_video(clip)
+    contents = {
+        "empty": (b"", "is empty"),
+        "text": (b"not a video", "is not a video that can be read: pass one of MP4"),
+        "brand": (b"\0\0\0\x20ftyp#EXTM3U\nhttps://example.org/clip.mp4", "damaged or cut short"),
+        "cut": (content[: len(content) // 2], "damaged or cut short"),
+        "start": (content[:40].ljust(40), "damaged or cut short|holds no images"),
+    }
+    for name, (damaged, message) in contents.items():
+        path = tmp_path / f"{name}.mp4"
+        path.write_bytes(damaged)
+        for source in (path, damaged):
+            with pytest.raises(ValueError, match=message) as error:
+                load_video(source)
+            one_sentence(error)
+    with pytest.raises(FileNotFoundError, match="no file"):
+        load_video("nowhere.mp4")
+    for source in (tmp_path, "https://example.org/clip.mp4", "a" * 5000, "nul\0byte"):
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            load_video(source)
+        one_sentence(error)
+
+
+def test_sound_alone_is_not_a_video(clip: np.ndarray) -> None:
+    """Nor is its cover image."""
+    import av
+
+    for cover in (None, encode(Image.fromarray(clip[0]), "JPEG")):
+        file = io.BytesIO()
+        with av.open(file, "w", format="mp4") as output:
+            stream = output.add_stream("aac", rate=44100)
+            if cover is not None:
+                image = output.add_stream("mjpeg", rate=1)
+                image.width, image.height, image.pix_fmt = 24, 16, "yuvj420p"
+                image.disposition = av.stream.Disposition.attached_pic
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 44100
+            packets = [packet for sound in (frame, None) for packet in stream.encode(sound)]
+            if cover is not None:
+                packet = av.Packet(cover)
+                packet.stream, packet.pts, packet.dts, packet.time_base = image, 0, 0, packets[0].time_base
+                packets.append(packet)
+            output.mux(packets)
+        with pytest.raises(ValueError, match="holds no images") as error:
+            load_video(file.getvalue())
+        one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (Image.new("RGB", (4, 4)), "an image and not a video"),
+        ([], "no frames"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "is empty"),
+        ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)], "has frames of 4 x 4 and 5 x 4 pixels"),
+        (torch.full((5, 3, 2, 2), -1.0), r"\(x \+ 1\) / 2"),
+        (torch.full((5, 3, 2, 2), 255.0), "from 255 to 255"),
+        (torch.zeros(5, 3, 2, 2, dtype=torch.int64), "int64"),
+        (np.full((5, 2, 2, 3), np.nan), "from nan to nan"),
+        (torch.zeros(5, 2, 2, 3), "permute"),
+        (None, "Expected a video, got NoneType"),
+        (["nowhere.png"], "nowhere.png"),
+    ],
+)
+def test_values_that_are_not_a_video(source: object, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        load_video(source)  # type: ignore[arg-type]
+    one_sentence(error)
+
+
+def test_at_least_one_frame_is_kept(clip: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="at least 1 frame"):
+        load_video(clip, keep=0)
+
+
+def test_the_frames_of_an_image_file_are_counted(clip: np.ndarray, tmp_path: Path) -> None:
+    for name, content, count in (
+        ("clip.gif", animation(clip, "GIF"), 7),
+        ("clip.avif", animation(clip, "AVIF"), 7),
+        ("photo.jpg", encode(Image.fromarray(clip[0]), "JPEG"), 1),
+        (
+            "pages.tif",
+            encode(Image.fromarray(clip[0]), "TIFF", save_all=True, append_images=[Image.fromarray(clip[1])]),
+            1,
+        ),
+        ("broken.gif", b"GIF89a", 1),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert num_frames_of_image(tmp_path / name) == count, name
+    assert num_frames_of_image(tmp_path / "nowhere.gif") == 1

@@ -1,0 +1,61 @@
+"""What a caller passes as the images of one or several prompts, decoded once and grouped by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from PIL import Image
+
+from theworld.media.images import is_array, load_images, load_numbered
+from theworld.media.video import Video
+
+ImageOrVideo: TypeAlias = Image.Image | Video  # an image of now, or a video that ends now
+
+
+class LoadedImages(list[list[ImageOrVideo]]):
+    """The decoded images and videos of each prompt, which `group_images` and the processor do not decode again."""
+
+
+def group_images(images: Any, text: str | Sequence[str] | None) -> LoadedImages:
+    """Decodes the images and videos of each prompt and returns one list per prompt; `LoadedImages` are returned as is.
+
+    Args:
+        images: for one prompt an image, a `Video` or a list of them; for several, one entry (or list) per prompt. A
+            batch in one tensor (B, C, H, W) or array (B, H, W, C) is a list of B images. None: no images.
+        text: one prompt or several; None counts as one, unless `images` is a list of lists.
+
+    Raises:
+        FileNotFoundError: if an image file does not exist.
+        ValueError: if an image cannot be read, or if there is not one entry for each of several prompts.
+    """
+    nested = isinstance(images, (list, tuple)) and any(isinstance(entry, (list, tuple)) for entry in images)
+    if text is None or isinstance(text, str):
+        count = len(images) if nested and text is None else 1
+    else:
+        count = len(text)
+    if images is None:
+        return LoadedImages([] for _ in range(count))
+    if count == 1 and not nested:
+        return LoadedImages([_load_entry(images)])
+    entries = list(images) if isinstance(images, (list, tuple)) or is_array(images) else [images]
+    if len(entries) != count:
+        noun = "image entry" if len(entries) == 1 else "image entries"
+        raise ValueError(
+            f"Got {len(entries)} {noun} for {count} questions: pass one image (or list of images) per question."
+        )
+    return images if isinstance(images, LoadedImages) else LoadedImages(_load_entry(entry) for entry in entries)
+
+
+def _load_entry(images: Any) -> list[ImageOrVideo]:
+    """Decodes the images and videos of one prompt."""
+    if images is None:
+        return []
+    if isinstance(images, Video):
+        return [images.load()]
+    if not isinstance(images, (list, tuple)):
+        return list(load_images(images))
+    return [
+        image.load() if isinstance(image, Video) else load_numbered(image, number, len(images))
+        for number, image in enumerate(images, start=1)
+    ]
