@@ -294,8 +294,8 @@ def test_an_untrained_model_shows_frames_by_itself(bases: dict[str, str]) -> Non
         ({"video": b"not a video"}, "is not a video that can be read"),
         ({"video": torch.full((5, 3, 4, 4), -0.5)}, r"\(x \+ 1\) / 2"),
         ({"video": torch.zeros(5, 3, 4, 4, dtype=torch.int32)}, "uint8 in 0..255 or float"),
-        ({"video": [clip_of()], "question": ["a", "b"]}, "1 videos were given for 2 questions"),
-        ({"video": "clip.mp4", "question": ["a", "b"]}, "1 videos were given for 2 questions"),
+        ({"video": [clip_of()], "question": ["a", "b"]}, "Got 1 videos for 2 questions"),
+        ({"video": "clip.mp4", "question": ["a", "b"]}, "Got 1 videos for 2 questions"),
         (
             {"video": [clip_of(5), clip_of(9)], "question": ["a", "b"]},
             "have 5 and 9 frames to read .* group your questions",
@@ -303,7 +303,7 @@ def test_an_untrained_model_shows_frames_by_itself(bases: dict[str, str]) -> Non
         ({"image": [clip_of(1)[0], load_video(clip_of())], "world_images": "all"}, "have 1 and 9 frames to read"),
         ({"image": [clip_of(1)[0], load_video(clip_of())]}, "Image 2 of a question is a video"),
         ({"image": load_video(clip_of(9), keep=5)}, r"5 of its 9 were kept: load it with load_video\(…, keep=9\)"),
-        ({"video": clip_of(), "question": None}, "no question was given"),
+        ({"video": clip_of(), "question": None}, "question is missing"),
     ],
 )
 def test_videos_that_could_not_be_read_as_a_past(model: TheWorld, call: dict[str, Any], says: str) -> None:
