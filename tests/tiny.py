@@ -9,8 +9,10 @@ import torch
 
 from recipes.nano.gemma import build_config, build_model, build_processor, build_tokenizer
 from tests.world_models.tiny import TINY_SIZE, tiny_world_folder
+from theworld.model.configuration import TheWorldConfig
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
+from theworld.model.spec import resolve_model
 
 CORPUS = (
     "Which bin will the ball land in? left middle right",
@@ -72,3 +74,9 @@ def tiny_model(bases: dict[str, str], **config: Any) -> tuple[TheWorldForConditi
         **bases, dtype=torch.float32, world_parts=("encoder", "decoder", "transformer"), **values
     )
     return model, TheWorldProcessor.from_config(model.config)
+
+
+def tiny_config(bases: dict[str, str], **values: Any) -> TheWorldConfig:
+    """The config of a fusion of tiny bases, without their weights."""
+    spec = resolve_model(bases["vlm_name_or_path"], world_model=bases["world_name_or_path"], **values)
+    return spec.config

@@ -30,7 +30,8 @@ from typer.testing import CliRunner, Result
 from tests.loopback_hub import ACCEPTED, LoopbackHub, files_of, use_endpoint
 from tests.tiny import tiny_gemma_folder
 from theworld.cli import app
-from theworld.inspection import repositories
+from theworld.cli.loading import go_offline_if_unreachable
+from theworld.storage.hub import hub_answers
 
 QUESTION = "Which bin will the ball land in?"
 GEMMA, COSMOS = "google/gemma-3-4b-it", "nvidia/Cosmos-Predict2-2B-Video2World"
@@ -203,14 +204,13 @@ def test_more_steps_than_the_model_has(
     def load(*arguments: Any, **options: Any) -> None:
         raise AssertionError("weights were loaded first")
 
-    monkeypatch.setattr(TheWorld, "from_pretrained", load)
+    monkeypatch.setattr(TheWorld, "__init__", load)
     for said in (
         ask(family / "fused", picture, "--steps", "5"),
         fail("imagine", picture, "-o", tmp_path / "a.gif", "--model", family / "fused", "--steps", "5"),
         fail("eval", "physics", "--model", family / "fused", "--limit", "1", "--steps", "5"),
     ):
-        assert said.startswith("--steps 5")
-        assert "at most 4 world steps" in said
+        assert "at most 4 world steps, and 5 were requested" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -220,7 +220,7 @@ def test_more_steps_than_the_model_has(
         ("no-such-model", "There is no folder no-such-model"),
         ("./no/such/folder", "There is no folder ./no/such/folder"),
         ("nano/huge", "not shipped"),
-        ("somebody/nothing", "go online once"),
+        ("somebody/nothing", "HF_HUB_OFFLINE is unset"),
     ],
 )
 def test_an_unknown_model(picture: Path, name: str, says: str) -> None:
@@ -376,7 +376,7 @@ def test_a_base_that_is_gone(own: Path, picture: Path) -> None:
 
 
 def test_a_world_model_for_a_model_that_has_one(family: Path, picture: Path) -> None:
-    assert "is fused already" in ask(family / "fused", picture, "--world-model", family / "bases" / "cosmos")
+    assert "is already fused with" in ask(family / "fused", picture, "--world-model", family / "bases" / "cosmos")
 
 
 def test_questions_that_are_none(family: Path, picture: Path) -> None:
@@ -470,7 +470,7 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that somebody wanted to wait, without the waiting; the Hub was never asked before."""
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
-    monkeypatch.setattr(repositories, "_answered", {})
+    hub_answers.cache_clear()
     return waits
 
 
@@ -500,11 +500,11 @@ def test_without_a_network_the_cache_is_enough_and_at_once(
     short = ("--steps", "1", "--max-new-tokens", "2", "--device", "cpu")
     for model in ("somebody/tuned", str(tmp_path / "here"), GEMMA):  # the bases of a folder lie on the Hub, too
         use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
-        repositories._answered.clear()
+        hub_answers.cache_clear()
         waited.clear()
         result = run("ask", picture, QUESTION, "--model", model, "--no-world", *short)
         assert result.exit_code == 0, result.output
-        assert "http://127.0.0.1:9 does not answer, so what lies there was read from the cache." in result.stderr
+        assert "http://127.0.0.1:9 does not answer, so only the local cache is used." in result.stderr
         assert sum(waited) == 1
 
 
@@ -514,14 +514,14 @@ def test_a_hub_that_refuses_is_there(
     from huggingface_hub import constants
 
     loopback.use(monkeypatch, tmp_path)
-    repositories.go_offline_if_away("somebody/nothing")  # its front page is a 404
+    go_offline_if_unreachable("somebody/nothing")  # its front page is a 404
     assert not constants.HF_HUB_OFFLINE, "a download keeps its own patience"
-    repositories.go_offline_if_away("nano")
-    repositories.go_offline_if_away("no-such-model")
+    go_offline_if_unreachable("nano")
+    go_offline_if_unreachable("no-such-model")
     use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
-    repositories.go_offline_if_away("nano")  # lies here: nobody is asked
+    go_offline_if_unreachable("nano")  # lies here: nobody is asked
     assert not constants.HF_HUB_OFFLINE
-    repositories.go_offline_if_away("somebody/nothing")
+    go_offline_if_unreachable("somebody/nothing")
     assert constants.HF_HUB_OFFLINE
 
 
@@ -585,11 +585,11 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_runs(
     (tmp_path / "a.gif").mkdir()
     place = tmp_path / "file" / "a.gif"
     model = ("--model", "no/such-model")
-    assert "is no folder to write to" in fail("imagine", picture, "-o", place, *model)
+    assert "is not a writable folder" in fail("imagine", picture, "-o", place, *model)
     assert "is a folder" in fail("imagine", picture, "-o", tmp_path / "a.gif", *model)
-    assert "is no folder to write to" in fail("eval", "physics", *model, "--json", tmp_path / "file" / "r.json")
+    assert "is not a writable folder" in fail("eval", "physics", *model, "--json", tmp_path / "file" / "r.json")
     for option, name in (("-o", "a.png"), ("--truth", "a.gif")):
-        assert "is no folder to write to" in fail("nano", "scene", "drop", option, tmp_path / "file" / name)
+        assert "is not a writable folder" in fail("nano", "scene", "drop", option, tmp_path / "file" / name)
 
 
 # before a verb, in a verb, and through rich, which writes by itself

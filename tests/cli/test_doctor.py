@@ -85,7 +85,7 @@ def test_a_folder_with_its_bases(family: Path) -> None:
     assert [row["access"] for row in content["repositories"]] == ["ok"] * 3
     assert "no trained projector" in report("--model", family / "untrained")["findings"][0]["text"]
     bases = family / "bases"
-    assert len(report("--model", bases / "gemma", "--world", bases / "cosmos")["repositories"]) == 2
+    assert len(report("--model", bases / "gemma", "--world-model", bases / "cosmos")["repositories"]) == 2
 
 
 def test_sizes_are_of_the_files_that_the_call_reads(
@@ -157,7 +157,6 @@ def test_what_is_cached_is_not_downloaded_again_and_is_enough_offline(
     content = report("--model", ADAPTER, "--steps", "2")
     assert {row["where"] for row in content["repositories"]} == {"cache"}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(repositories, "_answered", {})  # as in a process of its own
     assert report("--model", ADAPTER, "--steps", "2")["machine"]["offline"]
     weights = next((tmp_path / "hub").glob("models--google*/snapshots/*/model.safetensors"))
     weights.unlink()

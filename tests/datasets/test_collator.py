@@ -11,21 +11,20 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from tests.tiny import tiny_bases
+from tests.tiny import tiny_bases, tiny_config
 from tests.training.conftest import picture, records
 from tests.world_models.tiny import TINY_SIZE, tiny_world
 from theworld.datasets.collator import BatchSampling, ChatCollator, IndexedSample
 from theworld.datasets.samples import Sample, TheWorldDataset
 from theworld.inference.latent_cache import WorldRequest, compute_with, latents_of
 from theworld.model.configuration import TheWorldConfig
-from theworld.model.loading import read_fusion_config
 from theworld.model.processing import WORLD_TOKEN, TheWorldProcessor
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> TheWorldConfig:
     bases = tiny_bases(tmp_path_factory.mktemp("bases"))
-    return read_fusion_config(**bases, world_image_size=TINY_SIZE, max_world_steps=4, num_world_steps=2)
+    return tiny_config(bases, world_image_size=TINY_SIZE, max_world_steps=4, num_world_steps=2)
 
 
 def collator_of(config: TheWorldConfig, **draws: Any) -> ChatCollator:
@@ -243,9 +242,7 @@ def test_the_past_of_a_picture_gives_it_other_latents(config: TheWorldConfig) ->
 def test_what_was_seen_so_far_has_tokens_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Five frames are a past moment and now: T = 1 + 1 + N; Gemma sees the last of them."""
     bases = tiny_bases(tmp_path_factory.mktemp("past"))
-    config = read_fusion_config(
-        **bases, world_image_size=TINY_SIZE, max_world_steps=4, max_past_steps=2, num_world_steps=1
-    )
+    config = tiny_config(bases, world_image_size=TINY_SIZE, max_world_steps=4, max_past_steps=2, num_world_steps=1)
     frames = [picture(number) for number in range(5)]
     record = {"frames": frames, "text": "What?", "label": "yes", "future_frames": [picture(n) for n in range(5, 9)]}
     (chat,) = samples(record)
@@ -264,7 +261,7 @@ def test_what_was_seen_so_far_has_tokens_of_its_own(tmp_path_factory: pytest.Tem
     with pytest.raises(ValueError, match="group your questions"):
         collator([IndexedSample(0, chat), IndexedSample(1, plain)])
     with pytest.raises(ValueError, match=r"record 0 .*reads pictures only|this model reads pictures only"):
-        collator_of(read_fusion_config(**bases, world_image_size=TINY_SIZE))([IndexedSample(0, chat)])
+        collator_of(tiny_config(bases, world_image_size=TINY_SIZE))([IndexedSample(0, chat)])
 
 
 def test_latents_that_samples_bring_are_read_and_nothing_is_asked(config: TheWorldConfig) -> None:

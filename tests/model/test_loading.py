@@ -158,7 +158,10 @@ def test_a_gemma_with_damaged_or_missing_files_is_refused(tmp_path: Path, cosmos
 
 def test_another_kind_of_model_is_refused(tmp_path: Path, cosmos: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma3_text"}')
-    with pytest.raises(ValueError, match="is a 'gemma3_text' model; TheWorld stands on a Gemma 3 that sees pictures"):
+    with pytest.raises(
+        ValueError,
+        match="is a 'gemma3_text' model; TheWorld reads its own models, and fuses a Gemma 3 that reads images",
+    ):
         build(tmp_path, cosmos)
 
 

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 from theworld.cli import info
-from theworld.cli.loading import read_config
 from theworld.model import freezing
 from theworld.model.lora_settings import lora_settings
+from theworld.model.spec import resolve_model
 from theworld.training.config import TrainingConfig
 from theworld.world_models.configuration import COSMOS_2B
 
@@ -47,7 +47,7 @@ def test_the_page_has_every_key_with_its_default() -> None:
 def test_the_page_says_what_learns_at_full_size() -> None:
     content = info.describe(GEMMA, COSMOS_2B, 4, 0, "bfloat16")
     expected = {row["setting"]: (row["trainable"], row["percent"]) for row in content["freeze_settings"]}
-    config, _ = read_config(GEMMA, COSMOS_2B)
+    config = resolve_model(GEMMA, describe_only=True).config
     config.lora = lora_settings(16)
     counts = {row.part: row.total for row in freezing.count_parameters(info.on_meta(config))}
     learns = counts["projector"] + counts["lora"]

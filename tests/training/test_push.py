@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from tests.loopback_hub import ACCEPTED, LoopbackHub, use_endpoint
 from tests.training.conftest import load, records
-from theworld.inspection import repositories
+from theworld.storage.hub import hub_answers
 from theworld.training import recipe
 from theworld.training.config import TrainingConfig
 
@@ -23,9 +23,9 @@ Settings = Callable[..., TrainingConfig]
 @pytest.fixture(autouse=True)
 def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(recipe, "build_model", lambda *_: pytest.fail("the weights were read first"))
-    repositories._answered.clear()
+    hub_answers.cache_clear()
     yield
-    repositories._answered.clear()
+    hub_answers.cache_clear()
 
 
 def pushed(settings: Settings) -> TrainingConfig:

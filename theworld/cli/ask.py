@@ -1,4 +1,4 @@
-"""theworld ask: a question about pictures, answered as it is written."""
+"""theworld ask: answers a question about images or a video, and streams the answer."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from theworld.cli import options
-from theworld.cli.console import counting, say
-from theworld.cli.loading import FRAMES_STEPS, check_prompt, check_trained, has_trained_projector, load, note_for
+from theworld.cli.console import counted, counting, say
+from theworld.cli.loading import PAST_STEPS, check_files, load, resolve_spec
+from theworld.model.call_plan import CallPlan, plan_call
 
 if TYPE_CHECKING:
     from theworld.media.inputs import LoadedImages
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def ask(
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="IMAGE", help="One picture or several; or --video.", show_default=False),
+        typer.Argument(metavar="IMAGE", help="Paths of one or more images (or use --video).", show_default=False),
     ] = None,
     question: Annotated[
         str, typer.Argument(metavar="QUESTION", help="In quotes; - reads it from stdin.", show_default=False)
@@ -30,11 +31,11 @@ def ask(
     video: options.Video = None,
     frames: options.Frames = False,
     world_images: Annotated[
-        str | None,
+        Literal["first", "all"] | None,
         typer.Option(
             "--world-images",
-            help="first: looks ahead from the first of several pictures. all: from each. Default: the model's own, "
-            "which is what it was trained on.",
+            help="Which of several images the world model reads. Default: the model's setting, with which it was "
+            "trained.",
         ),
     ] = None,
     model: options.Model = "nano",
@@ -42,56 +43,66 @@ def ask(
     steps: options.Steps = None,
     seed: options.Seed = 0,
     prompt: options.WorldPrompt = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 128,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy, larger is freer.")] = 0.0,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Maximum length of the answer, in tokens.")
+    ] = 128,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="Sampling temperature; 0 means greedy decoding.")
+    ] = 0.0,
     mode: Annotated[
-        str | None,
+        Literal["tokens", "frames"] | None,
         typer.Option(
             "--mode",
-            help="tokens: reads the future as world tokens. frames: sees it as further pictures, which needs no "
-            "training. Default: tokens where the model has a trained projector.",
+            help="tokens: the language model reads the future as world tokens. frames: it sees the future as further "
+            "images, which needs no training. Default: tokens if the projector is trained.",
         ),
     ] = None,
-    world: Annotated[bool, typer.Option("--world/--no-world", help="Off asks without world tokens.")] = True,
+    world: Annotated[bool, typer.Option("--world/--no-world", help="Enable or disable the world model.")] = True,
     as_json: options.Json = False,
     device: options.Device = None,
+    dtype: options.Dtype = None,
     debug: options.Debug = False,
 ) -> None:
-    """Ask a question about pictures or a video; the model imagines what comes next before it answers.
+    """Ask a question about images or a video; the model imagines what comes next before it answers.
 
     Example: theworld ask scene.png "Which bin will the ball land in: left, middle or right?" --steps 4
     """
     images = images or []
     if question == "-":
         question = sys.stdin.read().strip()
-    if not question.strip() or not (images or video):  # one word alone is taken for the question
-        raise typer.BadParameter("name a picture (or --video FILE) and then the question, in quotes.")
+    if not question.strip() or not (images or video):  # a single word is parsed as the question
+        raise typer.BadParameter("provide an image (or --video FILE) and then the question, in quotes.")
+    if mode == "frames" and steps == 0:
+        raise ValueError("--mode frames shows imagined frames, and --steps 0 imagines none; use 1 step or more.")
     started = time.perf_counter()
-    note = note_for(model)
-    check_world_images(world_images)
-    check_way(mode, steps)
-    pictures, clip = read_seen(images, video, frames)
+    check_files(*images, *([video] if video else []))
+    is_video = frames or video is not None
+    spec = resolve_spec(
+        model,
+        world_model,
+        enable_world=world and (steps != 0 or is_video),  # without a future or a past it would have no effect
+        max_past_steps=PAST_STEPS if is_video else 0,
+    )
+    spec.check_steps(steps)
+    shown, clip = read_images(images, video, frames)
     if world and mode == "tokens":
-        check_trained(model, "let it see imagined frames (--mode frames)")
-    trained = has_trained_projector(model)
-    if world and not trained:
-        steps = FRAMES_STEPS if steps is None else steps
-        world = steps > 0 or clip is not None  # of now alone the world model would tell it nothing
-    if world:
-        check_prompt(model, prompt, world_model)
-    the_model = load(model, steps, device, enable_world=world, world_model=world_model, video=clip)
+        spec.check_trained("show it imagined frames (--mode frames)")
+    past = spec.config.past_steps_of(clip.num_frames) if world and clip is not None else 0
+    plan = plan_call(spec.config, mode, steps, num_past_steps=past, enable_world=world)
+    if plan.mode != "image":
+        spec.check_prompt(prompt)
+    the_model = load(spec, plan.num_world_steps if plan.mode != "image" else None, device, dtype)
     loaded = time.perf_counter()
-    past = 0 if clip is None or not world else the_model.config.past_steps_of(clip.num_frames)
-    how = the_model.mode_of(mode, num_past_steps=past) if world else "picture"
+    precision = str(the_model.model.dtype).removeprefix("torch.")
     if not as_json:
-        if note:
-            say(f"Note: {note}")
+        if spec.shipped_note:
+            say(f"Note: {spec.shipped_note}")
         if clip is not None:
-            say(part_of(clip, the_model.config.num_pixel_frames(0, past)))
-        say(way_of(how, past, the_model.config.num_world_steps, trained))
+            say(describe_clip(clip, the_model.config.num_pixel_frames(0, past)))
+        say(f"{describe_mode(plan, past)} ({precision} on {the_model.device})")
     with counting() as step:
         pieces: Iterator[str] = the_model.stream(
-            pictures,
+            shown,
             question,
             video=clip,
             max_new_tokens=max_new_tokens,
@@ -101,7 +112,7 @@ def ask(
             world_images=world_images,
             world_prompt=prompt,
             mode=mode,
-            progress=lambda done, total: step("Imagining", done, total),
+            progress=lambda done, total: step("Imagining (denoising passes)", done, total),
         )
         first = next(pieces, "")
     written = [first]
@@ -122,60 +133,48 @@ def ask(
         **({} if video is None else {"video": video}),
         **({} if clip is None else {"num_past_steps": past}),
         "model": model,
-        "mode": how,
-        "num_world_steps": the_model.config.num_world_steps if world and the_model.config.enable_world else None,
+        "mode": plan.mode,
+        "num_world_steps": None if plan.mode == "image" else plan.num_world_steps,
         "seed": seed,
         **({} if prompt is None else {"world_prompt": prompt}),
+        "device": str(the_model.device),
+        "dtype": precision,
         "seconds": {"load": round(loaded - started, 2), "answer": round(time.perf_counter() - loaded, 2)},
+        **({} if spec.shipped_note is None else {"note": spec.shipped_note}),
     }
-    typer.echo(json.dumps({**content, "note": note} if note else content, ensure_ascii=False, indent=2))
+    typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
 
 
-def check_world_images(world_images: str | None) -> None:
-    """Stops before anything is loaded when `--world-images` is neither of its values."""
-    from theworld.model.configuration import WORLD_IMAGES
-
-    if world_images is not None and world_images not in WORLD_IMAGES:
-        raise ValueError(f"--world-images is {world_images!r}; choose one of {', '.join(WORLD_IMAGES)}.")
-
-
-def check_way(mode: str | None, steps: int | None) -> None:
-    """Stops before anything is loaded when options contradict each other, or `--mode` is none."""
-    from theworld.inference.pipeline import MODES
-
-    if mode is not None and mode not in MODES:
-        raise ValueError(f"--mode is {mode!r}; choose one of {', '.join(MODES)}.")
-    if mode == "frames" and steps == 0:
-        raise ValueError("--mode frames shows imagined frames, and --steps 0 imagines none; take 1 step or more.")
-
-
-def part_of(clip: Video, read: int) -> str:
+def describe_clip(clip: Video, read: int) -> str:
     """The line that says which frames of a video are read."""
     if clip.num_frames == 1:
-        return "Video: it has one frame, which is now."
+        return "Video: it has one frame, the present."
     if read == 1:
-        return f"Video: of its {clip.num_frames:,} frames the last one is read."
-    return f"Video: the last {read} of its {clip.num_frames:,} frames are read; the last one is now."
+        return f"Video: only the last of its {clip.num_frames:,} frames is read."
+    return f"Video: the last {read} of its {clip.num_frames:,} frames are read; the last one is the present."
 
 
-def way_of(how: str, past: int, steps: int, trained: bool) -> str:
-    """The line that says how an answer came about."""
-    if how == "tokens":
-        before = f"{past} past world step{'s' * (past != 1)}, " if past else ""
-        return f"Mode tokens: the answer reads world tokens of {before}now and {steps} world step{'s' * (steps != 1)}."
-    why = "" if trained else " This model has no trained projector, so it cannot read world tokens."
-    if how == "frames":
-        kinds = ((past, "past"), (steps, "imagined"))
-        shown = " and ".join(f"{count} {kind} frame{'s' * (count != 1)}" for count, kind in kinds if count)
-        return f"Mode frames: the answer sees {shown} as further pictures.{why}"
-    return f"No world: the answer comes from the pictures alone.{why}"
+def describe_mode(plan: CallPlan, past: int) -> str:
+    """The line that says what an answer is based on."""
+    why = f" {plan.reason}" if plan.reason else ""
+    if plan.mode == "tokens":
+        before = f"{counted(past, 'past world step')}, " if past else ""
+        return (
+            f"Mode tokens: the answer reads world tokens of {before}the present and "
+            f"{counted(plan.num_world_steps, 'imagined world step')}."
+        )
+    if plan.mode == "frames":
+        kinds = ((past, "past"), (plan.num_world_steps, "imagined"))
+        shown = " and ".join(counted(count, f"{kind} frame") for count, kind in kinds if count)
+        return f"Mode frames: the answer sees {shown} as further images.{why}"
+    return f"World model not used; the answer is based on the input images only.{why}"
 
 
-def read_seen(images: Sequence[str], video: str | None, frames: bool) -> tuple[LoadedImages | None, Video | None]:
-    """What a command was shown, the pictures or the video, read before a model is loaded: a wrong path is told at once.
+def read_images(images: Sequence[str], video: str | None, frames: bool) -> tuple[LoadedImages | None, Video | None]:
+    """The images, or the video, of a command, read before a model is loaded so that a wrong path is reported early.
 
     Raises:
-        ValueError: unreadable, or pictures and a video.
+        ValueError: if a file cannot be read, or both images and a video are given.
     """
     from theworld.media.inputs import group_images
     from theworld.media.video import load_video, num_frames_of_image
@@ -187,5 +186,5 @@ def read_seen(images: Sequence[str], video: str | None, frames: bool) -> tuple[L
                 say(f"Note: {path} has {count} frames, of which the first is read; --video reads all.")
         return loaded, None
     if video is not None and (images or frames):
-        raise ValueError("pictures and --video were both given; give one: the last frame of the video is now.")
+        raise ValueError("Images and --video were both given; give one. The last frame of the video is the present.")
     return None, load_video(list(images) if video is None else video)

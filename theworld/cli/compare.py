@@ -11,7 +11,7 @@ import typer
 from theworld.cli import options
 from theworld.cli.console import say
 from theworld.cli.eval import show
-from theworld.cli.loading import check_folder
+from theworld.cli.loading import check_output_folder
 
 
 def compare(
@@ -42,7 +42,7 @@ def compare(
     from theworld.storage.files import write_text
 
     if output is not None:
-        check_folder(output)
+        check_output_folder(output)
     content = compared(gather(runs), reference)
     show(content)
     for note in content["notes"]:

@@ -31,6 +31,11 @@ def say(text: str) -> None:
     stderr().print(text, markup=False)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 image", "2 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def say_error(text: str) -> None:
     stderr().print(f"[bold red]Error:[/] {escape(text)}")
 

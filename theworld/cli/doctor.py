@@ -8,16 +8,19 @@ import importlib.util
 import json
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from huggingface_hub import constants
 
 from theworld.cli import options
 from theworld.cli.console import stdout, waiting
 from theworld.cli.info import figures, gib, on_meta
-from theworld.cli.loading import FRAMES_STEPS, read_config
+from theworld.model.call_plan import plan_call, world_parts_for
+from theworld.model.spec import ModelSpec, resolve_model
+from theworld.storage.hub import hub_answers, may_be_on_hub, resolve
 
 if TYPE_CHECKING:
     from theworld.inspection.repositories import Found, Need
@@ -44,7 +47,6 @@ def doctor(
     world_model: options.WorldModel = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
-    world: options.World = None,
 ) -> None:
     """Check that a call would work here: repositories and their licences, downloads, disk, memory, libraries.
 
@@ -55,7 +57,7 @@ def doctor(
     if name is not None and model is not None:
         raise typer.BadParameter("the model was named twice; name it once.")
     with waiting("Looking …"):
-        content = examine(name or model or "nano", world_model or world or options.DEFAULT_WORLD, steps)
+        content = examine(name or model or "nano", world_model, steps)
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
     else:
@@ -64,9 +66,9 @@ def doctor(
         raise typer.Exit(1)
 
 
-def examine(model: str, world: str, steps: int | None) -> dict[str, Any]:
+def examine(model: str, world_model: str | None, steps: int | None) -> dict[str, Any]:
     """All that can be known of a call beforehand."""
-    from huggingface_hub import constants, get_token
+    from huggingface_hub import get_token
 
     from theworld.evaluation.report import versions
     from theworld.inspection import repositories
@@ -74,29 +76,29 @@ def examine(model: str, world: str, steps: int | None) -> dict[str, Any]:
     findings: list[Finding] = [*library_findings()]
     problem = repositories.token_problem()
     findings += [Finding(True, problem)] if problem else []
+    spec: ModelSpec | None = None
     config: TheWorldConfig | None = None
+    wanted: list[Need] = []
     number = 0 if steps is None else steps
-    unread: list[str] = []  # names whose configuration cannot be had; the repository's own row says why
-
-    def readable(name: str) -> bool:
-        # one request, where reading it would try for half a minute
-        config_files = repositories.look(repositories.config_need(name))
-        if config_files.access != "ok" or not config_files.names:
-            unread.append(name)
-        return name not in unread
-
     try:
-        config, notes = read_config(model, world, readable)
-        findings += [Finding(False, note) for note in notes]
-        reads = config.reads_world_tokens or not config.enable_world
-        usual = config.num_world_steps if reads else FRAMES_STEPS  # as `ask` does
-        number = config.check_world_steps(usual if steps is None else steps)
+        spec = resolve_model(
+            model,
+            world_model=world_model,
+            describe_only=True,
+            local_files_only=is_away(model),
+        )
+        spec.check_world_model(world_model)
+        if not spec.is_fused:
+            spec = replace(spec, local_files_only=is_away(model, spec.world_name))
+        config = spec.config
+        findings += [Finding(False, note) for note in spec.notes]
+        wanted = needs(spec, number)
+        number = plan_call(config, num_world_steps=steps).num_world_steps
+        wanted = needs(spec, number)
     except ValueError as error:
-        if config is not None or not unread:
+        wanted = wanted or unreadable(model, spec, world_model)
+        if not wanted:
             findings.append(Finding(True, " ".join(str(error).split())))
-    wanted = (
-        [repositories.adapter_need(name) for name in unread] if config is None else needs(model, world, config, number)
-    )
     found = [repositories.look(need) for need in wanted]
     found += [repositories.look(need) for need in prompt_needs(found, number)]
     findings += [Finding(True, one.problem) for one in found if one.problem]
@@ -140,26 +142,51 @@ def examine(model: str, world: str, steps: int | None) -> dict[str, Any]:
             "versions": versions(),
             "guardrail": guardrail_version(),
             "hub": constants.ENDPOINT,
-            "offline": bool(constants.HF_HUB_OFFLINE) and not repositories.is_away(),
+            "offline": bool(constants.HF_HUB_OFFLINE),
             "token": get_token() is not None,
         },
     }
 
 
-def needs(model: str, world: str, config: TheWorldConfig, steps: int) -> list[Need]:
-    """The repositories that answering with `model` would touch, and the files of each."""
-    from theworld.inspection import repositories
-    from theworld.model.modeling import world_parts_for
+def is_away(*names: str | None) -> bool:
+    """Whether a name may be on the Hub, and the Hub does not answer."""
+    on_hub = [name for name in names if name and may_be_on_hub(resolve(name))]
+    return bool(on_hub) and not constants.HF_HUB_OFFLINE and not hub_answers(constants.ENDPOINT)
 
-    parts = world_parts_for(steps)
-    if config.vlm_name_or_path == model:  # two bases
-        return [repositories.gemma_need(model), repositories.world_need(world, parts)]
-    wanted = [
-        repositories.adapter_need(model),
-        repositories.gemma_need(config.vlm_name_or_path, model, config.vlm_revision),
-    ]
+
+def unreadable(model: str, spec: ModelSpec | None, world_model: str | None) -> list[Need]:
+    """The repositories whose configuration cannot be read; their own problem says more than the error of reading."""
+    from theworld.inspection import repositories
+
+    if spec is None:
+        try:
+            candidates = [repositories.adapter_need(model)]
+        except ValueError:  # no such shipped model
+            return []
+        config = repositories.look(repositories.config_need(model))
+    else:
+        name = spec.world_name
+        candidates = [repositories.world_need(name, ())]
+        config = repositories.look(repositories.config_need(name))
+    return candidates if config.access != "ok" or not config.names else []
+
+
+def needs(spec: ModelSpec, steps: int) -> list[Need]:
+    """The repositories that answering would read, and the files of each."""
+    from theworld.inspection import repositories
+
+    config, parts = spec.config, world_parts_for(steps)
+    if not spec.is_fused:
+        wanted = [repositories.gemma_need(spec.name, revision=spec.revision)]
+        adapter = None
+    else:
+        wanted = [
+            repositories.adapter_need(spec.name),
+            repositories.gemma_need(config.vlm_name_or_path, spec.name, config.vlm_revision),
+        ]
+        adapter = spec.name
     if config.enable_world:
-        wanted.append(repositories.world_need(config.world_name_or_path, parts, model, config.world_revision))
+        wanted.append(repositories.world_need(config.world_name_or_path, parts, adapter, config.world_revision))
     return wanted
 
 

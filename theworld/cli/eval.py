@@ -15,7 +15,7 @@ import typer
 
 from theworld.cli import options
 from theworld.cli.console import counting, say, stdout
-from theworld.cli.loading import check_folder, check_place, check_steps, check_trained, load, note_for, read_values
+from theworld.cli.loading import check_output, check_output_folder, load, resolve_spec
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from theworld.evaluation.items import Item
     from theworld.evaluation.run_folder import RunFolder
     from theworld.evaluation.runner import Answer
+    from theworld.model.spec import ModelSpec
 
 SHORT_ANSWER, LONGER_ANSWER = 8, 64  # tokens: of physics, whose answers are a word, and of everything else
 
@@ -125,18 +126,19 @@ def evaluate(
     started = time.perf_counter()
     # told now, not when everything has been asked
     if results is not None:
-        check_place(results)
+        check_output(results)
     if output is not None:
-        check_folder(output)
+        check_output_folder(output)
     if split is not None and benchmark != "blink" and data is not None and Path(data).is_file():
         raise ValueError(f"--split {split} names files of a folder, and {data} is one file; leave --split out.")
     chosen = choose([name.strip() for name in arms.split(",") if name.strip()])
     places = control_places(model, {arm.weights for arm in chosen.values() if arm.weights}, control or [])
-    note = note_for(model)
-    numbers = world_steps(model, steps)
+    spec = resolve_spec(model)
+    note = spec.shipped_note
+    numbers = world_steps(spec, steps)
     readers = [name for name, arm in chosen.items() if arm.reads_tokens and arm.weights is None]
     if readers:
-        check_trained(model, f"leave out the arms that read them ({', '.join(readers)})")
+        spec.check_trained(f"leave out the arms that read them ({', '.join(readers)})")
     # before any model: a wrong split is told at once, and scenes are made while the memory is free
     with counting() as step:
         request = Request(
@@ -200,9 +202,9 @@ def run(
 
     def load_weights(weights: str | None) -> ModelAnswerer:
         if weights is not None:
-            return ModelAnswerer(load(places[weights], device=device))
-        world_model = settings["world_model"]
-        return ModelAnswerer(load(model, device=device, enable_world=needs_world, world_model=world_model))
+            return ModelAnswerer(load(resolve_spec(places[weights]), device=device))
+        spec = resolve_spec(model, settings["world_model"], enable_world=needs_world)
+        return ModelAnswerer(load(spec, device=device))
 
     notes: list[str] = []
 
@@ -274,12 +276,10 @@ def write_results(content: dict[str, Any], items: Sequence[Item], output: str | 
             say(f"{place}: for the evaluation server; the answers of this split are not published.")
 
 
-def world_steps(model: str, steps: str | None) -> list[int]:
+def world_steps(spec: ModelSpec, steps: str | None) -> list[int]:
     """`--steps`, or the model's own number, checked against what the model can do."""
     if steps is None:
-        own = read_values(model).get("num_world_steps", 0)
-        assert isinstance(own, int)
-        numbers = [own]
+        numbers = [spec.config.num_world_steps if spec.is_fused else 0]
     else:
         try:
             numbers = sorted({int(number) for number in steps.split(",")})
@@ -289,7 +289,7 @@ def world_steps(model: str, steps: str | None) -> list[int]:
             ) from error
         if numbers[0] < 0:
             raise ValueError(f"--steps {steps}: give 0 or more.")
-    check_steps(model, numbers[-1])
+    spec.check_steps(numbers[-1])
     return numbers
 
 
@@ -331,7 +331,7 @@ def control_places(model: str, wanted: set[str], given: list[str]) -> dict[str, 
         else:
             raise ValueError(f"the arm {name!r} needs its trained weights; give --control {name}=FOLDER.")
     for name in wanted:
-        read_values(places[name])  # told now, not when half the arms have run
+        resolve_spec(places[name])  # told now, not when half the arms have run
     return {name: places[name] for name in sorted(wanted)}
 
 

@@ -1,4 +1,4 @@
-"""theworld imagine: what the world model expects to happen, as an animation to look at."""
+"""theworld imagine: writes what the world model expects to happen as an animation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Annotated
 import typer
 
 from theworld.cli import options
-from theworld.cli.ask import part_of, read_seen
-from theworld.cli.console import counting, say, waiting
-from theworld.cli.loading import check_place, check_prompt, check_shown, load, note_for
-
-DEFAULT_STEPS = 4  # for a model whose own number is 0: an animation of nothing is of no use
+from theworld.cli.ask import describe_clip, read_images
+from theworld.cli.console import counted, counting, say, waiting
+from theworld.cli.loading import PAST_STEPS, check_files, check_output, load, resolve_spec
+from theworld.model.call_plan import UNTRAINED_STEPS
 
 
 def imagine(
@@ -22,7 +21,7 @@ def imagine(
     ],
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="IMAGE", help="The picture of now; or --video, or several and --frames."),
+        typer.Argument(metavar="IMAGE", help="The input image; or --video, or several images and --frames."),
     ] = None,
     video: options.Video = None,
     frames: options.Frames = False,
@@ -31,56 +30,63 @@ def imagine(
     steps: options.Steps = None,
     seed: options.Seed = 0,
     prompt: options.WorldPrompt = None,
-    fps: Annotated[float, typer.Option("--fps", min=0.1, help="Frames a second of the animation.")] = 8.0,
+    fps: Annotated[float, typer.Option("--fps", min=0.1, help="Frames per second of the animation.")] = 8.0,
     as_json: options.Json = False,
     device: options.Device = None,
+    dtype: options.Dtype = None,
     debug: options.Debug = False,
 ) -> None:
-    """Imagine what happens after a picture or a video and write it as GIF, MP4 or a strip of frames.
+    """Imagine what happens after an image or a video and write it as GIF, MP4 or a strip of frames.
 
-    Of a video the frames seen stand before the imagined ones, and each says which it is.
+    For a video, the output starts with its own frames, and each frame is labelled as past, present or imagined.
 
     Example: theworld imagine scene.png -o future.gif --steps 4
     """
-    import numpy as np
-
-    from theworld.media.export import moment_labels, rollout_extension, save_rollout
-
     images = images or []
     if not (images or video):
-        raise typer.BadParameter("name the picture of now, or --video FILE.")
-    started = time.perf_counter()
-    rollout_extension(output)  # a wrong name is told before a model is loaded
-    check_place(output)
-    note = note_for(model)
+        raise typer.BadParameter("provide an input image, or --video FILE.")
     if len(images) > 1 and not frames:
-        raise ValueError(f"{len(images)} pictures were given, and one future is shown; give one, or --frames.")
-    pictures, clip = read_seen(images, video, frames)
-    check_prompt(model, prompt, world_model)
-    check_shown(model, world_model)
-    the_model = load(model, steps, device, world_model=world_model, video=clip)
-    chosen = steps if steps is not None else the_model.config.num_world_steps or DEFAULT_STEPS
+        raise ValueError(f"Got {counted(len(images), 'image')} for one future; give one image, or use --frames.")
+    from theworld.media.export import rollout_extension
+
+    started = time.perf_counter()
+    rollout_extension(output)  # a wrong file name is reported first
+    check_files(*images, *([video] if video else []))
+    check_output(output)
+    is_video = frames or video is not None
+    spec = resolve_spec(model, world_model, max_past_steps=PAST_STEPS if is_video else 0)
+    spec.check_steps(steps)
+
+    import numpy as np
+
+    from theworld.media.export import moment_labels, save_rollout
+
+    shown_images, clip = read_images(images, video, frames)
+    spec.check_prompt(prompt)
+    spec.check_frames_may_be_shown()
+    the_model = load(spec, steps, device, dtype)
+    chosen = steps if steps is not None else the_model.config.num_world_steps or UNTRAINED_STEPS
     with counting() as step:
         latents = the_model.imagine(
-            pictures,
+            shown_images,
             chosen,
             video=clip,
             seed=seed,
             world_prompt=prompt,
-            progress=lambda done, total: step("Imagining", done, total),
+            progress=lambda done, total: step("Imagining (denoising passes)", done, total),
         )
     with waiting("Decoding …"):
         shown, labels, seen = the_model.decode(latents)[0], None, 1  # (F, H, W, 3)
         if clip is not None:
-            own = the_model.seen(clip)
-            shown, seen = np.concatenate([own, shown[len(own) :]]), len(own)
+            past = the_model.seen(clip)
+            shown, seen = np.concatenate([past, shown[len(past) :]]), len(past)
             labels = moment_labels(seen - 1, len(shown))
         path = save_rollout(shown, output, fps, labels=labels)
     if not as_json:
-        if note:
-            say(f"Note: {note}")
+        if spec.shipped_note:
+            say(f"Note: {spec.shipped_note}")
         if clip is not None:
-            say(part_of(clip, seen))
+            say(describe_clip(clip, seen))
         typer.echo(path)
         return
     content = {
@@ -93,5 +99,6 @@ def imagine(
         **({} if prompt is None else {"world_prompt": prompt}),
         "model": model,
         "seconds": round(time.perf_counter() - started, 2),
+        **({} if spec.shipped_note is None else {"note": spec.shipped_note}),
     }
-    typer.echo(json.dumps({**content, "note": note} if note else content, ensure_ascii=False, indent=2))
+    typer.echo(json.dumps(content, ensure_ascii=False, indent=2))

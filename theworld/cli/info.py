@@ -9,9 +9,10 @@ import typer
 
 from theworld.cli import options
 from theworld.cli.console import say, stdout, waiting
-from theworld.cli.loading import FRAMES_STEPS, read_config
+from theworld.cli.loading import resolve_spec
 from theworld.cli.shapes import show as show_shapes
 from theworld.cli.shapes import way_through
+from theworld.model.call_plan import plan_call
 
 if TYPE_CHECKING:
     from theworld.inspection.memory import Prediction
@@ -50,7 +51,6 @@ def info(
     ] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
-    world: options.World = None,
 ) -> None:
     """Show what a model is made of, what learns under each freeze setting, its tokens, and the memory it will take.
 
@@ -58,7 +58,6 @@ def info(
 
     Example: theworld info google/gemma-3-4b-it --world-model nvidia/Cosmos-Predict2-2B-Video2World --batch 4 --steps 4
     """
-    world_model = world_model or world or options.DEFAULT_WORLD
     with waiting(f"Reading {model} …"):
         content = (
             describe_shapes(model, world_model, batch, steps)
@@ -76,17 +75,18 @@ def info(
         show(content)
 
 
-def describe_shapes(model: str, world_model: str, batch: int, steps: int | None) -> dict[str, Any]:
+def describe_shapes(model: str, world_model: str | None, batch: int, steps: int | None) -> dict[str, Any]:
     """Everything `info --shapes` says, from configs alone."""
     from theworld.storage.hub import resolve
 
-    config, notes = read_config(model, world_model)
+    spec = resolve_spec(model, world_model, describe_only=True)
+    config, notes = spec.config, list(spec.notes)
     steps = config.check_world_steps(config.num_world_steps if steps is None else steps)
     content = way_through(on_meta(config), steps, batch, resolve(model))
     return {"model": model, **content, "notes": notes}
 
 
-def describe(model: str, world: str, batch: int, steps: int | None, dtype: str) -> dict[str, Any]:
+def describe(model: str, world: str | None, batch: int, steps: int | None, dtype: str) -> dict[str, Any]:
     """Everything `info` says, from configs alone; parameters are counted on the meta device."""
     from theworld.evaluation.report import labels
     from theworld.inspection import memory
@@ -95,11 +95,13 @@ def describe(model: str, world: str, batch: int, steps: int | None, dtype: str) 
 
     if dtype not in memory.DTYPES:
         raise ValueError(f"--dtype {dtype} is not known; choose one of {', '.join(memory.DTYPES)}.")
-    config, notes = read_config(model, world)
-    if steps is None and config.enable_world and not config.reads_world_tokens:
+    spec = resolve_spec(model, world, describe_only=True)
+    config, notes = spec.config, list(spec.notes)
+    plan = plan_call(config)
+    if steps is None and plan.mode == "frames":
         notes.append(
-            f"this model has no trained projector, so `theworld ask` shows it {FRAMES_STEPS} imagined frames; --steps "
-            f"{FRAMES_STEPS} says what that takes."
+            f"{plan.reason} `theworld ask` shows it {plan.num_world_steps} imagined frames instead; add --steps "
+            f"{plan.num_world_steps} for the memory which that takes."
         )
     steps = config.check_world_steps(config.num_world_steps if steps is None else steps)
     built = on_meta(config)

@@ -35,12 +35,12 @@ def scene(
 
     Example: theworld nano scene drop --index 3 -o scene.png --truth truth.gif
     """
-    from theworld.cli.loading import check_place
+    from theworld.cli.loading import check_output
     from theworld.datasets.physics import make_clip, next_questions
 
-    for place in (output, truth):
-        if place is not None:
-            check_place(place)
+    for path in (output, truth):
+        if path is not None:
+            check_output(path)
     clip = make_clip(family, split, index)
     questions = next_questions(clip)
     if output is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,17 +21,17 @@ Steps = Annotated[
         "--num-world-steps",
         metavar="N",
         min=0,
-        help="World steps to imagine, 4 frames each. Default: the model's own.",
+        help="World steps to imagine, 4 frames each. Default: the model's own number; 4 for an untrained model.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Another number imagines another future.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Random seed of the rollout.")]
 WorldPrompt = Annotated[
     str | None,
     typer.Option(
         "--prompt",
         metavar="TEXT",
-        help="What the imagined future shows, such as 'the cup is pushed to the left'; for world models with a text "
-        "encoder (nano has none).",
+        help="Text that steers the imagined future, such as 'the cup is pushed to the left'; for world models with a "
+        "text encoder (nano has none).",
     ),
 ]
 Video = Annotated[
@@ -39,13 +39,11 @@ Video = Annotated[
     typer.Option(
         "--video",
         metavar="FILE",
-        help="What has been seen so far, instead of pictures: an MP4, MOV, WebM, MKV, AVI, GIF, APNG or animated WebP "
-        "that ends now.",
+        help="Video of the past, instead of images: an MP4, MOV, WebM, MKV, AVI, GIF, APNG or animated WebP. Its last "
+        "frame is the present.",
     ),
 ]
-Frames = Annotated[
-    bool, typer.Option("--frames", help="The pictures are the frames of one video, in order of time; the last is now.")
-]
+Frames = Annotated[bool, typer.Option("--frames", help="The images are the frames of one video in temporal order.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, … Default: a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=_remember, help="Show the traceback of an error.")]
@@ -54,9 +52,14 @@ WorldModel = Annotated[
     typer.Option(
         "--world-model",
         metavar="NAME",
-        help="World model to fuse with, where the model is a plain Gemma 3: a folder or a Hub id. Default: the "
-        "published Cosmos-Predict2 of 2B.",
+        help="World model that a Gemma 3 is fused with: a folder or a Hub id. Default: the published Cosmos-Predict2 "
+        "2B.",
     ),
 ]
-World = Annotated[str | None, typer.Option("--world", hidden=True)]  # what info and doctor once called --world-model
-DEFAULT_WORLD = "nvidia/Cosmos-Predict2-2B-Video2World"
+Dtype = Annotated[
+    Literal["bfloat16", "float32", "float16"] | None,
+    typer.Option(
+        "--dtype",
+        help="Type of the weights. Default: bfloat16 on a GPU and on a CPU with bfloat16 instructions, else float32.",
+    ),
+]

@@ -47,7 +47,7 @@ class RolloutOptions:
             or one per question; None or an empty text leaves the future to the image. Requires a world model with a
             text encoder.
         mode: `tokens` passes the future to the language model as world tokens; `frames` shows it as further images,
-            which needs no training. None means tokens if the projector is trained (see `TheWorld.mode_of`).
+            which needs no training. None means tokens if the projector is trained (see `plan_call`).
         progress: called with (denoising steps done, total) during the rollout.
 
     Raises:

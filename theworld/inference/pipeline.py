@@ -6,6 +6,7 @@ answer = model.generate("scene.png", "Which bin will the ball land in: left, mid
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import logging
@@ -34,28 +35,28 @@ from theworld.media.images import stack_frames, to_frames, to_pixels
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
 from theworld.media.video import Video
 from theworld.model import checkpoint_file, freezing
+from theworld.model.call_plan import CallPlan, plan_call, world_parts_for
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import resolve_device_and_dtype
-from theworld.model.modeling import TheWorldForConditionalGeneration, world_parts_for
 from theworld.model.processing import TheWorldProcessor, prompts_each
-from theworld.storage.hub import read_json, resolve
+from theworld.model.published import DEFAULT_GEMMA
+from theworld.model.spec import ModelSpec, resolve_model
 from theworld.world_models.base import Progress
+from theworld.world_models.configuration import COSMOS_2B
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_GEMMA = "google/gemma-3-4b-it"
-DEFAULT_COSMOS = "nvidia/Cosmos-Predict2-2B-Video2World"
-MODES = ("tokens", "frames")  # how the future reaches the language model: as world tokens, or as further pictures
 
 
 class TheWorld(nn.Module):
     """A vision-language model that looks ahead.
 
     Args:
-        model_name: a Gemma 3 model (Hub id or folder) to fuse afresh, or a trained TheWorld model (`nano`, folder, id).
-        num_world_steps: future latent frames a call imagines unless it says otherwise; None means 0 for a fresh fusion
-            and the model's own number for a trained one.
-        cosmos_model_name: world model of a fresh fusion.
+        model_name: a Gemma 3 (Hub id or folder) to fuse with a world model, a trained TheWorld model (`nano`, folder or
+            Hub id), or what `resolve_model` returned for one of them.
+        num_world_steps: future latent frames that a call imagines unless it sets its own number. None means the model's
+            number if its projector is trained. If it is not, `generate` imagines 4 and shows them as frames, and
+            `forward` imagines none.
+        cosmos_model_name: world model to fuse a Gemma 3 with; a trained model has its own.
         freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae: False lets that part learn beside the projector.
         max_world_steps: most world steps that a fresh fusion imagines (rows of its temporal embedding).
         lora: LoRA on the language model of a fresh fusion, which learns beside the projector: its rank (alpha is twice
@@ -74,9 +75,9 @@ class TheWorld(nn.Module):
 
     def __init__(
         self,
-        model_name: str | os.PathLike[str] = DEFAULT_GEMMA,
+        model_name: str | os.PathLike[str] | ModelSpec = DEFAULT_GEMMA,
         num_world_steps: int | None = None,
-        cosmos_model_name: str = DEFAULT_COSMOS,
+        cosmos_model_name: str = COSMOS_2B,
         freeze_gemma_vision: bool = True,
         freeze_gemma_language: bool = True,
         freeze_cosmos_vae: bool = True,
@@ -89,37 +90,31 @@ class TheWorld(nn.Module):
         **config: Any,
     ) -> None:
         super().__init__()
-        name = os.fspath(model_name)
-        place, dtype = resolve_device_and_dtype(device, device_map, dtype)
+        target, dtype = resolve_device_and_dtype(device, device_map, dtype)
         check_fields(config)  # before anything is fetched
-        values = read_json(resolve(name), revision=config.get("vlm_revision"))
         if lora is not None:
             config["lora"] = lora
-        if values.get("model_type") == TheWorldConfig.model_type:
-            if config:
-                raise ValueError(f"{name} is a trained model; {', '.join(config)} cannot be changed any more.")
-            model = _load(name, num_world_steps, dtype, device_map=device_map)
+        if isinstance(model_name, ModelSpec):
+            spec = model_name
         else:
-            steps = num_world_steps or 0
-            model = TheWorldForConditionalGeneration.from_base_models(
-                name,
-                cosmos_model_name,
-                dtype=dtype,
-                device_map=device_map,
-                num_world_steps=steps,
-                max_world_steps=max_world_steps,
-                **config,
-            )
-        self._set(model, place)
-        self._freeze(freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
-
-    def _set(self, model: TheWorldForConditionalGeneration, place: torch.device | None) -> None:
-        self.model = model if place is None else model.to(place)
+            values = {**config, "num_world_steps": num_world_steps or 0, "max_world_steps": max_world_steps}
+            spec = resolve_model(model_name, world_model=cosmos_model_name, **values)
+        if config and (spec.is_fused or spec is model_name):
+            raise ValueError(f"{spec.name} is already configured, so {', '.join(config)} cannot be changed any more.")
+        settings = copy.deepcopy(spec.config)
+        if num_world_steps is not None:
+            settings.num_world_steps = settings.check_world_steps(num_world_steps)
+        # a new fusion has the parts for its own number of steps; a trained model loads others when they are needed
+        parts = ("encoder",) if spec.is_fused else world_parts_for(settings.num_world_steps)
+        model = spec.load(dtype=dtype, world_parts=parts, device_map=device_map, config=settings)
+        self.model = model if target is None else model.to(target)
         self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
         self.prompts = PromptBuilder(self.processor)
-        self.told_untrained = False
+        self.default_steps = num_world_steps  # of `generate`; None leaves the choice to `plan_call`
+        self._warned_untrained = False
         self._warned_text_only = False
         self.eval()  # as transformers hands models out; call train() to train
+        self._freeze(freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
 
     def _freeze(self, vision: bool, language: bool, vae: bool) -> None:
         parts = [] if self.model.world is None else ["projector"]
@@ -155,12 +150,18 @@ class TheWorld(nn.Module):
         Raises:
             ValueError: a model that cannot be read, or tensors that are not exactly those it should have.
         """
-        self = cls.__new__(cls)
-        nn.Module.__init__(self)
-        place, dtype = resolve_device_and_dtype(device, device_map, dtype)
-        self._set(_load(os.fspath(model_name), num_world_steps, dtype, checkpoint_name, revision, device_map), place)
-        self._freeze(freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
-        return self
+        spec = resolve_model(model_name, revision=revision, checkpoint_name=checkpoint_name)
+        spec.check_fused()
+        return cls(
+            spec,
+            num_world_steps,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            freeze_gemma_vision=freeze_gemma_vision,
+            freeze_gemma_language=freeze_gemma_language,
+            freeze_cosmos_vae=freeze_cosmos_vae,
+        )
 
     # ------------------------------------------------------------------------------------------------- what it is
 
@@ -187,18 +188,10 @@ class TheWorld(nn.Module):
         """Parameters and trainable ones, a row a part in memory."""
         return freezing.count_parameters(self.model)
 
-    def mode_of(self, mode: str | None = None, num_world_steps: int | None = None, num_past_steps: int = 0) -> str:
-        """How a call with this `mode` would answer: `tokens`, `frames`, or `picture` where only now is seen.
-
-        None means world tokens where the projector has learned to make them, and frames where it has not.
-        """
-        if mode is not None and mode not in MODES:
-            raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}.")
-        if self.model.world is None:
-            return "picture"
-        if (mode or ("tokens" if self.projector_is_trained else "frames")) == "tokens":
-            return "tokens"
-        return "frames" if self._steps(num_world_steps) or num_past_steps else "picture"
+    def plan(self, mode: str | None = None, num_world_steps: int | None = None, num_past_steps: int = 0) -> CallPlan:
+        """How a call of `generate` with these arguments uses the world model; see `plan_call`."""
+        steps = self.default_steps if num_world_steps is None else num_world_steps
+        return plan_call(self.config, mode, steps, num_past_steps=num_past_steps)
 
     def _steps(self, num_world_steps: int | None) -> int:
         return self.config.num_world_steps if num_world_steps is None else num_world_steps
@@ -400,14 +393,15 @@ class TheWorld(nn.Module):
             past = self.processor.num_past_steps([picture for own in seen for picture in own])
             if rollout.world_latents is not None:
                 rollout = replace(rollout, num_world_steps=rollout.world_latents.shape[2] - 1 - past)
-            how = self.mode_of(rollout.mode, rollout.num_world_steps, past)
-            if how == "picture" and past:
+            plan = self.plan(rollout.mode, rollout.num_world_steps, past)
+            rollout = replace(rollout, num_world_steps=plan.num_world_steps)
+            if plan.mode == "image" and past:
                 raise ValueError("this model has no world model, so nothing would read a video's past; give a picture.")
-            if how == "picture" and any(prompts_each(rollout.world_prompt, None)):
+            if plan.mode == "image" and any(prompts_each(rollout.world_prompt, None)):
                 raise ValueError("a world prompt steers imagined steps, and num_world_steps is 0; ask for 1 or more.")
-            if how == "frames":
+            if plan.mode == "frames":
                 pictures, questions = self._with_frames(pictures, questions, seen, rollout)
-            if how != "tokens":
+            if plan.mode != "tokens":
                 if rollout.mode is None:
                     self._warn_if_untrained()
                 rollout = replace(rollout, enable_world=False, world_latents=None, world_prompt=None)
@@ -548,12 +542,12 @@ class TheWorld(nn.Module):
             world.load_parts(*missing)
 
     def _warn_if_untrained(self) -> None:
-        if not self.projector_is_trained and not self.training and not self.told_untrained:
-            self.told_untrained = True
+        if not self.projector_is_trained and not self.training and not self._warned_untrained:
+            self._warned_untrained = True
             logger.warning(
-                "The projector of this model is untrained, so its world tokens mean nothing to the language model yet: "
-                "unless mode='tokens' asks for them, answers come from imagined frames shown as pictures, or with 0 "
-                "world steps from the picture alone; train it, or load a trained model with TheWorld.from_pretrained."
+                "The projector of this model is untrained, so `generate` shows imagined frames to the language model, "
+                "or the input image alone if num_world_steps is 0; pass mode='tokens' to override. Train the "
+                "projector, or load a trained model with TheWorld.from_pretrained."
             )
 
     # ------------------------------------------------------------------------------------------------ checkpoints
@@ -601,25 +595,3 @@ def check_fields(config: Mapping[str, Any]) -> None:
             close = "dtype" if key == "torch_dtype" else next(iter(difflib.get_close_matches(key, known, 1)), None)
             hint = f"did you mean {close!r}?" if close else "see help(TheWorld) and help(TheWorldConfig)."
             raise ValueError(f"TheWorld takes no {key!r}; {hint}")
-
-
-def _load(
-    name: str,
-    num_world_steps: int | None,
-    dtype: torch.dtype,
-    checkpoint_name: str | None = None,
-    revision: str | None = None,
-    device_map: Any = None,
-) -> TheWorldForConditionalGeneration:
-    """A trained model whose default number of world steps may be another than the one it was saved with."""
-    model = TheWorldForConditionalGeneration.from_pretrained(
-        name,
-        dtype=dtype,
-        revision=revision,
-        checkpoint_name=checkpoint_name,
-        world_parts=("encoder",),
-        **({} if device_map is None else {"device_map": device_map}),
-    )
-    if num_world_steps is not None:
-        model.config.num_world_steps = model.config.check_world_steps(num_world_steps)
-    return model

@@ -25,15 +25,20 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import http_backoff  # type: ignore[attr-defined]  # documented, and exported lazily
 
-from theworld.storage.hub import ADAPTER_FILE, CONFIG_FILE, TransportError, is_shipped, resolve
+from theworld.storage.hub import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    HUB_TIMEOUT,
+    TransportError,
+    hub_answers,
+    is_shipped,
+    may_be_on_hub,
+    resolve,
+)
 from theworld.world_models.base import PROMPT_EMBEDS
 from theworld.world_models.cosmos_components import file_patterns
 from theworld.world_models.prompts import ENCODER_FILES
-
-TIMEOUT = 10.0  # seconds for one answer of the Hub
-CONNECT_TIMEOUT = 5.0  # seconds until it takes a call, behind a firewall that drops packets
 
 # Patterns without a slash are of the top folder. What is not required is taken where it is there.
 ADAPTER_FILES = (CONFIG_FILE, ADAPTER_FILE)
@@ -95,44 +100,6 @@ class Found:
         return self.needed - self.here if self.access == "ok" else 0
 
 
-def answers(endpoint: str) -> bool:
-    """Whether the Hub says anything at all, be it a refusal: asked once a process, and once more a second later."""
-    if endpoint not in _answered:
-        timeouts = (CONNECT_TIMEOUT, TIMEOUT, TIMEOUT, TIMEOUT)  # to connect, read, write and get a connection
-        try:
-            http_backoff("HEAD", endpoint, max_retries=1, retry_on_status_codes=(), timeout=timeouts)
-        except (TransportError, OSError):
-            _answered[endpoint] = False
-        else:
-            _answered[endpoint] = True
-    return _answered[endpoint]
-
-
-_answered: dict[str, bool] = {}
-
-
-def is_away() -> bool:
-    """Whether `go_offline_if_away` has found the Hub away, so that this process reads the cache alone."""
-    return bool(constants.HF_HUB_OFFLINE) and _answered.get(constants.ENDPOINT) is False
-
-
-def go_offline_if_away(name: str, inside: str | None = None) -> None:
-    """Where `name` lies on the Hub and the Hub does not answer, reads the cache alone from here on.
-
-    As HF_HUB_OFFLINE=1 does, for the whole process: for a program that makes one call, not for a library. Without it
-    huggingface_hub asks six times over 23 seconds for every file that it does not have, and transformers and we look
-    for several that many repositories lack: a model that is whole in the cache would be minutes late. Once the Hub has
-    answered, downloads have all the patience they had.
-    """
-    place = resolve(name, inside)
-    if may_be_on_hub(place) and not constants.HF_HUB_OFFLINE and not answers(constants.ENDPOINT):
-        constants.HF_HUB_OFFLINE = True
-
-
-def may_be_on_hub(place: str) -> bool:
-    return not Path(place).is_dir() and place.count("/") == 1 and not place.startswith((".", "/", "~"))
-
-
 def config_need(name: str) -> Need:
     """Only what says what a repository is."""
     return Need("config", name, resolve(name), CONFIG_FILES, ())
@@ -191,8 +158,8 @@ def look(need: Need) -> Found:
         problem = f"There is no folder {need.place}, and it is no Hub id such as owner/name: check the name."
         return Found(need, "folder", "unknown", problem)
     if constants.HF_HUB_OFFLINE:
-        return _in_cache(need, no_network() if is_away() else "HF_HUB_OFFLINE is set: unset it")
-    if not answers(constants.ENDPOINT):
+        return _in_cache(need, "HF_HUB_OFFLINE is set: unset it")
+    if not hub_answers(constants.ENDPOINT):
         return _in_cache(need, no_network())
     return _on_hub(need)
 
@@ -250,7 +217,7 @@ def _on_hub(need: Need) -> Found:
     page = f"{constants.ENDPOINT}/{need.place}"
     found = Found(need, "hub")
     try:
-        info = api.model_info(need.place, revision=need.revision, files_metadata=True, timeout=TIMEOUT)
+        info = api.model_info(need.place, revision=need.revision, files_metadata=True, timeout=HUB_TIMEOUT)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         names = matching(sizes, need.files)
         found.names = {name: sizes[name] for name in names}
@@ -261,7 +228,7 @@ def _on_hub(need: Need) -> Found:
             found.problem = f"{need.name} on the Hub has no {lacking[0]}: it is not the model that is meant."
             return found
         if names:  # the list is public also where the files are not
-            api.get_hf_file_metadata(url=hf_hub_url(need.place, names[0], revision=need.revision), timeout=TIMEOUT)
+            api.get_hf_file_metadata(url=hf_hub_url(need.place, names[0], revision=need.revision), timeout=HUB_TIMEOUT)
     except GatedRepoError:  # before its base class, RepositoryNotFoundError
         found.access = "gated"
         found.problem = (
@@ -307,7 +274,7 @@ def _is_cached(repository: str, name: str, commit: str | None) -> bool:
 
 def token_problem() -> str | None:
     """What is wrong with the token, where there is one and the Hub can be asked."""
-    if constants.HF_HUB_OFFLINE or not get_token() or not answers(constants.ENDPOINT):
+    if constants.HF_HUB_OFFLINE or not get_token() or not hub_answers(constants.ENDPOINT):
         return None
     try:
         HfApi().whoami()

@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig
 from transformers.models.gemma3 import Gemma3Config
 
 from theworld.model.lora_settings import lora_settings
-from theworld.world_models.configuration import CosmosPredict2Config, check_keys, check_numbers
+from theworld.model.published import DEFAULT_GEMMA
+from theworld.world_models.configuration import COSMOS_2B, CosmosPredict2Config, check_keys, check_numbers
 
 PROJECTORS = ("linear", "mlp", "resampler")
 WORLD_IMAGES = ("first", "all")
@@ -61,9 +62,9 @@ class TheWorldConfig(PreTrainedConfig):
         self,
         vlm_config: Gemma3Config | dict[str, Any] | None = None,
         world_config: CosmosPredict2Config | dict[str, Any] | None = None,
-        vlm_name_or_path: str = "google/gemma-3-4b-it",
+        vlm_name_or_path: str = DEFAULT_GEMMA,
         vlm_revision: str | None = None,
-        world_name_or_path: str = "nvidia/Cosmos-Predict2-2B-Video2World",
+        world_name_or_path: str = COSMOS_2B,
         world_revision: str | None = None,
         enable_world: bool = True,
         num_world_steps: int = 0,

@@ -5,8 +5,10 @@ transformers logs missing and unexpected tensors and goes on with random ones; h
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedConfig
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedConfig
 from transformers import __version__ as transformers_version
 
 from theworld.model import freezing
@@ -22,20 +24,17 @@ from theworld.model.configuration import TheWorldConfig
 from theworld.storage.adapters import read_tensors, split_checkpoint_name
 from theworld.storage.hub import (
     CONFIG_FILE,
-    WORLD_INDEX_FILE,
-    absolute_base_path,
-    commit_of,
     find_base_dir,
     read_json,
     resolve,
 )
 from theworld.world_models import world_model_class
 from theworld.world_models.base import PARTS, WorldModel
-from theworld.world_models.configuration import CosmosPredict2Config
 
 logger = logging.getLogger(__name__)
 
 GEMMA = Gemma3Config.model_type
+COMMIT = re.compile("[0-9a-f]{40}")
 # keys that published configs hold and transformers keeps as plain attributes, after reading them or for no reader;
 # vision_use_head is published as false, which is what transformers before its day does
 GEMMA_KEYS_KEPT = {"model_type", "eos_token_id", "cache_implementation", "sliding_window_pattern", "vision_use_head"}
@@ -43,19 +42,30 @@ VLM_FOLDER, WORLD_FOLDER = "vlm", "world"  # of a full export
 DIGESTED = 1024  # numbers of each tensor that a fingerprint reads
 
 
-def read_gemma_config(name_or_path: str, revision: str | None = None) -> Gemma3Config:
-    """The config of a Gemma 3 that sees pictures.
+def gemma_config(values: Mapping[str, Any], name_or_path: str, revision: str | None = None) -> Gemma3Config:
+    """The config of a Gemma 3 that reads images, from the content of its `config.json`.
 
     Raises:
-        ValueError: unreadable, or another kind of model.
+        ValueError: if it is another kind of model.
     """
-    kind = read_json(name_or_path, revision=revision).get("model_type")
+    kind = values.get("model_type")
     if kind != GEMMA:
         raise ValueError(
-            f"{name_or_path} is a {kind!r} model; TheWorld stands on a Gemma 3 that sees pictures ({GEMMA!r}), "
-            "such as google/gemma-3-4b-it."
+            f"{name_or_path} is a {kind!r} model; TheWorld needs a Gemma 3 that reads images ({GEMMA!r}), such as "
+            "google/gemma-3-4b-it."
         )
-    return AutoConfig.from_pretrained(name_or_path, revision=revision)
+    commit = revision if revision and COMMIT.fullmatch(revision) else None
+    config = Gemma3Config.from_dict(copy.deepcopy(dict(values)), name_or_path=name_or_path, _commit_hash=commit)
+    unread = sorted(keys_nobody_reads(values, config))
+    if unread:
+        logger.warning(
+            "The config of %s has keys that transformers %s does not read: %s. They are ignored; if the model's "
+            "answers are wrong, use a newer transformers.",
+            name_or_path,
+            transformers_version,
+            ", ".join(unread),
+        )
+    return config
 
 
 def keys_nobody_reads(values: Mapping[str, Any], config: PreTrainedConfig) -> Iterator[str]:
@@ -74,31 +84,30 @@ def keys_nobody_reads(values: Mapping[str, Any], config: PreTrainedConfig) -> It
 
 
 def load_gemma(
-    name_or_path: str, revision: str | None = None, dtype: torch.dtype | str | None = None, **arguments: Any
+    name_or_path: str,
+    revision: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    config: Gemma3Config | None = None,
+    **arguments: Any,
 ) -> Gemma3ForConditionalGeneration:
     """Gemma 3 with exactly the tensors of its repository, under today's names or the earlier `language_model.model.*`.
 
     Args:
         dtype: None keeps the stored type.
+        config: its configuration, if it has been read already.
         arguments: passed to transformers (`device_map`, `attn_implementation`, …).
 
     Raises:
         ValueError: a tensor too many, too few (the head may be missing where it is tied to the embeddings) or of
             another shape; a missing or damaged file.
     """
-    config = read_gemma_config(name_or_path, revision)
-    unread = sorted(keys_nobody_reads(read_json(name_or_path, revision=revision), config))
-    if unread:
-        logger.warning(
-            "The config of %s has keys that transformers %s does not read: %s. They are ignored; if its answers are "
-            "odd, use a newer transformers.",
-            name_or_path,
-            transformers_version,
-            ", ".join(unread),
-        )
+    if config is None:
+        values = read_json(name_or_path, revision=revision)
+        config = gemma_config(values, name_or_path, revision)
     try:
         model, found = Gemma3ForConditionalGeneration.from_pretrained(
             name_or_path,
+            config=config,  # as a path transformers would read config.json again
             revision=revision,
             dtype=dtype if dtype is not None else "auto",
             **{
@@ -140,48 +149,25 @@ def first(names: Sequence[str]) -> str:
     return f" (first: {names[0]})" if names else ""
 
 
-def read_fusion_config(
-    vlm_name_or_path: str,
-    world_name_or_path: str,
-    vlm_revision: str | None = None,
-    world_revision: str | None = None,
-    **values: Any,
-) -> TheWorldConfig:
-    """The config of a fresh fusion; bases from the Hub are named by commit, also when no revision was given.
-
-    Args:
-        values: further fields of TheWorldConfig.
-    """
-    vlm, world = resolve(vlm_name_or_path), resolve(world_name_or_path)
-    vlm_revision = commit_of(vlm, vlm_revision)
-    world_config = None  # without a world nothing of it is read
-    if values.get("enable_world", True):
-        world_revision = commit_of(world, world_revision, WORLD_INDEX_FILE)
-        world_config = world_model_class(CosmosPredict2Config.model_type).read_config(world, revision=world_revision)
-    return TheWorldConfig(
-        vlm_config=read_gemma_config(vlm, vlm_revision),
-        world_config=world_config,
-        vlm_name_or_path=absolute_base_path(vlm_name_or_path),
-        vlm_revision=vlm_revision,
-        world_name_or_path=absolute_base_path(world_name_or_path),
-        world_revision=world_revision,
-        **values,
-    )
-
-
 def load_bases(
     config: TheWorldConfig,
     dtype: torch.dtype | str | None,
     world_parts: Sequence[str],
     inside: str | None = None,
+    *,
+    vlm_config: Gemma3Config | None = None,
+    world_config: PreTrainedConfig | None = None,
     **vlm_arguments: Any,
 ) -> tuple[Gemma3ForConditionalGeneration, WorldModel | None]:
-    """The two base models a config names; the world model lies where Gemma's input embeddings lie, in their type.
+    """Loads the two base models that a config names.
+
+    The world model is put on the device of Gemma's input embeddings, in their dtype.
 
     Args:
         inside: folder that base names starting with `./` are relative to.
+        vlm_config, world_config: the configurations in the bases' own folders, if they have been read already.
     """
-    vlm = load_gemma(resolve(config.vlm_name_or_path, inside), config.vlm_revision, dtype, **vlm_arguments)
+    vlm = load_gemma(resolve(config.vlm_name_or_path, inside), config.vlm_revision, dtype, vlm_config, **vlm_arguments)
     if not config.enable_world:
         return vlm, None
     world = world_model_class(config.world_config.model_type).from_pretrained(
@@ -189,6 +175,7 @@ def load_bases(
         parts=world_parts,
         revision=config.world_revision,
         dtype=vlm.dtype,
+        config=world_config,
     )
     return vlm, world.to(vlm.get_input_embeddings().weight.device)
 

@@ -27,14 +27,17 @@ from transformers import (
     AutoProcessor,
     Gemma3ForConditionalGeneration,
     GenerationMixin,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.gemma3.modeling_gemma3 import Gemma3CausalLMOutputWithPast
 
 from theworld.model import freezing, loading, lora
+from theworld.model.call_plan import world_parts_for
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.processing import TheWorldProcessor, prompts_each
 from theworld.model.projector import WorldProjector
+from theworld.model.spec import resolve_model
 from theworld.storage.adapters import copy_tensors, split_checkpoint_name
 from theworld.storage.files import atomic_folder, write_tensors
 from theworld.storage.hub import ADAPTER_FILE, rebase_path, resolve
@@ -53,11 +56,6 @@ WORLD_INPUTS = (
     "world_prompt",
 )
 PREFILL_INPUTS = ("pixel_values", "image_features", *WORLD_INPUTS)  # read once, before the first token is written
-
-
-def world_parts_for(num_world_steps: int) -> tuple[str, ...]:
-    """The world model's parts that answering with this many world steps needs; decoding is asked for by name."""
-    return ("encoder",) if num_world_steps == 0 else ("encoder", "transformer")
 
 
 class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -151,10 +149,30 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: a base that cannot be read, or whose tensors are not exactly those of its config.
         """
-        config = loading.read_fusion_config(
-            vlm_name_or_path, world_name_or_path, vlm_revision, world_revision, **config_values
+        spec = resolve_model(
+            vlm_name_or_path,
+            revision=vlm_revision,
+            world_model=world_name_or_path,
+            world_revision=world_revision,
+            **config_values,
         )
-        return cls._with_bases(config, dtype, world_parts, **({} if device_map is None else {"device_map": device_map}))
+        return spec.load(dtype=dtype, world_parts=world_parts, device_map=device_map)
+
+    @classmethod
+    def from_base_configs(
+        cls,
+        config: TheWorldConfig,
+        vlm_config: PreTrainedConfig,
+        world_config: PreTrainedConfig,
+        *,
+        dtype: torch.dtype | str | None = None,
+        world_parts: Sequence[str] | None = None,
+        **vlm_arguments: Any,
+    ) -> TheWorldForConditionalGeneration:
+        """A new fusion of the bases that `config` names, whose own configurations have been read already."""
+        return cls._with_bases(
+            config, dtype, world_parts, vlm_config=vlm_config, world_config=world_config, **vlm_arguments
+        )
 
     @classmethod
     def _with_bases(
@@ -186,6 +204,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         revision: str | None = None,
         world_parts: Sequence[str] | None = None,
         checkpoint_name: str | None = None,
+        world_config: PreTrainedConfig | None = None,
         **kwargs: Any,
     ) -> TheWorldForConditionalGeneration:
         """Loads the base models an adapter names, then the adapter, with no missing and no unexpected tensor.
@@ -196,6 +215,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             dtype: of all parts; None keeps the base's own.
             world_parts: parts of the world model to load; None means what `config.num_world_steps` needs.
             checkpoint_name: a folder or file inside the repository, such as `checkpoint-1000`.
+            world_config: the configuration in the world model's own folder, if it has been read already.
             kwargs: passed to Gemma's `from_pretrained` (`device_map`, `attn_implementation`, …).
 
         Raises:
@@ -204,7 +224,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         kwargs.pop("trust_remote_code", None)
         name = os.fspath(pretrained_model_name_or_path)
         config, tensors, inside = loading.read_adapter(name, checkpoint_name, revision, config)
-        loaded = cls._with_bases(config, dtype, world_parts, inside, **kwargs)
+        loaded = cls._with_bases(config, dtype, world_parts, inside, world_config=world_config, **kwargs)
         loaded.load_adapter_tensors(tensors, name)
         if loaded.world is not None:
             loaded.world.read_kept_prompts(resolve(name), split_checkpoint_name(checkpoint_name)[0], revision)

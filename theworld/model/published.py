@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformers.models.gemma3 import Gemma3Config
 
+DEFAULT_GEMMA = "google/gemma-3-4b-it"
+
 # Gemma 3 as published, so that its size is known before its licence is accepted: https://huggingface.co/google/gemma-3-4b-it
 # Every field of all three sizes, and of the vision tower and the rotary embedding below, was compared with two places
 # where Google wrote them out (2026-11-25): the variants in transformers' convert_gemma3_weights.py and the classes in

@@ -11,6 +11,7 @@ import difflib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import http_backoff  # type: ignore[attr-defined]  # documented, and exported lazily
 
 from theworld.storage.files import read_json_file
 
@@ -34,6 +36,9 @@ ADAPTER_FILE = "model.safetensors"
 LEGACY_ADAPTER_FILE = "pytorch_model.bin"
 CONFIG_FILE = "config.json"
 WORLD_INDEX_FILE = "model_index.json"
+
+HUB_TIMEOUT = 10.0  # seconds for one answer of the Hub
+CONNECT_TIMEOUT = 5.0  # seconds for a connection; a firewall may drop packets silently
 
 SHIPPED_WEIGHTS = Path(__file__).parents[1] / "nano" / "weights"
 SHIPPED_DEFAULT = "fused"
@@ -69,9 +74,25 @@ def absolute_base_path(model: str) -> str:
     return os.path.abspath(name) if not shipped and Path(name).is_dir() else model
 
 
+def may_be_on_hub(name: str) -> bool:
+    """Whether a name has the form of a Hub id and is not a folder."""
+    return not Path(name).is_dir() and name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+@cache
+def hub_answers(endpoint: str) -> bool:
+    """Whether the Hub answers at all, even with an error; asked once per process, and again after a second."""
+    timeouts = (CONNECT_TIMEOUT, HUB_TIMEOUT, HUB_TIMEOUT, HUB_TIMEOUT)  # to connect, read, write, get a connection
+    try:
+        http_backoff("HEAD", endpoint, max_retries=1, retry_on_status_codes=(), timeout=timeouts)
+    except (TransportError, OSError):
+        return False
+    return True
+
+
 def check_name(model: str) -> None:
     """Raises a ValueError for what is neither a folder nor can be a Hub id, before the network is asked for it."""
-    if not model or (not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~")))):
+    if not model or not (Path(model).is_dir() or may_be_on_hub(model)):
         hint = "did you mean 'nano'?" if difflib.get_close_matches(model, ["nano"], 1) else "check the name."
         raise ValueError(
             f"There is no folder {model or repr(model)}, and it is not a Hugging Face id such as 'owner/name'; "
@@ -84,7 +105,7 @@ def rebase_path(name: str, inside: str | os.PathLike[str]) -> str:
     return str(Path(resolve(name, inside)).resolve()) if name.startswith("./") and Path(inside, name).is_dir() else name
 
 
-def find_file(model: str, filename: str, revision: str | None = None) -> Path:
+def find_file(model: str, filename: str, revision: str | None = None, *, local_files_only: bool = False) -> Path:
     """Path of one file of a folder or Hub repository, downloaded when it must be.
 
     Raises:
@@ -103,7 +124,7 @@ def find_file(model: str, filename: str, revision: str | None = None) -> Path:
             raise ValueError(f"{model} has no {filename}; is it a model folder?")
         return path
     with hub_errors(model, filename):
-        return Path(hf_hub_download(model, filename, revision=revision))
+        return Path(hf_hub_download(model, filename, revision=revision, local_files_only=local_files_only))
 
 
 @contextmanager
@@ -195,9 +216,12 @@ def find_base_dir(model: str, bases: Iterable[str], revision: str | None = None,
     return str(Path(snapshot) / subfolder)
 
 
-def read_json(model: str, filename: str = CONFIG_FILE, revision: str | None = None) -> dict[str, Any]:
+def read_json(
+    model: str, filename: str = CONFIG_FILE, revision: str | None = None, *, local_files_only: bool = False
+) -> dict[str, Any]:
     """A JSON file of a model folder or repository, as a dict."""
-    return read_json_file(find_file(model, filename, revision), "download or save the model again")
+    path = find_file(model, filename, revision, local_files_only=local_files_only)
+    return read_json_file(path, "download or save the model again")
 
 
 def is_shipped(folder: str | os.PathLike[str]) -> bool:

@@ -6,6 +6,7 @@ but what the projector is does not change any more.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from typing import Any
 
 import torch
 
-from theworld.model import freezing, loading
+from theworld.model import freezing
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.lora_settings import lora_settings
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.projector import RESET_SEED
-from theworld.storage.hub import read_json, resolve
+from theworld.model.spec import ModelSpec, resolve_model
 from theworld.training.config import TrainingConfig
 from theworld.world_models.configuration import CosmosPredict2Config
 
@@ -41,14 +42,22 @@ class Described:
     """What a config says its model is, before any weights are read.
 
     Attributes:
-        config: of the model, with this run's settings in it.
-        trained: whether it is a trained TheWorld model that the run goes on from.
-        inside: folder that base names starting with `./` are relative to.
+        spec: the model, by name.
+        config: its configuration, with this run's settings.
     """
 
+    spec: ModelSpec
     config: TheWorldConfig
-    trained: bool
-    inside: str | None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the run continues from a trained TheWorld model."""
+        return self.spec.is_fused
+
+    @property
+    def inside(self) -> str | None:
+        """Folder that base names starting with `./` are relative to."""
+        return self.spec.find_base_dir()
 
 
 def describe(config: TrainingConfig) -> Described:
@@ -57,11 +66,9 @@ def describe(config: TrainingConfig) -> Described:
     Raises:
         ValueError: a model that cannot be read, or settings that it cannot take.
     """
-    values = read_json(resolve(config.model_name))
-    trained = values.get("model_type") == TheWorldConfig.model_type
-    inside = None
-    if trained:
-        model_config, _, inside = loading.read_adapter(config.model_name)
+    spec = resolve_model(config.model_name, world_model=config.cosmos_model_name, **fusion_values(config))
+    model_config = copy.deepcopy(spec.config)
+    if spec.is_fused:
         check_unchanged(config, model_config)
         model_config.enable_world = model_config.enable_world and config.enable_world
         if config.num_world_steps is not None:
@@ -71,12 +78,10 @@ def describe(config: TrainingConfig) -> Described:
             if model_config.lora not in (None, wanted):
                 raise ValueError(f"{config.model_name} has another LoRA ({model_config.lora}); leave lora out.")
             model_config.lora = wanted
-    else:
-        model_config = loading.read_fusion_config(config.model_name, config.cosmos_model_name, **fusion_values(config))
     set_sampling(config, model_config.world_config)
     for steps in config.steps_shares:
         model_config.check_world_steps(steps)
-    return Described(model_config, trained, inside)
+    return Described(spec, model_config)
 
 
 def fusion_values(config: TrainingConfig) -> dict[str, Any]:
@@ -152,19 +157,7 @@ def build_model(config: TrainingConfig, described: Described) -> TheWorldForCond
     parts = learning_parts(config, described.config)  # said before the weights are read
     dtype, loaded = frozen_dtype(config), world_parts(config, described.config)
     torch.manual_seed(config.seed)  # of a fresh LoRA
-    if described.trained:
-        model = TheWorldForConditionalGeneration.from_pretrained(
-            config.model_name, config=described.config, dtype=dtype, world_parts=loaded
-        )
-    else:
-        model = TheWorldForConditionalGeneration.from_base_models(
-            config.model_name,
-            config.cosmos_model_name,
-            dtype=dtype,
-            world_parts=loaded,
-            **fusion_values(config),
-        )
-    set_sampling(config, model.config.world_config)
+    model = described.spec.load(dtype=dtype, world_parts=loaded, config=described.config)
     if config.reset_projector:
         model.projector.scale_to(model.text_embedding_rms(), seed=RESET_SEED + config.seed)
     if config.projector_places == "waves" and (config.reset_projector or not described.trained):

@@ -6,7 +6,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from theworld.inspection import repositories
-from theworld.storage.hub import TransportError
+from theworld.storage.hub import TransportError, hub_answers
 from theworld.training.config import TrainingConfig
 
 OR_NOT = "or set push_to_hub to false"
@@ -24,7 +24,7 @@ def check_hub(config: TrainingConfig) -> None:
         raise ValueError(f"push_to_hub needs the Hub, and HF_HUB_OFFLINE is set: unset it, {OR_NOT}.")
     if get_token() is None:
         raise ValueError(f"push_to_hub needs a token: set HF_TOKEN to one that may write, {OR_NOT}.")
-    if not repositories.answers(constants.ENDPOINT):
+    if not hub_answers(constants.ENDPOINT):
         raise ValueError(f"push_to_hub needs the Hub, and it does not answer: {repositories.no_network()}, {OR_NOT}.")
     problem = repositories.token_problem()
     if problem is not None:

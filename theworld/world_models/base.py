@@ -51,7 +51,9 @@ class WorldModel(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def read_config(cls, repo_or_folder: str | Path, revision: str | None = None) -> PreTrainedConfig:
+    def read_config(
+        cls, repo_or_folder: str | Path, revision: str | None = None, *, local_files_only: bool = False
+    ) -> PreTrainedConfig:
         """The config of a folder or Hugging Face repository, without its weights."""
 
     @classmethod
@@ -62,6 +64,7 @@ class WorldModel(nn.Module, ABC):
         parts: Sequence[str] = PARTS,
         revision: str | None = None,
         dtype: torch.dtype | None = None,
+        config: PreTrainedConfig | None = None,
     ) -> WorldModel:
         """Reads a folder or Hugging Face repository: the tensors of `parts` and no others, all of them."""
 

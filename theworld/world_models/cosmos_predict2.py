@@ -408,6 +408,7 @@ class CosmosPredict2(WorldModel):
         parts: Sequence[str] = PARTS,
         revision: str | None = None,
         dtype: torch.dtype | None = None,
+        config: CosmosPredict2Config | None = None,
     ) -> CosmosPredict2:
         """Reads a folder in diffusers' layout, local or on Hugging Face: only the tensors of `parts`, all of them.
 
@@ -415,6 +416,7 @@ class CosmosPredict2(WorldModel):
             repo_or_folder: `vae/`, `transformer/`, `scheduler/`, and of our own `prompt_embeds.safetensors` and
                 `rollout_config.json` where there are any.
             dtype: what the weights are cast to; None keeps the stored type.
+            config: its configuration, if `read_config` has read it already.
 
         Returns:
             The model in eval mode, on the CPU.
@@ -425,19 +427,21 @@ class CosmosPredict2(WorldModel):
         """
         parts = check_parts(parts)
         folder = find_folder(repo_or_folder, revision, file_patterns(parts))
-        model = cls(read_config(folder), parts=())
+        model = cls(config or read_config(folder), parts=())
         model._source = (str(repo_or_folder), revision, dtype)
         model._load(folder, parts, dtype)
         return model.eval()
 
     @classmethod
-    def read_config(cls, repo_or_folder: str | Path, revision: str | None = None) -> CosmosPredict2Config:
+    def read_config(
+        cls, repo_or_folder: str | Path, revision: str | None = None, *, local_files_only: bool = False
+    ) -> CosmosPredict2Config:
         """The config of a world folder or repository, without its weights.
 
         Raises:
             ValueError: as `from_pretrained`.
         """
-        return read_config(find_folder(repo_or_folder, revision, file_patterns(())))
+        return read_config(find_folder(repo_or_folder, revision, file_patterns(()), local_files_only))
 
     def load_parts(self, *parts: str) -> None:
         """Loads the named parts that are not in memory yet, frozen, on this model's device.

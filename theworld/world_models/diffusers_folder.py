@@ -22,7 +22,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 WEIGHTS_INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
 
-def find_folder(repo_or_folder: str | Path, revision: str | None, patterns: Sequence[str]) -> Path:
+def find_folder(
+    repo_or_folder: str | Path, revision: str | None, patterns: Sequence[str], local_files_only: bool = False
+) -> Path:
     """The local folder, downloading what matches `patterns` when `repo_or_folder` names a Hugging Face repository.
 
     Raises:
@@ -35,7 +37,7 @@ def find_folder(repo_or_folder: str | Path, revision: str | None, patterns: Sequ
     check_name(name)
     with hub_errors(name, "the world model"):
         # without local_files_only, hub 1.x would ask the network for the files of a commit that is in the cache
-        offline = is_offline_mode()
+        offline = local_files_only or is_offline_mode()
         snapshot = snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=offline)
         return Path(snapshot)
 

@@ -1,0 +1,78 @@
+"""How one call uses the world model: which mode, how many world steps, which parts of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from theworld.model.configuration import TheWorldConfig
+
+MODES = ("tokens", "frames")  # how the future reaches the language model: as world tokens, or as further images
+UNTRAINED_STEPS = 4  # world steps that an untrained model imagines unless the caller sets a number
+UNTRAINED = "The projector of this model is untrained, so world tokens would be noise to the language model."
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """How one call uses the world model.
+
+    Attributes:
+        mode: `tokens` (the language model reads world tokens), `frames` (it sees imagined frames as further images) or
+            `image` (the world model is not used).
+        num_world_steps: future latent frames to imagine; 0 in mode `image`.
+        parts: parts of the world model that the call needs in memory.
+        reason: why it is not the usual mode, or None.
+    """
+
+    mode: str
+    num_world_steps: int
+    parts: tuple[str, ...]
+    reason: str | None = None
+
+
+def plan_call(
+    config: TheWorldConfig,
+    mode: str | None = None,
+    num_world_steps: int | None = None,
+    *,
+    num_past_steps: int = 0,
+    enable_world: bool | None = None,
+) -> CallPlan:
+    """Decides how a call uses the world model.
+
+    A trained projector makes world tokens. An untrained one cannot, so the call shows imagined frames instead, of
+    `UNTRAINED_STEPS` world steps unless the caller sets a number.
+
+    Args:
+        mode: one of MODES, or None to choose by whether the projector is trained.
+        num_world_steps: the caller's number; None means the model's own.
+        num_past_steps: past latent frames of a video.
+        enable_world: False means that the call does not use the world model.
+
+    Raises:
+        ValueError: if the mode is unknown, or the model cannot imagine as many world steps.
+    """
+    if mode is not None and mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}.")
+    if num_world_steps is not None:
+        config.check_world_steps(num_world_steps)
+    if not config.enable_world or enable_world is False:
+        return CallPlan("image", 0, ())
+    trained = bool(config.reads_world_tokens)
+    reason = None if trained else UNTRAINED
+    if mode is None:
+        mode = "tokens" if trained else "frames"
+    if num_world_steps is None:
+        untrained_frames = mode == "frames" and not trained
+        num_world_steps = min(UNTRAINED_STEPS, config.max_world_steps) if untrained_frames else config.num_world_steps
+    if mode == "frames" and not num_world_steps and not num_past_steps:
+        return CallPlan("image", 0, (), reason)
+    return CallPlan(mode, num_world_steps, world_parts_for(num_world_steps, mode), reason)
+
+
+def world_parts_for(num_world_steps: int, mode: str = "tokens") -> tuple[str, ...]:
+    """The parts of the world model that a call loads; mode `frames` also decodes what was imagined."""
+    if num_world_steps == 0:
+        return ("encoder",)
+    return ("encoder", "transformer", "decoder") if mode == "frames" else ("encoder", "transformer")

@@ -1,0 +1,390 @@
+"""From a model's name to everything that is known about it without its weights: `resolve_model`.
+
+A name is `nano`, a folder or a Hub id. It refers to a TheWorld model, or to a Gemma 3 that is fused with a world model
+when it is loaded. The name is resolved once, and each `config.json` is read once: checks, descriptions and loading all
+take the `ModelSpec`. `resolve_model` itself loads neither torch nor transformers, so that a wrong name is reported at
+once.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from theworld.storage.hub import (
+    CONFIG_FILE,
+    WORLD_INDEX_FILE,
+    absolute_base_path,
+    commit_of,
+    find_base_dir,
+    is_shipped,
+    read_json,
+    resolve,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
+
+    from theworld.model.configuration import TheWorldConfig
+    from theworld.model.modeling import TheWorldForConditionalGeneration
+    from theworld.world_models.base import WorldModel
+
+FUSED, BASE = "theworld", "gemma3"  # `model_type` of a TheWorld model, and of a Gemma 3 that reads images
+MAX_WORLD_STEPS = 16  # of a config that does not say
+NANO_NOTE = (
+    "nano knows only the scenes it ships with (see `theworld nano scene`); its answers about other images mean nothing."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSpec:
+    """A model by name, without its weights; made by `resolve_model`.
+
+    Attributes:
+        name: as the caller wrote it.
+        path: its folder, or its Hub id.
+        is_fused: True for a TheWorld model, False for a Gemma 3 that loading fuses with a world model.
+        values: its `config.json`; empty if the bundled copy of a published config is used instead.
+        revision: branch, tag or commit of a Hub repository.
+        checkpoint_name: folder or file inside the model, such as `checkpoint-1000`.
+        world_model: name of the world model that a Gemma 3 is fused with; None means the published 2B one.
+        fusion_values: fields of TheWorldConfig that a Gemma 3 is fused with; a TheWorld model has its own.
+        describe_only: published configs that cannot be read are replaced by the bundled copies.
+        local_files_only: the Hub is not asked.
+    """
+
+    name: str
+    path: str
+    is_fused: bool
+    values: Mapping[str, Any]
+    revision: str | None = None
+    checkpoint_name: str | None = None
+    world_model: str | None = None
+    fusion_values: Mapping[str, Any] = field(default_factory=dict)
+    describe_only: bool = False
+    local_files_only: bool = False
+    _notes: list[str] = field(default_factory=list)
+
+    # --------------------------------------------------------------------------------------------------- what it is
+
+    @cached_property
+    def config(self) -> TheWorldConfig:
+        """The configuration of the TheWorld model, or of the fusion that the Gemma 3 will become.
+
+        Raises:
+            ValueError: if `config.json` has a wrong value, or a base model's configuration cannot be read.
+        """
+        from theworld.model.configuration import TheWorldConfig
+
+        if not self.is_fused:
+            return self._read_fusion_config()
+        try:
+            return TheWorldConfig.from_dict(dict(self.values))
+        except ValueError as error:
+            raise ValueError(f"The config.json of {self.name} is wrong: {error}") from error
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the user, such as that a bundled copy of a published config is used."""
+        _ = self.config
+        return tuple(self._notes)
+
+    @property
+    def shipped_note(self) -> str | None:
+        """The sentence that belongs to every answer of the shipped model; None for any other model."""
+        return NANO_NOTE if is_shipped(self.path) else None
+
+    @property
+    def has_world(self) -> bool:
+        """Whether the model has a world model."""
+        enabled = self.values if self.is_fused else self.fusion_values
+        return bool(enabled.get("enable_world", True))
+
+    @property
+    def projector_is_trained(self) -> bool:
+        """Whether the language model can read world tokens; True for a trained model without a world model."""
+        return self.is_fused and (not self.config.enable_world or bool(self.config.reads_world_tokens))
+
+    @property
+    def max_world_steps(self) -> int:
+        """World steps that the model imagines at most."""
+        steps = (self.values if self.is_fused else self.fusion_values).get("max_world_steps", MAX_WORLD_STEPS)
+        return steps if isinstance(steps, int) else MAX_WORLD_STEPS  # another type is an error of `config`
+
+    @property
+    def world_name(self) -> str:
+        """Name of the world model: of the TheWorld model, or of the one that the Gemma 3 is fused with."""
+        from theworld.world_models.configuration import COSMOS_2B
+
+        return self.config.world_name_or_path if self.is_fused else self.world_model or COSMOS_2B
+
+    @property
+    def base_names(self) -> tuple[str, ...]:
+        """Names of the base models that loading reads: of the Gemma 3, and of the world model if there is one."""
+        names = (self.config.vlm_name_or_path, self.config.world_name_or_path)
+        return names if self.config.enable_world else names[:1]
+
+    @cached_property
+    def world(self) -> WorldModel:
+        """The world model without any of its parts in memory, to ask what it can do."""
+        from theworld.world_models import world_model_class
+
+        world_config = self.config.world_config
+        return world_model_class(world_config.model_type).from_pretrained(
+            resolve(self.config.world_name_or_path, self.path),
+            parts=(),
+            revision=self.config.world_revision,
+            config=None if self.is_fused else world_config,
+        )
+
+    # ------------------------------------------------------------------------------------------------------- checks
+
+    def check_steps(self, num_world_steps: int | None) -> None:
+        """Raises a ValueError if the model cannot imagine that many world steps."""
+        if num_world_steps is not None and num_world_steps > self.max_world_steps:
+            raise ValueError(
+                f"{self.name} imagines at most {self.max_world_steps} world steps, and {num_world_steps} were "
+                "requested; use a smaller number of steps."
+            )
+
+    def check_trained(self, alternative: str) -> None:
+        """Raises a ValueError if world tokens would come from an untrained projector.
+
+        Args:
+            alternative: what else the user can do, for the message.
+        """
+        if not self.projector_is_trained:
+            raise ValueError(
+                f"{self.name} has no trained projector, so world tokens would be noise to it; train one with "
+                f"`theworld train`, use a trained model (--model nano), or {alternative}."
+            )
+
+    def check_prompt(self, world_prompt: str | None) -> None:
+        """Raises a ValueError if there is a world prompt and the world model cannot take one."""
+        if world_prompt:
+            self.world.check_takes_prompts()
+
+    def check_frames_may_be_shown(self) -> None:
+        """Raises a ValueError if imagined frames need NVIDIA's guardrail and it is not installed."""
+        if self.has_world:
+            self.world.require_guardrail()
+
+    def check_world_model(self, world_model: str | None) -> None:
+        """Raises a ValueError if a world model is named for a model that already has one."""
+        if self.is_fused and world_model is not None:
+            raise ValueError(
+                f"{self.name} is already fused with {self.config.world_name_or_path}, so no other world model can be "
+                f"chosen; leave out {world_model}, or change world_name_or_path in its config.json."
+            )
+
+    def check_fused(self) -> None:
+        """Raises a ValueError for anything but a TheWorld model."""
+        if not self.is_fused:
+            raise ValueError(
+                f"{self.name} is a {self.values.get('model_type')!r} model, not a TheWorld one; to fuse it, call "
+                f"TheWorld({self.name!r})."
+            )
+
+    def check_bases(self) -> None:
+        """Raises a ValueError if a base model was a folder when the model was saved, and that folder is missing."""
+        if not self.is_fused:
+            return
+        for key, name in zip(("vlm_name_or_path", "world_name_or_path"), self.base_names, strict=False):
+            inside = Path(self.path, self._subfolder) if Path(self.path).is_dir() else None
+            if name.startswith("./") and inside is None:
+                continue  # in the Hub repository
+            if name.startswith((".", "/", "~")) and not Path(resolve(name, inside)).is_dir():
+                raise ValueError(
+                    f"{self.name} names {name} as one of its base models, and there is no such folder; restore it, or "
+                    f"write its new path into {key} in the config.json of {self.name}."
+                )
+
+    # ------------------------------------------------------------------------------------------------------ loading
+
+    def find_base_dir(self) -> str | None:
+        """The folder that base names starting with `./` are relative to; downloads it if it is on the Hub."""
+        if not self.is_fused:
+            return None
+        return find_base_dir(self.path, self.base_names, self.revision, self._subfolder)
+
+    def load(
+        self,
+        *,
+        dtype: torch.dtype | str | None = None,
+        world_parts: Sequence[str] | None = None,
+        device_map: Any = None,
+        config: TheWorldConfig | None = None,
+        **arguments: Any,
+    ) -> TheWorldForConditionalGeneration:
+        """Loads the weights; no `config.json` that was read is read again.
+
+        Args:
+            dtype: of all parts; None keeps the stored type.
+            world_parts: parts of the world model to load; None means what `config.num_world_steps` needs.
+            device_map: where Gemma's layers go, as transformers takes it.
+            config: used instead of `self.config`.
+            arguments: passed to Gemma's `from_pretrained` (`attn_implementation`, …).
+
+        Raises:
+            ValueError: if a file is missing or damaged, or its tensors do not fit the config.
+        """
+        from theworld.model.modeling import TheWorldForConditionalGeneration
+
+        self.check_bases()
+        config = copy.deepcopy(self.config if config is None else config)
+        arguments |= {} if device_map is None else {"device_map": device_map}
+        if not self.is_fused:
+            return TheWorldForConditionalGeneration.from_base_configs(
+                config,
+                copy.deepcopy(self.config.vlm_config),
+                copy.deepcopy(self.config.world_config),
+                dtype=dtype,
+                world_parts=world_parts,
+                **arguments,
+            )
+        return TheWorldForConditionalGeneration.from_pretrained(
+            self.name,
+            config=config,
+            dtype=dtype,
+            revision=self.revision,
+            world_parts=world_parts,
+            checkpoint_name=self.checkpoint_name,
+            world_config=self.world.config if "world" in vars(self) else None,
+            **arguments,
+        )
+
+    # ---------------------------------------------------------------------------------------------------- internals
+
+    @property
+    def _subfolder(self) -> str:
+        return checkpoint_folder(self.checkpoint_name)
+
+    def _read_fusion_config(self) -> TheWorldConfig:
+        """The configuration of the fusion; bases on the Hub are named by commit, also if no revision was given."""
+        from theworld.model.configuration import TheWorldConfig
+
+        values = dict(self.fusion_values)
+        world_model, world_revision = self.world_name, values.pop("world_revision", None)
+        vlm_config, vlm_revision = self._read_vlm_config()
+        world_config = None  # without a world model nothing of it is read
+        if self.has_world:
+            world_config, world_revision = self._read_world_config(world_model, world_revision)
+        return TheWorldConfig(
+            vlm_config=vlm_config,
+            world_config=world_config,
+            vlm_name_or_path=absolute_base_path(self.name),
+            vlm_revision=vlm_revision,
+            world_name_or_path=absolute_base_path(world_model),
+            world_revision=world_revision,
+            **values,
+        )
+
+    def _read_vlm_config(self) -> tuple[PreTrainedConfig, str | None]:
+        from theworld.model.loading import gemma_config
+        from theworld.model.published import published_gemma
+
+        if self.values:
+            revision = self.revision if self.describe_only else commit_of(self.path, self.revision)
+            return gemma_config(self.values, self.path, revision), revision
+        published = published_gemma(self.name)
+        assert published is not None
+        self._notes.append(bundled(self.name))
+        return published, self.revision
+
+    def _read_world_config(self, name: str, revision: str | None) -> tuple[PreTrainedConfig, str | None]:
+        from theworld.world_models import world_model_class
+        from theworld.world_models.configuration import COSMOS_2B, CosmosPredict2Config
+
+        path = resolve(name)
+        try:
+            if not self.describe_only:
+                revision = commit_of(path, revision, WORLD_INDEX_FILE)
+            world_class = world_model_class(CosmosPredict2Config.model_type)
+            return world_class.read_config(path, revision, local_files_only=self.local_files_only), revision
+        except ValueError:
+            if not self.describe_only or name != COSMOS_2B or Path(path).is_dir():
+                raise
+        self._notes.append(bundled(name))
+        return CosmosPredict2Config(), revision
+
+
+def resolve_model(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    checkpoint_name: str | None = None,
+    world_model: str | os.PathLike[str] | None = None,
+    describe_only: bool = False,
+    local_files_only: bool = False,
+    **fusion_values: Any,
+) -> ModelSpec:
+    """Finds out what a model's name refers to; reads its `config.json` and no weights.
+
+    Args:
+        name: `nano`, a folder or a Hub id, of a TheWorld model or of a Gemma 3 that reads images.
+        revision: branch, tag or commit of a Hub repository.
+        checkpoint_name: folder or file inside a TheWorld model, such as `checkpoint-1000`.
+        world_model: what a Gemma 3 is fused with; None means the published Cosmos-Predict2 of 2B. A TheWorld model has
+            its own.
+        describe_only: replaces a published config that cannot be read by the copy in this package, so that a gated
+            model can be described before its licence is accepted. Its weights could not be loaded.
+        local_files_only: reads the local cache and does not ask the Hub.
+        fusion_values: fields of TheWorldConfig that a Gemma 3 is fused with; a TheWorld model has its own.
+
+    Raises:
+        ValueError: if there is no such model, it cannot be read, or it is of another kind.
+    """
+    name = os.fspath(name)
+    path = resolve(name)
+    revision = fusion_values.pop("vlm_revision", None) or revision
+    try:
+        file = f"{checkpoint_folder(checkpoint_name)}{CONFIG_FILE}"
+        values = read_json(path, file, revision, local_files_only=local_files_only)
+    except ValueError:
+        if not describe_only or not is_published(name) or Path(path).is_dir():
+            raise
+        values = {}
+    kind = values.get("model_type", BASE if not values else None)
+    if kind not in (FUSED, BASE):
+        raise ValueError(
+            f"{name} is a {kind!r} model; TheWorld reads its own models, and fuses a Gemma 3 that reads images "
+            f"({BASE!r}), such as google/gemma-3-4b-it."
+        )
+    return ModelSpec(
+        name,
+        path,
+        kind == FUSED,
+        values,
+        revision,
+        checkpoint_name,
+        None if world_model is None else os.fspath(world_model),
+        fusion_values,
+        describe_only,
+        local_files_only,
+    )
+
+
+def checkpoint_folder(checkpoint_name: str | None) -> str:
+    """The folder part of a checkpoint's name, ending in a slash, or an empty string."""
+    if not checkpoint_name:
+        return ""
+    from theworld.storage.adapters import split_checkpoint_name
+
+    return split_checkpoint_name(checkpoint_name)[0]
+
+
+def is_published(name: str) -> bool:
+    """Whether this package has a copy of the model's published config."""
+    from theworld.model.published import published_gemma
+
+    return published_gemma(name) is not None
+
+
+def bundled(name: str) -> str:
+    return f"{name} could not be read; the bundled copy of its published config is used instead."
