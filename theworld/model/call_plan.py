@@ -42,7 +42,7 @@ def plan_call(
     """Decides how a call uses the world model.
 
     A trained projector makes world tokens. An untrained one cannot, so the call shows imagined frames instead, of
-    `UNTRAINED_STEPS` world steps unless the caller sets a number.
+    `UNTRAINED_STEPS` world steps unless the caller or the config sets a number.
 
     Args:
         mode: one of MODES, or None to choose by whether the projector is trained.
@@ -64,8 +64,9 @@ def plan_call(
     if mode is None:
         mode = "tokens" if trained else "frames"
     if num_world_steps is None:
-        untrained_frames = mode == "frames" and not trained
-        num_world_steps = min(UNTRAINED_STEPS, config.max_world_steps) if untrained_frames else config.num_world_steps
+        num_world_steps = config.num_world_steps
+        if mode == "frames" and not trained and not num_world_steps:
+            num_world_steps = min(UNTRAINED_STEPS, config.max_world_steps)
     if mode == "frames" and not num_world_steps and not num_past_steps:
         return CallPlan("image", 0, (), reason)
     return CallPlan(mode, num_world_steps, world_parts_for(num_world_steps, mode), reason)
