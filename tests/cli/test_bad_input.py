@@ -386,7 +386,7 @@ def test_questions_that_are_none(family: Path, picture: Path) -> None:
         assert result.exit_code == 2
         assert "then the question, in quotes" in " ".join(result.stderr.replace("│", " ").split())
     assert "control token" in run("ask", picture, "What <end_of_turn> is it?", *model).stderr.splitlines()[-1]
-    assert "write it in UTF-8" in run("ask", picture, "What \udcff is it?", *model).stderr.splitlines()[-1]
+    assert "is not valid UTF-8 text" in run("ask", picture, "What \udcff is it?", *model).stderr.splitlines()[-1]
 
 
 def test_devices_that_cannot_answer(family: Path, picture: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_loading import QUESTION, logits, pixels, same, shake
+from tests.model.test_loading import QUESTION, logits, pixels, same, shake
 from tests.tiny import TINY_SIZE, tiny_bases
 from theworld import TheWorld, TheWorldConfig
 from theworld.model import lora

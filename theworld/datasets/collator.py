@@ -21,10 +21,7 @@ from theworld.inference.latent_cache import LatentCache, WorldRequest
 from theworld.media.images import to_frames
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
 from theworld.model.processing import WORLD_TOKEN, TheWorldProcessor
-
-IGNORED = -100  # label of a token that is not learned
-ANSWER_OPENING = "<start_of_turn>model\n"
-TURN, TURN_END = "<start_of_turn>", "<end_of_turn>"
+from theworld.inference.prompting import TURN, Turns
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,7 @@ class ChatCollator:
         self.draws = draws
         self.cache = cache
         self.world_prompt = world_prompt
-        tokenizer = processor.tokenizer
-        self.opening = tokenizer(ANSWER_OPENING, add_special_tokens=False)["input_ids"]
-        self.turn_id, self.turn_end_id = tokenizer.convert_tokens_to_ids([TURN, TURN_END])
+        self.turns = Turns(processor.tokenizer)
 
     # ------------------------------------------------------------------------------------------------------- the text
 
@@ -127,22 +122,15 @@ class ChatCollator:
         Raises:
             ValueError: a chat whose words hold marks of turns, so that it is not the chat that was meant.
         """
-        labels = torch.full_like(input_ids, IGNORED)
-        for row, sample in enumerate(samples):
-            ids = input_ids[row].tolist()
-            starts = [place for place, token in enumerate(ids) if token == self.turn_id]
+        for ids, sample in zip(input_ids.tolist(), samples, strict=True):
             turns = [message["role"] for message in sample.messages if message["role"] != "system"]
-            answers = [at for at in starts if ids[at : at + len(self.opening)] == self.opening]
-            if len(starts) != len(turns) or len(answers) != turns.count("assistant"):
+            found = self.turns.count(ids)
+            if found != len(turns) or len(self.turns.answers(ids)) != turns.count("assistant"):
                 raise ValueError(
-                    f"{sample.origin} has {len(turns)} turns, but {len(starts)} marks of turns ({TURN}) in its text; "
-                    "take the marks out of its words."
+                    f"{sample.origin} has {len(turns)} turns, but {found} turn markers ({TURN}) in its text; "
+                    "remove the markers from its text."
                 )
-            for at in answers:
-                first = at + len(self.opening)
-                last = ids.index(self.turn_end_id, first)
-                labels[row, first : last + 1] = input_ids[row, first : last + 1]
-        return labels
+        return self.turns.labels(input_ids)
 
     # ------------------------------------------------------------------------------------------------------ the batch
 

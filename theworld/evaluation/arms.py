@@ -19,6 +19,7 @@ from torch import Tensor
 
 from theworld.evaluation.answering import Answerer, ReplyInputs
 from theworld.evaluation.items import Item, picture_key
+from theworld.inference.filmstrip import introduce
 
 FORESEE = "Describe in one sentence what happens next."
 FORESEEN = "Foreseen in words: {words}\n\n{question}"
@@ -285,14 +286,10 @@ def shown_future(batch: Batch, futures: Sequence[list[Any]], what: str) -> Batch
         if not steps:
             raise ValueError("a future to show as pictures needs 1 world step or more; use more --steps.")
         images.append([*own, *steps])
-        now, after = numbered(1, len(own)), numbered(len(own) + 1, len(own) + len(steps))
-        questions.append(f"{now} what is there now. {after} what {what}, in order of time.\n\n{text}")
+        now = introduce(1, len(own), "what is there now")
+        after = introduce(len(own) + 1, len(own) + len(steps), f"what {what}, in order of time")
+        questions.append(f"{now} {after}\n\n{text}")
     return without_world(replace(batch, images=images, questions=questions))
-
-
-def numbered(first: int, last: int) -> str:
-    """`Picture 1 shows`, `Pictures 2 to 5 show`."""
-    return f"Picture {first} shows" if first == last else f"Pictures {first} to {last} show"
 
 
 ARMS: dict[str, Arm] = {

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchFeature
 
-from theworld.inference.filmstrip import filmstrip
+from theworld.inference.filmstrip import filmstrips
 from theworld.inference.options import (
     MAX_NEW_TOKENS,
     GenerateOptions,
@@ -33,7 +33,6 @@ from theworld.inference.prompting import PromptBuilder
 from theworld.inference.streaming import check_streamable, stream_text
 from theworld.media.images import stack_frames, to_frames, to_pixels
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
-from theworld.media.video import Video
 from theworld.model import checkpoint_file, freezing
 from theworld.model.call_plan import CallPlan, plan_call, world_parts_for
 from theworld.model.configuration import TheWorldConfig
@@ -369,91 +368,73 @@ class TheWorld(nn.Module):
         imagined frames as images.
         """
         images, questions = self.prompts.normalize_inputs(image, question, video)
-        if not any(images) and rollout.enable_world is not False and not self._warned_text_only:
-            self._warned_text_only = True
-            logger.warning(
-                "No image was given, so the language model answers from the text alone, without the world model; pass "
-                "enable_world=False to say that this is intended."
-            )
-        return self._generation(images, questions, rollout, answer)
-
-    def _generation(
-        self,
-        pictures: list[list[ImageOrVideo]],
-        questions: list[str],
-        rollout: RolloutOptions,
-        answers: Sequence[str] | None,
-    ) -> BatchFeature:
-        """Model inputs with the future already imagined."""
-        if rollout.world_latents is not None and rollout.world_prompt is not None:
-            raise ValueError("world_latents are imagined already, so no world_prompt can steer them; give one.")
-        past = 0
-        if rollout.enable_world is not False and any(pictures):
-            seen = self.processor.with_world(pictures, rollout.world_images)
-            past = self.processor.num_past_steps([picture for own in seen for picture in own])
+        if rollout.enable_world is False or not any(images):
             if rollout.world_latents is not None:
-                rollout = replace(rollout, num_world_steps=rollout.world_latents.shape[2] - 1 - past)
-            plan = self.plan(rollout.mode, rollout.num_world_steps, past)
-            rollout = replace(rollout, num_world_steps=plan.num_world_steps)
-            if plan.mode == "image" and past:
-                raise ValueError("this model has no world model, so nothing would read a video's past; give a picture.")
-            if plan.mode == "image" and any(prompts_each(rollout.world_prompt, None)):
-                raise ValueError("a world prompt steers imagined steps, and num_world_steps is 0; ask for 1 or more.")
+                raise ValueError("world_latents were given, but the world model is disabled or there is no image.")
+            if rollout.enable_world is not False and not self._warned_text_only:
+                self._warned_text_only = True
+                logger.warning(
+                    "No image was given, so the language model answers from the text alone, without the world model; "
+                    "pass enable_world=False if this is intended."
+                )
+            return self.prompts.inputs(images, questions, answer, rollout).to(self.device)
+        if rollout.world_latents is not None and rollout.world_prompt is not None:
+            raise ValueError("world_latents and world_prompt were both given; a prompt has no effect on given latents.")
+        chosen = self.processor.with_world(images, rollout.world_images)
+        past = self.processor.num_past_steps([each for row in chosen for each in row])
+        if rollout.world_latents is not None:
+            rollout = replace(rollout, num_world_steps=rollout.world_latents.shape[2] - 1 - past)
+        plan = self.plan(rollout.mode, rollout.num_world_steps, past)
+        rollout = replace(rollout, num_world_steps=plan.num_world_steps)
+        if plan.mode == "image" and past:
+            raise ValueError("This model has no world model, so it cannot read the past of a video; pass an image.")
+        if plan.mode == "image" and any(prompts_each(rollout.world_prompt, None)):
+            raise ValueError("world_prompt has no effect without imagined steps; set num_world_steps to 1 or more.")
+        if plan.mode != "tokens":
+            if rollout.mode is None:
+                self._warn_if_untrained()
             if plan.mode == "frames":
-                pictures, questions = self._with_frames(pictures, questions, seen, rollout)
-            if plan.mode != "tokens":
-                if rollout.mode is None:
-                    self._warn_if_untrained()
-                rollout = replace(rollout, enable_world=False, world_latents=None, world_prompt=None)
-        inputs = self.prompts.inputs(pictures, questions, answers, rollout).to(self.device)
-        if "world_frames" in inputs:
+                images, questions = self._with_frames(images, questions, chosen, rollout)
+            rollout = replace(rollout, enable_world=False, world_latents=None, world_prompt=None)
+        inputs = self.prompts.inputs(images, questions, answer, rollout).to(self.device)
+        if plan.mode == "tokens" and "world_frames" in inputs:
             self._warn_if_untrained()
             frames, seeds, steps = (inputs.pop(name) for name in ("world_frames", "world_seeds", "num_world_steps"))
             prompts, latents = inputs.pop("world_prompt", None), rollout.world_latents
             if latents is None:
                 latents = self._imagine(frames, int(steps[0]), seeds.tolist(), rollout.progress, prompts)
             inputs.update({"world_latents": latents.to(self.device), "num_past_steps": past})
-        elif rollout.world_latents is not None:
-            raise ValueError("world_latents were given, but the world is off or there is no picture.")
         return inputs
 
     def _with_frames(
         self,
-        pictures: list[list[ImageOrVideo]],
+        images: LoadedImages,
         questions: list[str],
-        seen: list[list[ImageOrVideo]],
+        chosen: list[list[ImageOrVideo]],
         rollout: RolloutOptions,
-    ) -> tuple[list[list[ImageOrVideo]], list[str]]:
-        """Each question's pictures of now with the last frame of each past and imagined world step, introduced."""
-        if not all(pictures):
-            raise ValueError("imagined frames need a picture for each question.")
-        factor = self.config.world_config.temporal_factor
-        chosen = [picture for own in seen for picture in own]
-        future: list[Any] = [[] for _ in chosen]
+    ) -> tuple[LoadedImages, list[str]]:
+        """Each question's images with the last frame of each past and imagined world step, introduced in words."""
+        if not all(images):
+            raise ValueError("Mode 'frames' needs an image for each question.")
+        every = [each for row in chosen for each in row]
+        future: Any = [[] for _ in every]
         if self._steps(rollout.num_world_steps):
             latents = rollout.world_latents
             if latents is None:
-                prompts = prompts_each(rollout.world_prompt, len(seen))
-                steering = [prompt for own, prompt in zip(seen, prompts, strict=True) for _ in own]
+                prompts = prompts_each(rollout.world_prompt, len(chosen))
+                steering = [prompt for row, prompt in zip(chosen, prompts, strict=True) for _ in row]
                 latents = self.imagine(
-                    LoadedImages([chosen]),
+                    LoadedImages([every]),
                     rollout.num_world_steps,
                     seed=rollout.seed,
                     world_prompt=steering,
                     progress=rollout.progress,
                 )
-            first = factor * (self.processor.num_past_steps(chosen) + 1)  # where the first imagined world step ends
+            factor = self.config.world_config.temporal_factor
+            first = factor * (self.processor.num_past_steps(every) + 1)  # where the first imagined world step ends
             decoded = self.decode(latents, for_people=False)[:, first::factor]  # (n, N, H, W, 3)
             future = [[Image.fromarray(frame) for frame in frames] for frames in decoded]
-        after = iter(future)
-        shown, texts = [], []
-        for own, looked_at, question in zip(pictures, seen, questions, strict=True):
-            now = [picture.now if isinstance(picture, Video) else picture for picture in own]
-            before = [self.processor.frames_of(picture)[:-1:factor] for picture in looked_at]
-            strip, text = filmstrip(now, before, [next(after) for _ in looked_at], question)
-            shown.append(strip)
-            texts.append(text)
-        return LoadedImages(shown), texts
+        return filmstrips(self.processor, images, chosen, future, questions)
 
     # --------------------------------------------------------------------------------------------------- the future
 

@@ -1,4 +1,4 @@
-"""What people ask, as the model's inputs: pictures and questions in, chats with placeholders out."""
+"""Prompts: images and questions in, chats with placeholders and, for training, labels out."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BatchFeature
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from theworld.inference.options import RolloutOptions
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
 from theworld.media.video import Video, load_video
 from theworld.model.processing import TheWorldProcessor
 
-IGNORED = -100  # label of a token that is not learned
-TURN_END = "<end_of_turn>"
+IGNORED = -100  # label of a token that the loss ignores
+TURN, TURN_END = "<start_of_turn>", "<end_of_turn>"
+ANSWER_OPENING = f"{TURN}model\n"
 
 
 class PromptBuilder:
-    """Reads what one model is asked.
+    """Builds the inputs of one model.
 
     Args:
-        processor: of that model.
+        processor: the model's processor.
     """
 
     def __init__(self, processor: TheWorldProcessor) -> None:
         self.processor = processor
+        self.turns = Turns(processor.tokenizer)
         tokens = processor.tokenizer.added_tokens_decoder.values()
         self.control_tokens = tuple(token.content for token in tokens if token.special)
 
@@ -52,38 +55,41 @@ class PromptBuilder:
         videos = list(video) if several else [video]
         if len(videos) != len(questions):
             raise ValueError(f"Got {len(videos)} videos for {len(questions)} questions; pass one video per question.")
-        return LoadedImages([self.video(own, image)] for own in videos), questions
+        return LoadedImages([self.video(each, image)] for each in videos), questions
 
     def video(self, video: Any, image: Any = None) -> Video:
-        """`video`, given instead of `image`, with as many frames kept as the model reads."""
+        """Loads the argument `video` of a call, of which as many frames are kept as the model reads.
+
+        Raises:
+            ValueError: if `image` was given too, or the video cannot be read.
+        """
         if image is not None:
             raise ValueError(
-                "image and video were both given; give one, since a video's last frame is the picture of now (to ask "
-                "about both, pass them as a list of pictures, the video read by load_video)."
+                "image and video were both given; pass one of them, since the last frame of a video is the current "
+                "image. To ask about both, pass a list as image, with the video read by load_video."
             )
         config = self.processor.config
         return load_video(video, keep=config.num_pixel_frames(0, config.max_past_steps))
 
     def inputs(
         self,
-        pictures: list[list[ImageOrVideo]],
+        images: list[list[ImageOrVideo]],
         questions: Sequence[str],
         answers: Sequence[str] | None,
         rollout: RolloutOptions,
     ) -> BatchFeature:
-        """Model inputs, left-padded; with answers their turns are added, and `labels` (B, L) hold their ids."""
+        """Model inputs, left-padded. With answers, their turns follow, and `labels` (B, L) hold their ids."""
         if answers is not None and len(answers) != len(questions):
-            raise ValueError(f"{len(questions)} questions were given with {len(answers)} answers.")
+            raise ValueError(
+                f"Got {len(answers)} answers for {len(questions)} questions; pass one answer per question."
+            )
         for text in (*questions, *(answers or ())):
             check_text(text, self.control_tokens)
-        chats = [user_turn(len(own), text) for own, text in zip(pictures, questions, strict=True)]
-        texts = [self.processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
-        if answers is not None:
-            texts = [prompt + text + TURN_END for prompt, text in zip(texts, answers, strict=True)]
+        chats = [user_turn(len(row), text) for row, text in zip(images, questions, strict=True)]
         steps = rollout.num_world_steps
         inputs = self.processor(
-            images=pictures if any(pictures) else None,
-            text=texts,
+            images=images if any(images) else None,
+            text=[self.processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats],
             num_world_steps=self.processor.config.num_world_steps if steps is None else steps,
             seed=rollout.seed,
             enable_world=rollout.enable_world,
@@ -91,43 +97,82 @@ class PromptBuilder:
             world_prompt=rollout.world_prompt,
             padding=True,
             padding_side="left",
-            add_special_tokens=False,  # the template has written <bos>
+            add_special_tokens=False,  # the chat template has added <bos>
             return_tensors="pt",
         )
         if answers is not None:
-            inputs["labels"] = self.labels(inputs["input_ids"], answers)
+            self.append_answers(inputs, answers)
         return inputs
 
-    def labels(self, input_ids: Tensor, answers: Sequence[str]) -> Tensor:
-        """Labels (B, L): the ids of each answer and its end of turn, which close each left-padded row."""
+    def append_answers(self, inputs: BatchFeature, answers: Sequence[str]) -> None:
+        """Appends each answer and the end of its turn to its row, and adds `labels`.
+
+        Answers are tokenised apart from their prompts, as in generation: a tokenizer may merge the newline that ends a
+        prompt with one that begins an answer.
+        """
+        tokenizer = self.processor.tokenizer
+        added = [
+            torch.tensor(tokenizer(text + TURN_END, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+            for text in answers
+        ]
+        present, shape = inputs["attention_mask"].bool(), inputs["input_ids"].shape
+        padding = {"input_ids": tokenizer.pad_token_id}
+        for name in [name for name, value in inputs.items() if isinstance(value, Tensor) and value.shape == shape]:
+            rows = []
+            for row, mask, ids in zip(inputs[name], present, added, strict=True):
+                new = ids if name == "input_ids" else torch.full_like(ids, int(name == "attention_mask"))
+                rows.append(torch.cat([row[mask], new]))
+            inputs[name] = pad_sequence(rows, batch_first=True, padding_value=padding.get(name, 0), padding_side="left")
+        inputs["labels"] = self.turns.labels(inputs["input_ids"])
+
+
+class Turns:
+    """Finds the turns of Gemma's chat template in token ids."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.answer_opening = tokenizer(ANSWER_OPENING, add_special_tokens=False)["input_ids"]
+        self.start, self.end = tokenizer.convert_tokens_to_ids([TURN, TURN_END])
+
+    def count(self, ids: Sequence[int]) -> int:
+        """Number of turns that begin in the ids of a chat."""
+        return list(ids).count(self.start)
+
+    def answers(self, ids: Sequence[int]) -> list[slice]:
+        """Where the answers of a chat are: their text and the end of the turn, without the opening."""
+        ids, length = list(ids), len(self.answer_opening)
+        firsts = [at + length for at, token in enumerate(ids) if token == self.start]
+        firsts = [first for first in firsts if ids[first - length : first] == self.answer_opening]
+        return [slice(first, ids.index(self.end, first) + 1) for first in firsts]
+
+    def labels(self, input_ids: Tensor) -> Tensor:
+        """Labels (B, L): the ids of each answer and of the end of its turn, IGNORED elsewhere."""
         labels = torch.full_like(input_ids, IGNORED)
-        for row, text in enumerate(answers):
-            ids = self.processor.tokenizer(text + TURN_END, add_special_tokens=False)["input_ids"]
-            if input_ids[row, -len(ids) :].tolist() != ids:
-                raise AssertionError(f"the answer {text!r} is tokenised otherwise behind its prompt")
-            labels[row, -len(ids) :] = input_ids[row, -len(ids) :]
+        for row, ids in enumerate(input_ids.tolist()):
+            for answer in self.answers(ids):
+                labels[row, answer] = input_ids[row, answer]
         return labels
 
 
 def check_text(text: str, control_tokens: Iterable[str]) -> None:
-    """Raises a ValueError for text that would be read as more than text.
+    """Checks that a question or an answer is plain text.
 
-    A tokenizer takes the name of a control token for the token, wherever it stands: a question could end its own turn,
-    answer itself, or bring placeholders that nothing fills. What people and data sets write is text, so it is refused;
-    prompts with control tokens of one's own are for the processor.
+    A tokenizer reads the name of a control token as that token, so a question could end its own turn, answer itself, or
+    contain placeholders that nothing fills. Prompts with control tokens are for the processor.
+
+    Raises:
+        ValueError: if the text contains a control token, or is not valid Unicode.
     """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{text!r} has bytes in it that are no text; write it in UTF-8.") from error
+        raise ValueError(f"{text!r} is not valid UTF-8 text.") from error
     for token in control_tokens:
         if token in text:
             raise ValueError(
-                f"The text has {token!r} in it, which is a control token of the language model and would be "
-                "read as one; write it another way."
+                f"The text contains {token!r}, a control token of the language model; remove or respell it."
             )
 
 
-def user_turn(num_pictures: int, question: str) -> list[dict[str, Any]]:
-    """A chat of one user turn: pictures first, then the question."""
-    return [{"role": "user", "content": [*[{"type": "image"}] * num_pictures, {"type": "text", "text": question}]}]
+def user_turn(num_images: int, question: str) -> list[dict[str, Any]]:
+    """A chat of one user turn: images first, then the question."""
+    return [{"role": "user", "content": [*[{"type": "image"}] * num_images, {"type": "text", "text": question}]}]

@@ -26,8 +26,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from theworld.datasets.collator import IGNORED, ChatCollator
+from theworld.datasets.collator import ChatCollator
 from theworld.inference.latent_cache import Compute, compute_with, latents_of
+from theworld.inference.prompting import IGNORED
 from theworld.model import freezing
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.storage.adapters import copy_tensors, read_tensors
