@@ -25,7 +25,7 @@ from theworld.datasets.collator import IGNORED, BatchSampling, ChatCollator, Ind
 from theworld.datasets.physics import FAMILIES, IMAGE_SIZE
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
-from theworld.model.projector import waves
+from theworld.model.projector import sinusoidal_embedding
 from theworld.training.config import TrainingConfig
 from theworld.training.dataset_loading import Datasets
 from theworld.training.trainer import answer_sums
@@ -156,7 +156,11 @@ def place_positions(gemma: Gemma3ForConditionalGeneration, rms: float = PLACES_R
     )
     side, width = round(vision.shape[0] ** 0.5), vision.shape[1]
     grid = torch.cat(
-        [waves(side, width // 2).repeat_interleave(side, 0), waves(side, width - width // 2).repeat(side, 1)], 1
+        [
+            sinusoidal_embedding(side, width // 2).repeat_interleave(side, 0),
+            sinusoidal_embedding(side, width - width // 2).repeat(side, 1),
+        ],
+        1,
     )
     vision.copy_(grid * rms)
 

@@ -40,7 +40,7 @@ def test_a_merge_keeps_every_number_in_film_strip_order(merge: int) -> None:
 @pytest.mark.parametrize("target", [1.0, 30.0])
 def test_output_is_as_large_as_asked(values: dict[str, object], target: float) -> None:
     projector = WorldProjector(config(**values))
-    projector.scale_to(target)
+    projector.reset_parameters(target)
     tokens = projector(torch.randn(4, 4, 3, 8, 8))
     assert tokens.shape == (4, config(**values).world_token_count(2), 64)
     assert tokens.square().mean().sqrt().item() == pytest.approx(target, rel=0.1)
@@ -90,8 +90,8 @@ def test_moments_without_a_row_are_refused() -> None:
     latents = torch.zeros(1, 4, 3, 8, 8)
     assert projector(latents, 1).shape == (1, 3 * 64 + 2, 64)
     for past, says in (
-        (0, "3 latent frames were given, but the temporal embedding has 2"),
-        (2, "2 past latent frames were given, but the temporal embedding has 1"),
+        (0, "Got 3 latent frames from now on, but the temporal embedding has 2 rows"),
+        (2, "Got 2 past latent frames, but the temporal embedding has 1 rows"),
         (3, "num_past_steps is 3 of 3 latent frames; give 0 to 2"),
         (-1, "num_past_steps is -1"),
     ):
@@ -148,7 +148,7 @@ def test_the_wrong_grid_or_too_many_frames_are_refused() -> None:
     projector = WorldProjector(config(max_world_steps=1))
     with pytest.raises(ValueError, match="4×4 grid, but this projector was built for 8×8"):
         projector(torch.zeros(1, 4, 1, 4, 4))
-    with pytest.raises(ValueError, match="3 latent frames were given, but the temporal embedding has 2"):
+    with pytest.raises(ValueError, match="Got 3 latent frames from now on, but the temporal embedding has 2 rows"):
         projector(torch.zeros(1, 4, 3, 8, 8))
 
 

@@ -36,9 +36,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_every_place_starts_with_an_embedding_of_its_own(bases: dict[str, str]) -> None:
     model, _ = tiny_model(bases)
     place_positions(model.vlm, rms=0.7)
-    model.projector.start_as_waves(0.7)
+    model.projector.init_sinusoidal(0.7)
     (vision,) = (p for name, p in model.vlm.model.vision_tower.named_parameters() if "position_embedding" in name)
-    for places in (model.projector.places(), vision):
+    for places in (model.projector.spatial_pos_embed(), vision):
         distance = torch.cdist(places, places) + 10 * torch.eye(len(places))
         assert distance.min() > 0.5, "two places look alike"
     assert vision.square().mean().sqrt().item() == pytest.approx(0.7, rel=0.1)

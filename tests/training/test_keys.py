@@ -259,7 +259,7 @@ def test_a_projector_drawn_anew_is_not_the_draw_that_nano_learned_to_read() -> N
         model_name="nano/gemma", cosmos_model_name="nano/cosmos", projector="mlp", latent_cache="none"
     )
     assert abs(cosine(shipped, build_model(fusion, describe(fusion)).get_parameter(name))) < 0.1
-    drawn.projector.scale_to(1.0, seed=0)
+    drawn.projector.reset_parameters(1.0, seed=0)
     assert cosine(shipped, drawn.get_parameter(name)) > 0.9
 
 

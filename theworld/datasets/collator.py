@@ -18,10 +18,10 @@ from torch import Tensor
 
 from theworld.datasets.samples import Message, Sample
 from theworld.inference.latent_cache import LatentCache, WorldRequest
+from theworld.inference.prompting import TURN, Turns
 from theworld.media.images import to_frames
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
 from theworld.model.processing import WORLD_TOKEN, TheWorldProcessor
-from theworld.inference.prompting import TURN, Turns
 
 
 @dataclass(frozen=True)

@@ -168,13 +168,13 @@ class ModelAnswerer:
         if kind not in TOKEN_KINDS:
             raise ValueError(f"Unknown kind {kind!r}; choose one of {', '.join(TOKEN_KINDS)}.")
         projector = self.model.model.projector
-        latents = latents.to(projector.row.device)
+        latents = latents.to(projector.device)
         if kind == "random":
             with torch.random.fork_rng(devices=[]):  # the constructor draws from the global generator
                 untrained = WorldProjector(self.config)
             # seed 0 is excluded because nano's language model learned to read the projector initialised with it
-            untrained.scale_to(self.model.model.text_embedding_rms(), seed=seed + 1)
-            return untrained.to(projector.row)(latents)
+            untrained.reset_parameters(self.model.model.text_embedding_rms(), seed=seed + 1)
+            return untrained.to(device=projector.device, dtype=projector.dtype)(latents)
         if kind == "dummy":
             begin, inner, end = projector(torch.zeros_like(latents)).split_with_sizes(
                 [1, self.config.world_token_count(latents.shape[2] - 1) - 2, 1], dim=1

@@ -537,9 +537,14 @@ class TheWorld(nn.Module):
         """Adds what the LoRA learned to the language model's weights, so that everything can be exported."""
         self.model.merge_lora()
 
-    def save_pretrained(self, folder: str | os.PathLike[str], full: bool = False) -> None:
-        """Writes the adapter (what was trained, and the bases' ids), or everything with `full=True`."""
-        self.model.save_pretrained(folder, full=full)
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], full: bool = False, dtype: torch.dtype | str | None = None
+    ) -> None:
+        """Writes the adapter (what was trained, and the ids of the base models), or everything with `full=True`.
+
+        `dtype` is that of exported base models (see `TheWorldForConditionalGeneration.save_pretrained`).
+        """
+        self.model.save_pretrained(folder, full=full, dtype=dtype)
 
     def save_checkpoint(
         self,

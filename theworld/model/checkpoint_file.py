@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from theworld.model import freezing
-from theworld.model.loading import fingerprints
+from theworld.model.freezing import fingerprints
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.storage.adapters import check_tensors, copy_tensors, read_pickle
 from theworld.storage.files import atomic_file

@@ -1,13 +1,18 @@
-"""Which parts of the model learn: an allow-list of parts, and the table that says so."""
+"""Trainable parts of the model: an allow-list of parts, which of them are trainable, and which have changed."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-# A part is named by where its parameters live. The first match wins: LoRA stands before the language model it sits in.
+DIGESTED = 1024  # numbers of each tensor that a fingerprint reads
+
+# A part is identified by the names of its parameters. The first match wins: LoRA precedes the language model around it.
 PARTS: dict[str, tuple[str, ...]] = {
     "projector": ("projector.",),
     "lora": (".lora_A.", ".lora_B."),
@@ -23,7 +28,7 @@ TRAINABLE_PARTS = ("projector", "lora", "vision", "language", "vae_encoder")
 
 @dataclass(frozen=True)
 class PartCount:
-    """Parameters of one part: how many there are and how many of them learn."""
+    """Parameters of one part: their number, and how many of them are trainable."""
 
     part: str
     total: int
@@ -31,12 +36,12 @@ class PartCount:
 
 
 def part_of(name: str) -> str:
-    """The part a parameter belongs to, by its full name; an unknown name is our own defect."""
-    for part, places in PARTS.items():
-        for place in places:
-            if name.startswith(place) or (place.startswith(".") and place in name):
+    """The part that a parameter belongs to, by its full name."""
+    for part, patterns in PARTS.items():
+        for pattern in patterns:
+            if name.startswith(pattern) or (pattern.startswith(".") and pattern in name):
                 return part
-    raise AssertionError(f"parameter {name} belongs to no part")
+    raise AssertionError(f"Parameter {name} belongs to no part; add it to PARTS.")
 
 
 def parameters_of(model: nn.Module, parts: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -48,35 +53,103 @@ def parameters_of(model: nn.Module, parts: Iterable[str]) -> Iterator[tuple[str,
 
 
 def train_only(model: nn.Module, parts: Iterable[str]) -> None:
-    """Makes exactly these parts learn and freezes all others.
+    """Makes exactly these parts trainable and freezes all others.
 
     Raises:
-        ValueError: a part that does not exist, cannot learn, or is not in this model.
+        ValueError: if a part does not exist, cannot be trained, or is not in this model.
     """
     wanted = tuple(dict.fromkeys(parts))
     for part in wanted:
         if part not in TRAINABLE_PARTS:
-            raise ValueError(f"{part!r} cannot be trained; choose among {', '.join(TRAINABLE_PARTS)}.")
+            raise ValueError(f"{part!r} is not a trainable part; choose among {', '.join(TRAINABLE_PARTS)}.")
     present = {part_of(name) for name, _ in model.named_parameters()}
     for part in wanted:
         if part not in present:
-            raise ValueError(f"this model has no {part!r} part to train; it has {', '.join(sorted(present))}.")
+            raise ValueError(f"This model has no part {part!r}; its parts are {', '.join(sorted(present))}.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(part_of(name) in wanted)
 
 
 def trained_parts(model: nn.Module) -> tuple[str, ...]:
-    """Parts with at least one parameter that learns, in the order of PARTS."""
-    learning = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return tuple(part for part in PARTS if part in learning)
+    """Parts with at least one trainable parameter, in the order of PARTS."""
+    trainable = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return tuple(part for part in PARTS if part in trainable)
 
 
 def count_parameters(model: nn.Module) -> list[PartCount]:
-    """One row a part that the model has; works on the meta device."""
+    """One row per part that the model has; works on the meta device."""
     totals: dict[str, int] = {}
-    learning: dict[str, int] = {}
+    trainable: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         part = part_of(name)
         totals[part] = totals.get(part, 0) + parameter.numel()
-        learning[part] = learning.get(part, 0) + (parameter.numel() if parameter.requires_grad else 0)
-    return [PartCount(part, totals[part], learning[part]) for part in PARTS if part in totals]
+        trainable[part] = trainable.get(part, 0) + (parameter.numel() if parameter.requires_grad else 0)
+    return [PartCount(part, totals[part], trainable[part]) for part in PARTS if part in totals]
+
+
+def fingerprints(model: nn.Module, parts: Iterable[str]) -> dict[str, str]:
+    """A short digest of each part's weights that does not depend on their dtype, from the first numbers of each tensor."""
+    digests = {}
+    for part in parts:
+        digest = hashlib.blake2b(digest_size=16)
+        for _, parameter in parameters_of(model, [part]):
+            if not parameter.is_meta:  # offloaded to disk by device_map
+                sample = parameter.detach().flatten()[:DIGESTED].to(torch.bfloat16)
+                digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
+        digests[part] = digest.hexdigest()
+    return digests
+
+
+def checksum(tensor: Tensor) -> int:
+    """Sum of a tensor's bits as 64-bit integers: one pass over memory, and a changed weight changes it."""
+    flat = tensor.detach().flatten()
+    per_word = 8 // flat.element_size()
+    if flat.numel() % per_word or flat.storage_offset() % per_word:
+        flat = torch.nn.functional.pad(flat, (0, -flat.numel() % per_word))
+    return int(flat.view(torch.int64).sum())
+
+
+class PartChecksums:
+    """Checksums of the weights that a model was loaded with, which show the parts that have changed since.
+
+    Args:
+        model: with the weights of its base models and an untrained projector.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._sums = {part: self._sums_of(model, part) for part in TRAINABLE_PARTS}
+        self._fingerprints = fingerprints(model, TRAINABLE_PARTS)
+
+    @staticmethod
+    def _sums_of(model: nn.Module, part: str) -> dict[torch.dtype, int]:
+        sums: dict[torch.dtype, int] = {}
+        for _, parameter in parameters_of(model, [part]):
+            if not parameter.is_meta:
+                sums[parameter.dtype] = sums.get(parameter.dtype, 0) + checksum(parameter)
+        return sums
+
+    def changed(self, model: nn.Module) -> set[str]:
+        """Parts whose weights are not those that the model was loaded with, whatever changed them.
+
+        After a change of dtype, sums cannot be compared, and the fingerprints decide.
+        """
+        changed, now = set(), fingerprints(model, TRAINABLE_PARTS)
+        for part, before in self._sums.items():
+            sums = self._sums_of(model, part)
+            same = sums == before if sums.keys() == before.keys() else now[part] == self._fingerprints[part]
+            if sums and not same:
+                changed.add(part)
+        return changed
+
+
+@contextmanager
+def cast(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, the floating-point parameters of `module` have another dtype; afterwards they are as before."""
+    before = [(parameter, parameter.data) for parameter in module.parameters() if parameter.is_floating_point()]
+    try:
+        for parameter, data in before:
+            parameter.data = data.to(dtype)
+        yield
+    finally:
+        for parameter, data in before:
+            parameter.data = data

@@ -6,20 +6,18 @@ transformers logs missing and unexpected tensors and goes on with random ones; h
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedConfig
 from transformers import __version__ as transformers_version
 
-from theworld.model import freezing
 from theworld.model.configuration import TheWorldConfig
 from theworld.storage.adapters import read_tensors, split_checkpoint_name
 from theworld.storage.hub import (
@@ -39,7 +37,6 @@ COMMIT = re.compile("[0-9a-f]{40}")
 # vision_use_head is published as false, which is what transformers before its day does
 GEMMA_KEYS_KEPT = {"model_type", "eos_token_id", "cache_implementation", "sliding_window_pattern", "vision_use_head"}
 VLM_FOLDER, WORLD_FOLDER = "vlm", "world"  # of a full export
-DIGESTED = 1024  # numbers of each tensor that a fingerprint reads
 
 
 def gemma_config(values: Mapping[str, Any], name_or_path: str, revision: str | None = None) -> Gemma3Config:
@@ -222,16 +219,3 @@ def write_bases(
         world.load_parts(*PARTS)  # an export without its decoder could never show what it imagines
         world.save_pretrained(folder / WORLD_FOLDER)
         config.world_name_or_path, config.world_revision = f"./{WORLD_FOLDER}", None
-
-
-def fingerprints(model: nn.Module, parts: Iterable[str]) -> dict[str, str]:
-    """A short digest of each part's weights, whatever type they are held in: tells two bases of one shape apart."""
-    digests = {}
-    for part in parts:
-        digest = hashlib.blake2b(digest_size=16)
-        for _, parameter in freezing.parameters_of(model, [part]):
-            if not parameter.is_meta:  # on disk, by device_map
-                some = parameter.detach().flatten()[:DIGESTED].to(torch.bfloat16)
-                digest.update(some.view(torch.int16).cpu().numpy().tobytes())
-        digests[part] = digest.hexdigest()
-    return digests

@@ -16,7 +16,6 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,17 +31,16 @@ from transformers import (
 )
 from transformers.models.gemma3.modeling_gemma3 import Gemma3CausalLMOutputWithPast
 
-from theworld.model import freezing, loading, lora
+from theworld.model import freezing, loading, lora, saving
 from theworld.model.call_plan import world_parts_for
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.processing import TheWorldProcessor, prompts_each
 from theworld.model.projector import WorldProjector
 from theworld.model.spec import resolve_model
 from theworld.storage.adapters import copy_tensors, split_checkpoint_name
-from theworld.storage.files import atomic_folder, write_tensors
-from theworld.storage.hub import ADAPTER_FILE, rebase_path, resolve
+from theworld.storage.hub import resolve
 from theworld.world_models import world_model_class
-from theworld.world_models.base import PROMPT_EMBEDS, WorldModel
+from theworld.world_models.base import WorldModel
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +105,11 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if config.lora is not None:
             lora.inject(self.language_model, config.lora)
         self.bases_folder: str | None = None  # what base names that start with `./` are relative to
+        self.loaded_weights: freezing.PartChecksums | None = None
         self.generation_config = copy.deepcopy(self.vlm.generation_config)
         self.post_init()
         if self.device.type != "meta":
-            self.projector.scale_to(self.text_embedding_rms())
+            self.projector.reset_parameters(self.text_embedding_rms())
 
     def init_weights(self) -> None:
         """Every part draws its own weights when it is built, so nothing is drawn again over loaded ones."""
@@ -185,6 +184,10 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> TheWorldForConditionalGeneration:
         """Loads the base models a config names and puts a fresh projector (and LoRA) between them."""
         parts = world_parts_for(config.num_world_steps) if world_parts is None else tuple(world_parts)
+        if isinstance(attention := vlm_arguments.get("attn_implementation"), str):
+            config._attn_implementation = attention
+        elif attention is None and config._attn_implementation is not None:  # AutoModel passes it in the config
+            vlm_arguments["attn_implementation"] = config._attn_implementation
         vlm, world = loading.load_bases(config, dtype, parts, inside, **vlm_arguments)
         model = cls(config, vlm=vlm, world=world)
         model.bases_folder = inside
@@ -192,6 +195,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if "hf_device_map" in vars(vlm):
             model.hf_device_map = vlm.hf_device_map  # Trainer leaves a model that has one where it lies
         freezing.train_only(model, ())
+        model.loaded_weights = freezing.PartChecksums(model)
         return model.eval()
 
     @classmethod
@@ -222,6 +226,8 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: not a TheWorld folder, or tensors that do not fit.
         """
         kwargs.pop("trust_remote_code", None)
+        legacy_dtype = kwargs.pop("torch_dtype", None)  # transformers' earlier name
+        dtype = legacy_dtype if dtype is None else dtype
         name = os.fspath(pretrained_model_name_or_path)
         config, tensors, inside = loading.read_adapter(name, checkpoint_name, revision, config)
         loaded = cls._with_bases(config, dtype, world_parts, inside, world_config=world_config, **kwargs)
@@ -236,55 +242,30 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         copy_tensors(dict(freezing.parameters_of(self, self.config.trained_parts)), tensors, where)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
-        """Named tensors of the parts that learn now or learned before; tied ones once."""
-        parts = {*self.config.trained_parts, *freezing.trained_parts(self)}
-        return dict(freezing.parameters_of(self, parts))
+        """Named tensors that an adapter of this model holds (see `theworld.model.saving`); tied ones once."""
+        return dict(freezing.parameters_of(self, saving.parts_to_save(self)))
 
-    @torch.no_grad()
-    def projector_is_fresh(self) -> bool:
-        """Whether the projector is still the one that a fresh fusion of these bases starts with."""
-        with torch.random.fork_rng(devices=[]):  # the constructor draws from the global generator
-            fresh = WorldProjector(self.config)
-        fresh.scale_to(self.text_embedding_rms())
-        drawn = fresh.state_dict()
-        return all(
-            torch.equal(tensor.cpu(), drawn[name].to(tensor.dtype))
-            or torch.equal(tensor.cpu(), drawn[name].to(torch.bfloat16).to(tensor.dtype))  # a copy of rounded weights
-            for name, tensor in self.projector.state_dict().items()
-        )
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], full: bool = False, **kwargs: Any) -> None:
-        """Writes the adapter, config.json and model.safetensors, all or nothing.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        full: bool = False,
+        dtype: torch.dtype | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the adapter, `config.json` and `model.safetensors`, atomically.
 
         Args:
             save_directory: folder to write to.
             full: also write both base models into it, so that it needs nothing else.
-            kwargs: what Trainer passes (`state_dict`, `is_main_process`); only the latter is read.
-        """
-        if not kwargs.get("is_main_process", True):
-            return
-        config = copy.deepcopy(self.config)
-        parts = {*config.trained_parts, *freezing.trained_parts(self)}
-        if full:
-            parts &= set(freezing.BETWEEN_BASES)  # all others are in the bases, as they are now
-        config.trained_parts = [part for part in freezing.PARTS if part in parts]
-        if not config.reads_world_tokens:
-            config.reads_world_tokens = "projector" in parts and not self.projector_is_fresh()
-        config.architectures = [type(self).__name__]
-        config.dtype = self.dtype
-        config.vlm_config._name_or_path = config.vlm_name_or_path  # not where the base lies on this machine
-        if self.bases_folder is not None and Path(self.bases_folder).resolve() != Path(save_directory).resolve():
-            config.vlm_name_or_path = rebase_path(config.vlm_name_or_path, self.bases_folder)
-            config.world_name_or_path = rebase_path(config.world_name_or_path, self.bases_folder)
+            dtype: of the base models in a full export. None keeps the dtype in which Gemma is stored, unless a base
+                model was changed: changed weights keep the dtype that they have in memory.
+            kwargs: what Trainer passes (`state_dict`, `is_main_process`); only the latter is used.
 
-        with atomic_folder(save_directory) as folder:
-            if full:
-                loading.write_bases(folder, config, self.vlm, self.world)
-                TheWorldProcessor.from_config(self.config, self.bases_folder).write_base(folder / loading.VLM_FOLDER)
-            config.save_pretrained(folder)
-            write_tensors(folder / ADAPTER_FILE, dict(freezing.parameters_of(self, config.trained_parts)))
-            if self.world is not None and self.world.embedded_prompts and not full:  # a full export's world has them
-                write_tensors(folder / PROMPT_EMBEDS, self.world.embedded_prompts)
+        Raises:
+            ValueError: if `dtype` is given without `full`, or the model has a LoRA that cannot be saved in this way.
+        """
+        if kwargs.get("is_main_process", True):
+            saving.save(self, save_directory, full, dtype)
 
     def merge_lora(self) -> None:
         """Adds what the LoRA learned to the language model's own weights; logits stay, and the LoRA is gone.
@@ -398,7 +379,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 )
         else:
             past = one_number(num_past_steps, 0, "num_past_steps")
-        return self.projector(world_latents.to(self.projector.row.device), past)
+        return self.projector(world_latents.to(self.projector.device), past)
 
     def forward(
         self,

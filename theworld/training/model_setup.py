@@ -159,9 +159,9 @@ def build_model(config: TrainingConfig, described: Described) -> TheWorldForCond
     torch.manual_seed(config.seed)  # of a fresh LoRA
     model = described.spec.load(dtype=dtype, world_parts=loaded, config=described.config)
     if config.reset_projector:
-        model.projector.scale_to(model.text_embedding_rms(), seed=RESET_SEED + config.seed)
+        model.projector.reset_parameters(model.text_embedding_rms(), seed=RESET_SEED + config.seed)
     if config.projector_places == "waves" and (config.reset_projector or not described.trained):
-        model.projector.start_as_waves()
+        model.projector.init_sinusoidal()
     if config.use_gradient_checkpointing:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in every version
             model.gradient_checkpointing_enable({"use_reentrant": False})

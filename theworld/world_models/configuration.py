@@ -56,7 +56,9 @@ def check_keys(config_class: type[PreTrainedConfig], keys: Iterable[str]) -> Non
 def keys_of_transformers() -> frozenset[str]:
     """What transformers itself writes into any config; versions differ in which class a key belongs to."""
     configs = (PreTrainedConfig(), Gemma3Config(), Gemma3Config().get_text_config())
-    return frozenset(dir(PreTrainedConfig)).union(*(config.to_dict() for config in configs))
+    # what `AutoModel.from_pretrained(…)` passes through the config to the model
+    passed_on = ("attn_implementation", "experts_implementation", "torch_dtype")
+    return frozenset((*dir(PreTrainedConfig), *passed_on)).union(*(config.to_dict() for config in configs))
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:

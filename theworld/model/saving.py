@@ -1,0 +1,109 @@
+"""Saving a model: which parts an adapter holds, and full exports with both base models."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from theworld.model import freezing, loading, lora
+from theworld.model.configuration import TheWorldConfig
+from theworld.model.devices import dtype_of
+from theworld.model.processing import TheWorldProcessor
+from theworld.storage.files import atomic_folder, write_tensors
+from theworld.storage.hub import ADAPTER_FILE, read_json, rebase_path, resolve
+from theworld.world_models.base import PARTS, PROMPT_EMBEDS
+
+if TYPE_CHECKING:
+    from theworld.model.modeling import TheWorldForConditionalGeneration
+
+logger = logging.getLogger(__name__)
+
+
+def parts_to_save(model: TheWorldForConditionalGeneration) -> list[str]:
+    """Parts that an adapter must hold: trainable now, trained before, or changed since loading in another way.
+
+    Raises:
+        ValueError: if there are LoRA layers that the config does not describe, so that they could not be loaded.
+    """
+    has_lora = bool(lora.layers_of(model.language_model))
+    if has_lora and model.config.lora is None:
+        raise ValueError(
+            "The language model has LoRA layers that were not added by lora=, so this model cannot be saved; call "
+            "peft's merge_and_unload() first, or save the adapter with peft."
+        )
+    changed = set() if model.loaded_weights is None else model.loaded_weights.changed(model)
+    parts = {*model.config.trained_parts, *freezing.trained_parts(model), *changed}
+    if not has_lora:
+        parts.discard("lora")  # merged by peft's own merge_and_unload
+    return [part for part in freezing.PARTS if part in parts]
+
+
+def save(
+    model: TheWorldForConditionalGeneration,
+    save_directory: str | os.PathLike[str],
+    full: bool,
+    dtype: torch.dtype | str | None,
+) -> None:
+    """Writes what `TheWorldForConditionalGeneration.save_pretrained` describes."""
+    if dtype is not None and not full:
+        raise ValueError("dtype is the dtype of exported base models; pass it with full=True.")
+    config = copy.deepcopy(model.config)
+    config.trained_parts = parts_to_save(model)
+    bases_changed = bool(set(config.trained_parts) - set(freezing.BETWEEN_BASES))
+    if full:  # the other parts are in the exported bases
+        config.trained_parts = [part for part in config.trained_parts if part in freezing.BETWEEN_BASES]
+    if not lora.layers_of(model.language_model):
+        config.lora = None
+    if not config.reads_world_tokens:
+        initial = model.projector.is_initial(config, model.text_embedding_rms())
+        config.reads_world_tokens = "projector" in config.trained_parts and not initial
+    config.architectures = [type(model).__name__]
+    config.dtype = model.dtype
+    config.vlm_config._name_or_path = config.vlm_name_or_path  # not the folder that it was loaded from
+    base_dir = model.bases_folder
+    if base_dir is not None and Path(base_dir).resolve() != Path(save_directory).resolve():
+        config.vlm_name_or_path = rebase_path(config.vlm_name_or_path, base_dir)
+        config.world_name_or_path = rebase_path(config.world_name_or_path, base_dir)
+    with atomic_folder(save_directory) as folder:
+        if full:
+            export_bases(model, folder, config, export_dtype(model, dtype, bases_changed))
+        config.save_pretrained(folder)
+        write_tensors(folder / ADAPTER_FILE, dict(freezing.parameters_of(model, config.trained_parts)))
+        if model.world is not None and model.world.embedded_prompts and not full:  # a full export's world has them
+            write_tensors(folder / PROMPT_EMBEDS, model.world.embedded_prompts)
+
+
+def export_dtype(
+    model: TheWorldForConditionalGeneration, dtype: torch.dtype | str | None, bases_changed: bool
+) -> torch.dtype:
+    """The dtype of exported base models: the given one, that of the stored Gemma, or, if weights changed, memory's."""
+    if dtype is None and not bases_changed:
+        stored = resolve(model.config.vlm_name_or_path, model.bases_folder)
+        values = read_json(stored, revision=model.config.vlm_revision)
+        dtype = values.get("dtype") or values.get("torch_dtype")
+    exported = model.dtype if dtype is None else dtype_of(dtype)
+    if exported != model.dtype:
+        logger.info("exporting the base models in %s; in memory they are %s", exported, model.dtype)
+    return exported
+
+
+def export_bases(
+    model: TheWorldForConditionalGeneration, folder: Path, config: TheWorldConfig, dtype: torch.dtype
+) -> None:
+    """Writes both base models and Gemma's processor into `folder`, and names them in `config`."""
+    if model.world is not None:
+        model.world.load_parts(*PARTS)
+    in_memory = model.vlm.config.dtype
+    try:
+        with freezing.cast(model.vlm, dtype), freezing.cast(model.world or nn.Module(), dtype):
+            loading.write_bases(folder, config, model.vlm, model.world)
+    finally:
+        model.vlm.config.dtype = in_memory  # transformers sets it on saving
+    config.dtype = config.vlm_config.dtype = dtype
+    TheWorldProcessor.from_config(model.config, model.bases_folder).write_base(folder / loading.VLM_FOLDER)
