@@ -40,8 +40,8 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from theworld.evaluation.report import versions
 from theworld.inspection import memory
+from theworld.inspection.provenance import versions
 
 if TYPE_CHECKING:
     from theworld import TheWorld
@@ -210,9 +210,9 @@ def against(prediction: memory.Prediction, measured: int) -> dict[str, Any]:
     ratio = prediction.peak / measured
     return {
         "predicted": prediction.peak,
-        "holds": dict(prediction.holds),
-        "moments": dict(prediction.moments),
-        "largest_moment": prediction.largest_moment,
+        "holds": dict(prediction.persistent),
+        "moments": dict(prediction.transient),
+        "largest_moment": prediction.largest_transient,
         "predicted_over_measured": round(ratio, 4),
         "within_15_percent": abs(ratio - 1) <= WITHIN,
     }
@@ -291,7 +291,7 @@ def answers(run: Run) -> dict[str, Any]:
     from PIL import Image
 
     from theworld import TheWorld
-    from theworld.cli.info import on_meta
+    from theworld.inspection.parameters import build_on_meta
     from theworld.model import freezing
 
     content: dict[str, Any] = {"calls": {}, "stages": {}}
@@ -301,7 +301,7 @@ def answers(run: Run) -> dict[str, Any]:
     )
     content["load_seconds"] = round(seconds[0], 2)
     model = loads[0]
-    counts = {row.part: row.total for row in freezing.count_parameters(on_meta(model.config))}
+    counts = {row.part: row.total for row in freezing.count_parameters(build_on_meta(model.config))}
     photo = Image.open(run.photo).convert("RGB")
     for name, (imagines, mode, pictures) in CALLS.items():
         if not run.fits(30):
@@ -602,13 +602,13 @@ def training(run: Run) -> dict[str, Any]:
     from PIL import Image
 
     from theworld import TheWorld
-    from theworld.cli.info import on_meta
+    from theworld.inspection.parameters import build_on_meta
     from theworld.model import freezing
 
     content: dict[str, Any] = {}
     photo = Image.open(run.photo).convert("RGB")
     model = TheWorld.from_pretrained(run.adapter, num_world_steps=0, device=run.device)
-    counts = {row.part: row.total for row in freezing.count_parameters(on_meta(model.config))}
+    counts = {row.part: row.total for row in freezing.count_parameters(build_on_meta(model.config))}
     for name, setting in TRAINING.items():
         if not run.fits(25):
             content.setdefault("left_out", []).append(name)

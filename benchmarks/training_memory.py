@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from theworld.evaluation.report import versions
 from theworld.inspection.memory import GIB
+from theworld.inspection.provenance import versions
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = "configs/default.json"

@@ -24,6 +24,7 @@ settings.load_profile("theworld")
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """A test's random numbers do not depend on the tests before it."""
+def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's random numbers do not depend on the tests before it, nor its dtype on the CPU."""
     torch.manual_seed(0)
+    monkeypatch.setattr("theworld.model.devices.cpu_has_bfloat16", lambda: False)

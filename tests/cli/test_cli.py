@@ -231,7 +231,7 @@ def test_ask_says_what_is_wrong(family: Path, picture: Path, tmp_path: Path) -> 
     assert "broken.png" in fail("ask", broken, QUESTION, *model)
     assert "at most 4 world steps" in fail("ask", picture, QUESTION, *model, "--steps", "9")
     assert "no-such-model" in fail("ask", picture, QUESTION, "--model", tmp_path / "no-such-model")
-    assert "--device gpu is no device" in fail("ask", picture, QUESTION, *model, "--device", "gpu")
+    assert "--device gpu is not a device" in fail("ask", picture, QUESTION, *model, "--device", "gpu")
     assert "is a world model; name it beside a Gemma 3" in fail(
         "ask", picture, QUESTION, "-m", family / "bases" / "cosmos"
     )
@@ -375,7 +375,7 @@ def test_info_says_what_is_wrong(family: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert "'llama' model" in fail("info", tmp_path)
     assert "no/such-model" in fail("info", "no/such-model")
-    assert "bfloat16, float16, float32" in fail("info", "nano", "--dtype", "int4")
+    assert "int4" in run("info", "nano", "--dtype", "int4").stderr
     assert "takes 0 to 4" in fail("info", "nano", "--steps", "5")
 
 

@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.loopback_hub import ACCEPTED, STRANGER, LoopbackHub, files_of, use_endpoint
-from theworld.cli import app, doctor
-from theworld.inspection import memory, repositories
+from theworld.cli import app
+from theworld.inspection import machine, memory, readiness, repositories
+from theworld.model.call_plan import plan_call
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.published import published_gemma
 from theworld.storage.hub import SHIPPED_WEIGHTS
@@ -47,8 +48,8 @@ def by_name(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def _plenty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with room, whatever runs the tests."""
-    monkeypatch.setattr(doctor, "free_ram", lambda: 2**40)
-    monkeypatch.setattr(doctor, "gpus", list)
+    monkeypatch.setattr(machine, "free_ram", lambda: 2**40)
+    monkeypatch.setattr(machine, "gpus", list)
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +77,14 @@ def test_nano_works_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert content["num_world_steps"] == 4
     assert content["findings"] == []
     text = run().stdout
-    for expected in ("nano with 4 world steps would work here", "guardrail", "RAM", "nano/cosmos"):
+    for expected in ("nano with 4 world steps can run on this machine", "guardrail", "RAM", "nano/cosmos"):
         assert expected in text
 
 
 def test_a_folder_with_its_bases(family: Path) -> None:
     content = report("--model", family / "fused", "--steps", "1")
     assert [row["access"] for row in content["repositories"]] == ["ok"] * 3
-    assert "no trained projector" in report("--model", family / "untrained")["findings"][0]["text"]
+    assert "projector of this model is untrained" in report("--model", family / "untrained")["findings"][0]["text"]
     bases = family / "bases"
     assert len(report("--model", bases / "gemma", "--world-model", bases / "cosmos")["repositories"]) == 2
 
@@ -215,7 +216,7 @@ def test_what_is_no_model(loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 def test_too_little_disk_or_memory(loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     loopback.use(monkeypatch, tmp_path, ACCEPTED)
     monkeypatch.setattr(repositories, "free_disk", lambda folder: 1000)
-    monkeypatch.setattr(doctor, "free_ram", lambda: 1000)
+    monkeypatch.setattr(machine, "free_ram", lambda: 1000)
     said = " ".join(problems(report("--model", ADAPTER, works=False)))
     assert "set HF_HOME" in said
     assert "GiB of RAM" in said
@@ -223,7 +224,7 @@ def test_too_little_disk_or_memory(loopback: LoopbackHub, monkeypatch: pytest.Mo
 
 def test_a_gpu_is_asked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     card = {"name": "Card", "total_bytes": 2**33, "free_bytes": 2**20}
-    monkeypatch.setattr(doctor, "gpus", lambda: [card])
+    monkeypatch.setattr(machine, "gpus", lambda: [card])
     content = report("--model", "nano", works=False)
     assert [row["of"] for row in content["memory"]] == ["RAM", "GPU"]
     assert "GiB of GPU" in problems(content)[0]
@@ -235,7 +236,7 @@ def test_missing_libraries_and_a_missing_guardrail(family: Path, monkeypatch: py
     assert content["machine"]["guardrail"] is None
     assert any("cosmos_guardrail" in one["text"] for one in content["findings"])
     monkeypatch.setattr(
-        doctor.importlib.metadata, "requires", lambda name: ["torch>=99", "no-such-package>=1", "x; extra == 'y'"]
+        readiness.importlib.metadata, "requires", lambda name: ["torch>=99", "no-such-package>=1", "x; extra == 'y'"]
     )
     said = problems(report("--model", family / "fused", works=False))
     assert [text.split()[0] for text in said] == ["torch", "no-such-package"]
@@ -243,7 +244,7 @@ def test_missing_libraries_and_a_missing_guardrail(family: Path, monkeypatch: py
 
 def test_free_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert repositories.free_disk(tmp_path / "a" / "b") > 0
-    free = doctor.free_ram()
+    free = machine.free_ram()
     assert free is None or free > 0
 
 
@@ -253,18 +254,22 @@ def test_stars_do_not_reach_into_folders() -> None:
     assert repositories.matching(names, ("vae/*",)) == ["vae/config.json"]
 
 
+def predict(config: TheWorldConfig, text_encoder: int = 0) -> list[dict[str, Any]]:
+    return readiness.predict_memory(config, plan_call(config, num_world_steps=4), text_encoder)
+
+
 def test_memory_counts_the_text_encoder_of_a_first_rollout_and_imagined_frames(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = TheWorldConfig(vlm_config=published_gemma(GEMMA))
     encoder = 30 * 2**30
-    (ram,), (more,) = doctor.predict(config, 4), doctor.predict(config, 4, encoder)
+    (ram,), (more,) = predict(config), predict(config, encoder)
     assert more["predicted"] - ram["predicted"] > encoder // 2, "the largest moment instead of a smaller one"
     card = {"name": "a card", "total_bytes": 2**40, "free_bytes": 2**40}
-    monkeypatch.setattr(doctor, "gpus", lambda: [card])
-    (ram, gpu), (with_encoder, same_gpu) = doctor.predict(config, 4), doctor.predict(config, 4, encoder)
+    monkeypatch.setattr(machine, "gpus", lambda: [card])
+    (ram, gpu), (with_encoder, same_gpu) = predict(config), predict(config, encoder)
     assert gpu == same_gpu, "where a GPU has no room for it, it runs on the CPU"
     assert with_encoder["predicted"] == encoder + memory.LIBRARIES > ram["predicted"]
     # an untrained projector is answered from frames, which are decoded; a trained one reads tokens
     config.reads_world_tokens = True
-    assert doctor.predict(config, 4)[1]["predicted"] != gpu["predicted"]
+    assert predict(config)[1]["predicted"] != gpu["predicted"]

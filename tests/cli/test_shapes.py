@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from tests.tiny import tiny_model
 from theworld.cli import app
-from theworld.cli.shapes import QUESTION
 from theworld.inference.pipeline import TheWorld
+from theworld.inspection.shapes import QUESTION
 
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 SHOWN = re.compile(r"by `(theworld info [^`]*--shapes[^`]*)`.*?```text\n(.*?)```", re.DOTALL)
@@ -45,7 +45,7 @@ def really(model: TheWorld, steps: int, batch: int) -> dict[str, tuple[int, ...]
         vlm.model.vision_tower.register_forward_hook(lambda m, a, out: keep("its patches", out.last_hidden_state)),
         vlm.model.multi_modal_projector.register_forward_hook(lambda m, a, out: keep("its soft tokens", out)),
         inner.projector.register_forward_hook(lambda m, a, out: keep("its world tokens", out)),
-        inner.projector.projection.register_forward_pre_hook(lambda m, a: keep("its cells, m×m to a token", a[0])),
+        inner.projector.projection.register_forward_pre_hook(lambda m, a: keep("its cells, m×m per token", a[0])),
         vlm.register_forward_pre_hook(
             lambda m, a, k: keep("prompt, its placeholders filled", k["inputs_embeds"]), with_kwargs=True
         ),
@@ -53,14 +53,14 @@ def really(model: TheWorld, steps: int, batch: int) -> dict[str, tuple[int, ...]
     picture = np.zeros((20, 30, 3), np.uint8)
     inputs = model.prepare([picture] * batch, [QUESTION] * batch, num_world_steps=steps)
     with torch.no_grad():
-        keep("picture, as Gemma sees it", inputs["pixel_values"])
-        keep("picture, as the world model sees it", inputs["world_frames"])
-        keep("prompt, with a placeholder a token", inputs["input_ids"])
+        keep("image, as Gemma sees it", inputs["pixel_values"])
+        keep("image, as the world model sees it", inputs["world_frames"])
+        keep("prompt, one placeholder per token", inputs["input_ids"])
         latents = model.imagine([picture] * batch, steps)
         keep("latents of now", latents[:, :, :1])
         if steps:
-            keep("latents of now and of what comes", latents)
-            keep("what was imagined, for people", inner.world.decode(latents))
+            keep("latents of now and the future", latents)
+            keep("decoded frames, for people", inner.world.decode(latents))
         keep("logits, the last row for the next token", inner(**inputs).logits)
     for hook in hooks:
         hook.remove()
@@ -88,7 +88,7 @@ def test_the_layout_is_that_of_the_prompt(family: Path) -> None:
     inputs = model.prepare(np.zeros((8, 8, 3), np.uint8), QUESTION, num_world_steps=1)
     ids = inputs["input_ids"][0]
     special = {
-        "soft tokens of the picture": model.config.vlm_config.image_token_id,
+        "soft tokens of the image": model.config.vlm_config.image_token_id,
         "world tokens": model.config.world_token_id,
     }
     for block in content["prompt"]:

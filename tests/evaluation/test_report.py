@@ -11,6 +11,7 @@ from theworld.evaluation import report
 from theworld.evaluation.items import Item
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.statistics import NO_DIFFERENCE, questions_needed
+from theworld.inspection.provenance import labels, versions
 
 
 def items(n: int) -> list[Item]:
@@ -98,14 +99,14 @@ def test_predictions_are_one_line_a_question() -> None:
 
 def test_labels_are_read_beside_the_weights_or_beside_their_folder(tmp_path: Path) -> None:
     (tmp_path / "fused").mkdir()
-    assert report.labels(tmp_path / "fused") == {}
+    assert labels(tmp_path / "fused") == {}
     (tmp_path / "provenance.json").write_text(
         '{"labelled_scenes_per_family": 300, "unlabelled_clips": 9, "commit": "a"}'
     )
-    assert report.labels(tmp_path / "fused") == {"labelled_scenes_per_family": 300, "unlabelled_clips": 9}
+    assert labels(tmp_path / "fused") == {"labelled_scenes_per_family": 300, "unlabelled_clips": 9}
     (tmp_path / "fused" / "provenance.json").write_text('{"labelled_scenes_per_family": 100}')
-    assert report.labels(tmp_path / "fused") == {"labelled_scenes_per_family": 100}
+    assert labels(tmp_path / "fused") == {"labelled_scenes_per_family": 100}
 
 
 def test_versions_name_what_decides_the_numbers() -> None:
-    assert {"python", "torch", "transformers", "diffusers"} <= set(report.versions())
+    assert {"python", "torch", "transformers", "diffusers"} <= set(versions())

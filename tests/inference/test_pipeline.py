@@ -401,7 +401,7 @@ def test_a_gif_is_read_as_its_first_frame(model: TheWorld) -> None:
         ({"low_cpu_mem_usage": True}, "takes no 'low_cpu_mem_usage'"),
         ({"dtype": "bf17"}, "dtype is 'bf17'; choose one of bfloat16"),
         ({"dtype": torch.int8}, "dtype is torch.int8; choose one of"),
-        ({"device": "gpu"}, "device gpu is no device; use cpu, cuda"),
+        ({"device": "gpu"}, "device gpu is not a device; use cpu, cuda"),
         ({"device": "cuda:99"}, "this machine has [0-9]+ GPUs"),
     ],
 )

@@ -91,7 +91,7 @@ def test_the_published_pair_is_predicted_as_it_was_measured() -> None:
     assert memory.sequence_length(config, 4) == 4240
     step = memory.training(config, counts, ["projector"], num_world_steps=0, batch=4)
     assert step.peak / memory.GIB == pytest.approx(41.8, rel=0.01)  # one H100, 2026-11-22
-    assert step.largest_moment == "backward starts"
+    assert step.largest_transient == "backward starts"
     # what did not fit on that card of 79 GiB does not fit here: by far, and by the holes that large tensors leave
     for batch, steps, least in ((4, 4, 79), (8, 0, 75)):
         step = memory.training(config, counts, ["projector"], num_world_steps=steps, batch=batch)
@@ -106,8 +106,8 @@ def test_nothing_that_learns_keeps_nothing(bases: dict[str, str]) -> None:
     counts = {row.part: row.total for row in freezing.count_parameters(model)}
     config = model.config
     step = memory.training(config, counts, ["projector", "language"], num_world_steps=1)
-    assert step.holds["Adam states"] == 2 * 2 * (counts["projector"] + counts["language"])
-    assert step.peak == sum(step.holds.values()) + step.moments[step.largest_moment]
+    assert step.persistent["Adam states"] == 2 * 2 * (counts["projector"] + counts["language"])
+    assert step.peak == sum(step.persistent.values()) + step.transient[step.largest_transient]
     more = memory.training(config, counts, ["projector", "language", "vision"], num_world_steps=1)
     assert more.peak > step.peak
 

@@ -103,8 +103,8 @@ def test_each_moment_of_an_answer_takes_what_is_predicted(steps: int, mode: str,
             mode=mode,
             world_parts=EVERY_PART,
         )
-        pictures = memory.pictures_shown(steps, mode)
-        prompt = inputs(config, memory.sequence_length(config, steps, TEXT, mode), batch, pictures)
+        images = memory.images_shown(steps, mode)
+        prompt = inputs(config, memory.sequence_length(config, steps, TEXT, mode), batch, images)
         with live_of(model) as live:
             holds = live.now
 
@@ -141,10 +141,10 @@ def test_each_moment_of_an_answer_takes_what_is_predicted(steps: int, mode: str,
             read = vlm(inputs_embeds=embeds, **prompt, use_cache=True, logits_to_keep=1)
             moment("prefill")
             del embeds, read
-    assert holds == pytest.approx(predicted.holds["weights"], rel=0.001)  # and the default prompts, buffers
-    assert counted.keys() == predicted.moments.keys()
+    assert holds == pytest.approx(predicted.persistent["weights"], rel=0.001)  # and the default prompts, buffers
+    assert counted.keys() == predicted.transient.keys()
     for name, size in counted.items():
-        assert size == pytest.approx(predicted.moments[name], rel=0.2), name
+        assert size == pytest.approx(predicted.transient[name], rel=0.2), name
     assert holds + max(counted.values()) == pytest.approx(predicted.peak, rel=WITHIN)
 
 

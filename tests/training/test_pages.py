@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from theworld.cli import info
+from theworld.inspection.parameters import build_on_meta, describe_model
 from theworld.model import freezing
 from theworld.model.lora_settings import lora_settings
 from theworld.model.spec import resolve_model
@@ -45,11 +45,11 @@ def test_the_page_has_every_key_with_its_default() -> None:
 
 
 def test_the_page_says_what_learns_at_full_size() -> None:
-    content = info.describe(GEMMA, COSMOS_2B, 4, 0, "bfloat16")
+    content = describe_model(GEMMA, COSMOS_2B, batch_size=4, num_world_steps=0)
     expected = {row["setting"]: (row["trainable"], row["percent"]) for row in content["freeze_settings"]}
     config = resolve_model(GEMMA, describe_only=True).config
     config.lora = lora_settings(16)
-    counts = {row.part: row.total for row in freezing.count_parameters(info.on_meta(config))}
+    counts = {row.part: row.total for row in freezing.count_parameters(build_on_meta(config))}
     learns = counts["projector"] + counts["lora"]
     expected["+ LoRA"] = (learns, 100 * learns / sum(counts.values()))
     found = {name: (trainable, share) for name, _, trainable, share, _ in between("trainable")}

@@ -5,9 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PLAIN_WIDTH = 140  # columns of a table in a file or a pipe
 LINE_EVERY = 10.0  # seconds between plain lines where there is no terminal to draw a bar on
@@ -29,6 +33,16 @@ def stdout() -> Console:
 def say(text: str) -> None:
     """One line on stderr."""
     stderr().print(text, markup=False)
+
+
+def figures(name: str, *columns: str) -> Table:
+    """A table of names and right-aligned numbers."""
+    from rich.table import Table
+
+    table = Table(name, box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 def counted(number: int, noun: str) -> str:

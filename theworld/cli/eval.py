@@ -192,9 +192,10 @@ def run(
     from theworld.evaluation.answering import ModelAnswerer
     from theworld.evaluation.benchmarks import BENCHMARKS
     from theworld.evaluation.disagreements import INDEX, disagreeing, save_pictures
-    from theworld.evaluation.report import labels, results, versions
+    from theworld.evaluation.report import results
     from theworld.evaluation.run_folder import PICTURES, RunFolder
     from theworld.evaluation.runner import run_arms, with_steps
+    from theworld.inspection.provenance import labels, versions
     from theworld.storage.hub import resolve
 
     model, seed = str(settings["model"]), int(settings["seed"])

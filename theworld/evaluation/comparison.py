@@ -19,6 +19,7 @@ from theworld.evaluation.run_folder import PICTURES, RESULTS, Run, read_json, re
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.scoring import likeliest, read_answer, right_answers, share
 from theworld.evaluation.statistics import p_of
+from theworld.inspection.provenance import versions
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def compared(comparison: Comparison, reference: str = "") -> dict[str, Any]:
         "steps": accuracy_by_steps(comparison),
         "disagreements": disagreements(comparison),
         "runs": [{"folder": run.folder.name, **run.settings, **provenance_of(run)} for run in comparison.runs],
-        "versions": report.versions(),
+        "versions": versions(),
         "notes": comparison.warnings,
     }
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,6 @@ from theworld.evaluation import scoring, statistics
 from theworld.evaluation.items import HIDDEN, Item
 from theworld.evaluation.runner import Answer
 
-PACKAGES = ("theworld", "torch", "transformers", "diffusers", "peft", "numpy", "scipy", "statsmodels")
-PROVENANCE = "provenance.json"  # beside a model's weights: how they were made, and from how many scenes
-LABEL_COUNTS = ("labelled_scenes_per_family", "unlabelled_clips", "clips_asked_about_now_per_family")
 REFERENCE = "fused"
 POINTS = (0.01, 0.02, 0.03, 0.05, 0.1)  # differences whose number of questions is told
 
@@ -118,32 +113,6 @@ def suspicions(items: Sequence[Item], arms: Mapping[str, Sequence[Sequence[Answe
         if unread > asked // 20:
             found.append(f"{unread} of {asked} answers of {name} are no answer to their question.")
     return found
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages that decide the numbers."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a source tree that was never installed
-            continue
-    return found
-
-
-def provenance(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `provenance.json` beside a model's weights, or beside its folder, says; empty where there is none."""
-    for path in (Path(folder) / PROVENANCE, Path(folder).parent / PROVENANCE):
-        if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return content if isinstance(content, dict) else {}
-    return {}
-
-
-def labels(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """How many labelled and unlabelled scenes a model saw, as its provenance says; empty where that is not known."""
-    content = provenance(folder)
-    return {name: content[name] for name in LABEL_COUNTS if name in content}
 
 
 def prediction_lines(items: Sequence[Item], arms: Mapping[str, Sequence[Answer]]) -> str:

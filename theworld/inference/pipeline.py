@@ -60,8 +60,8 @@ class TheWorld(nn.Module):
         max_world_steps: most world steps that a fresh fusion imagines (rows of its temporal embedding).
         lora: LoRA on the language model of a fresh fusion, which learns beside the projector: its rank (alpha is twice
             that, on all linear layers), or peft's settings as a dict.
-        dtype: torch's type or its name (`bfloat16`, `float32`, `float16`); None means bfloat16 on a GPU and float32 on
-            a CPU.
+        dtype: torch's type or its name (`bfloat16`, `float32`, `float16`); None means bfloat16 on a GPU and on
+            a CPU with bfloat16 instructions, else float32.
         device: None means the first GPU, or the CPU.
         device_map: where Gemma's layers go (`"auto"`, or a dict of module and device), instead of `device`; the world
             model and the projector lie where the input embeddings lie.

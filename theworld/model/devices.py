@@ -1,4 +1,4 @@
-"""Where a model lies and in which type, checked before any weights are read."""
+"""On which device a model runs and in which dtype, checked before any weights are read."""
 
 from __future__ import annotations
 
@@ -20,25 +20,43 @@ DTYPES = {
 def resolve_device_and_dtype(
     device: str | torch.device | None, device_map: Any, dtype: torch.dtype | str | None
 ) -> tuple[torch.device | None, torch.dtype]:
-    """Where a model goes, None where `device_map` says it, and the type of its weights.
+    """The device of a model and the dtype of its weights.
+
+    Args:
+        device: None means the first GPU, or the CPU.
+        device_map: where Gemma's layers go, instead of `device`.
+        dtype: None means `default_dtype` of the device.
+
+    Returns:
+        The device, or None if `device_map` places the model, and the dtype.
 
     Raises:
-        ValueError: a device that this machine does not have, or another type.
+        ValueError: if this machine does not have the device, or the dtype is not supported.
     """
     if device is not None and device_map is not None:
         raise ValueError("device and device_map were both given; give one.")
     check_device(device)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if dtype is None:
-        dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
-    return (place if device_map is None else None), dtype_of(dtype)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    resolved = default_dtype(target) if dtype is None else dtype_of(dtype)
+    return (target if device_map is None else None), resolved
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU, and on a CPU with instructions for it; float32 on other devices, which would emulate it."""
+    native = device.type == "cuda" or (device.type == "cpu" and cpu_has_bfloat16())
+    return torch.bfloat16 if native else torch.float32
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU has bfloat16 instructions (AVX-512 BF16 or AMX)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
-    """A type of weights, by itself or by a name of DTYPES.
+    """A dtype of weights, given as such or by one of the names in DTYPES.
 
     Raises:
-        ValueError: another one.
+        ValueError: if the dtype is not supported.
     """
     named = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if named not in DTYPES.values():
@@ -47,20 +65,20 @@ def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
     return named
 
 
-def check_device(device: str | torch.device | None, called: str = "device") -> None:
+def check_device(device: str | torch.device | None, option: str = "device") -> None:
     """Raises a ValueError for a device that this machine does not have.
 
     Args:
-        called: what the setting is called where it was given.
+        option: name of the setting, for the message.
     """
     if device is None:
         return
     try:
-        place = torch.device(device)
+        target = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"{called} {device} is no device; use cpu, cuda or cuda:N.") from error
-    known = place.type in ("cpu", "cuda", "meta") or (place.type == "mps" and torch.backends.mps.is_available())
+        raise ValueError(f"{option} {device} is not a device; use cpu, cuda or cuda:N.") from error
+    known = target.type in ("cpu", "cuda", "meta") or (target.type == "mps" and torch.backends.mps.is_available())
     if not known:
-        raise ValueError(f"{called} {device}: torch cannot answer there on this machine; use cpu, cuda or cuda:N.")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"{called} {device}: this machine has {torch.cuda.device_count()} GPUs that torch can use.")
+        raise ValueError(f"{option} {device} is not usable by torch on this machine; use cpu, cuda or cuda:N.")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{option} {device}: torch can use {torch.cuda.device_count()} GPUs on this machine.")
