@@ -56,7 +56,7 @@ LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 # feature maps of the VAE's first stage that exist at once while it encodes a frame: seven around a convolution, whose
 # input is padded to three frames, and five in the caches of the causal convolutions
 ENCODER_LIVE_MAPS = 12
-# the same of its last stage per pixel frame, while one latent frame (temporal_factor pixel frames) is decoded at a time;
+# the same of its last stage per pixel frame, while it decodes one latent frame (temporal_factor pixel frames);
 # 46 to 56 were counted for four frames, at all widths, sizes and lengths
 DECODER_LIVE_MAPS = 13
 
