@@ -1,6 +1,6 @@
 r"""Writes the tables of the test split into the pages, from the JSON that `theworld eval physics` wrote.
 
-python scripts/nano_tables.py docs/nano/physics_test.json docs/nano.md README.md \
+python scripts/nano_tables.py docs/nano/physics_test.json docs/nano.md \
     --arm frozen-random-projection=docs/nano/frozen_test.json
 python scripts/nano_tables.py docs/nano/physics_more.json docs/nano.md --prefix more-
 """

@@ -1,4 +1,4 @@
-"""The scripts that draw what the pages show run on what is committed."""
+"""The scripts that make the figures and tables of the pages run on the committed results."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_tables_of_the_test_split_are_what_was_measured(tmp_path: Path) -> N
     commands = [shlex.split(line) for line in re.findall(r"^python (scripts/nano_tables.py .*)", fold(script), re.M)]
     assert len(commands) == 2
     pages = {}
-    for page in (Path("README.md"), Path("docs/nano.md")):
+    for page in (Path("docs/nano.md"),):
         text = (REPOSITORY / page).read_text()
         emptied = re.sub(r"(<!-- (\S+): begin -->\n).*?(<!-- \2: end -->)", r"\1\3", text, flags=re.S)
         assert len(emptied) < len(text)
@@ -65,6 +65,25 @@ def test_the_tables_of_the_test_split_are_what_was_measured(tmp_path: Path) -> N
         run("nano_tables.py", *(pages.get(Path(argument), argument) for argument in arguments))
     for page, filled in pages.items():
         assert filled.read_text() == (REPOSITORY / page).read_text()
+
+
+def test_the_table_of_the_readme_is_what_was_measured() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    arms = json.loads((REPOSITORY / "docs" / "nano" / "physics_test.json").read_text())["arms"]
+    rows = re.findall(r"\| .*\(`([a-z0-9-]+)`\) \| (\S+) % \| (\S+)–(\S+) \|", text)
+    assert [arm for arm, *_ in rows] == ["fused", "fused-0", "matched-control", "wrong-future"]
+    for arm, *figures in rows:
+        expected = (arms[arm]["accuracy"], *arms[arm]["interval_95"])
+        assert figures == [f"{100 * value:.1f}" for value in expected], arm
+    assert f"({100 * arms['imagined-image']['accuracy']:.1f} %" in text
+
+
+def test_the_readme_is_short() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert len(text.split()) <= 1300
+    assert "make run" in text
+    assert "make test" in text
 
 
 def fold(text: str) -> str:

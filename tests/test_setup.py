@@ -32,7 +32,7 @@ def test_setup_explains_itself() -> None:
 def test_make_lists_its_targets() -> None:
     wanted = (
         "setup format check run train-simple train-hf smoke-test eval-blink eval-gemma compare-results clean test "
-        "test-gpu typecheck help"
+        "test-gpu typecheck docs help"
     )
     listed = re.findall(r"^  make (\S+)", run("make", "help").stdout, flags=re.MULTILINE)
     assert set(wanted.split()) <= set(listed)

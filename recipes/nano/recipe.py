@@ -4,8 +4,8 @@
     language  (c) Gemma, from questions about now                      -> gemma/, reader/ (its projector)
     fusion    (d) from questions about what happens                    -> fused/ and its controls
 
-`python -m recipes.nano` runs it. Stage (c) needs only the VAE, so it can run at the same time as (b). The shipped weights
-under `theworld/nano/weights/` are the work folder of one run, in bfloat16; their `provenance.json` names that run.
+`python -m recipes.nano` runs it. Stage (c) needs only the VAE, so it can run at the same time as (b). The shipped
+weights under `theworld/nano/weights/` are the work folder of one run, in bfloat16; their `provenance.json` names that run.
 """
 
 from __future__ import annotations

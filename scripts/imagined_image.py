@@ -1,8 +1,8 @@
-"""BatchSampling docs/imagined.png: what happens in three test scenes, and what nano imagines from their first pictures.
+"""Draw docs/imagined.png: three test scenes, and what nano imagines from their first frames.
 
-    python scripts/readme_picture.py
+    python scripts/imagined_image.py
 
-Scene 0 of `drop`, 1 of `contact` and 2 of `tower`, seed 0, four world steps: chosen before looking.
+Scene 0 of `drop`, 1 of `contact` and 2 of `tower` with seed 0 and four world steps; they were not selected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from theworld import TheWorld
 from theworld.datasets.physics import FAMILIES, make_clip
 
 SCENES = tuple((family, index) for index, family in enumerate(FAMILIES))
-EVERY = 2  # of the frames
+EVERY = 2  # every second frame is drawn
 SCALE = 2
 GAP = 4
 LINE = 20  # height of a label
@@ -38,25 +38,25 @@ def main() -> None:
         clip = make_clip(family, arguments.split, index)
         imagined = model.decode(model.imagine(clip.frames[0], arguments.steps, seed=0))[0]  # (F, H, W, 3)
         rows.append((f"{family}, {arguments.split} scene {index}: what happens", clip.frames[: len(imagined)]))
-        rows.append(("imagined from the first picture", imagined))
+        rows.append(("imagined from the first frame", imagined))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     sheet(rows).save(arguments.output, optimize=True)
     print(arguments.output)
 
 
 def sheet(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
-    """Rows of frames uint8 (F, H, W, 3), every other one, pixel for pixel enlarged, a label above each."""
+    """One image of labelled rows: every other frame of each uint8 (F, H, W, 3), enlarged without smoothing."""
     frames = [row[::EVERY].repeat(SCALE, axis=1).repeat(SCALE, axis=2) for _, row in rows]
     count, height, width, _ = frames[0].shape
-    picture = Image.new("RGB", (count * (width + GAP) - GAP, len(rows) * (height + LINE + GAP)), "white")
-    draw = ImageDraw.Draw(picture)
+    canvas = Image.new("RGB", (count * (width + GAP) - GAP, len(rows) * (height + LINE + GAP)), "white")
+    draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(TEXT)
     for number, ((label, _), row) in enumerate(zip(rows, frames, strict=True)):
         top = number * (height + LINE + GAP)
         draw.text((0, top + 2), label, fill="black", font=font)
         for column, frame in enumerate(row):
-            picture.paste(Image.fromarray(frame), (column * (width + GAP), top + LINE))
-    return picture
+            canvas.paste(Image.fromarray(frame), (column * (width + GAP), top + LINE))
+    return canvas
 
 
 if __name__ == "__main__":
