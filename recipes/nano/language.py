@@ -56,7 +56,7 @@ VOCABULARY = 704
 # how a batch of validation is given to the model
 MODES = {
     "picture": BatchSampling(world_dropout=1.0),
-    "world": BatchSampling(picture_dropout=1.0),
+    "world": BatchSampling(image_dropout=1.0),
     "both": BatchSampling(),
 }
 GATE_QUESTIONS = 4  # of each validation picture

@@ -187,7 +187,7 @@ class NowSamples(SampleDataset):
             images=(self.pictures.clips[clip, frame],),
             world_latents=latents,
             num_world_steps=self.num_world_steps(index),
-            hide_picture=bool(hidden),
+            hide_images=bool(hidden),
             origin=f"clip {clip}, frame {frame}",
         )
 

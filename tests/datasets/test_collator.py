@@ -1,4 +1,4 @@
-"""Labels are exactly the answers' ids; what is drawn depends on a batch's place and on nothing else."""
+"""Labels are exactly the ids of the answers; what is drawn depends on the index of a batch and on nothing else."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TheWorldConfig:
     return tiny_config(bases, world_image_size=TINY_SIZE, max_world_steps=4, num_world_steps=2)
 
 
-def collator_of(config: TheWorldConfig, **draws: Any) -> ChatCollator:
-    return ChatCollator(TheWorldProcessor.from_config(config), BatchSampling(**{"num_world_steps": 2, **draws}))
+def collator_of(config: TheWorldConfig, **sampling: Any) -> ChatCollator:
+    return ChatCollator(TheWorldProcessor.from_config(config), BatchSampling(**{"num_world_steps": 2, **sampling}))
 
 
 def samples(*chats: dict[str, Any]) -> list[Sample]:
@@ -36,10 +36,10 @@ def samples(*chats: dict[str, Any]) -> list[Sample]:
     return [dataset[index] for index in range(len(dataset))]
 
 
-def turns(*pairs: tuple[str, str], pictures: int = 1) -> list[dict[str, Any]]:
+def turns(*pairs: tuple[str, str], num_images: int = 1) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for number, (question, answer) in enumerate(pairs):
-        images = [{"type": "image"}] * (pictures if number == 0 else 0)
+        images = [{"type": "image"}] * (num_images if number == 0 else 0)
         messages.append({"role": "user", "content": [*images, {"type": "text", "text": question}]})
         messages.append({"role": "assistant", "content": answer})
     return messages
@@ -63,7 +63,7 @@ def test_labels_of_several_turns_are_exactly_the_answers_and_their_ends(config: 
 
     assert learned(batch, 0) == ids("yes<end_of_turn>") + ids("the middle one<end_of_turn>")
     assert learned(batch, 1) == ids("no<end_of_turn>")
-    # each label stands where its token stands, and behind the opening of the assistant's turn
+    # each label is at the position of its token, after the opening of the assistant's turn
     where = (batch["labels"][0] != -100).nonzero()[:, 0]
     assert torch.equal(batch["labels"][0, where], batch["input_ids"][0, where])
     opening = ids("<start_of_turn>model\n")
@@ -77,19 +77,19 @@ def test_a_chat_is_the_ids_of_its_pieces(config: TheWorldConfig) -> None:
     chats = samples(
         {"image": picture(0), "messages": turns(*pairs)}, {"image": picture(1), "messages": turns(pairs[0])}
     )
-    batch = collator([IndexedSample(place, chat) for place, chat in enumerate(chats)])
+    batch = collator([IndexedSample(index, chat) for index, chat in enumerate(chats)])
     processor = collator.processor
     world = WORLD_TOKEN * processor.config.world_token_count(2)
     pieces = [[pairs[0], pairs[1]], [pairs[0]]]
     for seen, prefix in (
         (batch, processor.full_image_sequence + world),
         (
-            collator_of(config, picture_dropout=1.0)([IndexedSample(place, chat) for place, chat in enumerate(chats)]),
+            collator_of(config, image_dropout=1.0)([IndexedSample(index, chat) for index, chat in enumerate(chats)]),
             world,
         ),
     ):
-        for row, own in enumerate(pieces):
-            ids, labels = written_by_hand(processor.tokenizer, prefix, own)
+        for row, pairs_of_row in enumerate(pieces):
+            ids, labels = written_by_hand(processor.tokenizer, prefix, pairs_of_row)
             length = len(ids)
             assert seen["input_ids"][row, :length].tolist() == ids
             assert seen["labels"][row, :length].tolist() == labels
@@ -123,9 +123,9 @@ def written_by_hand(
     return ids, labels
 
 
-def test_several_pictures_and_a_system_turn(config: TheWorldConfig) -> None:
+def test_several_images_and_a_system_turn(config: TheWorldConfig) -> None:
     collator = collator_of(config)
-    later = turns(("Which?", "left"), ("And now?", "right"), pictures=2)
+    later = turns(("Which?", "left"), ("And now?", "right"), num_images=2)
     later[2]["content"].insert(0, {"type": "image"})
     messages = [{"role": "system", "content": "Be brief."}, *later]
     batch = collator([IndexedSample(0, samples({"images": [picture(n) for n in range(3)], "messages": messages})[0])])
@@ -142,13 +142,15 @@ def test_several_pictures_and_a_system_turn(config: TheWorldConfig) -> None:
     ]
 
 
-def test_marks_of_turns_in_the_words_are_refused(config: TheWorldConfig) -> None:
+def test_control_tokens_of_turns_in_the_text_are_refused(config: TheWorldConfig) -> None:
     chat = samples({"text": "What?<end_of_turn>\n<start_of_turn>model\nyes", "label": "no"})[0]
-    with pytest.raises(ValueError, match=r"record 0 has 2 turns, but 3 turn markers .* remove the markers"):
+    with pytest.raises(
+        ValueError, match=r"record 0 has 2 turns, but its text contains 3 control tokens .* remove them"
+    ):
         collator_of(config)([IndexedSample(0, chat)])
 
 
-def test_text_lengths_count_words_and_not_pictures(config: TheWorldConfig) -> None:
+def test_text_lengths_count_text_and_not_images(config: TheWorldConfig) -> None:
     collator = collator_of(config)
     chat = samples({"image": picture(0), "text": "What?", "label": "yes"})[0]
     batch = collator([IndexedSample(0, chat)])
@@ -160,13 +162,13 @@ def test_text_lengths_count_words_and_not_pictures(config: TheWorldConfig) -> No
     assert collator.text_lengths([chat.messages]) == [batch["input_ids"].shape[1] - around - world + 1]
 
 
-def test_draws_depend_on_the_place_alone(config: TheWorldConfig) -> None:
-    draws = {"steps_shares": {0: 0.3, 1: 0.3, 2: 0.4}, "world_dropout": 0.2, "picture_dropout": 0.2, "futures": 3}
-    collator = collator_of(config, seed=7, **draws)
+def test_draws_depend_on_the_index_alone(config: TheWorldConfig) -> None:
+    sampling = {"steps_shares": {0: 0.3, 1: 0.3, 2: 0.4}, "world_dropout": 0.2, "image_dropout": 0.2, "futures": 3}
+    collator = collator_of(config, seed=7, **sampling)
     chat = samples(records(1)[0])[0]
     seen = []
-    for place in range(60):
-        one, same = (collator([IndexedSample(place, chat)]) for _ in range(2))
+    for index in range(60):
+        one, same = (collator([IndexedSample(index, chat)]) for _ in range(2))
         assert torch.equal(one["input_ids"], same["input_ids"])
         requests = one.get("world_requests", [])
         assert [r.key for r in requests] == [r.key for r in same.get("world_requests", [])]
@@ -175,27 +177,29 @@ def test_draws_depend_on_the_place_alone(config: TheWorldConfig) -> None:
         seen.append((steps, "pixel_values" in one, seed))
     assert {steps for steps, _, _ in seen} == {None, 0, 1, 2}
     assert len({seed for steps, _, seed in seen if steps == 2}) == 3
-    assert {picture_seen for _, picture_seen, _ in seen} == {True, False}
-    assert all(picture_seen for steps, picture_seen, _ in seen if steps is None)  # never without both
-    other = collator_of(config, seed=8, **draws)
+    assert {image_seen for _, image_seen, _ in seen} == {True, False}
+    assert all(
+        image_seen for steps, image_seen, _ in seen if steps is None
+    )  # never without the world model and the images
+    other = collator_of(config, seed=8, **sampling)
     assert seen != [
         (r[0].num_world_steps if (r := b.get("world_requests", [])) else None, "pixel_values" in b, None)
-        for b in (other([IndexedSample(place, chat)]) for place in range(60))
+        for b in (other([IndexedSample(index, chat)]) for index in range(60))
     ]
 
 
 def test_shares_are_kept(config: TheWorldConfig) -> None:
     collator = collator_of(config, steps_shares={0: 0.25, 2: 0.75}, seed=1)
     chat = samples(records(1)[0])[0]
-    drawn = [collator([IndexedSample(place, chat)])["world_requests"][0].num_world_steps for place in range(200)]
+    drawn = [collator([IndexedSample(index, chat)])["world_requests"][0].num_world_steps for index in range(200)]
     assert 120 < drawn.count(2) < 175
 
 
 def test_evaluation_draws_nothing(config: TheWorldConfig) -> None:
     collator = collator_of(config, steps_shares={0: 1.0}, world_dropout=0.5, true_futures=1.0, futures=4)
     chat = samples(records(1)[0])[0]
-    for place in range(10):
-        (request,) = collator([IndexedSample(place, chat, still=True)])["world_requests"]
+    for index in range(10):
+        (request,) = collator([IndexedSample(index, chat, deterministic=True)])["world_requests"]
         assert (request.num_world_steps, request.frames.shape[1]) == (2, 1)
 
 
@@ -207,16 +211,16 @@ def test_true_futures_are_the_clip_that_followed(config: TheWorldConfig) -> None
     pixels = ((request.frames + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
     assert torch.equal(pixels[0], torch.from_numpy(record["image"]))
     assert torch.equal(pixels[8], torch.from_numpy(record["future_frames"][7]))
-    with pytest.raises(ValueError, match="has 3 future frames, and 2 world steps take 8"):
+    with pytest.raises(ValueError, match="has 3 future frames, and 2 world steps need 8"):
         collator([IndexedSample(0, samples({**record, "future_frames": record["future_frames"][:3]})[0])])
 
 
-def test_the_past_of_a_picture_gives_it_other_latents(config: TheWorldConfig) -> None:
-    """Those of the clip's last moment, for a sample that looks at now alone; its picture may be hidden."""
+def test_past_frames_change_the_latents_of_an_image(config: TheWorldConfig) -> None:
+    """Its latents are those of its moment in the clip, for a sample with 0 world steps; its image may be hidden."""
     collator = collator_of(config)
     record = records(1)[0]
     plain = samples(record)[0]
-    chat = replace(plain, past_frames=record["future_frames"][:8], num_world_steps=0, hide_picture=True)
+    chat = replace(plain, past_frames=record["future_frames"][:8], num_world_steps=0, hide_images=True)
     batch = collator([IndexedSample(0, chat)])
     (request,) = batch["world_requests"]
     assert (request.num_world_steps, request.frames.shape[1], request.moment) == (0, 9 + 16, 2)
@@ -224,22 +228,22 @@ def test_the_past_of_a_picture_gives_it_other_latents(config: TheWorldConfig) ->
     assert int((batch["input_ids"] == collator.processor.config.world_token_id).sum()) == 4 * 4 + 2
     world = tiny_world()
     (latents,) = latents_of([request], compute_with(world, world.config))
-    # what comes after a moment does not change it
+    # later frames do not change the latents of a moment
     torch.testing.assert_close(latents, world.encode(request.frames[None, :, :9])[0][:, -1:])
     (alone,) = collator([IndexedSample(0, replace(chat, future_frames=None))])["world_requests"]
     assert (alone.frames.shape[1], alone.moment) == (9, 2)
     assert {r.key for r in collator.all_requests(chat)} == {request.key}
-    shown, hidden = replace(plain, num_world_steps=0), replace(plain, num_world_steps=0, hide_picture=True)
+    shown, hidden = replace(plain, num_world_steps=0), replace(plain, num_world_steps=0, hide_images=True)
     mixed = collator([IndexedSample(0, shown), IndexedSample(1, hidden)])
     assert mixed["pixel_values"].shape[0] == 1
     assert len(mixed["world_requests"]) == 2
     with pytest.raises(ValueError, match="group them by that number"):
         collator([IndexedSample(0, chat), IndexedSample(1, plain)])
-    with pytest.raises(ValueError, match="has 3 past frames; give a multiple of 4"):
+    with pytest.raises(ValueError, match="has 3 past frames, and the number must be a multiple of 4"):
         collator([IndexedSample(0, replace(chat, past_frames=record["future_frames"][:3]))])
 
 
-def test_what_was_seen_so_far_has_tokens_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_video_has_tokens_for_its_past(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Five frames are a past moment and now: T = 1 + 1 + N; Gemma sees the last of them."""
     bases = tiny_bases(tmp_path_factory.mktemp("past"))
     config = tiny_config(bases, world_image_size=TINY_SIZE, max_world_steps=4, max_past_steps=2, num_world_steps=1)
@@ -250,13 +254,13 @@ def test_what_was_seen_so_far_has_tokens_of_its_own(tmp_path_factory: pytest.Tem
     batch = collator([IndexedSample(0, chat)])
     (request,) = batch["world_requests"]
     assert (request.frames.shape[1], request.num_world_steps, batch["num_past_steps"]) == (5, 1, 1)
-    places = int((batch["input_ids"] == config.world_token_id).sum())
-    assert places == config.world_token_count(1, 1) == 3 * 16 + 2
+    count = int((batch["input_ids"] == config.world_token_id).sum())
+    assert count == config.world_token_count(1, 1) == 3 * 16 + 2
     true = collator_of(config, num_world_steps=1, true_futures=1.0)([IndexedSample(0, chat)])
     (request,) = true["world_requests"]
     assert (request.frames.shape[1], request.num_world_steps) == (9, 0)
-    hidden = collator_of(config, num_world_steps=1, picture_dropout=1.0)([IndexedSample(0, chat)])
-    assert int((hidden["input_ids"] == config.world_token_id).sum()) == places
+    hidden = collator_of(config, num_world_steps=1, image_dropout=1.0)([IndexedSample(0, chat)])
+    assert int((hidden["input_ids"] == config.world_token_id).sum()) == count
     (plain,) = samples({**records(1)[0]})
     with pytest.raises(ValueError, match="group your questions"):
         collator([IndexedSample(0, chat), IndexedSample(1, plain)])
@@ -264,20 +268,20 @@ def test_what_was_seen_so_far_has_tokens_of_its_own(tmp_path_factory: pytest.Tem
         collator_of(tiny_config(bases, world_image_size=TINY_SIZE))([IndexedSample(0, chat)])
 
 
-def test_latents_that_samples_bring_are_read_and_nothing_is_asked(config: TheWorldConfig) -> None:
+def test_latents_of_samples_are_read_and_nothing_is_requested(config: TheWorldConfig) -> None:
     collator = collator_of(config, steps_shares={1: 1.0})
-    brought = torch.randn(4, 3, 4, 4)
-    record = {**records(1)[0], "world_latents": brought}
+    latents = torch.randn(4, 3, 4, 4)
+    record = {**records(1)[0], "world_latents": latents}
     batch = collator([IndexedSample(0, samples(record)[0])])
-    assert torch.equal(batch["world_latents"][0], brought[:, :2])
+    assert torch.equal(batch["world_latents"][0], latents[:, :2])
     assert "world_requests" not in batch
     with pytest.raises(ValueError, match="others do not"):
         collator([IndexedSample(0, samples(record)[0]), IndexedSample(1, samples(records(1)[0])[0])])
-    with pytest.raises(ValueError, match="brings 3 latent frames, and 4 world steps take 5"):
+    with pytest.raises(ValueError, match="has 3 latent frames, and 4 world steps need 5"):
         collator_of(config, num_world_steps=4)([IndexedSample(0, samples(record)[0])])
 
 
-def test_without_pictures_there_is_no_world(config: TheWorldConfig) -> None:
+def test_without_images_there_are_no_world_tokens(config: TheWorldConfig) -> None:
     collator = collator_of(config)
     batch = collator([IndexedSample(0, samples({"text": "What?", "label": "yes"})[0])])
     assert "world_requests" not in batch
@@ -285,28 +289,28 @@ def test_without_pictures_there_is_no_world(config: TheWorldConfig) -> None:
     assert WORLD_TOKEN not in collator.processor.tokenizer.decode(batch["input_ids"][0])
 
 
-def test_an_unreadable_picture_names_its_sample(config: TheWorldConfig, tmp_path: Path) -> None:
+def test_an_unreadable_image_names_its_sample(config: TheWorldConfig, tmp_path: Path) -> None:
     chat = samples({"image": str(tmp_path / "none.png"), "text": "What?", "label": "yes"})[0]
     with pytest.raises(ValueError, match=r"record 0: There is no file .*none\.png"):
         collator_of(config)([IndexedSample(0, chat)])
 
 
-def test_everything_that_is_drawn_was_announced(config: TheWorldConfig) -> None:
-    """`all_requests` names what a cache must hold; no batch asks for more."""
-    draws = {"steps_shares": {0: 0.3, 2: 0.7}, "true_futures": 0.5, "futures": 2, "seed": 3}
-    collator = collator_of(config, **draws)
+def test_all_requests_are_known_in_advance(config: TheWorldConfig) -> None:
+    """`all_requests` gives what a cache must hold; no batch requests more."""
+    sampling = {"steps_shares": {0: 0.3, 2: 0.7}, "true_futures": 0.5, "futures": 2, "seed": 3}
+    collator = collator_of(config, **sampling)
     chats = samples(*records(3))
-    announced = {request.key for chat in chats for request in collator.all_requests(chat)}
-    assert len(announced) == 3 * (1 + 2 + 1)  # now; two imagined futures; the true one
-    asked = {
+    expected = {request.key for chat in chats for request in collator.all_requests(chat)}
+    assert len(expected) == 3 * (1 + 2 + 1)  # now; two imagined futures; the true one
+    requested = {
         request.key
-        for place in range(80)
-        for request in collator([IndexedSample(place, chats[place % 3])])["world_requests"]
+        for index in range(80)
+        for request in collator([IndexedSample(index, chats[index % 3])])["world_requests"]
     }
-    assert asked == announced
-    still = {request.key for request in collator.all_requests(chats[0], still=True)}
-    (request,) = collator([IndexedSample(0, chats[0], still=True)])["world_requests"]
-    assert still == {request.key}
+    assert requested == expected
+    deterministic = {request.key for request in collator.all_requests(chats[0], deterministic=True)}
+    (request,) = collator([IndexedSample(0, chats[0], deterministic=True)])["world_requests"]
+    assert deterministic == {request.key}
 
 
 def test_equal_requests_are_computed_once() -> None:
@@ -319,15 +323,15 @@ def test_equal_requests_are_computed_once() -> None:
     frames = torch.zeros(3, 1, 8, 8)
     requests = [WorldRequest(frames, 0, 1), WorldRequest(frames, 0, 2), WorldRequest(frames, 2, 1, "push")]
     assert len(latents_of(requests, compute)) == 3
-    assert calls == [(1, 0, (1,), None), (1, 2, (1,), ["push"])]  # at 0 steps the seed decides nothing
+    assert calls == [(1, 0, (1,), None), (1, 2, (1,), ["push"])]  # with 0 steps the seed has no effect
 
 
 @pytest.mark.parametrize("steps", [0, 2])
-def test_a_constant_world_asks_nothing_and_tells_nothing(config: TheWorldConfig, steps: int) -> None:
+def test_a_constant_world_requests_nothing_and_carries_no_information(config: TheWorldConfig, steps: int) -> None:
     collator = collator_of(config, constant_world=True, num_world_steps=steps)
     (chat,) = samples({"image": picture(0), "text": "Is it red?", "label": "yes"})
-    for still in (False, True):
-        batch = collator([IndexedSample(0, chat, still), IndexedSample(1, chat, still)])
+    for deterministic in (False, True):
+        batch = collator([IndexedSample(0, chat, deterministic), IndexedSample(1, chat, deterministic)])
         assert "world_requests" not in batch
         assert batch["world_latents"].shape == (2, config.world_config.latent_channels, 1 + steps, *config.world_grid())
         assert not batch["world_latents"].any()

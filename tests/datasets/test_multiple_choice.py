@@ -1,4 +1,4 @@
-"""Multiple choice from anybody's files: every form of row is read, and what cannot be read is said with its row."""
+"""Multiple choice from user-provided files: every form of row is read, and errors name the row."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_answers_and_choices_in_any_form(folder: Path, change: dict[str, Any], a
     assert len(question.choices) == 2
 
 
-def test_choices_can_stand_in_the_question(folder: Path) -> None:
+def test_choices_can_be_listed_in_the_question(folder: Path) -> None:
     row = {**ROW, "question": "Which?\nA. the cup\nB. the box"}
     del row["choices"]
     (question,) = load_questions(str(write(folder, row)))
@@ -92,7 +92,7 @@ def test_yes_or_no_is_asked_in_words(folder: Path, truth: Any, letter: str | Non
     assert question.prompt == "Will it fall? Answer yes or no."
 
 
-def test_several_pictures_a_video_and_a_known_future(folder: Path) -> None:
+def test_several_images_a_video_and_a_known_future(folder: Path) -> None:
     frames = np.zeros((12, 16, 16, 3), np.uint8) + np.arange(12, dtype=np.uint8).reshape(-1, 1, 1, 1) * 20
     iio.imwrite(folder / "clip.mp4", frames, plugin="pyav", codec="libx264", fps=8)
     rows = [
@@ -124,26 +124,26 @@ def test_parquet_and_folders_by_split(folder: Path) -> None:
     assert found[0].images == (png(5),)
     assert len(load_questions(str(folder), split="test")) == 1
     (folder / "data" / "test-00000-of-00001.parquet").write_bytes(b"PAR1 but cut short")
-    with pytest.raises(ValueError, match="damaged or no parquet"):
+    with pytest.raises(ValueError, match="damaged or not a parquet file"):
         load_questions(str(folder), split="test")
 
 
-def test_a_cached_hub_dataset_and_one_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_hub_dataset_and_a_missing_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     table = datasets.Dataset.from_list([{**ROW, "image": {"bytes": png(7), "path": None}}]).cast_column(
         "image", datasets.Image()
     )
-    asked: list[Any] = []
+    calls: list[Any] = []
 
-    def load(place: str, config: str | None, split: str) -> Any:
-        asked.append((place, config, split))
+    def load(name: str, config: str | None, split: str) -> Any:
+        calls.append((name, config, split))
         return table
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     (question,) = load_questions("owner/name", split="val", config="Counting")
-    assert asked == [("owner/name", "Counting", "val")]
-    assert question.images == (png(7),)  # as stored: decoding, limits and EXIF belong to theworld.media.images
+    assert calls == [("owner/name", "Counting", "val")]
+    assert question.images == (png(7),)  # as stored: theworld.media.images decodes it
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"owner/name could not be read from the Hub or its cache .*--data FOLDER"):
         load_questions("owner/name", split="val")
@@ -152,25 +152,25 @@ def test_a_cached_hub_dataset_and_one_that_is_not_there(folder: Path, monkeypatc
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question": None}, "a has no question; name its column"),
-        ({"choices": None}, "a has no choices; name their column"),
-        ({"choices": ["one"]}, "a has 1 choices"),
-        ({"choices": "left, right"}, "which is no list"),
-        ({"answer": "C"}, r"a: the answer 'C' is none of its choices \(the cup, the box\)"),
+        ({"question": None}, "Row a has no question: name its column"),
+        ({"choices": None}, "Row a has no choices: name their column"),
+        ({"choices": ["one"]}, "Row a has 1 choices"),
+        ({"choices": "left, right"}, "must be a list of texts"),
+        ({"answer": "C"}, r"Row a: the answer 'C' is none of its choices \(the cup, the box\)"),
         ({"answer": 2}, "'2' is none"),
-        ({"image": None}, "a has no picture"),
-        ({"image": "nowhere.png"}, "a: there is no picture or video 'nowhere.png'"),
+        ({"image": None}, "Row a has no image"),
+        ({"image": "nowhere.png"}, "Row a: there is no image or video 'nowhere.png'"),
     ],
 )
-def test_what_is_missing_is_said_with_its_row(folder: Path, change: dict[str, Any], message: str) -> None:
+def test_errors_name_the_row(folder: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_questions(str(write(folder, {**ROW, **change})))
 
 
-def test_what_is_wrong_with_a_place_is_said(folder: Path) -> None:
+def test_errors_name_the_file(folder: Path) -> None:
     with pytest.raises(ValueError, match="two rows with the id 'a'"):
         load_questions(str(write(folder, ROW, ROW)))
-    with pytest.raises(ValueError, match="no rows of split 'val'"):
+    with pytest.raises(ValueError, match="has no rows of split 'val'"):
         load_questions(str(write(folder, ROW)), Fields(only="part=val"), split="val")
     (folder / "bad.jsonl").write_text('{"id": 1}\n{"id": \n')
     with pytest.raises(ValueError, match=r"line 2 of .*bad.jsonl is not JSON"):
@@ -182,7 +182,7 @@ def test_what_is_wrong_with_a_place_is_said(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"none of \.jsonl, \.json, \.parquet"):
         load_questions(str(folder / "notes.txt"))
     with pytest.raises(ValueError, match="no file or folder"):
-        load_questions("no such place at all")
+        load_questions("no such file at all")
     with pytest.raises(ValueError, match="holds no questions"):
         load_questions(str(folder), split="train")
     (folder / "clip.mp4").write_bytes(b"no video")
@@ -198,7 +198,7 @@ def test_fields_are_read_from_the_command_line_or_a_file(tmp_path: Path) -> None
     assert read_fields(str(tmp_path / "fields.json")) == Fields(video="clip", media=("videos",))
     for text, message in (
         ("question", "NAME=COLUMN"),
-        ("questoin=q", "no field 'questoin'; known are answer"),
+        ("questoin=q", "no field 'questoin'; the fields are answer"),
         ("nowhere.json", "no file 'nowhere.json'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -228,7 +228,7 @@ def test_sat(folder: Path) -> None:
     assert (question.images, question.answer, question.task) == ((png(1), png(2)), "B", "ego_movement")
 
 
-def test_openworldqa_sees_up_to_its_anchor_frame_and_the_rest_is_the_future(folder: Path) -> None:
+def test_openworldqa_sees_frames_up_to_the_anchor_and_later_ones_are_the_future(folder: Path) -> None:
     (folder / "frames" / "00SL4").mkdir(parents=True)
     for number in range(12):
         (folder / "frames" / "00SL4" / f"frame_{number:03d}.png").write_bytes(png(number))
@@ -328,7 +328,7 @@ def blink_row(task: str, number: int, split: str = "val") -> dict[str, Any]:
     }
 
 
-def test_blink_is_read_task_by_task_in_its_own_prompt(folder: Path) -> None:
+def test_blink_is_read_task_by_task_with_its_own_prompts(folder: Path) -> None:
     for task in blink.TASKS:
         (folder / task).mkdir()
         for split in blink.SPLITS:
@@ -349,7 +349,7 @@ def test_blink_is_read_task_by_task_in_its_own_prompt(folder: Path) -> None:
         blink.load_blink(str(folder), "val", ["Relative_Dept"])
 
 
-def test_a_submission_names_a_letter_or_says_that_there_was_none() -> None:
+def test_a_submission_marks_answers_without_a_choice() -> None:
     assert blink.submission({"test_Jigsaw_1": "A", "test_Jigsaw_2": None}) == {
         "test_Jigsaw_1": "(A)",
         "test_Jigsaw_2": "(Z)",

@@ -1,4 +1,4 @@
-"""Records become chats, or one sentence that says what is wrong with which record."""
+"""Records become chats, or one sentence that names the record and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from theworld.media.video import Video
 PLAIN = {"text": "What is this?", "label": "A cat"}
 
 
-def test_the_documents_record(tmp_path: Path) -> None:
+def test_a_record_of_the_source_document(tmp_path: Path) -> None:
     dataset = TheWorldDataset([{"image": "path/to/image.jpg", **PLAIN}], folder=tmp_path)
     assert len(dataset) == 1
-    sample = dataset[0]  # the picture is opened when a batch needs it
+    sample = dataset[0]  # the image is opened when a batch needs it
     assert sample.images == (str(tmp_path / "path/to/image.jpg"),)
     assert sample.messages == conversation(1, [("What is this?", "A cat")]) == dataset.messages(0)
 
@@ -53,40 +53,40 @@ def turn(role: str, text: str = "a") -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ("a string", "record 0 is a str; give a dict"),
+        ("a string", "record 0 has type str: pass a dict"),
         ({"text": "What?"}, "record 0 has no label"),
         ({"label": "A cat"}, "record 0 has no text"),
-        ({"text": 3, "label": "A cat"}, "has no text (or it is no text)"),
-        ({**PLAIN, "lable": 1}, "has a key 'lable' that nobody reads"),
+        ({"text": 3, "label": "A cat"}, "has no text, or it is not a text"),
+        ({**PLAIN, "lable": 1}, "has an unknown key 'lable'"),
         ({**PLAIN, "image": picture(0), "images": [picture(0)]}, "has image and images"),
         ({**PLAIN, "label": " "}, "has an empty answer"),
-        ({**PLAIN, "messages": []}, "has messages and text or label"),
-        ({"messages": []}, "has turns of nobody"),
-        ({"messages": "hello"}, "has messages that are no list of turns"),
-        ({"messages": [turn("user")]}, "has turns of user; user and assistant must alternate"),
+        ({**PLAIN, "messages": []}, "has both messages and text or label"),
+        ({"messages": []}, "has turns of no role"),
+        ({"messages": "hello"}, "has messages that are not a list of turns"),
+        ({"messages": [turn("user")]}, "has turns of user: user and assistant must alternate"),
         ({"messages": [turn("assistant"), turn("user")]}, "must alternate"),
-        ({"messages": [turn("robot"), turn("assistant")]}, "has a turn of 'robot'"),
+        ({"messages": [turn("robot"), turn("assistant")]}, "has a turn with the role 'robot'"),
         ({"messages": [turn("user"), {"role": "assistant", "content": 3}]}, "neither text nor a list"),
         (
             {"messages": [turn("user"), {"role": "assistant", "content": [{"type": "image"}]}]},
-            "has a picture in a turn",
+            "has an image in a turn",
         ),
-        ({"image": picture(0), "messages": [turn("user"), turn("assistant")]}, "has 1 pictures, but its messages"),
+        ({"image": picture(0), "messages": [turn("user"), turn("assistant")]}, "has 1 image, and its messages have 0"),
     ],
 )
-def test_what_is_no_chat_is_named(record: Any, words: str) -> None:
+def test_an_invalid_chat_is_named(record: Any, words: str) -> None:
     with pytest.raises(ValueError, match="record 0") as error:
         TheWorldDataset([record])[0]
     assert words in str(error.value)
 
 
-def test_samples_pass_as_they_are() -> None:
+def test_samples_pass_unchanged() -> None:
     sample = Sample(conversation(0, [("a", "b")]))
     assert TheWorldDataset([sample])[0] is sample
     assert TheWorldDataset([sample]).messages(0) is sample.messages
 
 
-def test_a_stream_starts_anew_and_ends_at_its_limit() -> None:
+def test_a_stream_restarts_and_ends_at_its_limit() -> None:
     stream = StreamedSamples([PLAIN] * 5, limit=3)
     assert [len(list(stream)), len(list(stream))] == [3, 3]
     assert [sample.origin for sample in stream][-1] == "streamed record 2"
@@ -106,12 +106,12 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
         Image.fromarray(picture(number)).save(tmp_path / f"{number}.png")
     frames = np.stack([picture(number) for number in range(12)])
     iio.imwrite(tmp_path / "clip.gif", frames, loop=0)
-    pictures = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]
+    parts = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]
     file = write(
         tmp_path,
         {"image": "0.png", **PLAIN},
         "",
-        {"images": ["1.png", "2.png"], "messages": [{"role": "user", "content": pictures}, turn("assistant")]},
+        {"images": ["1.png", "2.png"], "messages": [{"role": "user", "content": parts}, turn("assistant")]},
         {"video": "clip.gif", "now": 2, "stride": 3, **PLAIN},
         {"image": "0.png", "future_frames": ["1.png", "2.png"], **PLAIN},
         {"image": "0.png", "world_prompt": "it falls", **PLAIN},
@@ -138,9 +138,9 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
     ("line", "words"),
     [
         ("{", "line 2 is not valid JSON"),
-        ("[1]", "line 2 is no JSON object"),
+        ("[1]", "line 2 is not a JSON object"),
         ({"image": "0.png", "text": "What?"}, "line 2 has no label"),
-        ({"vido": "clip.gif", **PLAIN}, "line 2 has a key 'vido'"),
+        ({"vido": "clip.gif", **PLAIN}, "line 2 has an unknown key 'vido'"),
         ({"image": "none.png", **PLAIN}, "line 2: image names FOLDER/none.png, and there is no such file"),
         ({"images": ["0.png", "none.png"], **PLAIN}, "line 2: images names FOLDER/none.png, and"),
         ({"frames": ["0.png", "none.png"], **PLAIN}, "line 2: frames names FOLDER/none.png, and"),
@@ -151,28 +151,28 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
         ),
         (
             {"image": "0.png", "future_frames": "0.png", **PLAIN},
-            "line 2: future_frames is '0.png'; give a list of paths",
+            "line 2: future_frames is '0.png', and must be a list of paths",
         ),
-        ({"image": "0.png", "future_frames": 4, **PLAIN}, "line 2: future_frames is 4; give a list of paths"),
-        ({"video": "none.gif", **PLAIN}, "line 2: video names FOLDER/none.gif, and there is no such file; mend the"),
-        ({"video": 3, **PLAIN}, "line 2: video is 3; give the path of a video"),
-        ({"video": "0.png", "now": -1, **PLAIN}, "line 2: now is -1; give a whole number, 0 or more"),
-        ({"video": "0.png", "stride": 0, **PLAIN}, "line 2: stride is 0; give a whole number, 1 or more"),
-        ({"video": "0.png", "image": "0.png", **PLAIN}, "line 2 has a video and a picture (image)"),
-        ({"video": "0.png", "future_frames": ["0.png"], **PLAIN}, "line 2 has a video and a picture (future_frames)"),
+        ({"image": "0.png", "future_frames": 4, **PLAIN}, "line 2: future_frames is 4, and must be a list of paths"),
+        ({"video": "none.gif", **PLAIN}, "line 2: video names FOLDER/none.gif, and there is no such file: fix the"),
+        ({"video": 3, **PLAIN}, "line 2: video is 3, and must be the path of a video"),
+        ({"video": "0.png", "now": -1, **PLAIN}, "line 2: now is -1, and must be an integer of at least 0"),
+        ({"video": "0.png", "stride": 0, **PLAIN}, "line 2: stride is 0, and must be an integer of at least 1"),
+        ({"video": "0.png", "image": "0.png", **PLAIN}, "line 2 has a video and also image"),
+        ({"video": "0.png", "future_frames": ["0.png"], **PLAIN}, "line 2 has a video and also future_frames"),
         ({"video": "0.png", "now": 1, "past": 4, **PLAIN}, "line 2: there are no 4 frames before frame 1"),
     ],
 )
-def test_a_bad_line_is_told_when_the_file_is_opened(tmp_path: Path, line: Any, words: str) -> None:
-    """Before a picture is decoded: the one that is there is none."""
-    (tmp_path / "0.png").write_bytes(b"no picture")
+def test_a_bad_line_is_reported_when_the_file_is_opened(tmp_path: Path, line: Any, words: str) -> None:
+    """Before an image is decoded: the one that exists is not an image."""
+    (tmp_path / "0.png").write_bytes(b"not an image")
     words = words.replace("FOLDER", str(tmp_path))
     with pytest.raises(ValueError, match=r"data\.jsonl") as error:
         JsonlDataset(write(tmp_path, PLAIN, line))
     assert words in str(error.value)
 
 
-def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_empty(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"There is no file .*none\.jsonl"):
         JsonlDataset(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="has no lines"):
@@ -187,7 +187,7 @@ def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
         ({"video": "clip.gif", "now": 8, "past": 8, **PLAIN}, "the video ends before frame 8"),
     ],
 )
-def test_a_video_that_does_not_fit(tmp_path: Path, record: dict[str, Any], words: str) -> None:
+def test_a_video_that_is_too_short_or_none(tmp_path: Path, record: dict[str, Any], words: str) -> None:
     iio.imwrite(tmp_path / "clip.gif", np.stack([picture(0), picture(1)]), loop=0)
     dataset = JsonlDataset(write(tmp_path, record))
     with pytest.raises(ValueError, match=".") as error:  # noqa: RUF043
@@ -206,12 +206,12 @@ def test_chats_about_scenes() -> None:
     assert np.array_equal(sample.images[0], clip.frames[0])
     assert np.array_equal(np.stack(sample.future_frames), clip.frames[1:])
     known = {(q.text, q.answer) for q in (*next_questions(clip), *now_questions(clip, 0))}
-    asked = [
+    pairs = [
         (user["content"][-1]["text"], assistant["content"])
         for user, assistant in zip(sample.messages[::2], sample.messages[1::2], strict=True)
     ]
-    assert len(asked) == len(set(asked)) == 3
-    assert set(asked) <= known
+    assert len(pairs) == len(set(pairs)) == 3
+    assert set(pairs) <= known
     chats = [str(dataset.messages(index)) for index in (3, 4, 5)]
     assert len(set(chats)) == 3  # each chat asks other things
     assert str(PhysicsSamples("train", 2, 5, 3, 2, 1).messages(4)) == chats[1]
@@ -233,9 +233,9 @@ def test_practice_in_reading_is_about_any_moment_of_a_clip() -> None:
         sample = dataset[index]
         assert sample.num_world_steps == dataset.num_world_steps(index)
         if index % 4 == 0:
-            assert (sample.num_world_steps, sample.hide_picture, sample.past_frames) == (None, False, None)
+            assert (sample.num_world_steps, sample.hide_images, sample.past_frames) == (None, False, None)
             continue
-        assert (sample.num_world_steps, sample.hide_picture) == (0, True)
+        assert (sample.num_world_steps, sample.hide_images) == (0, True)
         clip = make_clip(*(int(part) if part.isdecimal() else part for part in sample.origin.split("/")))
         frame = 0 if sample.past_frames is None else len(sample.past_frames)
         frames.add(frame)

@@ -78,7 +78,7 @@ def test_samples_read_what_they_ask_about(bases: dict[str, str]) -> None:
             here = model.world.encode(frames[:, :, number : number + 1])[0]
             torch.testing.assert_close(alone.world_latents, here, atol=1e-4, rtol=1e-4)
         assert alone.num_world_steps == 0
-        assert (sample.hide_picture, alone.hide_picture) == (False, True)
+        assert (sample.hide_images, alone.hide_images) == (False, True)
     assert len({tuple(both.asked(index)) for index in range(3)}) > 1, "chats about one picture ask different things"
 
 

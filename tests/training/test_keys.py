@@ -75,7 +75,7 @@ def arguments(name: str) -> Callable[[TrainingConfig], Any]:
 
 
 def draws(name: str) -> Callable[[TrainingConfig], Any]:
-    return lambda config: getattr(recipe.new_collator(config, describe(config)).draws, name)
+    return lambda config: getattr(recipe.new_collator(config, describe(config)).sampling, name)
 
 
 def model_config(name: str) -> Callable[[TrainingConfig], Any]:
@@ -121,7 +121,7 @@ REACHES: dict[str, tuple[Any, Callable[[TrainingConfig], Any], Any]] = {
     "true_futures": (0.25, draws("true_futures"), 0.25),
     "world_steps_mix": ({"1": 1}, draws("steps_shares"), {1: 1.0}),
     "world_dropout": (0.25, draws("world_dropout"), 0.25),
-    "picture_dropout": (0.25, draws("picture_dropout"), 0.25),
+    "picture_dropout": (0.25, draws("image_dropout"), 0.25),
     "latent_cache": ("cache", lambda config: world_parts(config, describe(config).config), ()),
     "constant_world": (True, draws("constant_world"), True),
     "freeze_projector": (True, parts, ("lora",)),
@@ -440,7 +440,7 @@ def test_fields_and_splits_of_a_hub_dataset(settings: Settings, tmp_path: Path) 
         dataset_loading.load_datasets(settings(**{**named, "text_key": "nothing"}))
     with pytest.raises(ValueError, match="there is no split 'none'; it has some, other"):
         dataset_loading.load_datasets(settings(**{**named, "train_split": "none"}))
-    with pytest.raises(ValueError, match="cannot be filled"):
+    with pytest.raises(ValueError, match="cannot be filled in"):
         dataset_loading.load_datasets(settings(**named, question_template="Say {that}."))[0][0]
 
 

@@ -379,9 +379,7 @@ def test_a_true_future_that_is_too_short_is_said_first(
         collator = recipe.new_collator(config, describe(config))
         recipe.place_samples(config, lambda config: (chats, None), collator)
 
-    said = (
-        "training sample 2 has 15 future frames, and 4 world steps take 16; give more, fewer steps, or set true_futures"
-    )
+    said = "training sample 2 has 15 future frames, and 4 world steps need 16: give it more, use fewer steps, or set true_futures"
     with pytest.raises(ValueError, match=said):
         place(true_futures=0.5)
     place(true_futures=0.0)

@@ -51,7 +51,7 @@ def test_a_stream_goes_round_and_counts_what_it_leaves_out(settings: Callable[..
     chats[1]["text"] = "Which bin will the ball land in? " * 20
     stream = iter(IndexedStream(StreamedSamples(chats), collator, 60))
     placed = [next(stream) for _ in range(4)]
-    assert [each.place for each in placed] == [0, 1, 2, 3]
+    assert [each.index for each in placed] == [0, 1, 2, 3]
     assert [each.left_out for each in placed] == [0, 1, 0, 1]
     assert collator(placed[:2])["left_out"] == 1
     with pytest.raises(ValueError, match="no sample of at most 3 text tokens"):

@@ -1,7 +1,7 @@
-"""BLINK (https://arxiv.org/abs/2404.12390): fourteen visual tasks as multiple choice, up to four pictures a question.
+"""BLINK (https://arxiv.org/abs/2404.12390): fourteen visual tasks as multiple choice, up to four images per question.
 
-The questions are asked in the dataset's own prompt. `val` has labels; those of `test` are hidden, and a submission is
-what its server takes.
+The questions use the dataset's own prompts. `val` has labels; those of `test` are hidden, and its server scores
+submission files.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from theworld.datasets.multiple_choice import ChoiceQuestion, load_questions
 HUB = "BLINK-Benchmark/BLINK"
 SPLITS = ("val", "test")
 FIELDS = Fields(id="idx", images="image_1", task="sub_task", prompt="prompt", choices="choices", answer="answer")
-UNREAD = "(Z)"  # what the official code writes for an answer that names no choice
+UNREAD = "(Z)"  # what the official code writes for an answer without a choice
 
-# task -> questions of val
+# task -> number of questions in val
 TASKS: dict[str, int] = {
     "Art_Style": 117,
     "Counting": 120,
@@ -36,30 +36,29 @@ TASKS: dict[str, int] = {
 }
 
 
-def load_blink(place: str = HUB, split: str = "val", tasks: Sequence[str] = ()) -> list[ChoiceQuestion]:
-    """Questions of BLINK, task by task.
+def load_blink(source: str = HUB, split: str = "val", tasks: Sequence[str] = ()) -> list[ChoiceQuestion]:
+    """Reads the questions of BLINK, task by task.
 
     Args:
-        place: the Hub id, a folder with a folder a task (as the Hub's repository lies), or a file of one's own.
-        tasks: some of TASKS; none of them means all.
+        source: the Hub id, a folder with one folder per task (like the Hub repository), or a file of your own.
+        tasks: some of TASKS; empty for all.
 
     Raises:
-        ValueError: an unknown split or task, or questions that cannot be read.
+        ValueError: if the split or a task is unknown, or if the questions cannot be read.
     """
     if split not in SPLITS:
-        raise ValueError(f"BLINK has no split {split!r}; choose {' or '.join(SPLITS)}.")
+        raise ValueError(f"BLINK has no split {split!r}: choose {' or '.join(SPLITS)}.")
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
-        raise ValueError(f"BLINK has no task {unknown[0]!r}; choose among {', '.join(TASKS)}.")
+        raise ValueError(f"BLINK has no task {unknown[0]!r}; the tasks are {', '.join(TASKS)}.")
     wanted = list(tasks) or list(TASKS)
-    if Path(place).expanduser().is_file():
-        asked = load_questions(place, FIELDS)
-        return [question for question in asked if question.task in wanted]
-    return [question for task in wanted for question in load_questions(place, FIELDS, split, task)]
+    if Path(source).expanduser().is_file():
+        return [question for question in load_questions(source, FIELDS) if question.task in wanted]
+    return [question for task in wanted for question in load_questions(source, FIELDS, split, task)]
 
 
 def submission(predictions: Mapping[str, str | None]) -> dict[str, str]:
-    """What the evaluation server takes: idx -> "(A)", with UNREAD where an answer named no choice.
+    """The submission that the evaluation server takes: idx -> "(A)", with UNREAD for answers without a choice.
 
     Args:
         predictions: idx -> letter, or None.

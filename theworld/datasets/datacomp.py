@@ -1,7 +1,7 @@
-"""DataComp: pictures on the web and the captions they had there (https://www.datacomp.ai).
+"""DataComp: images on the web with their captions (https://www.datacomp.ai).
 
-The Hub has addresses and captions (`url`, `text`), not pictures: they are fetched as samples are needed. Many addresses
-lead nowhere any more; those rows are left out and counted.
+The Hub has the addresses and captions (`url`, `text`) and not the images, which are fetched when samples are needed.
+Many addresses are dead by now; their rows are left out and counted.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 HUB_ID = "mlfoundations/datacomp_1b"
 QUESTION = "Describe this image."
-TIMEOUT = 10.0  # seconds for one picture
+TIMEOUT = 10.0  # seconds per image
 MOST_BYTES = 20 * 2**20
-REPORT_EVERY = 100  # rows left out, between two lines in the log
+REPORT_EVERY = 100  # rows left out between two log lines
 
 
 class FetchedRows:
-    """Rows with an address and a caption, as records with a picture; what cannot be fetched or read is left out.
+    """Turns rows with an address and a caption into records with an image; leaves out what cannot be fetched or read.
 
     Attributes:
-        left_out: rows that had no picture any more, of all that were asked for so far in this process.
+        left_out: how many rows were left out so far in this process.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], question: str = QUESTION) -> None:
@@ -46,16 +46,16 @@ class FetchedRows:
                 continue
             self.left_out += 1
             if self.left_out % REPORT_EVERY == 0:
-                logger.warning("%d of %d rows have no picture or no caption any more", self.left_out, seen)
+                logger.warning("%d of %d rows were left out: their image or caption is missing", self.left_out, seen)
 
 
 def fetch(url: str) -> Image.Image | None:
-    """The picture at an address; None for one that does not answer, or answers with something else."""
+    """Fetches the image at an address; None if there is no answer, or if the answer is not an image."""
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "theworld"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             content = answer.read(MOST_BYTES + 1)
-    except (OSError, ValueError, urllib.error.URLError):  # no such host, no such page, no address at all
+    except (OSError, ValueError, urllib.error.URLError):  # no such host, no such page, not an address
         return None
     if len(content) > MOST_BYTES:
         return None
@@ -66,5 +66,5 @@ def fetch(url: str) -> Image.Image | None:
 
 
 def datacomp(rows: Iterable[Mapping[str, Any]], limit: int | None, question: str | None = None) -> StreamedSamples:
-    """Samples out of rows of DataComp, at most `limit` that have a picture."""
-    return StreamedSamples(FetchedRows(rows, question or QUESTION), limit=limit, origin="datacomp picture")
+    """Makes samples of DataComp's rows, at most `limit` that have an image."""
+    return StreamedSamples(FetchedRows(rows, question or QUESTION), limit=limit, origin="DataComp image")

@@ -1,4 +1,4 @@
-"""Any dataset that Hugging Face's `datasets` reads, by field mapping: on the Hub, in a folder, or streamed."""
+"""Datasets that Hugging Face's `datasets` reads: on the Hub, in a folder, or streamed; columns are mapped by name."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from theworld.datasets.samples import FieldMapping, HFDatasetWrapper, StreamedSa
 
 
 def load_split(name: str, split: str, streaming: bool = False, **options: Any) -> Any:
-    """One split of a dataset, as `datasets` has it.
+    """Loads one split of a dataset with `datasets`.
 
     Args:
-        name: a Hub id, a folder that `save_to_disk` wrote, or a folder of files.
+        name: a Hub id, a folder written by `save_to_disk`, or a folder of files.
         split: `train`, `validation[:100]`, …
         options: further arguments of `datasets.load_dataset` (`name`, `revision`, `data_files`, …).
 
     Raises:
-        ValueError: a dataset that is not there, not readable, or has no such split.
+        ValueError: if the dataset does not exist, cannot be read, or has no such split.
     """
     import datasets
 
@@ -39,7 +39,7 @@ def load_split(name: str, split: str, streaming: bool = False, **options: Any) -
 
 
 def mapped(split: Any, fields: FieldMapping, streaming: bool, limit: int | None = None) -> Dataset:
-    """A split as samples, at most `limit` of them."""
+    """Makes samples of a split, at most `limit` of them."""
     if streaming:
         fields.check(split.column_names)
         return StreamedSamples(MappedRows(split, fields), limit=limit, origin="streamed row")
@@ -49,7 +49,7 @@ def mapped(split: Any, fields: FieldMapping, streaming: bool, limit: int | None 
 
 
 class MappedRows:
-    """Rows of a stream as records, each time anew."""
+    """The rows of a stream as records; can be iterated over again."""
 
     def __init__(self, rows: Any, fields: FieldMapping) -> None:
         self.rows = rows

@@ -1,12 +1,12 @@
-"""Samples out of a JSON Lines file: one record a line, pictures and videos by path.
+"""Samples from a JSON Lines file: one record per line, images and videos by path.
 
     {"image": "a.png", "text": "What is this?", "label": "A cat"}
     {"images": ["a.png", "b.png"], "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "image"},
      {"type": "text", "text": "Which is older?"}]}, {"role": "assistant", "content": "The first."}]}
     {"video": "pour.mp4", "now": 12, "text": "Will it spill?", "label": "yes"}
 
-A `video` stands for the picture at frame `now` (0 when left out) and the true frames after it, of which every
-`stride`-th is taken; with `past`, so many frames before the picture are seen as well. Paths are relative to the file.
+A `video` gives the image at frame `now` (default 0) and the true frames after it, of which every `stride`-th is read;
+with `past`, that number of frames before the image is seen as well. Paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -22,43 +22,44 @@ from theworld.media.video import StridedFrames, Video
 
 VIDEO_KEYS = ("video", "now", "stride", "past")
 PATH_KEYS = ("video", "image", "images", "frames", "future_frames")
-MAX_FUTURE_FRAMES = 64  # read of one video: 16 world steps
+MAX_FUTURE_FRAMES = 64  # read from one video: 16 world steps
 
 
 class JsonlDataset(TheWorldDataset):
-    """The records of a file; its lines are checked when it is opened, its pictures are read when they are needed.
+    """The records of a file: its lines are checked when it is opened, its images are read when a batch needs them.
 
-    That a picture or video is there is checked as well, what is in it is not.
+    Opening checks that images and videos exist, and not what they contain.
 
     Args:
         path: the file.
-        limit: at most so many lines.
+        limit: the largest number of lines to read; None for all.
 
     Raises:
-        ValueError: no such file, a line that is no record, or a picture that is not there; it says which.
+        ValueError: if there is no such file, a line is not a valid record, or an image is missing; the message names
+            the line.
     """
 
     def __init__(self, path: str | os.PathLike[str], limit: int | None = None) -> None:
         self.path = Path(path)
         self.lines = list(read_lines(self.path, limit))
         if not self.lines:
-            raise ValueError(f"{path} has no lines; write one JSON object a line.")
+            raise ValueError(f"{path} has no lines: write one JSON object per line.")
         super().__init__([record for _, record in self.lines], self.path.parent, str(path))
-        found: set[str] = set()
+        known: set[str] = set()
         for index, (_, record) in enumerate(self.lines):
             self.messages(index)
             if "video" in record:
                 check_video(record, self.where(index))
-            check_files(record, self.path.parent, self.where(index), found)
+            check_files(record, self.path.parent, self.where(index), known)
 
     def where(self, index: int) -> str:
         return f"{self.path} line {self.lines[index][0]}"
 
     def messages(self, index: int) -> list[Message]:
         _, record = self.lines[index]
-        pictures = 1 if "video" in record else None
+        num_images = 1 if "video" in record else None
         return chat_of(
-            {key: value for key, value in record.items() if key not in VIDEO_KEYS}, self.where(index), pictures
+            {key: value for key, value in record.items() if key not in VIDEO_KEYS}, self.where(index), num_images
         )
 
     def __getitem__(self, index: int) -> Sample:
@@ -68,7 +69,7 @@ class JsonlDataset(TheWorldDataset):
         return to_sample(record, self.where(index), self.folder)
 
     def _frames(self, record: dict[str, Any], where: str) -> dict[str, Any]:
-        """Picture and true future of a video; takes its keys out of the record."""
+        """The image and the true future of a video, whose keys are removed from the record."""
         video, now, stride = record.pop("video"), record.pop("now", 0), record.pop("stride", 1)
         past = record.pop("past", 0)
         wanted = StridedFrames(now - past * stride, stride, past + 1 + MAX_FUTURE_FRAMES)
@@ -77,59 +78,60 @@ class JsonlDataset(TheWorldDataset):
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"{where}: {error}") from error
         if len(frames) <= past:
-            raise ValueError(f"{where}: the video ends before frame {now}; give a smaller `now`.")
+            raise ValueError(f"{where}: the video ends before frame {now}: choose a smaller `now`.")
         seen = {"frames": list(frames[: past + 1])} if past else {"image": frames[0]}
         return {**seen, "future_frames": frames[past + 1 :]}
 
 
 def check_video(record: Mapping[str, Any], where: str) -> None:
-    """Raises a ValueError for what stands beside a video and cannot be meant."""
+    """Raises a ValueError for keys of a record with a video that contradict each other."""
     if not isinstance(record["video"], str):
-        raise ValueError(f"{where}: video is {record['video']!r}; give the path of a video.")
+        raise ValueError(f"{where}: video is {record['video']!r}, and must be the path of a video.")
     now, stride, past = (record.get(name, least) for name, least in (("now", 0), ("stride", 1), ("past", 0)))
     for name, value, least in (("now", now, 0), ("stride", stride, 1), ("past", past, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{where}: {name} is {value!r}; give a whole number, {least} or more.")
+            raise ValueError(f"{where}: {name} is {value!r}, and must be an integer of at least {least}.")
     more = [key for key in PATH_KEYS if key != "video" and record.get(key) is not None]
     if more:
         raise ValueError(
-            f"{where} has a video and a picture ({', '.join(more)}); the picture is the video's frame `now`, and what "
-            "happens then are the frames after it."
+            f"{where} has a video and also {', '.join(more)}: remove one of them, since the image is the video's frame "
+            "`now`, and its future are the frames after it."
         )
     if now - past * stride < 0:
-        raise ValueError(f"{where}: there are no {past} frames before frame {now}; give a smaller past.")
+        raise ValueError(f"{where}: there are no {past} frames before frame {now}: choose a smaller `past`.")
 
 
-def check_files(record: Mapping[str, Any], folder: Path, where: str, found: set[str]) -> None:
-    """Looks whether the pictures and videos of a record are there, and opens none.
+def check_files(record: Mapping[str, Any], folder: Path, where: str, known: set[str]) -> None:
+    """Checks that the images and videos of a record exist, without opening them.
 
     Args:
         folder: what their paths are relative to.
-        found: paths that are known to be there; those of this record are added.
+        known: paths that are known to exist; those of this record are added.
 
     Raises:
-        ValueError: a file that is missing, or one value where a list belongs; it names it.
+        ValueError: if a file is missing, or a key has one value instead of a list.
     """
     for key in PATH_KEYS:
         value = record.get(key)
         if key in ("images", "future_frames") and not isinstance(value, list | None):
-            raise ValueError(f"{where}: {key} is {value!r}; give a list of paths.")
+            raise ValueError(f"{where}: {key} is {value!r}, and must be a list of paths.")
         for name in value if isinstance(value, list) else [value]:
-            if not isinstance(name, str) or name in found:
+            if not isinstance(name, str) or name in known:
                 continue
-            if not (folder / name).is_file():
-                raise ValueError(f"{where}: {key} names {folder / name}, and there is no such file; mend the path.")
-            found.add(name)
+            path = folder / name
+            if not (path.is_file() or (key in ("video", "frames") and path.is_dir())):
+                raise ValueError(f"{where}: {key} names {path}, and there is no such file: fix the path.")
+            known.add(name)
 
 
 def read_lines(path: Path, limit: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number and the object of each line that is not empty.
+    """Yields the number and the object of each line that is not empty.
 
     Raises:
-        ValueError: no such file, or a line that holds no JSON object.
+        ValueError: if there is no such file, or a line is not a JSON object.
     """
     if not path.is_file():
-        raise ValueError(f"There is no file {path}; give the path of a JSON Lines file.")
+        raise ValueError(f"There is no file {path}: pass the path of a JSON Lines file.")
     count = 0
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -141,7 +143,7 @@ def read_lines(path: Path, limit: int | None = None) -> Iterator[tuple[int, dict
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path} line {number} is not valid JSON ({error}); mend or remove it.") from error
+                raise ValueError(f"{path} line {number} is not valid JSON ({error}): fix or remove it.") from error
             if not isinstance(record, dict):
-                raise ValueError(f"{path} line {number} is no JSON object; write one record a line.")
+                raise ValueError(f"{path} line {number} is not a JSON object: write one record per line.")
             yield number, record

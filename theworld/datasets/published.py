@@ -1,4 +1,4 @@
-"""Published sets of questions that look ahead: where each is, and which of its columns is what."""
+"""Published question sets about the near future: where each set is, and its column mapping."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from theworld.datasets.columns import Fields
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A published set: where it is and how it is laid out.
+    """A published question set.
 
     Attributes:
-        meaning: one line for people.
-        fields: its columns.
-        hub: its place on the Hub, where it has one.
-        split: the split that is asked by default.
-        source: where the columns are from.
+        meaning: one line of help.
+        fields: the column of each field.
+        hub: its id on the Hub, if it has one.
+        split: the default split.
+        source: where the column names come from.
     """
 
     meaning: str
@@ -46,14 +46,14 @@ KNOWN_SETS: dict[str, KnownSet] = {
         ),
         "YCZhou/openworld_qa",
         "test",
-        "the dataset's card (YCZhou/openworld_qa); that the anchor frame ends what may be seen is our reading",
+        "the dataset's card (YCZhou/openworld_qa); that questions see the frames up to the anchor is our reading",
     ),
     "pai-bench": KnownSet(
         "PAI-Bench-U: understanding of robots, traffic and everyday physics, from video",
         Fields(video="video_path", choices="index2ans", strip="Please answer directly with only the letter.*"),
         "shi-labs/physical-ai-bench-understanding",
         "test",
-        "a public lmms-eval task for it; its id and category columns are not known to us, so usual names are tried",
+        "a public lmms-eval task; its id and category columns are unknown, so the usual names are tried",
     ),
     "futurebench": KnownSet(
         "FutureBench: the next event of a video, one to five hops ahead",
@@ -71,7 +71,7 @@ KNOWN_SETS: dict[str, KnownSet] = {
         "its authors' lmms-eval task (sail-sg/Video-Next-Event-Prediction)",
     ),
     "physbench": KnownSet(
-        "PhysBench: properties, relations, scenes and dynamics, from pictures and videos",
+        "PhysBench: properties, relations, scenes and dynamics, from images and videos",
         Fields(
             id="idx",
             images="file_name",

@@ -1,7 +1,7 @@
-"""Samples: one chat to learn from, with its pictures and, where they are known, the frames that came after.
+"""Samples: one chat to train on, with its images and, where they are known, the frames that followed.
 
-Datasets are sequences of samples. `TheWorldDataset` makes them from records (dicts) that a person writes,
-`HFDatasetWrapper` from the fields of a Hugging Face dataset; any other sequence of records will do as well.
+Datasets are sequences of samples. `TheWorldDataset` makes them from records (dicts) that users write, and
+`HFDatasetWrapper` from the fields of a Hugging Face dataset; any other sequence of records is accepted as well.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ RECORD_KEYS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One chat; what the assistant says in it is learned.
+    """One chat; the loss is on the assistant's turns.
 
     Attributes:
-        messages: turns as transformers writes chats; the content of a user's turn is a list of `{"type": "image"}` and
-            `{"type": "text", "text": …}`, that of the others is text.
+        messages: turns in transformers' chat format; the content of a user's turn is a list of `{"type": "image"}` and
+            `{"type": "text", "text": …}`, that of the other turns is text.
         images: one image or `Video` for each `{"type": "image"}`, in order; images in any form that
             `theworld.media.images` takes. A file is opened when a batch needs it.
-        future_frames: what really happened after the first picture, frame by frame, or None where nobody knows.
-        world_latents: (C, T, h, w), to be read in place of what would be imagined of the first picture.
+        future_frames: what really happened after the first image, frame by frame, or None if it is not known.
+        world_latents: (C, T, h, w), used instead of imagining the future of the first image.
         world_prompt: what the imagined future shows.
-        past_frames: 4·k frames before the first picture. Where the sample looks 0 steps ahead, its latents are then
-            those of its moment in the clip, which are not the same numbers as those of the picture alone.
-        num_world_steps: how far ahead this sample looks, whatever its batch would have drawn.
-        hide_picture: whether the world model alone sees the pictures.
-        origin: where it comes from, for error messages.
+        past_frames: 4·k frames before the first image. With 0 world steps its latents are then those of its moment in
+            the clip, which differ from those of the image alone.
+        num_world_steps: overrides the number of world steps of the batch.
+        hide_images: whether only the world model sees the images.
+        origin: where the sample comes from, for error messages.
     """
 
     messages: list[Message]
@@ -58,7 +58,7 @@ class Sample:
     world_prompt: str | None = None
     past_frames: Sequence[Any] | None = None
     num_world_steps: int | None = None
-    hide_picture: bool = False
+    hide_images: bool = False
     origin: str = "a sample"
 
     def answers(self) -> list[str]:
@@ -66,7 +66,7 @@ class Sample:
 
 
 class SampleDataset(Dataset):
-    """A sequence of samples whose chats can be read without opening a picture."""
+    """A sequence of samples whose chats can be read without opening an image."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -75,35 +75,35 @@ class SampleDataset(Dataset):
         raise NotImplementedError
 
     def messages(self, index: int) -> list[Message]:
-        """The chat of a sample alone."""
+        """The chat of a sample."""
         return self[index].messages
 
     def num_world_steps(self, index: int) -> int | None:
-        """How far ahead a sample looks by its own will; samples of one batch agree."""
+        """The sample's own `num_world_steps`, which must be equal for all samples of a batch."""
         return None
 
     def num_future_frames(self, index: int) -> int | None:
-        """How many frames of its true future a sample has; None where it has none, or where only reading them tells."""
+        """How many frames of its true future a sample has; None if it has none, or if they must be read to know."""
         return None
 
     def scene(self, index: int) -> Hashable:
-        """What a sample is about; samples of one scene ask the world model the same."""
+        """Identifies the scene of a sample; samples of one scene make the same requests to the world model."""
         return index
 
 
 class TheWorldDataset(SampleDataset):
-    """Samples out of records.
+    """Makes samples of records.
 
     Args:
-        records: dicts, or samples. A dict has `text` and `label`, or `messages` for several turns; and `image`, or
-            `images` for several, or `frames`, a video that ends now (a path, a list of pictures, or an array
-            (F, H, W, 3)), of which Gemma sees the last frame. `future_frames` are the frames after that (a list or an
-            array), `world_prompt` says what happens, and `world_latents` (C, T, h, w) are read instead of imagined.
-        folder: what relative paths of pictures are relative to; None means the working directory.
-        origin: name of the whole, for error messages.
+        records: dicts or samples. A dict has `text` and `label`, or `messages` for several turns; and `image`, or
+            `images` for several, or `frames`, a video that ends now (a path, a list of images, an array (F, H, W, 3) or
+            a `Video`), of which Gemma sees the last frame. `future_frames` are the frames after it (a list or an
+            array), `world_prompt` says what happens, and `world_latents` (C, T, h, w) are used instead of imagining.
+        folder: what relative paths of images are relative to; None means the working directory.
+        origin: name of the records, for error messages.
 
     Raises:
-        ValueError: a record that is no chat, when it is asked for; it names the record.
+        ValueError: if a record is not a valid chat, when it is read; the message names the record.
     """
 
     def __init__(
@@ -128,25 +128,25 @@ class TheWorldDataset(SampleDataset):
 
     def num_future_frames(self, index: int) -> int | None:
         record = self.records[index]
-        if not isinstance(record, Mapping) or record.get("world_latents") is not None:  # which are read instead
+        if not isinstance(record, Mapping) or record.get("world_latents") is not None:  # which are used instead
             return None
         future = record.get("future_frames")
         return None if future is None else len(future)
 
 
 class HFDatasetWrapper(SampleDataset):
-    """Samples out of a `datasets.Dataset`, field by field.
+    """Makes samples of the rows of a `datasets.Dataset`.
 
     Args:
         dataset: a split.
-        image_key: field of the picture; several fields are separated by commas, and empty ones are left out. Empty
-            means no picture.
-        text_key: field of the question; may be missing where there is a `question_template`.
-        label_key: field of the answer.
-        question_template: the question where the dataset has none; `{name}` is replaced by the field of that name.
+        image_key: the column of the image; several columns are separated by commas, and empty cells are left out. An
+            empty text means no image.
+        text_key: the column of the question; may be missing with a `question_template`.
+        label_key: the column of the answer.
+        question_template: the question, if the dataset has none; `{name}` is replaced by the cell of that column.
 
     Raises:
-        ValueError: a field that the dataset does not have, with those it has.
+        ValueError: if the dataset does not have a column; the message lists those it has.
     """
 
     def __init__(
@@ -169,13 +169,13 @@ class HFDatasetWrapper(SampleDataset):
         return to_sample(self.fields.record(self.dataset[index]), f"row {index}")
 
     def messages(self, index: int) -> list[Message]:
-        row = self._words[index]  # reading it does not decode a picture
+        row = self._words[index]  # reading it does not decode an image
         return conversation(0, [(self.fields.question(row), self.fields.answer(row))])
 
 
 @dataclass(frozen=True)
 class FieldMapping:
-    """Which fields of a row are picture, question and answer; see `HFDatasetWrapper`."""
+    """Which columns are image, question and answer; see `HFDatasetWrapper`."""
 
     image_key: str = "image"
     text_key: str = "text"
@@ -188,7 +188,7 @@ class FieldMapping:
         object.__setattr__(self, "images", names)
 
     def check(self, columns: Iterable[str] | None) -> None:
-        """Raises a ValueError for a field that is not there; a stream that does not know its columns passes."""
+        """Raises a ValueError if a column is missing; a stream that does not know its columns passes."""
         if columns is None:
             return
         known = list(columns)
@@ -198,7 +198,7 @@ class FieldMapping:
         for key, names in needed.items():
             for name in names:
                 if name not in known:
-                    raise ValueError(f"the dataset has no field {name!r} ({key}); it has {', '.join(known)}.")
+                    raise ValueError(f"The dataset has no field {name!r} ({key}); it has {', '.join(known)}.")
 
     def question(self, row: Mapping[str, Any]) -> str:
         if self.question_template is None:
@@ -208,24 +208,24 @@ class FieldMapping:
         except (KeyError, IndexError, ValueError) as error:
             fields = ", ".join(key for key in row if key not in self.images)
             raise ValueError(
-                f"question_template {self.question_template!r} cannot be filled ({error}); the fields are {fields}."
+                f"question_template {self.question_template!r} cannot be filled in ({error}); the fields are {fields}."
             ) from error
 
     def answer(self, row: Mapping[str, Any]) -> str:
         return str(row[self.label_key])
 
     def record(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row as a record of `TheWorldDataset`."""
+        """Turns a row into a record of `TheWorldDataset`."""
         images = [row[name] for name in self.images if row[name] is not None]
         return {"images": images, "text": self.question(row), "label": self.answer(row)}
 
 
 class StreamedSamples(IterableDataset):
-    """Samples out of records that come one after the other and have no length.
+    """Makes samples of a stream of records, which has no length.
 
     Args:
-        records: anything that can be iterated over again and gives the same records each time.
-        limit: at most so many.
+        records: an iterable that gives the same records in every iteration.
+        limit: the largest number of samples; None for all.
     """
 
     def __init__(
@@ -248,33 +248,33 @@ class StreamedSamples(IterableDataset):
 
 
 def conversation(num_images: int, turns: Sequence[tuple[str, str]]) -> list[Message]:
-    """A chat of (question, answer) turns, with all pictures before the first question."""
+    """A chat of (question, answer) turns, with all images before the first question."""
     messages: list[Message] = []
     for number, (question, answer) in enumerate(turns):
-        pictures = [{"type": "image"}] * (num_images if number == 0 else 0)
-        messages.append({"role": "user", "content": [*pictures, {"type": "text", "text": question}]})
+        images = [{"type": "image"}] * (num_images if number == 0 else 0)
+        messages.append({"role": "user", "content": [*images, {"type": "text", "text": question}]})
         messages.append({"role": "assistant", "content": answer})
     return messages
 
 
 def to_sample(record: Mapping[str, Any] | Sample, origin: str, folder: Path | None = None) -> Sample:
-    """A record of `TheWorldDataset` as a sample.
+    """Turns a record of `TheWorldDataset` into a sample.
 
     Raises:
-        ValueError: keys that nobody reads, no question or answer, turns that are no chat, or another number of pictures
-            than the chat has places for.
+        ValueError: if the record has unknown keys, lacks a question or an answer, if its turns are not a valid chat, or
+            if the number of images differs from that in its messages.
     """
     if isinstance(record, Sample):
         return record
     if not isinstance(record, Mapping):
-        raise ValueError(f"{origin} is a {type(record).__name__}; give a dict with image, text and label.")
-    images = pictures_of(record, origin, folder)
+        raise ValueError(f"{origin} has type {type(record).__name__}: pass a dict with image, text and label.")
+    images = images_of(record, origin, folder)
     messages = chat_of(record, origin, len(images))
     future = record.get("future_frames")
     return Sample(
         messages=messages,
         images=images,
-        future_frames=None if future is None else [beside(frame, folder) for frame in future],
+        future_frames=None if future is None else [inside(frame, folder) for frame in future],
         world_latents=record.get("world_latents"),
         world_prompt=record.get("world_prompt"),
         origin=origin,
@@ -282,83 +282,85 @@ def to_sample(record: Mapping[str, Any] | Sample, origin: str, folder: Path | No
 
 
 def chat_of(record: Mapping[str, Any], origin: str, num_images: int | None = None) -> list[Message]:
-    """The chat of a record, without opening a picture.
+    """The chat of a record, read without opening an image.
 
     Args:
-        num_images: pictures that the record has; None counts them in it.
+        num_images: how many images the record has; None counts them.
     """
     unknown = [key for key in record if key not in RECORD_KEYS]
     if unknown:
-        raise ValueError(f"{origin} has a key {unknown[0]!r} that nobody reads; known are {', '.join(RECORD_KEYS)}.")
-    count = len(pictures_of(record, origin, None)) if num_images is None else num_images
+        raise ValueError(f"{origin} has an unknown key {unknown[0]!r}; the known keys are {', '.join(RECORD_KEYS)}.")
+    count = len(images_of(record, origin, None)) if num_images is None else num_images
     if "messages" in record:
         if "text" in record or "label" in record:
-            raise ValueError(f"{origin} has messages and text or label; give one of them.")
+            raise ValueError(f"{origin} has both messages and text or label: give one of them.")
         if not isinstance(record["messages"], list) or not all(isinstance(m, Mapping) for m in record["messages"]):
-            raise ValueError(f"{origin} has messages that are no list of turns; write them as transformers does.")
+            raise ValueError(f"{origin} has messages that are not a list of turns: use transformers' chat format.")
         messages = [plain_message(message, origin) for message in record["messages"]]
     else:
         for key in ("text", "label"):
             if not isinstance(record.get(key), str):
-                raise ValueError(f"{origin} has no {key} (or it is no text); give text and label, or messages.")
+                raise ValueError(f"{origin} has no {key}, or it is not a text: give text and label, or messages.")
         messages = conversation(count, [(record["text"], record["label"])])
     check_chat(messages, count, origin)
     return messages
 
 
-def pictures_of(record: Mapping[str, Any], origin: str, folder: Path | None) -> tuple[Any, ...]:
-    """The pictures of a record, paths made absolute."""
+def images_of(record: Mapping[str, Any], origin: str, folder: Path | None) -> tuple[Any, ...]:
+    """The images of a record, with absolute paths."""
     given = [key for key in ("image", "images", "frames") if record.get(key) is not None]
     if len(given) > 1:
-        raise ValueError(f"{origin} has {' and '.join(given)}; give one of them.")
+        raise ValueError(f"{origin} has {' and '.join(given)}: give one of them.")
     if given == ["frames"]:
         frames = record["frames"]
         if isinstance(frames, Video):
             return (frames,)
-        return (Video([beside(f, folder) for f in frames] if isinstance(frames, list) else beside(frames, folder)),)
+        return (Video([inside(f, folder) for f in frames] if isinstance(frames, list) else inside(frames, folder)),)
     images = record.get("images")
     if images is None:
         images = [] if record.get("image") is None else [record["image"]]
-    return tuple(beside(image, folder) for image in images)
+    return tuple(inside(image, folder) for image in images)
 
 
-def beside(source: Any, folder: Path | None) -> Any:
-    """A relative path as one inside `folder`; anything else as it is."""
+def inside(source: Any, folder: Path | None) -> Any:
+    """Makes a relative path one inside `folder`; returns anything else unchanged."""
     return str(folder / source) if folder is not None and isinstance(source, str) else source
 
 
 def plain_message(message: Mapping[str, Any], origin: str) -> Message:
-    """A turn in the one form that samples have: parts for the user, text for the others."""
+    """Brings a turn into the form that samples have: a list of parts for the user, text for the other roles."""
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        raise ValueError(f"{origin} has a turn of {role!r}; the roles are {', '.join(ROLES)}.")
+        raise ValueError(f"{origin} has a turn with the role {role!r}; the roles are {', '.join(ROLES)}.")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not all(
         isinstance(part, Mapping)
         and (part.get("type") == "image" or (part.get("type") == "text" and isinstance(part.get("text"), str)))
         for part in parts
     ):
-        raise ValueError(f"{origin} has a turn of {role} that is neither text nor a list of image and text parts.")
+        raise ValueError(f"{origin} has a turn of the {role} that is neither text nor a list of image and text parts.")
     if role == "user":
         return {"role": role, "content": [part if part["type"] == "text" else {"type": "image"} for part in parts]}
     if any(part["type"] == "image" for part in parts):
-        raise ValueError(f"{origin} has a picture in a turn of {role}; pictures belong to the user's turns.")
+        raise ValueError(f"{origin} has an image in a turn of the {role}: move it to a turn of the user.")
     return {"role": role, "content": "".join(part["text"] for part in parts)}
 
 
 def check_chat(messages: Sequence[Message], num_images: int, origin: str) -> None:
-    """Raises a ValueError unless user and assistant alternate, an answer ends it, and every picture has its place."""
+    """Raises a ValueError unless user and assistant alternate, an answer comes last, and all images have a place."""
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
         raise ValueError(
-            f"{origin} has turns of {', '.join(roles) or 'nobody'}; user and assistant must alternate, and the "
-            "assistant comes last."
+            f"{origin} has turns of {', '.join(roles) or 'no role'}: user and assistant must alternate, and the "
+            "assistant must come last."
         )
     if not all(message["content"].strip() for message in messages if message["role"] == "assistant"):
-        raise ValueError(f"{origin} has an empty answer; there is nothing to learn from it.")
-    places = sum(
+        raise ValueError(f"{origin} has an empty answer: fill it in, or remove the record.")
+    in_messages = sum(
         part["type"] == "image" for message in messages if message["role"] == "user" for part in message["content"]
     )
-    if places != num_images:
-        raise ValueError(f"{origin} has {num_images} pictures, but its messages have places for {places}.")
+    if in_messages != num_images:
+        raise ValueError(
+            f"{origin} has {num_images} image{'s' * (num_images != 1)}, and its messages have {in_messages} of them."
+        )

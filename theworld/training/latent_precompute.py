@@ -64,7 +64,9 @@ class Missing:
 
     def __call__(self, placed: Sequence[IndexedSample]) -> list[WorldRequest]:
         asked = {
-            request.key: request for each in placed for request in self.collator.all_requests(each.sample, each.still)
+            request.key: request
+            for each in placed
+            for request in self.collator.all_requests(each.sample, each.deterministic)
         }
         return [request for key, request in asked.items() if key not in self.cache]
 
@@ -132,7 +134,7 @@ def shown_requests(collator: ChatCollator, samples: Sequence[Sample]) -> list[Wo
     """What each shown sample's future is made from; samples without a picture give none."""
     found = []
     for sample in samples:
-        found += collator.all_requests(sample, still=True)[:1]
+        found += collator.all_requests(sample, deterministic=True)[:1]
     return found
 
 

@@ -134,7 +134,7 @@ def new_collator(config: TrainingConfig, described: Described) -> ChatCollator:
         num_world_steps=described.config.num_world_steps,
         steps_shares=config.steps_shares,
         world_dropout=config.world_dropout,
-        picture_dropout=config.picture_dropout,
+        image_dropout=config.picture_dropout,
         true_futures=config.true_futures,
         constant_world=config.constant_world,
         first_seed=config.world_seed,
@@ -172,7 +172,7 @@ def place_samples(
 
 def check_futures(training: IndexedSamples, collator: ChatCollator) -> None:
     """Raises a ValueError for a sample whose true future is to be read and too short, where its length is known."""
-    draws, model = collator.draws, collator.processor.config
+    draws, model = collator.sampling, collator.processor.config
     if not draws.true_futures or draws.constant_world or not model.enable_world:
         return
     for index in training.kept:

@@ -114,7 +114,7 @@ class PhysicsSamples(SampleDataset):
             future_frames=list(frames[chat.frame + 1 :]),
             past_frames=list(frames[: chat.frame]) if chat.frame else None,
             num_world_steps=self.num_world_steps(index),
-            hide_picture=chat.reading,
+            hide_images=chat.reading,
             origin=f"{chat.clip.family}/{chat.clip.split}/{chat.clip.index}",
         )
 
