@@ -348,8 +348,8 @@ def test_info_of_the_published_pair_needs_no_network() -> None:
     assert content["tokens"]["per_world_step"] == 784
 
 
-def test_readme_shows_what_info_says() -> None:
-    page = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+def test_the_page_on_full_size_shows_the_output_of_info() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "full_size.md").read_text("utf-8")
     command = "theworld info google/gemma-3-4b-it --batch 4"
     shown = page.partition(f"`{command}`")[2].partition("```text\n")[2].partition("```")[0].splitlines()
     assert len(shown) > 10
