@@ -16,6 +16,7 @@ from theworld.cli import app
 from theworld.datasets.blink import HUB, TASKS
 from theworld.evaluation.run_folder import RESULTS, read_run
 from theworld.evaluation.scoring import read_answer
+from theworld.model.spec import resolve_model
 
 DEFAULTS: dict[str, Any] = {
     "task": "all",
@@ -102,9 +103,7 @@ def command_of(settings: dict[str, Any], output: Path, file: Path | None) -> lis
 
 def is_plain_gemma(model: str) -> bool:
     """Whether a model is Gemma itself, which has no world to look ahead with."""
-    from theworld.storage.hub import read_json, resolve
-
-    return read_json(resolve(model)).get("model_type") == "gemma3"
+    return not resolve_model(model).is_fused
 
 
 def save_errors(output: Path) -> Path:

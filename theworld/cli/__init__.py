@@ -54,7 +54,6 @@ app = typer.Typer(
     name="theworld",
     cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="A vision-language model that sees a few moments ahead.",

@@ -65,7 +65,7 @@ def ask(
 ) -> None:
     """Ask a question about images or a video; the model imagines what comes next before it answers.
 
-    Example: theworld ask scene.png "Which bin will the ball land in: left, middle or right?" --steps 4
+    Example: theworld ask scene.png "What colour is the bin the yellow ball will land in?" --steps 4
     """
     images = images or []
     if question == "-":

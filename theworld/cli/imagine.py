@@ -87,6 +87,8 @@ def imagine(
             say(f"Note: {spec.shipped_note}")
         if clip is not None:
             say(describe_clip(clip, seen))
+        if note := spec.note_on_steps(chosen):
+            say(f"Note: {note}")
         typer.echo(path)
         return
     content = {

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, Unpack, overload
 
 import numpy as np
@@ -100,6 +101,8 @@ class TheWorld(nn.Module):
             spec = resolve_model(model_name, world_model=cosmos_model_name, **values)
         if config and (spec.is_fused or spec is model_name):
             raise ValueError(f"{spec.name} is already configured, so {', '.join(config)} cannot be changed any more.")
+        if spec.shipped_note:
+            warn_once(spec.shipped_note)
         settings = copy.deepcopy(spec.config)
         if num_world_steps is not None:
             settings.num_world_steps = settings.check_world_steps(num_world_steps)
@@ -571,6 +574,12 @@ class TheWorld(nn.Module):
             FileNotFoundError: no such file.
         """
         return checkpoint_file.load_checkpoint(self.model, path, optimizer)
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Logs a warning the first time that it occurs in this process."""
+    logger.warning(text)
 
 
 def check_fields(config: Mapping[str, Any]) -> None:

@@ -49,7 +49,8 @@ GIB = 2**30
 TEXT_TOKENS = 60  # chat template, question and short answer
 NEW_TOKENS = 128  # of an answer
 DRIVER = GIB // 2  # CUDA context and the workspaces of its libraries, which torch does not count
-LIBRARIES = GIB  # resident size of Python with torch, transformers and diffusers imported
+LIBRARIES = 11 * GIB // 10  # resident size of a process that has used torch, transformers and diffusers
+TOKENIZER_ROW = 1200  # bytes of RAM per vocabulary row: 0.3 GiB for Gemma's tokenizer
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder layer
 

@@ -189,7 +189,8 @@ def predict_memory(config: TheWorldConfig, plan: CallPlan, text_encoder: int = 0
         ram = max(answer.persistent["weights"], text_encoder)
     else:
         ram = memory.inference(config, counts, **call, text_encoder_bytes=text_encoder).peak
-    rows = [{"of": "RAM", "predicted": ram + memory.LIBRARIES, "there_is": machine.free_ram()}]
+    ram += memory.LIBRARIES + memory.TOKENIZER_ROW * config.get_text_config().vocab_size
+    rows = [{"of": "RAM", "predicted": ram, "there_is": machine.free_ram()}]
     if cards:  # the first GPU is used unless --device names another
         rows.append({"of": "GPU", "predicted": answer.peak + memory.DRIVER, "there_is": cards[0]["free_bytes"]})
     return rows

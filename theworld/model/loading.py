@@ -19,9 +19,9 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTraine
 from transformers import __version__ as transformers_version
 
 from theworld.model.configuration import TheWorldConfig
+from theworld.model.spec import BASE, resolve_model
 from theworld.storage.adapters import read_tensors, split_checkpoint_name
 from theworld.storage.hub import (
-    CONFIG_FILE,
     find_base_dir,
     read_json,
     resolve,
@@ -31,7 +31,6 @@ from theworld.world_models.base import PARTS, WorldModel
 
 logger = logging.getLogger(__name__)
 
-GEMMA = Gemma3Config.model_type
 COMMIT = re.compile("[0-9a-f]{40}")
 # keys that published configs hold and transformers keeps as plain attributes, after reading them or for no reader;
 # vision_use_head is published as false, which is what transformers before its day does
@@ -46,9 +45,9 @@ def gemma_config(values: Mapping[str, Any], name_or_path: str, revision: str | N
         ValueError: if it is another kind of model.
     """
     kind = values.get("model_type")
-    if kind != GEMMA:
+    if kind != BASE:
         raise ValueError(
-            f"{name_or_path} is a {kind!r} model; TheWorld needs a Gemma 3 that reads images ({GEMMA!r}), such as "
+            f"{name_or_path} is a {kind!r} model; TheWorld needs a Gemma 3 that reads images ({BASE!r}), such as "
             "google/gemma-3-4b-it."
         )
     commit = revision if revision and COMMIT.fullmatch(revision) else None
@@ -193,13 +192,9 @@ def read_adapter(
     model = resolve(name)
     subfolder, filename = split_checkpoint_name(checkpoint_name)
     if config is None:
-        values = read_json(model, f"{subfolder}{CONFIG_FILE}", revision)
-        if values.get("model_type") != TheWorldConfig.model_type:
-            raise ValueError(
-                f"{name} is a {values.get('model_type')!r} model, not a TheWorld one; to fuse it, call "
-                f"TheWorld({name!r})."
-            )
-        config = TheWorldConfig.from_dict(values)
+        spec = resolve_model(name, revision=revision, checkpoint_name=checkpoint_name)
+        spec.check_fused()
+        config = spec.config
     tensors = read_tensors(model, f"{subfolder}{filename}", revision)
     bases = (config.vlm_name_or_path, config.world_name_or_path)
     return config, tensors, find_base_dir(model, bases, revision, subfolder)

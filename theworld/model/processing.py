@@ -96,12 +96,25 @@ class TheWorldProcessor(Gemma3Processor):
         processor = cls(
             base.image_processor,
             base.tokenizer,
-            chat_template=base.chat_template,
+            chat_template=base.chat_template or base.tokenizer.chat_template,
             image_seq_length=base.image_seq_length,
             config=config,
         )
         processor.base_name_or_path = name_or_path
         return processor
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        """Formats a chat as transformers does.
+
+        Raises:
+            ValueError: if the base model has no chat template and none is given.
+        """
+        if self.chat_template is None and kwargs.get("chat_template") is None:
+            raise ValueError(
+                f"{self.base_name_or_path} has no chat template, neither in chat_template.jinja nor in "
+                "tokenizer_config.json: add one, or use an instruction-tuned Gemma 3 such as google/gemma-3-4b-it."
+            )
+        return super().apply_chat_template(*args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:
         """Writes nothing: our settings are in the model's `config.json`, and the tokenizer is the Gemma base's."""

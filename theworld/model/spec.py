@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 FUSED, BASE = "theworld", "gemma3"  # `model_type` of a TheWorld model, and of a Gemma 3 that reads images
 MAX_WORLD_STEPS = 16  # of a config that does not say
+NANO_WORLD_STEPS = 4  # the shipped world model was trained on clips of 17 frames
 NANO_NOTE = (
     "nano knows only the scenes it ships with (see `theworld nano scene`); its answers about other images mean nothing."
 )
@@ -99,6 +100,15 @@ class ModelSpec:
     def shipped_note(self) -> str | None:
         """The sentence that belongs to every answer of the shipped model; None for any other model."""
         return NANO_NOTE if is_shipped(self.path) else None
+
+    def note_on_steps(self, num_world_steps: int) -> str | None:
+        """A sentence if a rollout is longer than the world model's training clips, as far as that is known."""
+        if not is_shipped(resolve(self.world_name, self.path)) or num_world_steps <= NANO_WORLD_STEPS:
+            return None
+        return (
+            f"The world model {self.world_name} was trained on clips of {NANO_WORLD_STEPS} world steps; what it imagines "
+            f"after them is unreliable, and {num_world_steps} were requested."
+        )
 
     @property
     def has_world(self) -> bool:

@@ -22,7 +22,7 @@ from theworld.evaluation.items import HIDDEN, Item
 from theworld.evaluation.lmms.requests import Asked, Writing, read_messages, read_visuals
 from theworld.evaluation.runner import answer, check_arms, inputs_of
 from theworld.inference.pipeline import TheWorld
-from theworld.storage.hub import read_json, resolve
+from theworld.model.spec import resolve_model
 
 # Interventions that need nothing but a question and its pictures: no true future, no other question's picture. Trained
 # controls are models of their own (`pretrained=nano/direct,arm=no-world`).
@@ -40,6 +40,7 @@ class TheWorldChat(lmms):
         seed: of the rollouts.
         batch_size: questions answered at once.
         device: None is this process's GPU, or the CPU.
+        dtype: of the weights, such as `bfloat16`; None is the device's default.
 
     Raises:
         ValueError: an argument that is not known, an arm that cannot be asked, or a model that cannot be read.
@@ -56,6 +57,7 @@ class TheWorldChat(lmms):
         seed: int = 0,
         batch_size: int | str = 1,
         device: str | None = None,
+        dtype: str | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ class TheWorldChat(lmms):
         if self.accelerator.num_processes > 1 and device != "cpu" and torch.cuda.is_available():
             device = f"cuda:{self.accelerator.local_process_index}"
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        answerer = load(str(pretrained), world_model, num_world_steps, self.arm, device)
+        answerer = load(str(pretrained), world_model, num_world_steps, self.arm, device, dtype)
         check_arms(answerer, {arm: self.arm})
         self.num_world_steps = answerer.config.num_world_steps
         self.device = answerer.model.device
@@ -277,13 +279,14 @@ def whole_number(name: str, value: int | str) -> int:
 
 
 def load(
-    pretrained: str, world_model: str | None, num_world_steps: int | None, arm: Arm, device: str | None
+    pretrained: str,
+    world_model: str | None,
+    num_world_steps: int | None,
+    arm: Arm,
+    device: str | None,
+    dtype: str | None = None,
 ) -> ModelAnswerer:
     """A trained model, or a plain Gemma 3 freshly fused, with a world only where the arm needs one."""
-    settings: dict[str, Any] = {"num_world_steps": num_world_steps, "device": device}
-    if read_json(resolve(pretrained)).get("model_type") != "theworld":
-        settings["enable_world"] = arm.needs_world
-        settings |= {} if world_model is None else {"cosmos_model_name": world_model}
-    elif world_model is not None:
-        raise ValueError(f"{pretrained} was trained with its own world model; leave world_model={world_model} out.")
-    return ModelAnswerer(TheWorld(pretrained, **settings))
+    spec = resolve_model(pretrained, world_model=world_model, enable_world=arm.needs_world)
+    spec.check_world_model(world_model)
+    return ModelAnswerer(TheWorld(spec, num_world_steps, device=device, dtype=dtype))
