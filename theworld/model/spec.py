@@ -106,8 +106,8 @@ class ModelSpec:
         if not is_shipped(resolve(self.world_name, self.path)) or num_world_steps <= NANO_WORLD_STEPS:
             return None
         return (
-            f"The world model {self.world_name} was trained on clips of {NANO_WORLD_STEPS} world steps; what it imagines "
-            f"after them is unreliable, and {num_world_steps} were requested."
+            f"The world model {self.world_name} was trained on clips of {NANO_WORLD_STEPS} world steps, and "
+            f"{num_world_steps} were requested; what it imagines after the first {NANO_WORLD_STEPS} is unreliable."
         )
 
     @property
