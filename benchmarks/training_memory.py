@@ -52,9 +52,9 @@ class StepTimes(TrainerCallback):
 
 
 def measure(changes: list[str]) -> dict[str, Any]:
-    """Trains in this process, and says what it took."""
-    from theworld.cli.train import read_config
+    """Trains in this process, and returns times and memory."""
     from theworld.training import recipe
+    from theworld.training.config import TrainingConfig
 
     times = StepTimes()
 
@@ -64,7 +64,7 @@ def measure(changes: list[str]) -> dict[str, Any]:
             self.add_callback(times)
 
     recipe.TheWorldTrainer = Timed  # type: ignore[misc]
-    config = read_config(str(REPOSITORY / CONFIG), None, None, None, None, None, None, changes)
+    config = TrainingConfig.read(REPOSITORY / CONFIG, changes)
     found: dict[str, Any] = {"batch_size": config.batch_size}
     try:
         recipe.train(config)

@@ -1,4 +1,4 @@
-"""What sharing is worth: four arms in one run against four runs of one arm each, on the same questions.
+"""Time saved by sharing rollouts: four arms in one run against four runs of one arm each, on the same questions.
 
 python scripts/arms_cost.py --model nano --limit 48
 """
@@ -7,17 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Sequence
 
-import torch
-
-from theworld import TheWorld
-from theworld.evaluation.answering import ModelAnswerer
-from theworld.evaluation.arms import choose
-from theworld.evaluation.physics import pick
-from theworld.evaluation.runner import run_arms
+from theworld.evaluation import evaluate
+from theworld.inspection.provenance import versions
 
 ARMS = "fused,shuffled,wrong-future,random-projection"
 
@@ -30,37 +24,39 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--device")
-    given = parser.parse_args()
+    options = parser.parse_args()
+    devices: set[str] = set()
 
     def measured(arms: Sequence[str]) -> tuple[float, dict[str, list[str]]]:
-        """Seconds of a whole run (scenes, loading, answering), and what was said."""
+        """Seconds of a complete run (scenes, loading, answers, scores), and the answers."""
         started = time.perf_counter()
-        items = pick("test", given.limit)
-        answers = run_arms(
-            items,
-            choose(arms),
-            lambda weights: ModelAnswerer(TheWorld.from_pretrained(given.model, device=given.device)),
-            num_world_steps=given.steps,
-            batch_size=given.batch_size,
+        results = evaluate(
+            options.model,
+            "physics",
+            arms=arms,
+            limit=options.limit,
+            num_world_steps=options.steps,
+            batch_size=options.batch_size,
+            device=options.device,
         )
-        said = {name: [answer.text for answer in own] for name, own in answers.items()}
-        return time.perf_counter() - started, said
+        devices.add(results.content["device"])
+        texts = {name: [answer.text for answer in answers] for name, answers in results.answers.items()}
+        return time.perf_counter() - started, texts
 
-    arms = given.arms.split(",")
-    measured(arms[:1])  # the first run also imports and compiles what all others find ready
+    arms = options.arms.split(",")
+    measured(arms[:1])  # the first run also imports and compiles, which would distort the comparison
     alone = {name: measured([name]) for name in arms}
-    together, said = measured(arms)
+    together, texts = measured(arms)
     apart = sum(seconds for seconds, _ in alone.values())
     found = {
         "separate_seconds": {name: round(seconds, 2) for name, (seconds, _) in alone.items()},
         "separate_seconds_in_all": round(apart, 2),
         "together_seconds": round(together, 2),
         "ratio": round(together / apart, 3),
-        "equal_predictions": all(said[name] == own[name] for name, (_, own) in alone.items()),
-        "questions": given.limit,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() and given.device != "cpu" else "cpu",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        "equal_predictions": all(texts[name] == single[name] for name, (_, single) in alone.items()),
+        "questions": options.limit,
+        "device": devices.pop(),
+        "versions": versions(),
     }
     print(json.dumps(found, indent=2))
 

@@ -1,4 +1,4 @@
-"""A model on BLINK: `theworld eval blink` behind the flags of the source document, with settings from a JSON file.
+"""Evaluates a model on BLINK, with settings from flags or a JSON file.
 
 python scripts/evaluate_blink.py --task Relative_Depth --model username/theworld-datacomp --num_world_steps 0,4
 """
@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from theworld.cli import app
 from theworld.datasets.blink import HUB, TASKS
-from theworld.evaluation.run_folder import RESULTS, read_run
-from theworld.evaluation.scoring import read_answer
+from theworld.evaluation import Results, evaluate
+from theworld.evaluation.run_folder import RESULTS
 from theworld.model.spec import resolve_model
+from theworld.storage.files import read_json_file, write_text
 
 DEFAULTS: dict[str, Any] = {
     "task": "all",
@@ -40,13 +39,20 @@ def main(arguments: list[str] | None = None) -> int:
     file = None
     if output.suffix == ".json":  # the source document's form: one file of results
         file, output = output, output.with_suffix("")
-    command = command_of(settings, output, file)
     if given.verbose:
-        print("theworld " + shlex.join(command))
-    app(command, standalone_mode=False)
-    if given.save_errors:
-        print(f"{save_errors(output)}: questions answered wrongly")
-    print(f"{output / RESULTS}: results; theworld compare {output} -o report makes a page of them")
+        print(json.dumps(settings, indent=2))
+    try:
+        results = evaluate(**arguments_of(settings), output=output, progress=progress)
+        if file is not None:
+            results.to_json(file)
+        errors = save_errors(results, output) if given.save_errors else None
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    print(results.to_markdown())
+    if errors is not None:
+        print(f"{errors}: questions answered wrongly")
+    print(f"{output / RESULTS}: results; theworld compare {output} -o report creates a page")
     return 0
 
 
@@ -54,26 +60,28 @@ def read_settings(arguments: list[str] | None) -> tuple[dict[str, Any], argparse
     """Defaults < JSON file < command line; an unknown key of the file is an error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="settings as JSON; configs/eval_blink.json is one")
-    parser.add_argument("--task", "--tasks", help=f"all, or some of {', '.join(TASKS)}, with commas between")
-    parser.add_argument("--model", help="nano, a folder, or a Hub id; a plain Gemma is asked as it is (default: nano)")
-    parser.add_argument("--data", help=f"a folder as the dataset lies on the Hub, or a Hub id (default: {HUB})")
-    parser.add_argument("--split", choices=("val", "test"), help="test writes what can be handed in (default: val)")
-    parser.add_argument("--arms", help="arms of `theworld eval` (default: fused and no-world; gemma for a plain Gemma)")
-    parser.add_argument("--num_world_steps", help="such as 0,4 (default: the model's own)")
-    parser.add_argument("--num_samples", type=int, help="questions in all, the tasks in turn (default: every one)")
-    parser.add_argument("--batch_size", type=int, help="questions answered at once (default: 8)")
-    parser.add_argument("--max_new_tokens", type=int, help="longest answer (default: 64)")
-    parser.add_argument("--seed", type=int, help="of the rollouts' noise (default: 0)")
-    parser.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
-    parser.add_argument("--output", help="folder of the run, or a .json beside it (default: runs/blink/MODEL)")
+    parser.add_argument("--task", "--tasks", help=f"all, or a comma-separated list of {', '.join(TASKS)}")
     parser.add_argument(
-        "--save_errors", action="store_true", help="write the wrongly answered questions to errors.jsonl"
+        "--model", help="nano, a folder, or a Hub id; a Gemma 3 is evaluated on its own (default: nano)"
     )
-    parser.add_argument("--verbose", action="store_true", help="say which command is run")
+    parser.add_argument("--data", help=f"a folder with the layout of the Hub dataset, or a Hub id (default: {HUB})")
+    parser.add_argument("--split", choices=("val", "test"), help="test writes a submission file (default: val)")
+    parser.add_argument("--arms", help="arms of `theworld eval` (default: fused and no-world; gemma for a Gemma 3)")
+    parser.add_argument("--num_world_steps", help="such as 0,4 (default: the model's own number)")
+    parser.add_argument("--num_samples", type=int, help="maximum number of questions (default: all)")
+    parser.add_argument("--batch_size", type=int, help="questions per batch (default: 8)")
+    parser.add_argument("--max_new_tokens", type=int, help="maximum length of an answer, in tokens (default: 64)")
+    parser.add_argument("--seed", type=int, help="random seed of the rollouts (default: 0)")
+    parser.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
+    parser.add_argument(
+        "--output", help="folder of the run, or a .json file for its results (default: runs/blink/MODEL)"
+    )
+    parser.add_argument("--save_errors", action="store_true", help="write wrongly answered questions to errors.jsonl")
+    parser.add_argument("--verbose", action="store_true", help="print the settings")
     given = parser.parse_args(arguments)
     settings = dict(DEFAULTS)
     if given.config is not None:
-        content = json.loads(given.config.read_text(encoding="utf-8"))
+        content = read_json_file(given.config, "correct it")
         unknown = sorted(content.keys() - DEFAULTS.keys())
         if unknown:
             parser.error(f"{given.config} has a key {unknown[0]!r}; known are {', '.join(DEFAULTS)}")
@@ -82,45 +90,42 @@ def read_settings(arguments: list[str] | None) -> tuple[dict[str, Any], argparse
     return settings, given
 
 
-def command_of(settings: dict[str, Any], output: Path, file: Path | None) -> list[str]:
-    """The arguments of `theworld` that do it."""
-    arms = settings["arms"] or ("gemma" if is_plain_gemma(str(settings["model"])) else "fused,no-world")
-    command = ["eval", "blink", "--model", settings["model"], "--arms", arms, "--data", settings["data"]]
-    command += ["--split", settings["split"], "--output", str(output), "--seed", settings["seed"]]
-    command += ["--batch-size", settings["batch_size"], "--max-new-tokens", settings["max_new_tokens"]]
-    if settings["task"] != "all":
-        command += ["--tasks", settings["task"]]
-    for option, value in (
-        ("--steps", settings["num_world_steps"]),
-        ("--limit", settings["num_samples"]),
-        ("--device", settings["device"]),
-        ("--json", file),
-    ):
-        if value is not None:
-            command += [option, value]
-    return [str(part) for part in command]
+def arguments_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `evaluate`."""
+    steps = settings["num_world_steps"]
+    spec = resolve_model(settings["model"])
+    return {
+        "model": settings["model"],
+        "benchmark": "blink",
+        "arms": settings["arms"] or ("fused,no-world" if spec.is_fused else "gemma"),
+        "num_world_steps": None if steps is None else [int(number) for number in str(steps).split(",")],
+        "limit": settings["num_samples"],
+        "split": settings["split"],
+        "tasks": [] if settings["task"] == "all" else settings["task"].split(","),
+        **{name: settings[name] for name in ("data", "batch_size", "max_new_tokens", "seed", "device")},
+    }
 
 
-def is_plain_gemma(model: str) -> bool:
-    """Whether a model is Gemma itself, which has no world to look ahead with."""
-    return not resolve_model(model).is_fused
+def progress(description: str, done: int, total: int) -> None:
+    """One line on stderr that is redrawn, for terminals only."""
+    if sys.stderr.isatty():
+        print(f"\r{description}: {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
-def save_errors(output: Path) -> Path:
-    """Writes what was answered wrongly in any arm, a question a line, and returns the file."""
-    run = read_run(output)
+def save_errors(results: Results, output: Path) -> Path:
+    """Writes the questions that an arm answered wrongly, one per line, and returns the file."""
     lines = []
-    for row, item in enumerate(run.items):
+    for row in results.predictions():
         wrong = {
-            name: {"text": answers[row].text, "read": read_answer(item, answers[row].text)}
-            for name, answers in run.answers.items()
-            if read_answer(item, answers[row].text) != item.answer
+            name: {"text": row["predictions"][name], "read": read}
+            for name, read in row["read"].items()
+            if read != row["answer"]
         }
         if wrong:
-            lines.append({"id": item.id, "question": item.question, "answer": item.answer, "wrong": wrong})
-    place = output / "errors.jsonl"
-    place.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    return place
+            lines.append({"id": row["id"], "question": row["question"], "answer": row["answer"], "wrong": wrong})
+    path = output / "errors.jsonl"
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return path
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-r"""Writes the tables of the test split into the pages, from the JSON that `theworld eval physics` wrote.
+r"""Writes the tables of the test split into Markdown pages, from the JSON of `theworld eval physics`.
 
 python scripts/nano_tables.py docs/nano/physics_test.json docs/nano.md \
     --arm frozen-random-projection=docs/nano/frozen_test.json
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from theworld.evaluation.arms import ARMS
+from theworld.evaluation.render import Table, interval, markdown_rows, percent, points
+from theworld.evaluation.results import score_rows
 
 FAMILIES = ("drop", "contact", "tower")
 
@@ -23,9 +25,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("pages", type=Path, nargs="+", help="pages with <!-- arms: begin --> or <!-- paired: begin -->")
-    parser.add_argument("--prefix", default="", help="of the marks: --prefix more- fills <!-- more-arms: begin -->")
+    parser.add_argument("--prefix", default="", help="of the markers: --prefix more- fills <!-- more-arms: begin -->")
     parser.add_argument(
-        "--arm", action="append", default=[], metavar="ARM=JSON", help="this arm's rows come from another run's file"
+        "--arm",
+        action="append",
+        default=[],
+        metavar="ARM=JSON",
+        help="takes this arm's rows from the file of another run",
     )
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text(encoding="utf-8"))
@@ -45,17 +51,24 @@ def main() -> None:
 
 
 def arms_table(results: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
-    """Accuracy by arm with 95 % intervals, and by family; arms of `others` as that run of their own measured them."""
-    lines = ["| arm | what it sees | all | 95 % | drop | contact | tower |", "|---|---|---|---|---|---|---|"]
-    scores = {name: others[name]["arms"][name] if name in others else score for name, score in results["arms"].items()}
-    rows = [(f"`{name}`{mark(name, others)}", ARMS[name].meaning, score) for name, score in scores.items()]
-    for name, meaning, score in (*rows, ("commonest answer", "", results["commonest_answer"])):
-        low, high = (100 * bound for bound in score["interval_95"])
-        families = " | ".join(percent(score["by_family"][family]["accuracy"]) for family in FAMILIES)
-        lines.append(f"| {name} | {meaning} | {percent(score['accuracy'])} | {low:.1f}–{high:.1f} | {families} |")
+    """Accuracy by arm with 95 % intervals, and by family; arms of `others` come from the runs that measured them."""
+    columns = ("arm", "input", "all", "95 %", *FAMILIES)
+    rows = []
+    for row in score_rows({**results, "arms": {name: arm_score(name, results, others) for name in results["arms"]}}):
+        is_arm = row["arm"] in ARMS
+        rows.append(
+            [
+                f"`{row['arm']}`{mark(row['arm'], others)}" if is_arm else row["arm"].strip("()"),
+                ARMS[row["arm"]].meaning if is_arm else "",
+                percent(row["accuracy"]),
+                interval(row["low"], row["high"]),
+                *(percent(row["by_family"][family]) for family in FAMILIES),
+            ]
+        )
+    lines = markdown_rows(Table("Arms", columns, rows))
     lines += [
         "",
-        f"*{results['limit']} questions of the {results['split']} split, one a scene; "
+        f"*{results['limit']} questions of the {results['split']} split, one per scene; "
         f"{unparsed(score for name, score in results['arms'].items() if name not in others)}; {origin(results)}",
     ]
     for name, other in others.items():
@@ -63,7 +76,7 @@ def arms_table(results: dict[str, Any], others: dict[str, dict[str, Any]]) -> st
         right = percent(other["arms"][first]["accuracy"])
         lines += [
             "",
-            f"*{mark(name, others).strip()} in a run of its own, where `{first}` had {right}; "
+            f"*{mark(name, others).strip()} in a separate run, where `{first}` had {right}; "
             f"{unparsed([other['arms'][name]])}; {origin(other)}",
         ]
     return "\n".join(lines) + "\n"
@@ -72,44 +85,48 @@ def arms_table(results: dict[str, Any], others: dict[str, dict[str, Any]]) -> st
 def paired_table(results: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
     """Paired differences of the first arm to the others."""
     first = next(iter(results["arms"]))
-    lines = [
-        f"| `{first}` minus | points | 95 % | p (McNemar, exact) | drop | contact | tower |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for pair, own in results["paired"].items():
+    rows = []
+    for pair in results["paired"]:
         arm = pair.partition("-minus-")[2]
-        row = others[arm]["paired"][pair] if arm in others else own
-        low, high = (100 * bound for bound in row["interval_95"])
-        families = " | ".join(f"{100 * row['by_family'][family]['difference']:+.1f}" for family in FAMILIES)
-        lines.append(
-            f"| `{arm}`{mark(arm, others)} | {100 * row['difference']:+.1f} | {low:+.1f} … {high:+.1f} "
-            f"| {row['p_mcnemar']:.2g} | {families} |"
+        row = others.get(arm, results)["paired"][pair]
+        rows.append(
+            [
+                f"`{arm}`{mark(arm, others)}",
+                points(row["difference"]),
+                " … ".join(map(points, row["interval_95"])),
+                f"{row['p_mcnemar']:.2g}",
+                *(points(row["by_family"][family]["difference"]) for family in FAMILIES),
+            ]
         )
-    return "\n".join(lines) + "\n"
+    columns = (f"`{first}` minus", "points", "95 %", "p (McNemar, exact)", *FAMILIES)
+    return "\n".join(markdown_rows(Table("Paired", columns, rows))) + "\n"
+
+
+def arm_score(name: str, results: dict[str, Any], others: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The score of an arm, from the run that measured it."""
+    score = others.get(name, results)["arms"][name]
+    assert isinstance(score, dict)
+    return score
 
 
 def mark(arm: str, others: dict[str, dict[str, Any]]) -> str:
-    """The sign of a footnote behind an arm that another run measured."""
+    """The footnote sign after an arm that another run measured."""
     return " " + "†" * (1 + list(others).index(arm)) if arm in others else ""
 
 
 def unparsed(scores: Iterable[dict[str, Any]]) -> str:
-    """How many answers of these arms could not be read, in words."""
+    """How many answers of these arms could not be parsed, in words."""
     count = sum(score["unparsed"] for score in scores)
     return f"{count or 'no'} answer{'' if count == 1 else 's'} unparsed"
 
 
 def origin(results: dict[str, Any]) -> str:
-    """Where and how figures were measured, to the end of a note in italics."""
+    """Device, versions and command of a run, as the end of a note in italics."""
     versions = results["versions"]
     return (
         f"on {results['device']}, torch {versions['torch']}, transformers {versions['transformers']}:* "
         f"`{results['command']}`"
     )
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 if __name__ == "__main__":

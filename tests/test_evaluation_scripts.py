@@ -1,7 +1,8 @@
-"""BLINK and the demo from the shell: the flags of the source document, its make targets, and the shipped config."""
+"""Scripts around evaluations: the source document's flags and make targets, the shipped config, and failures."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import io
 import json
@@ -22,6 +23,7 @@ from tests.evaluation.tiny_family import tiny_family
 
 REPOSITORY = Path(__file__).parent.parent
 TASKS = ("Counting", "Relative_Depth")
+EXEMPT = ("train_hf.py",)
 
 
 def script(name: str) -> ModuleType:
@@ -40,7 +42,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def blink(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tasks of two questions each, as the dataset lies on the Hub."""
+    """Two tasks of two questions each, in the layout of the Hub dataset."""
     folder = tmp_path_factory.mktemp("blink")
     for task in TASKS:
         rows = []
@@ -64,7 +66,7 @@ def blink(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_make_targets_evaluate_and_compare(family: Path, blink: Path, tmp_path: Path) -> None:
-    """`configs/eval_blink.json` is what `make eval-blink` runs."""
+    """`make eval-blink` uses `configs/eval_blink.json`."""
     for entry in ("Makefile", "scripts", "configs", "theworld", "requirements.lock", "pyproject.toml"):
         (tmp_path / entry).symlink_to(REPOSITORY / entry)
 
@@ -107,32 +109,54 @@ def test_settings_are_defaults_then_the_file_then_the_command_line(tmp_path: Pat
     assert shipped.keys() <= script("evaluate_blink").DEFAULTS.keys()
 
 
-def test_flags_become_the_command(family: Path) -> None:
+def test_flags_become_arguments_of_evaluate(family: Path) -> None:
     module = script("evaluate_blink")
     flags = ["--model", str(family / "fused"), "--task", "Counting", "--num_world_steps", "0,4", "--num_samples", "9"]
     settings, _ = module.read_settings([*flags, "--split", "test"])
-    command = module.command_of(settings, Path("out"), Path("out.json"))
-    pairs = dict(zip(command[2::2], command[3::2], strict=True))
-    assert command[:2] == ["eval", "blink"]
-    assert (pairs["--steps"], pairs["--tasks"], pairs["--limit"], pairs["--json"]) == (
-        "0,4",
-        "Counting",
-        "9",
-        "out.json",
-    )
-    assert pairs["--arms"] == "fused,no-world"
+    arguments = module.arguments_of(settings)
+    assert (arguments["num_world_steps"], arguments["tasks"], arguments["limit"]) == ([0, 4], ["Counting"], 9)
+    assert (arguments["benchmark"], arguments["split"], arguments["arms"]) == ("blink", "test", "fused,no-world")
     plain, _ = module.read_settings(["--model", str(family / "bases" / "gemma")])
-    assert "gemma" in module.command_of(plain, Path("out"), None)
+    assert module.arguments_of(plain)["arms"] == "gemma"
 
 
-def test_nothing_to_compare_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert script("compare_results").main([str(tmp_path)]) == 1
-    assert "there is no run in" in capsys.readouterr().err
-
-
-def test_the_demo_goes_through_questions_as_it_is_told(
-    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_failing_scripts_exit_with_an_error(
+    family: Path, blink: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A failure must not look like a success, and must not name a results file that does not exist."""
+    output = ["--data", str(blink), "--output", str(tmp_path / "run")]
+    for flags, message in (
+        (["--model", str(tmp_path / "missing")], "missing"),
+        (["--model", str(family / "fused"), "--arms", "fusd"], "no arm 'fusd'"),
+        (["--model", str(family / "fused"), "--num_world_steps", "99"], "world steps"),
+    ):
+        assert script("evaluate_blink").main([*flags, *output]) == 1
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert "results.json" not in captured.out
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text("{")
+    assert script("compare_results").main([str(tmp_path / "damaged"), "-o", str(tmp_path / "report")]) == 1
+    assert "is not valid JSON" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("folder", ["scripts", "benchmarks", "examples", "theworld/evaluation"])
+def test_the_library_is_called_and_not_the_command_line(folder: str) -> None:
+    """train_hf.py is the command line of training under the source document's name."""
+    for path in sorted((REPOSITORY / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any((module or "").startswith("theworld.cli") for module in modules) or path.name in EXEMPT, path
+
+
+def test_comparing_nothing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script("compare_results").main([str(tmp_path)]) == 1
+    assert "There is no run in" in capsys.readouterr().err
+
+
+def test_the_demo_executes_its_commands(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = script("inference_demo")
     file = io.StringIO()
     monkeypatch.setattr(module, "Console", lambda: Console(file=file, width=80))
@@ -146,12 +170,12 @@ def test_the_demo_goes_through_questions_as_it_is_told(
     text = file.getvalue()
     assert "num_world_steps is 9; this model takes 0 to 4" in text
     assert "What colour is it?" in text
-    assert text.count("truth:") == 6
+    assert text.count("correct:") == 6
     assert "▀" in text
-    assert Image.open(tmp_path / "0003.png").size[0] > 2 * 112  # seen and imagined
+    assert Image.open(tmp_path / "0003.png").size[0] > 2 * 112  # input and imagined
 
 
-def test_the_demo_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_reports_errors(capsys: pytest.CaptureFixture[str]) -> None:
     arguments: list[Any] = ["--benchmark", "mcq"]
     assert script("inference_demo").main(arguments, io.StringIO()) == 1
-    assert "no place of its own" in capsys.readouterr().err
+    assert "no data of its own" in capsys.readouterr().err

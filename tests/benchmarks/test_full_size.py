@@ -11,25 +11,27 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks import full_size
+from benchmarks import full_size, full_size_run, full_size_sections
+from benchmarks.full_size_parity import distance, parity
 from benchmarks.full_size_report import markdown
+from benchmarks.full_size_run import Run
 from benchmarks.random_weights import FULL, cosmos_config, gemma_on_meta, published_name, write_tokenizer
 from theworld.world_models.cosmos_components import new_transformer, new_vae
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> full_size.Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Tiny repositories and an adapter, made as at full size."""
     folder = tmp_path_factory.mktemp("run")
-    made = full_size.Run("tiny", folder, torch.device("cpu"), time.time() + 600, repeats=1)
-    made.keep("make", full_size.make(made))
+    made = Run("tiny", folder, torch.device("cpu"), time.time() + 600, repeats=1)
+    made.keep("make", full_size_sections.make(made))
     return made
 
 
 def test_the_layout_has_the_published_counts_and_names() -> None:
     gemma = gemma_on_meta(FULL)
     names = {published_name(name) for name in gemma.state_dict()} - {"lm_head.weight"}
-    assert sum(parameter.numel() for parameter in gemma.parameters()) == full_size.PUBLISHED_SUMS["Gemma 3 4B"]
+    assert sum(parameter.numel() for parameter in gemma.parameters()) == full_size_run.PUBLISHED_SUMS["Gemma 3 4B"]
     assert len(names) == len(gemma.state_dict()) - 1, "no two tensors under one name"
     assert {
         "language_model.model.embed_tokens.weight",
@@ -43,8 +45,10 @@ def test_the_layout_has_the_published_counts_and_names() -> None:
     assert all(name.startswith(starts) for name in names)
     with torch.device("meta"):
         vae, transformer = new_vae(cosmos_config(FULL)), new_transformer(cosmos_config(FULL))
-    assert sum(parameter.numel() for parameter in vae.parameters()) == full_size.PUBLISHED_SUMS["VAE"]
-    assert sum(parameter.numel() for parameter in transformer.parameters()) == full_size.PUBLISHED["world transformer"]
+    assert sum(parameter.numel() for parameter in vae.parameters()) == full_size_run.PUBLISHED_SUMS["VAE"]
+    assert (
+        sum(parameter.numel() for parameter in transformer.parameters()) == full_size_run.PUBLISHED["world transformer"]
+    )
 
 
 def test_the_tokenizer_has_the_published_ids(tmp_path: Path) -> None:
@@ -53,13 +57,13 @@ def test_the_tokenizer_has_the_published_ids(tmp_path: Path) -> None:
     assert len(tokenizer) == 262_145
     for token, index in FULL.special.items():
         assert tokenizer.convert_tokens_to_ids(token) == index
-    question = full_size.QUESTION
+    question = full_size_run.QUESTION
     assert tokenizer.decode(tokenizer(question, add_special_tokens=False)["input_ids"]) == question
 
 
-def test_answers_come_with_times_and_memory(run: full_size.Run) -> None:
-    found = full_size.answers(run)
-    assert list(found["calls"]) == list(full_size.CALLS)
+def test_answers_come_with_times_and_memory(run: Run) -> None:
+    found = full_size_sections.answers(run)
+    assert list(found["calls"]) == list(full_size_run.CALLS)
     for name, row in found["calls"].items():
         assert row["answer"], name
         assert row["alike"], name
@@ -73,8 +77,8 @@ def test_answers_come_with_times_and_memory(run: full_size.Run) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' NumPy use
-def test_both_parities_hold(run: full_size.Run) -> None:
-    found = full_size.parity(run)
+def test_both_parities_hold(run: Run) -> None:
+    found = parity(run)
     off = found["world_off"]
     assert off["inputs_equal"]
     assert off["logits_equal"]
@@ -86,13 +90,13 @@ def test_both_parities_hold(run: full_size.Run) -> None:
     assert all(row["within"] and row["tolerance"] > 0 and row["rms"] > 0.1 for row in rows)
     assert all(row["given_difference"] < 1e-5 for row in rows)
     one = torch.randn(4, 4)
-    assert full_size.distance(1.1 * one, one) == pytest.approx(0.1, rel=1e-4), "and it would be seen if they did not"
+    assert distance(1.1 * one, one) == pytest.approx(0.1, rel=1e-4), "and it would be seen if they did not"
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*able.* is deprecated:FutureWarning")
-def test_every_training_setting_steps(run: full_size.Run) -> None:
-    found = full_size.training(run)
-    assert list(found) == list(full_size.TRAINING)
+def test_every_training_setting_steps(run: Run) -> None:
+    found = full_size_sections.training(run)
+    assert list(found) == list(full_size_run.TRAINING)
     for name, row in found.items():
         assert len(row["losses"]) == 3, name
         assert row["losses"][0] != row["losses"][-1], name
@@ -166,25 +170,25 @@ def test_the_committed_page_is_what_its_file_says() -> None:
     assert all(row["within"] for row in found["parity"]["latents"].values() if isinstance(row, dict))
     rows = [*found["answers"]["calls"].values(), *found["training"].values()]
     measured = [row for row in rows if isinstance(row, dict)]
-    assert len(measured) == len(full_size.CALLS) + len(full_size.TRAINING)
+    assert len(measured) == len(full_size_run.CALLS) + len(full_size_run.TRAINING)
     # README says so
     assert all(row["predicted_over_measured"] == pytest.approx(1, abs=0.0205) for row in measured)
 
 
 def test_what_no_longer_fits_is_left_out(tmp_path: Path) -> None:
     now = time.time()
-    full = full_size.Run("full", tmp_path, torch.device("cpu"), until=now + 20)
+    full = Run("full", tmp_path, torch.device("cpu"), until=now + 20)
     assert full.fits(10)
     assert not full.fits(30)
 
 
 @pytest.mark.slow  # eight processes, each of which loads its libraries anew
-def test_the_commands_of_a_person_end_as_they_should(run: full_size.Run) -> None:
-    described = full_size.describe(run)
+def test_the_commands_of_a_person_end_as_they_should(run: Run) -> None:
+    described = full_size_sections.describe(run)
     assert described["components"]["projection"] > 0
     assert described["doctor_works"]
     assert "would work here" in described["doctor_text"]
-    found = full_size.commands(run)
+    found = full_size_sections.commands(run)
     ended = {name: row["returncode"] for name, row in found.items()}
     assert ended == {
         "ask, now, tokens": 0,

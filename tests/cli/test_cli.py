@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from theworld import __version__
 from theworld.cli import app
 from theworld.cli.errors import is_out_of_memory, one_sentence
-from theworld.cli.eval import control_places
+from theworld.evaluation.evaluator import find_controls
 from theworld.world_models import guardrail
 
 QUESTION = "Which bin will the ball land in?"
@@ -409,7 +409,7 @@ def test_eval_physics_writes_scores_and_predictions(
     lines = (output.parent / "nano.predictions.jsonl").read_text().splitlines()
     assert len(lines) == 4
     assert set(json.loads(lines[0])["predictions"]) == set(arms.split(","))
-    for shown in ("imagined-image", "fused − shuffled", "(commonest answer)"):
+    for shown in ("imagined-image", "fused − shuffled", "(most common answer)"):
         assert shown in result.stdout
 
 
@@ -468,7 +468,7 @@ def test_eval_of_ones_own_questions_and_their_comparison(
     assert compared["reference"] == "oracle-future"
     assert compared["runs"][0]["device"] == "cpu"
     assert "<svg" in (report / "comparison.html").read_text()
-    assert "`oracle-future` against the others" in (report / "comparison.md").read_text()
+    assert "| oracle-future − fused |" in (report / "comparison.md").read_text()
     assert "holds no run" in fail("compare", tmp_path, "-o", report)
     assert "is not a writable folder" in fail("compare", run, "-o", questions / "x")
 
@@ -490,7 +490,7 @@ def test_eval_of_a_plain_gemma(family: Path, questions: Path) -> None:
     options = ("--data", questions, "--fields", "choices=options", "--max-new-tokens", "2", "--device", "cpu")
     result = succeed("eval", "mcq", "--model", family / "bases" / "gemma", "--arms", "gemma,verbal", *options)
     assert "gemma − verbal" in result.stdout
-    assert "cannot ask Gemma as it was" in fail(
+    assert "cannot use the base Gemma model" in fail(
         "eval", "mcq", "--model", family / "direct", "--arms", "gemma", *options
     )
 
@@ -534,12 +534,12 @@ def test_eval_says_what_is_wrong(family: Path, tmp_path: Path) -> None:
 
 def test_controls_are_found_beside_the_model_or_where_one_says(family: Path) -> None:
     wanted = {"direct"}
-    assert control_places("nano", wanted, ["direct=" + str(family / "direct")]) == {"direct": str(family / "direct")}
-    assert control_places(str(family / "fused"), wanted, []) == {"direct": str(family / "direct")}
+    assert find_controls("nano", wanted, {"direct": str(family / "direct")}) == {"direct": str(family / "direct")}
+    assert find_controls(str(family / "fused"), wanted, {}) == {"direct": str(family / "direct")}
     with pytest.raises(ValueError, match="--control direct=FOLDER"):
-        control_places("user/model", wanted, [])
+        find_controls("user/model", wanted, {})
     with pytest.raises(ValueError, match="direct"):
-        control_places(str(family / "bases" / "gemma"), wanted, [])
+        find_controls(str(family / "bases" / "gemma"), wanted, {})
 
 
 # ------------------------------------------------------------------------------------------------------------- nano
@@ -573,7 +573,7 @@ def test_nano_scene_says_what_is_wrong(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_told_before_any_question_is_asked(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("theworld.cli.eval.run", lambda *arguments, **options: pytest.fail("asked"))
+    monkeypatch.setattr("theworld.evaluation.evaluator.run_arms", lambda *_, **options: pytest.fail("asked"))
     command = ("eval", "physics", "--model", family / "fused", "--limit", "3", "--steps", "1")
     for option in ("--json", "-o"):
         assert "cannot be written: /proc is not a writable folder" in fail(*command, option, "/proc/r.json")
@@ -592,7 +592,7 @@ def test_questions_without_a_column_of_answers_are_no_hidden_test_set(
     said = fail(*command)
     assert "no row of q.jsonl has an answer (answer or correct_answer)" in said
     assert "its columns are image, question, choices, label" in said
-    assert "is one file; leave --split out" in fail(*command, "--split", "val")
+    assert "is one file, which has no splits; leave the split out" in fail(*command, "--split", "val")
     Path("q.jsonl").write_text(json.dumps({**row, "answer": None}) + "\n")
     hidden = succeed(*command)
     assert "are not published" in hidden.stderr

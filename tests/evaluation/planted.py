@@ -13,10 +13,9 @@ from PIL import Image
 
 from theworld.evaluation.answering import Reply, ReplyInputs
 from theworld.evaluation.arms import choose
-from theworld.evaluation.benchmarks import Request, load_benchmark
-from theworld.evaluation.items import Item
 from theworld.evaluation.run_folder import RunFolder
 from theworld.evaluation.runner import Answer, run_arms
+from theworld.evaluation.tasks import Item, Request, load_benchmark
 
 TASKS = ("near", "far")
 

@@ -10,7 +10,7 @@ import torch
 
 from theworld.evaluation.answering import ReplyInputs
 from theworld.evaluation.arms import ARMS, Batch, Imagination, choose
-from theworld.evaluation.items import Item
+from theworld.evaluation.tasks import Item
 
 STEPS = 2
 TOKEN_ARMS = [name for name, arm in ARMS.items() if arm.needs_world and name != "imagined-image"]
@@ -25,7 +25,7 @@ class Config:
 
 
 class Painter:
-    """Stands in for a model: its latents are the picture's shade, plus 0.1 a step into the future."""
+    """A fake model: its latents are the image's shade, plus 0.1 per world step."""
 
     def __init__(self) -> None:
         self.config = Config()
@@ -39,7 +39,7 @@ class Painter:
         return (shades + ahead).expand(-1, 1, -1, 2, 2)
 
     def decode(self, latents: torch.Tensor, *, for_people: bool = True) -> np.ndarray:
-        assert not for_people, "the language model looks at them, and no guardrail stands between"
+        assert not for_people, "these frames are for the language model, without the guardrail"
         shades = latents[:, 0, -1, 0, 0].round().to(torch.uint8).numpy()
         return np.stack([np.full((1 + 4 * STEPS, 4, 4, 3), shade, dtype=np.uint8) for shade in shades])
 
@@ -72,21 +72,21 @@ def batch() -> Batch:
         seed=0,
         enable_world=True,
         world_latents=None,
-        records=items,
-        seen=[[one.image] for one in items],
-        others=[[items[1].image], [items[0].image]],
+        items=items,
+        world_images=[[one.image] for one in items],
+        other_images=[[items[1].image], [items[0].image]],
         imagination=Imagination(Painter()),  # type: ignore[arg-type]
     )
 
 
 def seen(batch: Batch, arm: str) -> torch.Tensor:
-    """The shade each latent frame shows, (n, T)."""
+    """The shade of each latent frame, (n, T)."""
     changed = ARMS[arm].change(batch)
     assert changed.world_latents is not None
     return changed.world_latents[:, 0, :, 0, 0]
 
 
-def test_what_each_token_arm_reads(batch: Batch) -> None:
+def test_latents_of_each_token_arm(batch: Batch) -> None:
     expected = {
         "fused": [[10.0, 10.1, 10.2], [20.0, 20.1, 20.2]],
         "fused-0": [[10.0], [20.0]],
@@ -103,29 +103,29 @@ def test_what_each_token_arm_reads(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("arm", TOKEN_ARMS)
-def test_token_arms_leave_pictures_and_questions_alone(batch: Batch, arm: str) -> None:
+def test_token_arms_do_not_change_images_and_questions(batch: Batch, arm: str) -> None:
     changed = ARMS[arm].change(batch)
     assert changed.images is batch.images
     assert changed.questions is batch.questions
     assert changed.enable_world
 
 
-def test_dummy_and_random_tokens_stand_in_for_the_projectors(batch: Batch) -> None:
+def test_dummy_and_random_tokens_replace_those_of_the_projector(batch: Batch) -> None:
     dummy, random = (ARMS[arm].change(batch).world_tokens for arm in ("dummy", "random-projection"))
     assert dummy is not None
     assert random is not None
-    assert dummy[:, 0, 0].tolist() == [1000.0, 1000.0]  # of zero latents: nothing of the picture is in it
+    assert dummy[:, 0, 0].tolist() == [1000.0, 1000.0]  # of zero latents, which do not depend on the image
     torch.testing.assert_close(random[:, 0, 0], torch.tensor([2010.0, 2020.0]))
     assert {ARMS[arm].change(batch).world_tokens for arm in ("fused", "zero", "shuffled", "oracle-future")} == {None}
 
 
-def test_gemma_is_asked_without_world_and_lora_and_all_others_with_their_own_weights(batch: Batch) -> None:
+def test_only_the_gemma_arm_disables_the_lora(batch: Batch) -> None:
     changed = ARMS["gemma"].change(batch)
     assert (changed.enable_world, changed.lora, changed.images) == (False, False, batch.images)
     assert all(ARMS[arm].change(batch).lora for arm in ("fused", "no-world", "verbal", "imagined-image"))
 
 
-def test_verbal_reads_what_gemma_foresaw_and_each_picture_is_described_once(batch: Batch) -> None:
+def test_verbal_reads_gemmas_description_of_each_image_which_is_generated_once(batch: Batch) -> None:
     for _ in range(2):
         changed = ARMS["verbal"].change(batch)
     assert changed.questions[0] == "Foreseen in words: it moves to 10\n\nWhere will it be?"
@@ -134,7 +134,7 @@ def test_verbal_reads_what_gemma_foresaw_and_each_picture_is_described_once(batc
 
 
 @pytest.mark.parametrize("arm", ["no-world", "matched-control", "direct"])
-def test_arms_without_a_world_ask_the_same_of_the_same_picture(batch: Batch, arm: str) -> None:
+def test_arms_without_a_world_ask_the_same_question_about_the_same_image(batch: Batch, arm: str) -> None:
     changed = ARMS[arm].change(batch)
     assert (changed.enable_world, changed.world_latents) == (False, None)
     assert changed.images is batch.images
@@ -142,26 +142,26 @@ def test_arms_without_a_world_ask_the_same_of_the_same_picture(batch: Batch, arm
 
 
 @pytest.mark.parametrize(("arm", "shades"), [("imagined-image", [10, 20]), ("true-image", [110, 120])])
-def test_picture_arms_ask_of_the_last_frame_as_it_is(batch: Batch, arm: str, shades: list[int]) -> None:
+def test_image_arms_ask_the_now_form_about_the_last_frame(batch: Batch, arm: str, shades: list[int]) -> None:
     changed = ARMS[arm].change(batch)
     assert [[int(image[0, 0, 0]) for image in own] for own in changed.images] == [[shade] for shade in shades]
     assert changed.questions == ["Where is it?"] * 2
     assert (changed.enable_world, changed.world_latents) == (False, None)
 
 
-def test_a_rollout_is_made_once_for_all_arms_and_once_a_seed(batch: Batch) -> None:
+def test_a_rollout_is_computed_once_per_seed_for_all_arms(batch: Batch) -> None:
     for arm in ("fused", "shuffled", "imagined-image", "random-projection"):
         ARMS[arm].change(batch)
     model = batch.imagination.model
     assert model.imagined == [2]  # type: ignore[attr-defined]
-    for arm in ("fused-0", "wrong-future", "zero", "dummy"):  # now alone, for all of them
+    for arm in ("fused-0", "wrong-future", "zero", "dummy"):  # the present only, once for all of them
         ARMS[arm].change(batch)
     assert model.imagined == [2, 2]  # type: ignore[attr-defined]
     ARMS["fused"].change(replace(batch, seed=1))
     assert model.imagined == [2, 2, 2]  # type: ignore[attr-defined]
 
 
-def test_each_arm_is_charged_for_the_rollouts_it_would_have_made_alone(batch: Batch) -> None:
+def test_each_arm_is_charged_for_the_rollouts_it_needs_on_its_own(batch: Batch) -> None:
     imagination = batch.imagination
     charged = {}
     for arm in ("fused", "shuffled", "fused-0", "zero", "no-world"):
@@ -172,9 +172,9 @@ def test_each_arm_is_charged_for_the_rollouts_it_would_have_made_alone(batch: Ba
     assert charged == {"fused": 2, "shuffled": 2, "fused-0": 0, "zero": 0, "no-world": 0}
 
 
-def test_the_same_picture_twice_in_a_batch_is_imagined_once(batch: Batch) -> None:
-    picture = batch.seen[0][0]
-    twice = replace(batch, seen=[[picture], [picture.copy()]])
+def test_the_same_image_twice_in_a_batch_is_imagined_once(batch: Batch) -> None:
+    image = batch.world_images[0][0]
+    twice = replace(batch, world_images=[[image], [image.copy()]])
     torch.testing.assert_close(seen(twice, "fused")[0], seen(twice, "fused")[1])
     assert batch.imagination.model.imagined == [1]  # type: ignore[attr-defined]
 
@@ -183,28 +183,26 @@ def test_the_same_picture_twice_in_a_batch_is_imagined_once(batch: Batch) -> Non
     ("arm", "what", "shades"),
     [("imagined-image", "is imagined to happen next", 10), ("true-image", "happens next", 110)],
 )
-def test_where_a_question_is_no_state_the_future_stands_behind_the_picture(
-    batch: Batch, arm: str, what: str, shades: int
-) -> None:
-    records = [replace(one, now_form=None) for one in batch.records]
-    changed = ARMS[arm].change(replace(batch, records=records))
+def test_without_a_now_form_the_future_follows_the_image(batch: Batch, arm: str, what: str, shades: int) -> None:
+    items = [replace(one, now_form=None) for one in batch.items]
+    changed = ARMS[arm].change(replace(batch, items=items))
     assert [int(np.asarray(image)[0, 0, 0]) for image in changed.images[0]] == [10, shades, shades]
     assert changed.questions[0] == (
         f"Picture 1 shows what is there now. Pictures 2 to 3 show what {what}, in order of time.\n\nWhere will it be?"
     )
-    with pytest.raises(ValueError, match="ask them apart"):
-        ARMS[arm].change(replace(batch, records=[records[0], batch.records[1]]))
+    with pytest.raises(ValueError, match="evaluate them separately"):
+        ARMS[arm].change(replace(batch, items=[items[0], batch.items[1]]))
     if arm == "true-image":
         with pytest.raises(ValueError, match="1 world step or more"):
-            ARMS[arm].change(replace(batch, records=records, num_world_steps=0))
+            ARMS[arm].change(replace(batch, items=items, num_world_steps=0))
 
 
-def test_a_true_future_that_is_not_known_is_an_error(batch: Batch) -> None:
-    records = [replace(one, frames=None) for one in batch.records]
+def test_a_missing_true_future_is_an_error(batch: Batch) -> None:
+    items = [replace(one, frames=None) for one in batch.items]
     with pytest.raises(ValueError, match="10 has 0 true frames and this arm needs 9"):
-        ARMS["oracle-future"].change(replace(batch, records=records))
-    futures = [replace(one, frames=None, future=tuple(one.frames[1:])) for one in batch.records]
-    torch.testing.assert_close(seen(replace(batch, records=futures), "oracle-future"), seen(batch, "oracle-future"))
+        ARMS["oracle-future"].change(replace(batch, items=items))
+    futures = [replace(one, frames=None, future=tuple(one.frames[1:])) for one in batch.items]
+    torch.testing.assert_close(seen(replace(batch, items=futures), "oracle-future"), seen(batch, "oracle-future"))
 
 
 def test_too_many_steps_for_the_true_frames_is_an_error(batch: Batch) -> None:
@@ -212,9 +210,9 @@ def test_too_many_steps_for_the_true_frames_is_an_error(batch: Batch) -> None:
         ARMS["oracle-future"].change(replace(batch, num_world_steps=5))
 
 
-def test_an_unknown_arm_is_named_with_the_known_ones() -> None:
+def test_an_unknown_arm_is_an_error_with_a_suggestion() -> None:
     with pytest.raises(ValueError, match="no arm 'fusd'; did you mean 'fused'"):
         choose(["fused", "fusd"])
     assert choose(["all"]) == ARMS
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="No arm was named"):
         choose([])

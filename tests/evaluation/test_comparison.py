@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,11 @@ from typing import Any
 import pytest
 
 from tests.evaluation.planted import planted_benchmark, planted_run
-from theworld.evaluation import benchmarks
-from theworld.evaluation.comparison import as_markdown, compared, gather
-from theworld.evaluation.items import Item
-from theworld.evaluation.page import as_page
+from theworld.evaluation import compare, tasks
+from theworld.evaluation.render import by_steps, to_html
 from theworld.evaluation.run_folder import RUN
 from theworld.evaluation.statistics import NO_DIFFERENCE
+from theworld.evaluation.tasks import Item
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def run(folder: Path, items: list[Item]) -> Path:
 
 
 def test_planted_accuracy_and_significance_come_out_exactly(run: Path) -> None:
-    content = compared(gather([str(run)]))
+    content = compare(run).content
     fused, off = content["arms"]["fused"], content["arms"]["no-world"]
     assert (fused["accuracy"], off["accuracy"], fused["n"]) == (32 / 40, 22 / 40, 40)
     assert (fused["unparsed"], off["unparsed"]) == (2, 0)
@@ -59,7 +59,7 @@ def test_planted_accuracy_and_significance_come_out_exactly(run: Path) -> None:
     assert content["confusion"]["fused"] == {"A": {"A": 32, "B": 6, "unread": 2}}
     assert content["commonest_answer"]["accuracy"] == 1.0
     assert content["warnings"] == []
-    assert [entry["said"]["fused"]["right"] for entry in content["disagreements"]].count(True) == 12
+    assert [entry["answers"]["fused"]["correct"] for entry in content["disagreements"]].count(True) == 12
 
 
 def test_training_seeds_are_pooled_and_noise_between_them_is_no_finding(folder: Path, items: list[Item]) -> None:
@@ -67,7 +67,8 @@ def test_training_seeds_are_pooled_and_noise_between_them_is_no_finding(folder: 
         planted_run(folder / f"a{seed}", items, lambda n, world, s=seed: "A" if (n + s) % 4 else "B", "fused")
         planted_run(folder / f"b{seed}", items, lambda n, world, s=seed: "A" if (n + s) % 5 else "B", "fused")
     group = {name: ",".join(str(folder / f"{name}{seed}") for seed in range(3)) for name in "ab"}
-    content = compared(gather([f"{name}={places}" for name, places in group.items()]), reference="b/fused")
+    results = compare([f"{name}={folders}" for name, folders in group.items()], reference="b/fused")
+    content = results.content
     assert content["arms"]["a/fused"]["seed_accuracies"] == [0.75] * 3
     assert content["arms"]["b/fused"]["accuracy"] == pytest.approx(0.8)
     pair = content["paired"]["b/fused-minus-a/fused"]
@@ -75,49 +76,50 @@ def test_training_seeds_are_pooled_and_noise_between_them_is_no_finding(folder: 
     assert pair["difference"] == pytest.approx(0.05)
     assert pair["finding"] == NO_DIFFERENCE
     assert "p_sign_flip" in pair
-    assert "3 points" in as_page(content)
+    assert "3 points" in results.to_html()
 
 
 def test_runs_with_several_numbers_of_steps_make_a_curve(folder: Path, items: list[Item]) -> None:
     for steps, right in ((0, 20), (4, 30)):
         planted_run(folder / f"n{steps}", items, lambda n, world, r=right: "A" if n < r else "B", "fused", steps=steps)
-    content = compared(gather([str(folder / "n0"), str(folder / "n4")]))
+    results = compare([folder / "n0", folder / "n4"])
+    content = results.content
     ((name, points),) = content["steps"].items()
     assert name == "planted: fused"
     assert [(point["steps"], point["accuracy"]) for point in points] == [(0, 0.5), (4, 0.75)]
     assert content["reference"] == "n4/fused"
-    assert "Accuracy against world steps" in as_page(content)
+    assert "Accuracy against world steps" in results.to_html()
 
 
 def test_what_cannot_be_compared_is_said(run: Path, folder: Path, items: list[Item]) -> None:
     planted_run(folder / "fewer", items[:20], lambda n, world: "A", limit=20)
-    with pytest.raises(ValueError, match=r"fewer was asked other questions than .*one.*compare runs of the same"):
-        gather([str(run), str(folder / "fewer")])
-    with pytest.raises(ValueError, match="was given twice"):
-        gather([str(run), str(run)])
+    with pytest.raises(ValueError, match=r"fewer has other questions than .*one.*compare runs of the same"):
+        compare([run, folder / "fewer"])
+    with pytest.raises(ValueError, match="Duplicate run"):
+        compare([run, run])
     with pytest.raises(ValueError, match="write RUN, or NAME=RUN"):
-        gather(["name="])
-    with pytest.raises(ValueError, match="two groups of runs are called 'x'"):
-        gather([f"x={run}", f"x={folder / 'fewer'}"])
-    with pytest.raises(ValueError, match="no 'fusd' to compare with; choose among fused, no-world"):
-        compared(gather([str(run)]), "fusd")
+        compare("name=")
+    with pytest.raises(ValueError, match="Two groups of runs are named 'x'"):
+        compare([f"x={run}", f"x={folder / 'fewer'}"])
+    with pytest.raises(ValueError, match="no arm 'fusd' to compare with; choose among fused, no-world"):
+        compare(run, reference="fusd")
     planted_run(folder / "four", items, lambda n, world: "A", "fused", steps=4)
     planted_run(folder / "none", items, lambda n, world: "A", "fused", steps=0)
-    with pytest.raises(ValueError, match="training seeds of one model differ in nothing else"):
-        gather([f"a={folder / 'four'},{folder / 'none'}"])
+    with pytest.raises(ValueError, match="training seeds of one model must have the same settings"):
+        compare(f"a={folder / 'four'},{folder / 'none'}")
 
 
 def test_an_arm_that_was_cut_off_is_left_out_with_a_note(folder: Path, items: list[Item]) -> None:
     planted_run(folder / "cut", items, lambda n, world: "A")
     place = folder / "cut" / "answers" / "no-world.jsonl"
     place.write_text("".join(place.read_text().splitlines(keepends=True)[:5]))
-    content = compared(gather([str(folder / "cut")]))
+    content = compare(folder / "cut").content
     assert list(content["arms"]) == ["fused"]
-    assert content["notes"] == [f"no-world of {folder / 'cut'} has 5 of 40 answers and is left out; run it to the end."]
+    assert content["notes"] == [f"no-world of {folder / 'cut'} has 5 of 40 answers and is left out; finish the run."]
     for file in (folder / "cut" / "answers").iterdir():
         file.write_text("")
-    with pytest.raises(ValueError, match="no arm of these runs"):
-        gather([str(folder / "cut")])
+    with pytest.raises(ValueError, match="No arm of these runs"):
+        compare([folder / "cut"])
 
 
 class Outside(HTMLParser):
@@ -136,24 +138,26 @@ class Outside(HTMLParser):
                 self.found.append(f"{tag} {name}={value}")
 
 
-def test_the_page_needs_nothing_beside_it_and_shows_what_was_said(run: Path, items: list[Item], folder: Path) -> None:
-    from theworld.evaluation.disagreements import save_pictures
+@pytest.mark.parametrize("images_folder", ["images", "pictures"])  # the second is that of older runs
+def test_the_page_needs_no_other_file_and_shows_the_answers(run: Path, items: list[Item], images_folder: str) -> None:
+    from theworld.evaluation.disagreements import save_images
 
-    save_pictures(run / "pictures", items, list(range(12)), None, 1, 0)
-    content = compared(gather([str(run)]))
-    page = as_page(content)
+    shutil.rmtree(run / "images", ignore_errors=True)
+    save_images(run / images_folder, items, list(range(12)), None, 1, 0)
+    results = compare(run)
+    page = results.to_html()
     reader = Outside()
     reader.feed(page)
     assert reader.found == []
     assert reader.tags.count("svg") == 3  # by arm, by sub-task, cost
     assert reader.tags.count("img") == 12
     assert "<script" not in page
-    for shown in ("80.0 %", "+25.0", "better", "right alone", "I cannot tell.", "Which of the two is it, 3?"):
+    for shown in ("80.0 %", "+25.0", "better", "only one correct", "I cannot tell.", "Which of the two is it, 3?"):
         assert shown in page, shown
-    assert as_page(compared(gather([str(run)]))) == page  # the same comparison, the same file
-    hostile = json.loads(json.dumps(content))
-    hostile["disagreements"][0]["said"]["fused"]["text"] = "<script>alert(1)</script>"
-    assert "<script>" not in as_page(hostile)
+    assert compare(run).to_html() == page  # the same comparison, the same file
+    hostile = json.loads(json.dumps(results.content))
+    hostile["disagreements"][0]["answers"]["fused"]["text"] = "<script>alert(1)</script>"
+    assert "<script>" not in to_html(hostile)
 
 
 def test_imagined_strips_stand_beside_what_was_seen_or_the_reason_is_told(
@@ -163,11 +167,11 @@ def test_imagined_strips_stand_beside_what_was_seen_or_the_reason_is_told(
 
     from theworld.evaluation.answering import ModelAnswerer
     from theworld.evaluation.arms import Imagination
-    from theworld.evaluation.disagreements import read_index, save_pictures
+    from theworld.evaluation.disagreements import read_index, save_images
     from theworld.inference.pipeline import TheWorld
 
     shared = Imagination(ModelAnswerer(TheWorld.from_pretrained(family / "fused", device="cpu")))
-    assert save_pictures(tmp_path / "a", items, [3, 5], shared, 2, 0) is None
+    assert save_images(tmp_path / "a", items, [3, 5], shared, 2, 0) is None
     index = read_index(tmp_path / "a")
     assert list(index) == ["q3", "q5"]
     assert Image.open(tmp_path / "a" / index["q3"]["seen"]).size == (112, 112)
@@ -177,17 +181,21 @@ def test_imagined_strips_stand_beside_what_was_seen_or_the_reason_is_told(
         raise ValueError("install the guardrail first")
 
     monkeypatch.setattr(TheWorld, "decode", guarded)
-    assert save_pictures(tmp_path / "b", items, [3], shared, 2, 0) == "install the guardrail first"
+    assert save_images(tmp_path / "b", items, [3], shared, 2, 0) == "install the guardrail first"
     assert list(read_index(tmp_path / "b")["q3"]) == ["seen"]
-    assert save_pictures(tmp_path / "c", items, [], None, 2, 0) is None, "where arms agree nothing is missing"
-    assert save_pictures(tmp_path / "d", items, [3], None, 2, 0) == "nothing was imagined"
+    assert save_images(tmp_path / "c", items, [], None, 2, 0) is None, "where arms agree nothing is missing"
+    assert save_images(tmp_path / "d", items, [3], None, 2, 0) == "nothing was imagined"
 
 
 def test_the_markdown_has_the_same_figures(run: Path) -> None:
-    text = as_markdown(compared(gather([str(run)])))
-    assert "| `fused` | 80.0 % | 65.2–89.5 | 0.0 % | 2 | 40 |" in text
-    assert re.search(r"\| `no-world` \| \+25\.0 \| \+7\.5 … \+42\.5 \| 0\.013 \| 0\.013 \| better \|", text)
-    assert "| near | 80.0 % | 55.0 % |" in text
+    results = compare(run)
+    text = results.to_markdown()
+    assert "| `fused` | 80.0 % | 65.2–89.5 | 80.0 % | 80.0 % | 0.0 % | 0 | 2 | 40 |" in text
+    assert re.search(r"\| fused − no-world \| \+25\.0 \| \+7\.5 … \+42\.5 \|.*\| 0\.013 \| 0\.013 \| better \|", text)
+    assert results.accuracies == {"fused": 0.8, "no-world": 0.55, "(most common answer)": 1.0}
+    assert results.intervals["fused"] == pytest.approx((0.652, 0.895), abs=1e-3)
+    assert results.paired["no-world"]["finding"] == "better"
+    assert next(row["by_family"] for row in results.rows()) == {"far": 0.8, "near": 0.8}
 
 
 def test_hidden_answers_claim_no_accuracy(folder: Path, items: list[Item]) -> None:
@@ -195,22 +203,22 @@ def test_hidden_answers_claim_no_accuracy(folder: Path, items: list[Item]) -> No
 
     hidden = [replace(item, answer="") for item in items]
     planted_run(folder / "hidden", hidden, lambda n, world: "A" if n else "what?")
-    content = compared(gather([str(folder / "hidden")]))
-    assert content["hidden"] is True
-    for text in (as_markdown(content), as_page(content)):
+    results = compare(folder / "hidden")
+    assert results.hidden
+    for text in (results.to_markdown(), results.to_html()):
         assert "no accuracy is claimed" in text
         assert "%" not in text.replace("95 %", "").partition("<style>")[0] + text.partition("</style>")[2].replace(
             "95 %", ""
         )
 
 
-def test_limits_take_the_tasks_in_turn(items: list[Item]) -> None:
-    chosen = benchmarks.in_turn(items, 5)
+def test_limits_are_spread_evenly_over_the_tasks(items: list[Item]) -> None:
+    chosen = tasks.limit_evenly(items, 5)
     assert [item.family for item in chosen].count("near") == 3
     assert [item.id for item in chosen] == sorted((item.id for item in chosen), key=lambda name: int(name[1:]))
-    assert benchmarks.in_turn(items, 100) == items
+    assert tasks.limit_evenly(items, 100) == items
     with pytest.raises(ValueError, match="limit is 0"):
-        benchmarks.in_turn(items, 0)
+        tasks.limit_evenly(items, 0)
 
 
 @pytest.mark.parametrize(
@@ -218,24 +226,22 @@ def test_limits_take_the_tasks_in_turn(items: list[Item]) -> None:
     [
         ("mqc", {}, "no benchmark 'mqc'; did you mean 'mcq'"),
         ("weather", {}, "no benchmark 'weather'; choose among physics, blink, mcq"),
-        ("mcq", {}, "no place of its own"),
-        ("physics", {"data": "x"}, "physics makes its scenes itself"),
+        ("mcq", {}, "no data of its own"),
+        ("physics", {"data": "x"}, "physics benchmark generates its scenes"),
         ("physics", {"tasks": ("pour",)}, "no family 'pour'"),
         ("blink", {"split": "train"}, "no split 'train'"),
     ],
 )
 def test_what_cannot_be_asked_is_said(name: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        benchmarks.load_benchmark(name, benchmarks.Request(**settings))
+        tasks.load_benchmark(name, tasks.Request(**settings))
 
 
 def test_a_task_that_a_set_does_not_have_is_said(folder: Path, items: list[Item]) -> None:
     place = str(folder / "planted.jsonl")
     with pytest.raises(ValueError, match=r"no task 'nera' in .*; it has near, far"):
-        benchmarks.load_benchmark("mcq", benchmarks.Request(data=place, tasks=("nera",)))
-    assert {
-        item.family for item in benchmarks.load_benchmark("mcq", benchmarks.Request(data=place, tasks=("near",)))
-    } == {"near"}
+        tasks.load_benchmark("mcq", tasks.Request(data=place, tasks=("nera",)))
+    assert {item.family for item in tasks.load_benchmark("mcq", tasks.Request(data=place, tasks=("near",)))} == {"near"}
 
 
 def test_a_run_says_what_it_is(run: Path) -> None:
@@ -244,7 +250,5 @@ def test_a_run_says_what_it_is(run: Path) -> None:
 
 
 def test_a_bound_a_rounding_past_its_figure_is_drawn() -> None:
-    from theworld.evaluation.page import by_steps
-
     point = {"steps": 4, "accuracy": 1.0, "interval_95": (0.75, 1.0 - 2**-53)}
     assert "<svg" in by_steps({"fused": [point]})

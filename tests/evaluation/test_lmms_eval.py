@@ -24,13 +24,12 @@ from PIL import Image
 from theworld import TheWorld
 from theworld.evaluation.answering import ModelAnswerer, Reply, ReplyInputs
 from theworld.evaluation.arms import ARMS, choose
-from theworld.evaluation.benchmarks import Request, load_benchmark
-from theworld.evaluation.items import Item
 from theworld.evaluation.lmms import manifest
 from theworld.evaluation.lmms import model as plugin
 from theworld.evaluation.lmms.model import TheWorldChat, TheWorldSimple
-from theworld.evaluation.lmms.requests import Writing, read_messages, read_visuals
+from theworld.evaluation.lmms.requests import Decoding, read_messages, read_visuals
 from theworld.evaluation.runner import run_arms
+from theworld.evaluation.tasks import Item, Request, load_benchmark
 
 STEPS = 2
 NUM_QUESTIONS = 6
@@ -62,7 +61,7 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 @pytest.fixture(scope="module")
 def asked() -> list[Item]:
-    """Questions about physics with letters for answers, each about a picture of its own."""
+    """Questions about physics with letters as answers, each about its own image."""
     items = load_benchmark("physics", Request(limit=30, split="test", tasks=("drop",)))
     return [item for item in items if item.form == "choice"][:NUM_QUESTIONS]
 
@@ -73,7 +72,7 @@ def nano() -> TheWorld:
 
 
 def save_blink(folder: Path, items: list[Item], truths: list[str]) -> Path:
-    """The questions as BLINK lies on the Hub: every second one shows its picture twice."""
+    """The questions in BLINK's layout on the Hub; every second one shows its image twice."""
     rows = []
     for number, (item, truth) in enumerate(zip(items, truths, strict=True)):
         file = io.BytesIO()
@@ -103,7 +102,7 @@ def save_blink(folder: Path, items: list[Item], truths: list[str]) -> Path:
 
 
 def lmms_eval(folder: Path, *runs: dict[str, Any]) -> list[tuple[dict[str, float], dict[str, list[Any]]]]:
-    """The score and the samples of each task, run by run, all of them in one process of lmms-eval's own command."""
+    """The score and the samples of each task per run, all from one process of lmms-eval's own command."""
     shared = {"model": "theworld", "include_path": str(folder / "tasks"), "log_samples": True, "batch_size": 3}
     outputs = [folder / f"out{number}" for number in range(len(runs))]
     (folder / "runs.yaml").write_text(
@@ -133,10 +132,10 @@ def lmms_eval(folder: Path, *runs: dict[str, Any]) -> list[tuple[dict[str, float
     return found
 
 
-def test_lmms_eval_asks_what_we_ask_and_scores_what_was_planted(
+def test_lmms_eval_gets_the_answers_of_run_arms_and_scores_them(
     asked: list[Item], nano: TheWorld, tmp_path: Path
 ) -> None:
-    """One arm in the chat form, another in the simple form, which also asks how likely answers are."""
+    """One arm in the chat form, another in the simple form, which also requests likelihoods."""
     save_blink(tmp_path / "first", asked, ["A"] * NUM_QUESTIONS)  # truths are planted when the answers are known
     items = load_benchmark("blink", Request(data=str(tmp_path / "first"), tasks=("Counting",)))
     ours = run_arms(
@@ -202,23 +201,23 @@ def say(role: str, *content: Any) -> dict[str, Any]:
         ([{"role": "user", "content": "No picture."}], "No picture."),
     ],
 )
-def test_a_chat_becomes_pictures_and_one_text(messages: list[dict[str, Any]], text: str) -> None:
+def test_a_chat_becomes_images_and_one_text(messages: list[dict[str, Any]], text: str) -> None:
     asked = read_messages(messages)
     assert asked.text == text
-    assert len(asked.pictures) == sum(part is PICTURE for message in messages for part in message["content"])
-    assert asked.seen(every=False) == asked.pictures[:1]
-    assert asked.seen(every=True) == asked.pictures
+    assert len(asked.images) == sum(part is PICTURE for message in messages for part in message["content"])
+    assert asked.world_images(use_all=False) == asked.images[:1]
+    assert asked.world_images(use_all=True) == asked.images
 
 
-def test_of_a_video_some_frames_are_shown_and_the_last_is_now(tmp_path: Path) -> None:
+def test_of_a_video_some_frames_are_shown_and_the_last_is_the_present(tmp_path: Path) -> None:
     for number in range(20):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")
     asked = read_messages([say("user", {"type": "video", "url": str(tmp_path)}, "What happens?")])
-    shades = [picture.getpixel((0, 0))[0] for picture in asked.pictures]
+    shades = [picture.getpixel((0, 0))[0] for picture in asked.images]
     assert (len(shades), shades[0], shades[-1], shades == sorted(shades)) == (8, 0, 19, True)
     for every in (False, True):
-        assert [picture.getpixel((0, 0))[0] for picture in asked.seen(every)] == [19]
-    assert read_visuals([str(tmp_path)], "What happens?").now == 7  # a name that is no picture's is a video's
+        assert [picture.getpixel((0, 0))[0] for picture in asked.world_images(every)] == [19]
+    assert read_visuals([str(tmp_path)], "What happens?").now == 7  # without an image extension it is a video
     assert read_visuals([str(tmp_path / "03.png"), PICTURE["url"]], "What?").now is None
 
 
@@ -227,45 +226,45 @@ def test_of_a_video_some_frames_are_shown_and_the_last_is_now(tmp_path: Path) ->
     [
         ([say("user", "One?"), say("assistant", "1"), say("user", "Two?")], "several turns"),
         ([say("user", "One?"), say("user", "Two?")], "several turns"),
-        ([say("user", {"type": "audio", "url": "a.wav"})], "about audio"),
-        ([say("user", {"type": "video", "url": "a.mp4", "start_time": 2.0})], "part of a video"),
-        ([say("user", {"type": "video", "url": {"url": "a.mp4", "video_start": 2.0}})], "part of a video"),
+        ([say("user", {"type": "audio", "url": "a.wav"})], "contains audio"),
+        ([say("user", {"type": "video", "url": "a.mp4", "start_time": 2.0})], "time range of a video"),
+        ([say("user", {"type": "video", "url": {"url": "a.mp4", "video_start": 2.0}})], "time range of a video"),
         ([say("user", {"type": "video", "url": [1, 2]})], "video as list"),
-        ([say("user", {"type": "video", "url": "missing.mp4"})], "no video 'missing.mp4'"),
+        ([say("user", {"type": "video", "url": "missing.mp4"})], "no file 'missing.mp4'"),
     ],
 )
-def test_what_cannot_be_asked_is_said(messages: list[dict[str, Any]], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_unsupported_messages_are_errors(messages: list[dict[str, Any]], sentence: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         read_messages(messages)
 
 
 @pytest.mark.parametrize(
     ("settings", "writing"),
     [
-        ({}, Writing()),
-        ({"max_new_tokens": 16, "temperature": 0, "top_p": None, "num_beams": 1}, Writing(16)),
-        ({"temperature": 0.7, "top_p": 0.9}, Writing(temperature=0.7, top_p=0.9)),
-        ({"temperature": 0.7, "do_sample": False}, Writing()),
-        ({"until": ["\n\n"]}, Writing()),  # what lmms-eval adds where a task names none
-        ({"until": ["</s>", "Q:"]}, Writing(stops=("</s>", "Q:"))),
-        ({"until": "Q:"}, Writing(stops=("Q:",))),
-        ({"top_k": 5, "num_beams": 4}, Writing(ignored=("num_beams", "top_k"))),
+        ({}, Decoding()),
+        ({"max_new_tokens": 16, "temperature": 0, "top_p": None, "num_beams": 1}, Decoding(16)),
+        ({"temperature": 0.7, "top_p": 0.9}, Decoding(temperature=0.7, top_p=0.9)),
+        ({"temperature": 0.7, "do_sample": False}, Decoding()),
+        ({"until": ["\n\n"]}, Decoding()),  # what lmms-eval adds where a task names none
+        ({"until": ["</s>", "Q:"]}, Decoding(stops=("</s>", "Q:"))),
+        ({"until": "Q:"}, Decoding(stops=("Q:",))),
+        ({"top_k": 5, "num_beams": 4}, Decoding(ignored=("num_beams", "top_k"))),
     ],
 )
-def test_settings_of_a_task(settings: dict[str, Any], writing: Writing) -> None:
-    assert Writing.read(settings) == writing
+def test_settings_of_a_task(settings: dict[str, Any], writing: Decoding) -> None:
+    assert Decoding.read(settings) == writing
 
 
 def test_an_answer_ends_before_the_first_stop() -> None:
-    assert Writing(stops=("Q:", "</s>")).cut("(B) </s> Q: next") == "(B)"
-    assert Writing().cut(" because\n\n(B) ") == "because\n\n(B)"
+    assert Decoding(stops=("Q:", "</s>")).truncate("(B) </s> Q: next") == "(B)"
+    assert Decoding().truncate(" because\n\n(B) ") == "because\n\n(B)"
 
 
 # --- how they are asked ---
 
 
 class Echo:
-    """A model that answers with what it was asked, and keeps what each batch was."""
+    """A model that answers with its question, and records each batch."""
 
     projector_is_trained = has_base_gemma = True
     model = SimpleNamespace(device="cpu")
@@ -289,7 +288,7 @@ class Echo:
 
 @pytest.fixture
 def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
-    """What `theworld.evaluation.lmms.model` loads, in a process of its own."""
+    """The model that `theworld.evaluation.lmms.model` loads, in a single process."""
     one = Echo()
     monkeypatch.setattr(plugin, "load", lambda *_: one)
     monkeypatch.setattr(
@@ -299,7 +298,7 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
 
 
 def requests(kind: str, docs: list[dict[str, Any]], messages: Any) -> list[Instance]:
-    """As lmms-eval makes them of the documents of a task."""
+    """Requests as lmms-eval creates them from the documents of a task."""
     metadata = {"task": "task", "repeats": 1}
     return [
         Instance(
@@ -326,7 +325,7 @@ def test_batches_hold_equal_settings_and_answers_keep_their_order(echo: Echo) ->
     assert "imagination" not in vars(model)
 
 
-def test_the_next_round_is_made_of_the_answers_so_far(echo: Echo) -> None:
+def test_the_next_round_is_built_from_the_answers_so_far(echo: Echo) -> None:
     docs = [{"rounds": number} for number in (2, 1, 3)]
 
     def messages(doc: dict[str, int], **before: Any) -> Any:
@@ -342,7 +341,7 @@ def test_the_next_round_is_made_of_the_answers_so_far(echo: Echo) -> None:
     assert [size for size, _, _ in echo.batches] == [2, 1, 1, 1, 1]
 
 
-def test_model_args_go_before_options(echo: Echo) -> None:
+def test_model_args_take_precedence_over_options(echo: Echo) -> None:
     model = TheWorldChat.create_from_arg_string("batch_size=4,arm=no-world", {"batch_size": 1, "device": None})
     assert (model.batch_size, model.arm) == (4, ARMS["no-world"])
 
@@ -350,41 +349,41 @@ def test_model_args_go_before_options(echo: Echo) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"num_world_step": 4}, "no 'num_world_step' for theworld; did you mean num_world_steps?"),
-        ({"quantum": 4}, "no 'quantum' for theworld; they are pretrained,"),
-        ({"arm": "fuse"}, "arm=fuse is no arm; did you mean fused?"),
-        ({"arm": "shuffled"}, "arm=shuffled needs what"),
-        ({"arm": "direct"}, "arm=direct has weights of its own"),
-        ({"batch_size": "auto"}, "batch_size is 'auto'; give a whole number"),
+        ({"num_world_step": 4}, "theworld has no 'num_world_step'; did you mean num_world_steps?"),
+        ({"quantum": 4}, "theworld has no 'quantum'; choose among pretrained,"),
+        ({"arm": "fuse"}, "arm=fuse is not an arm; did you mean fused?"),
+        ({"arm": "shuffled"}, "arm=shuffled needs data"),
+        ({"arm": "direct"}, "arm=direct has its own weights"),
+        ({"batch_size": "auto"}, "batch_size is 'auto'; it must be an integer"),
     ],
 )
-def test_wrong_arguments_are_told_before_anything_is_loaded(
+def test_wrong_arguments_are_reported_before_loading(
     arguments: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plugin, "load", lambda *_: pytest.fail("loaded all the same"))
+    monkeypatch.setattr(plugin, "load", lambda *_: pytest.fail("loaded a model"))
     with pytest.raises(ValueError, match=re.escape(sentence)):
         TheWorldChat(**arguments)
 
 
-def test_the_arms_offered_need_nothing_that_tasks_do_not_have() -> None:
+def test_the_offered_arms_need_no_data_that_tasks_do_not_have() -> None:
     for name in plugin.OFFERED:
         assert ARMS[name].weights is None
         assert not ARMS[name].reads_others
 
 
-def test_likelihoods_are_asked_in_the_simple_form(echo: Echo) -> None:
+def test_likelihoods_need_the_simple_form(echo: Echo) -> None:
     with pytest.raises(NotImplementedError, match="--force_simple"):
         TheWorldChat().loglikelihood([])
     with pytest.raises(NotImplementedError, match="leave --force_simple out"):
         TheWorldSimple().generate_until_multi_round([])
 
 
-def test_a_world_model_is_named_for_a_plain_gemma_only() -> None:
-    with pytest.raises(ValueError, match="its own world model"):
+def test_a_world_model_can_be_named_for_a_gemma_only() -> None:
+    with pytest.raises(ValueError, match="already fused with"):
         plugin.load("nano", "elsewhere", None, ARMS["fused"], "cpu")
 
 
-def test_the_manifest_names_classes_that_are_there() -> None:
+def test_the_manifest_names_existing_classes() -> None:
     named = manifest()
     assert {named.chat_class_path, named.simple_class_path} == {
         f"{own.__module__}.{own.__name__}" for own in (TheWorldChat, TheWorldSimple)

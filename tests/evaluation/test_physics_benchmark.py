@@ -13,7 +13,7 @@ def question(scene: int, topic: str, answer: str, form: str = "free") -> Questio
     return Question(f"{scene}/{topic}/{form}", "drop", "next", topic, form, "Which?", answer)
 
 
-def test_answers_topics_and_forms_come_out_even() -> None:
+def test_answers_topics_and_forms_are_balanced() -> None:
     # outcomes in balance over scenes, as the scenes are; one topic is nearly always answered "no"
     scenes = []
     for scene in range(90):
@@ -40,7 +40,7 @@ def test_answers_topics_and_forms_come_out_even() -> None:
     assert counts["rare", "free", "no"] - counts["rare", "free", "yes"] <= 1
 
 
-def test_a_small_pick_is_spread_over_families_and_scenes_and_is_repeatable() -> None:
+def test_a_small_selection_is_spread_over_families_and_is_reproducible() -> None:
     steps: list[tuple[int, int]] = []
     items = physics.pick("test", 4, progress=lambda *step: steps.append(step))
     assert Counter(item.family for item in items) == {FAMILIES[0]: 2, FAMILIES[1]: 1, FAMILIES[2]: 1}
@@ -59,12 +59,12 @@ def test_a_small_pick_is_spread_over_families_and_scenes_and_is_repeatable() -> 
     ("arguments", "message"),
     [(("tset", 3), "no split 'tset'"), (("test", 0), "limit is 0"), (("test", 3, -1), "seed is -1")],
 )
-def test_what_cannot_be_picked_is_said(arguments: tuple, message: str) -> None:
+def test_wrong_arguments_are_errors(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         physics.pick(*arguments)
 
 
-def test_legal_answers_are_letters_for_choice_and_anything_sensible_for_free() -> None:
+def test_legal_answers_are_letters_for_choice_and_all_possible_answers_for_free() -> None:
     asked = [
         Question("1", "drop", "next", "side", "choice", "Which?", "B", ("left", "middle", "right")),
         Question("2", "drop", "next", "side", "free", "Which?", "left"),

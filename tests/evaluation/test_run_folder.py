@@ -1,4 +1,4 @@
-"""Nothing is lost and nothing repeated: cut off, a full disk, two writers, files that were mixed up."""
+"""No answer is lost or repeated: interrupted runs, a full disk, two writers, mixed-up files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 
 from tests.evaluation.planted import planted_benchmark, planted_run
 from theworld.evaluation import run_folder
-from theworld.evaluation.items import Item
 from theworld.evaluation.run_folder import RunFolder, read_run
 from theworld.evaluation.runner import Answer
+from theworld.evaluation.tasks import Item
 
 SETTINGS = {"benchmark": "mcq", "model": "planted", "steps": 1, "seed": 0}
 
@@ -31,7 +31,7 @@ def right(number: int, world: bool) -> str:
     return "(A)" if world or number % 2 else "(B)"
 
 
-def test_a_run_on_disk_is_what_was_answered(items: list[Item], tmp_path: Path) -> None:
+def test_a_saved_run_holds_its_answers(items: list[Item], tmp_path: Path) -> None:
     answers = planted_run(tmp_path / "run", items, right)
     found = read_run(tmp_path / "run")
     assert found.answers == answers
@@ -40,7 +40,7 @@ def test_a_run_on_disk_is_what_was_answered(items: list[Item], tmp_path: Path) -
     assert found.settings == SETTINGS
 
 
-def test_a_last_line_cut_short_is_dropped_and_asked_again(items: list[Item], tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_dropped_and_asked_again(items: list[Item], tmp_path: Path) -> None:
     whole = planted_run(tmp_path / "run", items, right)
     place = tmp_path / "run" / "answers" / "fused.jsonl"
     lines = place.read_bytes().splitlines(keepends=True)
@@ -53,10 +53,8 @@ def test_a_last_line_cut_short_is_dropped_and_asked_again(items: list[Item], tmp
     assert len(place.read_text().splitlines()) == 20
 
 
-def test_killed_at_any_moment_it_goes_on_without_repeating_or_losing_an_answer(
-    items: list[Item], tmp_path: Path
-) -> None:
-    """Another process is killed in the middle, three times over; every question ends up answered once."""
+def test_a_killed_run_resumes_without_repeating_or_losing_an_answer(items: list[Item], tmp_path: Path) -> None:
+    """A process is killed in the middle, three times; in the end every question is answered once."""
     script = textwrap.dedent(f"""
         import os, sys
         from pathlib import Path
@@ -88,7 +86,7 @@ def test_killed_at_any_moment_it_goes_on_without_repeating_or_losing_an_answer(
         assert sorted(ids) == sorted(item.id for item in items)
 
 
-def test_a_full_disk_leaves_whole_lines_only(
+def test_a_full_disk_leaves_complete_lines_only(
     items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced = os.fsync
@@ -105,56 +103,56 @@ def test_a_full_disk_leaves_whole_lines_only(
         planted_run(tmp_path / "run", items, right)
     monkeypatch.undo()
     kept = {file.stem: len(file.read_text().splitlines()) for file in (tmp_path / "run" / "answers").iterdir()}
-    assert kept == {"fused": 8, "no-world": 8}  # the third batch is gone as a whole
+    assert kept == {"fused": 8, "no-world": 8}  # nothing of the third batch was written
     assert len(planted_run(tmp_path / "run", items, right)["fused"]) == 20
 
 
 def test_a_folder_holds_one_run(items: list[Item], tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run", SETTINGS, items) as store:
         store.add("fused", [Answer("q0", "(A)")])
-        with pytest.raises(ValueError, match="another run is writing"):
+        with pytest.raises(ValueError, match="Another process is writing"):
             RunFolder(tmp_path / "run", SETTINGS, items)
     with pytest.raises(ValueError, match="holds a run with steps 1, and this one has 4; choose another folder"):
         RunFolder(tmp_path / "run", {**SETTINGS, "steps": 4}, items)
     with pytest.raises(ValueError, match="20 other questions than these 19"):
         RunFolder(tmp_path / "run", SETTINGS, items[1:])
-    with RunFolder(tmp_path / "run", SETTINGS, items) as store:  # none of these has touched it, or kept it locked
+    with RunFolder(tmp_path / "run", SETTINGS, items) as store:  # none of these changed it or kept it locked
         assert set(store.known("fused")) == {"q0"}
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match=r"is not empty and holds no run \(thesis.tex\)"):
         RunFolder(tmp_path / "other", SETTINGS, items)
-    with pytest.raises(ValueError, match="two questions have the id 'q0'"):
+    with pytest.raises(ValueError, match="Two questions have the id 'q0'"):
         RunFolder(tmp_path / "new", SETTINGS, [items[0], items[0]])
 
 
-def test_files_of_another_run_are_noticed(items: list[Item], tmp_path: Path) -> None:
+def test_files_of_another_run_are_detected(items: list[Item], tmp_path: Path) -> None:
     planted_run(tmp_path / "run", items, right)
     answers = tmp_path / "run" / "answers" / "fused.jsonl"
     text = answers.read_text()
     line = json.loads(text.splitlines()[0])
     for change, message in (
-        ({**line, "id": "elsewhere"}, "answers 'elsewhere', which this run does not ask"),
+        ({**line, "id": "elsewhere"}, "answers 'elsewhere', which is not a question of this run"),
         (line, "answers 'q0' twice"),
-        ({"id": "q0"}, "line 21 of .* is no answer"),
-        ([], "line 21 of .* is damaged"),
+        ({"id": "q0"}, "Line 21 of .* is not an answer"),
+        ([], "Line 21 of .* is damaged"),
     ):
         answers.write_text(text + json.dumps(change) + "\n")
         with pytest.raises(ValueError, match=message):
             read_run(tmp_path / "run")
     answers.write_text(text.replace('"text"', '"txet', 1))
-    with pytest.raises(ValueError, match=r"line 1 of .* is damaged; take that line out"):
+    with pytest.raises(ValueError, match=r"Line 1 of .* is damaged; delete the line"):
         read_run(tmp_path / "run")
     answers.write_text(text)
     questions = tmp_path / "run" / "questions.jsonl"
     questions.write_text(questions.read_text().replace("the cup", "the pot"))
-    with pytest.raises(ValueError, match="belongs to another run"):
+    with pytest.raises(ValueError, match="belong to different runs"):
         read_run(tmp_path / "run")
     questions.unlink()
     with pytest.raises(ValueError, match=r"questions.jsonl is missing"):
         read_run(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text("{")
-    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+    with pytest.raises(ValueError, match=r"run\.json is not valid JSON"):
         read_run(tmp_path / "run")
     with pytest.raises(ValueError, match="holds no run"):
         read_run(tmp_path / "nowhere")

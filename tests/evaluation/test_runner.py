@@ -11,7 +11,7 @@ import pytest
 from theworld.evaluation import runner
 from theworld.evaluation.answering import ModelAnswerer
 from theworld.evaluation.arms import ARMS, choose
-from theworld.evaluation.items import Item
+from theworld.evaluation.tasks import Item
 from theworld.inference.pipeline import TheWorld
 
 
@@ -135,9 +135,9 @@ def test_several_pictures_and_a_picture_that_cannot_be_read(family: Path, items:
     assert set(store.known("no-world")) == {"0", "1"}
 
 
-def test_an_arm_that_needs_gemma_as_it_was_is_refused_before_anything_is_asked(family: Path, items: list[Item]) -> None:
+def test_an_arm_that_needs_the_base_gemma_is_refused_before_the_first_question(family: Path, items: list[Item]) -> None:
     model = ModelAnswerer(TheWorld.from_pretrained(family / "direct", device="cpu"))
-    with pytest.raises(ValueError, match="gemma, verbal cannot ask Gemma as it was"):
+    with pytest.raises(ValueError, match="gemma, verbal cannot use the base Gemma model"):
         runner.run_arms(items, choose(["no-world", "gemma", "verbal"]), lambda weights: model, num_world_steps=0)
 
 
@@ -145,8 +145,10 @@ def test_answers_do_not_depend_on_the_batch_size(family: Path, items: list[Item]
     assert run(family, items, "fused,shuffled", batch_size=5) == run(family, items, "fused,shuffled", batch_size=2)
 
 
-def test_progress_reaches_the_end_of_each_arm(family: Path, items: list[Item]) -> None:
+def test_one_progress_counts_the_missing_answers_of_all_arms(family: Path, items: list[Item]) -> None:
     steps: list[tuple[str, int, int]] = []
+    store = runner.InMemory()
+    store.add("fused", [runner.Answer(items[0].id, "left")])
     model = ModelAnswerer(TheWorld.from_pretrained(family / "fused", device="cpu"))
     runner.run_arms(
         items,
@@ -155,11 +157,12 @@ def test_progress_reaches_the_end_of_each_arm(family: Path, items: list[Item]) -
         num_world_steps=0,
         batch_size=2,
         progress=lambda *step: steps.append(step),
+        store=store,
     )
-    assert steps == [(arm, done, 5) for done in (2, 4, 5) for arm in ("fused", "no-world")]
+    assert steps == [(runner.ANSWERING, done, 9) for done in (1, 3, 5, 7, 8, 9)]
 
 
-def test_an_untrained_projector_is_not_measured_silently(family: Path, items: list[Item]) -> None:
+def test_an_untrained_projector_is_refused(family: Path, items: list[Item]) -> None:
     model = ModelAnswerer(TheWorld.from_pretrained(family / "untrained", device="cpu"))
     with pytest.raises(ValueError, match="untrained, so fused would read noise; train it with `theworld train`"):
         runner.run_arms(items, choose(["fused", "no-world"]), lambda weights: model, num_world_steps=0)

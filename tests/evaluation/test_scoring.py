@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from theworld.evaluation.items import Item
 from theworld.evaluation.runner import Answer
-from theworld.evaluation.scoring import commonest_answers, confusion, is_parsed, is_right, likeliest, score
+from theworld.evaluation.scoring import commonest_answers, confusion, is_right, likeliest, read_answer, score
+from theworld.evaluation.tasks import Item
 
 PICTURE = np.zeros((2, 2, 3), dtype=np.uint8)
 
@@ -31,7 +31,7 @@ def item(answer: str, legal: str, family: str = "drop", form: str = "free") -> I
 )
 def test_free_answers(prediction: str, right: bool, parsed: bool) -> None:
     asked = item("left", "left middle right")
-    assert (is_right(asked, prediction), is_parsed(asked, prediction)) == (right, parsed)
+    assert (is_right(asked, prediction), read_answer(asked, prediction) is not None) == (right, parsed)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_free_answers(prediction: str, right: bool, parsed: bool) -> None:
 )
 def test_letters(prediction: str, right: bool, parsed: bool) -> None:
     asked = item("B", "A B C", form="choice")
-    assert (is_right(asked, prediction), is_parsed(asked, prediction)) == (right, parsed)
+    assert (is_right(asked, prediction), read_answer(asked, prediction) is not None) == (right, parsed)
 
 
 def said(items: list[Item], *texts: str) -> list[Answer]:
@@ -60,7 +60,7 @@ def choice(answer: str, family: str = "p") -> Item:
     return replace(item(answer, "", family, form="choice"), choices=("the red ball", "the box", "neither"))
 
 
-def test_choices_are_read_by_letter_or_words_and_several_are_none() -> None:
+def test_choices_are_read_by_letter_or_text_and_several_at_once_are_unparsed() -> None:
     asked = choice("B")
     for text, right, parsed in (
         ("(B)", True, True),
@@ -71,12 +71,12 @@ def test_choices_are_read_by_letter_or_words_and_several_are_none() -> None:
         ("D", False, False),
         ("I cannot tell.", False, False),
     ):
-        assert (is_right(asked, text), is_parsed(asked, text)) == (right, parsed), text
+        assert (is_right(asked, text), read_answer(asked, text) is not None) == (right, parsed), text
     hidden = replace(asked, answer="")
     assert not is_right(hidden, "I cannot tell.")
 
 
-def test_the_likeliest_option_is_scored_beside_the_text() -> None:
+def test_the_likeliest_option_is_scored_separately_from_the_text() -> None:
     asked = [choice("B"), choice("A"), item("left", "left right"), choice("C")]
     assert asked[2].options == ("left", "right")
     answers = [
@@ -96,7 +96,7 @@ def test_the_likeliest_option_is_scored_beside_the_text() -> None:
     assert (found["likelihood"]["accuracy"], found["likelihood"]["undecided"]) == (0.5, 1)
 
 
-def test_families_weigh_alike_in_the_headline() -> None:
+def test_families_have_equal_weight_in_the_headline() -> None:
     asked = [choice("A", "large")] * 3 + [choice("A", "small")]
     found = score(asked, [said(asked, "A", "A", "A", "B")])
     assert (found["accuracy"], found["mean_of_families"]["accuracy"]) == (0.75, 0.5)
@@ -109,14 +109,14 @@ def test_training_seeds_are_pooled_by_question() -> None:
     assert score(asked, [said(asked, "A", "A", "B", "what?")])["unparsed"] == 1
 
 
-def test_scores_by_horizon_where_it_is_known() -> None:
+def test_scores_by_horizon_if_it_is_known() -> None:
     asked = [replace(choice("A"), horizon=horizon) for horizon in (1, 1, 4)]
     found = score(asked, [said(asked, "A", "B", "A")])
     assert {name: row["accuracy"] for name, row in found["by_horizon"].items()} == {"1": 0.5, "4": 1.0}
     assert "by_horizon" not in score([choice("A")], [said([choice("A")], "A")])
 
 
-def test_confusion_counts_what_was_read_as_what() -> None:
+def test_confusion_counts_parsed_answers_per_true_answer() -> None:
     asked = [choice("A"), choice("A"), choice("B")]
     assert confusion(asked, [said(asked, "A", "the box", "what?")]) == {"A": {"A": 1, "B": 1}, "B": {"unread": 1}}
 
@@ -129,7 +129,7 @@ def test_costs_are_means() -> None:
     }  # fmt: skip
 
 
-def test_scores_by_family_and_counts_what_is_no_answer() -> None:
+def test_scores_by_family_and_counts_unparsed_answers() -> None:
     items = [item("yes", "yes no"), item("no", "yes no"), item("left", "left right", "tower")]
     found = score(items, [said(items, "yes", "perhaps", "Left.")])
     assert (found["accuracy"], found["n"], found["unparsed"]) == (pytest.approx(2 / 3), 3, 1)
@@ -142,6 +142,6 @@ def test_scores_by_family_and_counts_what_is_no_answer() -> None:
     assert found["interval_95"][0] < 2 / 3 < found["interval_95"][1]
 
 
-def test_the_commonest_answer_is_taken_per_topic_and_form() -> None:
+def test_the_most_common_answer_is_taken_per_topic_and_form() -> None:
     items = [item("yes", "yes no"), item("yes", "yes no"), item("no", "yes no"), item("A", "A B", form="choice")]
     assert commonest_answers(items) == ["yes", "yes", "yes", "A"]

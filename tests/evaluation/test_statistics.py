@@ -23,7 +23,7 @@ Z_95 = stats.norm.ppf(0.975)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(8, 10), (0, 10), (10, 10), (1, 3), (850, 1000)])
-def test_wilson_interval_holds_the_shares_that_the_normal_test_would_not_reject(successes: int, n: int) -> None:
+def test_wilson_interval_holds_the_proportions_that_the_score_test_does_not_reject(successes: int, n: int) -> None:
     # its ends solve (x/n - p)² = z²·p·(1 - p)/n
     share, z2 = successes / n, Z_95**2
     ends = np.sort(np.roots([1 + z2 / n, -(2 * share + z2 / n), share**2]))
@@ -31,8 +31,8 @@ def test_wilson_interval_holds_the_shares_that_the_normal_test_would_not_reject(
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 5)])
-def test_no_share_no_interval(successes: int, n: int) -> None:
-    with pytest.raises(ValueError, match="no share"):
+def test_an_impossible_proportion_is_an_error(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match="must be between 0 and n"):
         wilson_interval(successes, n)
 
 
@@ -53,7 +53,7 @@ def test_bootstrap_agrees_with_resampling_the_pairs_one_by_one() -> None:
     assert bootstrap_difference(first.tolist(), second.tolist()) == pytest.approx(slow, abs=0.012)
 
 
-def test_a_mean_over_sub_tasks_is_resampled_inside_each_and_weighs_them_alike() -> None:
+def test_a_mean_over_sub_tasks_is_resampled_within_each_and_weights_them_equally() -> None:
     rng = np.random.default_rng(2)
     groups = [rng.random(400) < 0.9, rng.random(40) < 0.5]
     low, high = bootstrap_mean(groups)
@@ -65,22 +65,22 @@ def test_a_mean_over_sub_tasks_is_resampled_inside_each_and_weighs_them_alike() 
         bootstrap_mean([[1.0], []])
 
 
-def test_equal_answers_differ_by_nothing() -> None:
+def test_equal_answers_have_no_difference() -> None:
     pair = compare([True, False, True], [True, False, True])
     assert (pair["difference"], pair["interval_95"], pair["p_mcnemar"]) == (0.0, [0.0, 0.0], 1.0)
 
 
-def test_a_comparison_counts_who_was_right_alone() -> None:
+def test_a_comparison_counts_questions_that_only_one_answers_correctly() -> None:
     pair = compare([True, True, True, False], [True, False, False, True])
     assert (pair["only_first"], pair["only_second"], pair["n"], pair["difference"]) == (2, 1, 4, 0.25)
 
 
-def test_answers_of_different_questions_are_no_pairs() -> None:
-    with pytest.raises(ValueError, match="no pairs"):
+def test_unequal_numbers_of_answers_are_an_error() -> None:
+    with pytest.raises(ValueError, match="must be equally many"):
         compare([True], [True, False])
 
 
-def test_copies_of_a_seed_are_no_further_questions() -> None:
+def test_copies_of_a_seed_do_not_count_as_further_questions() -> None:
     rng = np.random.default_rng(3)
     first, second = (rng.random(200) < 0.7).tolist(), (rng.random(200) < 0.6).tolist()
     once, thrice = compare(first, second), compare_seeds([first] * 3, [second] * 3)
@@ -89,7 +89,7 @@ def test_copies_of_a_seed_are_no_further_questions() -> None:
     assert thrice["difference"] == pytest.approx(once["difference"])
     assert (thrice["n"], thrice["seeds"]) == (200, [3, 3])
     assert compare_seeds([first], [second]) == once
-    with pytest.raises(ValueError, match=r"\[199, 200\] questions"):
+    with pytest.raises(ValueError, match=r"numbers of questions: \[199, 200\]"):
         compare_seeds([first, first[:-1]], [second])
 
 
@@ -104,7 +104,7 @@ def test_holm_multiplies_the_smallest_by_all_and_never_falls() -> None:
     assert holm([]) == []
 
 
-def test_a_difference_inside_noise_is_reported_as_none() -> None:
+def test_a_difference_within_noise_is_not_shown() -> None:
     def pair(better: int, worse: int, n: int = 200) -> dict[str, object]:
         first = [True] * better + [False] * worse + [True] * (n - better - worse)
         second = [False] * better + [True] * worse + [True] * (n - better - worse)
@@ -133,10 +133,10 @@ def test_power_is_the_share_of_simulated_evaluations_that_show_it(
     assert power(n, difference, disagreement) == pytest.approx(shown, abs=0.06)  # exact McNemar is a little stricter
 
 
-def test_the_questions_needed_have_the_power_that_was_wanted() -> None:
+def test_the_number_of_questions_needed_has_the_requested_power() -> None:
     n = questions_needed(0.05, 0.25, wanted=0.8)
     assert power(n, 0.05, 0.25) >= 0.8 > power(n - 2, 0.05, 0.25)
     assert power(10, 1.0, 1.0) == 1.0
     for difference, disagreement in ((0.2, 0.1), (0.0, 0.1), (0.1, 1.2)):
-        with pytest.raises(ValueError, match="cannot be"):
+        with pytest.raises(ValueError, match="is impossible"):
             questions_needed(difference, disagreement)

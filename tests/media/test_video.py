@@ -19,7 +19,7 @@ from PIL import Image
 from tests.media.encoding import animation, encode, encode_video, one_sentence
 from theworld.datasets.jsonl import JsonlDataset
 from theworld.datasets.multiple_choice import load_questions
-from theworld.evaluation.items import Item
+from theworld.evaluation.tasks import Item
 from theworld.media import video as video_module
 from theworld.media.export import save_rollout
 from theworld.media.images import load_image
@@ -293,7 +293,7 @@ def from_multiple_choice(path: Path) -> Video:
     (question,) = load_questions(str(path.parent / "test.jsonl"))
     item = Item(question.id, "f", "t", "choice", question.images, question.prompt, "A", future=question.future)
     assert len(item.true_frames()) == 1 + question.future.load().num_frames
-    return Video(item.pictures())
+    return Video(item.images())
 
 
 READERS: dict[str, Callable[[Path], Video]] = {

@@ -1,9 +1,7 @@
-"""theworld compare: runs side by side, as JSON, Markdown and one page."""
+"""theworld compare: compares saved runs, and writes JSON, Markdown and one HTML page."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,34 +20,25 @@ def compare(
         ),
     ],
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FOLDER", help="Write comparison.json, .md and .html there.")
+        str | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Write comparison.json, .md and .html to FOLDER."),
     ] = None,
     reference: Annotated[
-        str, typer.Option("--reference", metavar="ARM", help="Compare all others with this one. Default: fused.")
+        str, typer.Option("--reference", metavar="ARM", help="Arm that all others are compared with. Default: fused.")
     ] = "",
     debug: options.Debug = False,
 ) -> None:
-    """Compare arms and runs that were asked the same questions, question by question.
+    """Compare the arms of one or more runs of the same questions, question by question.
 
-    Of one run, its arms are compared; of several, the arms of all. Training seeds of one model (NAME=RUN,RUN) are
-    pooled, a question counting once with its share of right seeds. Comparisons are corrected for their number (Holm); a
-    difference inside noise is reported as none.
+    Training seeds of one model (NAME=RUN,RUN) are pooled: a question counts once, with its share of correct seeds.
+    Comparisons are corrected for their number (Holm); a difference within noise is reported as not shown.
 
     Example: theworld compare runs/nano -o report/
     """
-    from theworld.evaluation.comparison import as_markdown, compared, gather
-    from theworld.evaluation.page import as_page
-    from theworld.storage.files import write_text
+    from theworld import evaluation
 
     if output is not None:
         check_output_folder(output)
-    content = compared(gather(runs), reference)
-    show(content)
-    for note in content["notes"]:
-        say(f"Note: {note}")
+    show(evaluation.compare(runs, reference=reference, output=output))
     if output is not None:
-        folder = Path(output)
-        write_text(folder / "comparison.json", json.dumps(content, ensure_ascii=False, indent=2) + "\n")
-        write_text(folder / "comparison.md", as_markdown(content))
-        write_text(folder / "comparison.html", as_page(content))
-        say(f"{folder}: comparison.json, comparison.md, comparison.html")
+        say(f"{output}: comparison.json, comparison.md, comparison.html")

@@ -1,9 +1,9 @@
-"""Arms: ways to run the same questions, each one function from Batch to Batch and one line of ARMS.
+"""Arms: ways to run the same questions. Each arm is one function from Batch to Batch and one entry of ARMS.
 
-An arm changes what the model is given (its pictures, its question, its world latents or tokens) or which trained
-weights answer; the questions, their order and how answers are read stay the same, so that arms can be compared question
-by question. *Interventions* change the input of the weights under test; *trained controls* are weights of their own,
-made by one flag of the same recipe.
+An arm changes what the model is given (its images, its question, its world latents or tokens) or which trained weights
+answer. The questions, their order and the reading of answers stay the same, so that arms can be compared question by
+question. *Interventions* change the input of the weights under test; *trained controls* have weights of their own,
+trained by the same recipe with one flag changed.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ import torch
 from torch import Tensor
 
 from theworld.evaluation.answering import Answerer, ReplyInputs
-from theworld.evaluation.items import Item, picture_key
+from theworld.evaluation.tasks import Item, image_key
 from theworld.inference.filmstrip import introduce
 
+# These texts are read by the language model.
 FORESEE = "Describe in one sentence what happens next."
 FORESEEN = "Foreseen in words: {words}\n\n{question}"
-LONGEST_FORESIGHT = 64  # tokens
-EVERY = "all"
+MAX_FORESIGHT_TOKENS = 64
+ALL = "all"
 
 
 @dataclass
 class Imagination:
-    """What arms of one model share: rollouts, made once a picture, number of steps and seed, and picture features.
+    """What the arms of one model share: rollouts, cached by image, number of steps and seed, and image features.
 
     Attributes:
         model: imagines, encodes, decodes and describes.
-        used: keys of the rollouts asked for since `start`; what they cost stands in `seconds`, whoever made them.
-        spent: seconds of imagining since `start`.
+        used: keys of the rollouts requested since `start`; `seconds` holds their cost, whichever arm computed them.
+        spent: seconds spent on rollouts since `start`.
     """
 
     model: Answerer
@@ -46,76 +47,76 @@ class Imagination:
     _words: dict[str, str] = field(default_factory=dict)
 
     @property
-    def every(self) -> bool:
-        """Whether the model looks ahead from each picture of a question, or from one."""
+    def uses_all_images(self) -> bool:
+        """Whether the world model starts from every image of a question, or from one."""
         return bool(self.model.config.world_images == "all")
 
     def start(self) -> None:
-        """Begins the account of another arm."""
+        """Resets the cost account, for another arm."""
         self.used.clear()
         self.spent = 0.0
 
     def rollout_seconds(self) -> float:
-        """What the rollouts asked for since `start` took when they were made."""
+        """Seconds that the rollouts requested since `start` took when they were computed."""
         return sum(self.seconds[key] for key in self.used)
 
     def num_rollouts(self) -> int:
         return sum(steps > 0 for _, steps, _ in self.used)
 
-    def latents(self, pictures: Sequence[Sequence[Any]], num_world_steps: int, seed: int) -> Tensor:
-        """(n, C, 1 + num_world_steps, h, w) on the CPU: now and the imagined next moments of each picture.
+    def latents(self, images: Sequence[Sequence[Any]], num_world_steps: int, seed: int) -> Tensor:
+        """Present and imagined latents (n, C, 1 + num_world_steps, h, w) on the CPU, one row per image.
 
         Args:
-            pictures: those that each question looks ahead from; n is their number in all.
+            images: for each question, the images that the world model starts from; n is their total number.
         """
-        images = [image for own in pictures for image in own]
-        keys = [(picture_key(image), num_world_steps, seed) for image in images]
-        missing = {key: image for key, image in zip(keys, images, strict=True) if key not in self._latents}
+        flat = [image for entry in images for image in entry]
+        keys = [(image_key(image), num_world_steps, seed) for image in flat]
+        missing = {key: image for key, image in zip(keys, flat, strict=True) if key not in self._latents}
         if missing:
             started = time.perf_counter()
-            made = self.model.imagine(list(missing.values()), num_world_steps, seed=seed).cpu()
+            latents = self.model.imagine(list(missing.values()), num_world_steps, seed=seed).cpu()
             seconds = time.perf_counter() - started
             self.spent += seconds
             self.seconds.update(dict.fromkeys(missing, seconds / len(missing)))
-            self._latents.update(zip(missing, made, strict=True))
+            self._latents.update(zip(missing, latents, strict=True))
         self.used.update(keys)
         return torch.stack([self._latents[key] for key in keys])
 
     def frames(self, latents: Tensor) -> list[Any]:
-        """Frames (F, H, W, 3) uint8 of each row, as the language model would see them: no person looks."""
+        """Frames (F, H, W, 3) uint8 of each row, for the language model only."""
         return list(self.model.decode(latents, for_people=False))
 
     def true_latents(self, items: Sequence[Item], num_world_steps: int) -> Tensor:
-        """(n, C, 1 + num_world_steps, h, w) on the CPU, of what really happened."""
+        """Latents (n, C, 1 + num_world_steps, h, w) of the true frames, on the CPU."""
         count = self.model.config.num_pixel_frames(num_world_steps)
         return torch.cat([self.model.encode(list(true_frames(item, count)[:count])).cpu() for item in items])
 
     def tokens(self, latents: Tensor, kind: str, seed: int) -> Tensor:
-        """World tokens (n, K, D) on the CPU of a kind that `Answerer.world_tokens` knows."""
+        """World tokens (n, K, D) on the CPU; `kind` as in `Answerer.world_tokens`."""
         return self.model.world_tokens(latents, kind, seed).cpu()
 
-    def features(self, pictures: Sequence[Sequence[Any]]) -> Tensor:
-        """Gemma's soft tokens (pictures, tokens, D), each picture's made once until `forget_features`."""
-        images = [image for own in pictures for image in own]
-        keys = [picture_key(image) for image in images]
-        missing = {key: image for key, image in zip(keys, images, strict=True) if key not in self._features}
+    def features(self, images: Sequence[Sequence[Any]]) -> Tensor:
+        """Gemma's soft tokens (images, tokens, D), computed once per image until `forget_features`."""
+        flat = [image for entry in images for image in entry]
+        keys = [image_key(image) for image in flat]
+        missing = {key: image for key, image in zip(keys, flat, strict=True) if key not in self._features}
         if missing:
             self._features.update(zip(missing, self.model.image_features(list(missing.values())), strict=True))
         return torch.stack([self._features[key] for key in keys])
 
     def forget_features(self) -> None:
-        """Between batches: soft tokens of thousands of pictures would fill a GPU."""
+        """Drops the soft tokens; those of thousands of images would fill a GPU."""
         self._features.clear()
 
-    def foreseen(self, pictures: Sequence[Sequence[Any]]) -> list[str]:
-        """What Gemma, as it was before training, writes happens next in the pictures of each question."""
-        keys = ["/".join(picture_key(image) for image in own) for own in pictures]
-        missing = {key: list(own) for key, own in zip(keys, pictures, strict=True) if key not in self._words}
+    def foreseen(self, images: Sequence[Sequence[Any]]) -> list[str]:
+        """For each question's images, the base Gemma model's description of what happens next."""
+        keys = ["/".join(image_key(image) for image in entry) for entry in images]
+        missing = {key: list(entry) for key, entry in zip(keys, images, strict=True) if key not in self._words}
         if missing:
             replies = self.model.reply(
                 list(missing.values()),
                 [FORESEE] * len(missing),
-                max_new_tokens=LONGEST_FORESIGHT,
+                max_new_tokens=MAX_FORESIGHT_TOKENS,
                 inputs=ReplyInputs(enable_world=False, lora=False),
             )
             self._words.update((key, reply.text) for key, reply in zip(missing, replies, strict=True))
@@ -127,18 +128,18 @@ class Batch:
     """What the model is about to be asked.
 
     Attributes:
-        images: the pictures of each question.
+        images: the images of each question.
         questions: prompt texts.
         num_world_steps: N, future latent frames.
-        seed: another number imagines another future.
-        enable_world: False asks without world tokens.
+        seed: of the rollouts.
+        enable_world: False answers without world tokens.
         world_latents: (n, C, T, h, w) to read; None lets the model imagine its own.
-        records: the items asked, with the true frames where a benchmark has them.
-        seen: the pictures that each question looks ahead from.
-        others: for each of those, another item's picture; empty where no arm of the run reads others.
+        items: the items of the questions, with true frames where the benchmark has them.
+        world_images: for each question, the images that the world model starts from.
+        other_images: for each of those, an image of another item; empty if no arm of the run reads others.
         imagination: rollouts, shared by the arms of one model.
-        world_tokens: (n, K, D) to read in place of those that the projector makes of `world_latents`.
-        lora: False asks Gemma as it was before training.
+        world_tokens: (n, K, D) replaces the tokens that the projector makes of `world_latents`.
+        lora: False asks the base Gemma model.
     """
 
     images: list[list[Any]]
@@ -147,9 +148,9 @@ class Batch:
     seed: int
     enable_world: bool
     world_latents: Tensor | None
-    records: list[Item]
-    seen: list[list[Any]]
-    others: list[list[Any]]
+    items: list[Item]
+    world_images: list[list[Any]]
+    other_images: list[list[Any]]
     imagination: Imagination
     world_tokens: Tensor | None = None
     lora: bool = True
@@ -160,14 +161,14 @@ class Arm:
     """One way to run an evaluation.
 
     Attributes:
-        meaning: one line for people.
+        meaning: one line of help.
         change: from the plain batch to what this arm asks.
         weights: name of the trained control that answers; None is the model under test.
-        reads_tokens: whether the model is given world tokens that its projector must have learned to make.
+        reads_tokens: whether it gives the model world tokens that a trained projector makes.
         needs_world: whether it needs a world model at all.
         looks_ahead: whether it depends on the number of world steps.
-        reads_others: whether it needs other items' pictures.
-        asks_gemma: whether it needs Gemma as it was before training.
+        reads_others: whether it needs images of other items.
+        needs_base_gemma: whether it needs the base Gemma model.
     """
 
     meaning: str
@@ -177,21 +178,26 @@ class Arm:
     needs_world: bool = True
     looks_ahead: bool = True
     reads_others: bool = False
-    asks_gemma: bool = False
+    needs_base_gemma: bool = False
 
 
 def true_frames(item: Item, count: int = 1) -> Any:
-    """True frames of an item, from now on; a ValueError where the benchmark has none or too few."""
+    """True frames of an item, the present first.
+
+    Raises:
+        ValueError: if the benchmark has fewer than `count` true frames.
+    """
     frames = item.true_frames()
     if len(frames) < count:
         raise ValueError(
-            f"{item.id} has {len(frames)} true frames and this arm needs {count}; use fewer --steps, or leave it out."
+            f"{item.id} has {len(frames)} true frames and this arm needs {count}; use fewer world steps, or leave the "
+            "arm out."
         )
     return frames
 
 
 def fused(batch: Batch) -> Batch:
-    latents = batch.imagination.latents(batch.seen, batch.num_world_steps, batch.seed)
+    latents = batch.imagination.latents(batch.world_images, batch.num_world_steps, batch.seed)
     return replace(batch, world_latents=latents)
 
 
@@ -209,22 +215,22 @@ def gemma(batch: Batch) -> Batch:
 
 def verbal(batch: Batch) -> Batch:
     words = batch.imagination.foreseen(batch.images)
-    questions = [FORESEEN.format(words=own, question=text) for own, text in zip(words, batch.questions, strict=True)]
+    questions = [FORESEEN.format(words=text, question=q) for text, q in zip(words, batch.questions, strict=True)]
     return without_world(replace(batch, questions=questions))
 
 
-def nothing(batch: Batch) -> Tensor:
-    """Zero latents (n, C, 1 + N, h, w) in the place of the batch's own; nothing is imagined for their shape."""
-    now = batch.imagination.latents(batch.seen, 0, batch.seed)
-    return torch.zeros_like(now).repeat(1, 1, 1 + batch.num_world_steps, 1, 1)
+def zero_latents(batch: Batch) -> Tensor:
+    """Zero latents (n, C, 1 + N, h, w); their shape needs the encoder only, no rollout."""
+    present = batch.imagination.latents(batch.world_images, 0, batch.seed)
+    return torch.zeros_like(present).repeat(1, 1, 1 + batch.num_world_steps, 1, 1)
 
 
 def zero(batch: Batch) -> Batch:
-    return replace(batch, world_latents=nothing(batch))
+    return replace(batch, world_latents=zero_latents(batch))
 
 
 def dummy(batch: Batch) -> Batch:
-    latents = nothing(batch)
+    latents = zero_latents(batch)
     return replace(batch, world_latents=latents, world_tokens=batch.imagination.tokens(latents, "dummy", batch.seed))
 
 
@@ -236,130 +242,140 @@ def random_projection(batch: Batch) -> Batch:
 
 
 def shuffled(batch: Batch) -> Batch:
-    latents = batch.imagination.latents(batch.others, batch.num_world_steps, batch.seed)
+    latents = batch.imagination.latents(batch.other_images, batch.num_world_steps, batch.seed)
     return replace(batch, world_latents=latents)
 
 
 def wrong_future(batch: Batch) -> Batch:
-    own = batch.imagination.latents(batch.seen, 0, batch.seed)  # now is the same whatever is imagined after it
-    others = batch.imagination.latents(batch.others, batch.num_world_steps, batch.seed)
-    return replace(batch, world_latents=torch.cat([own, others[:, :, 1:]], dim=2))
+    present = batch.imagination.latents(batch.world_images, 0, batch.seed)  # does not depend on the rollout
+    others = batch.imagination.latents(batch.other_images, batch.num_world_steps, batch.seed)
+    return replace(batch, world_latents=torch.cat([present, others[:, :, 1:]], dim=2))
 
 
 def oracle_future(batch: Batch) -> Batch:
-    if any(len(own) > 1 for own in batch.seen):
-        raise ValueError("true futures are known of one picture a question, and this model looks ahead from several.")
-    latents = batch.imagination.true_latents(batch.records, batch.num_world_steps)
+    if any(len(images) > 1 for images in batch.world_images):
+        raise ValueError("A question has one true future, and this model imagines one for each of several images.")
+    latents = batch.imagination.true_latents(batch.items, batch.num_world_steps)
     return replace(batch, world_latents=latents)
 
 
 def imagined_image(batch: Batch) -> Batch:
-    latents = batch.imagination.latents(batch.seen, batch.num_world_steps, batch.seed)
+    latents = batch.imagination.latents(batch.world_images, batch.num_world_steps, batch.seed)
     frames = iter(batch.imagination.frames(latents))
-    futures = [[frame for _ in own for frame in next(frames)[1:]] for own in batch.seen]
-    return shown_future(batch, futures, "is imagined to happen next")
+    futures = [[frame for _ in images for frame in next(frames)[1:]] for images in batch.world_images]
+    return future_as_images(batch, futures, "is imagined to happen next")
 
 
 def true_image(batch: Batch) -> Batch:
-    futures = [list(true_frames(item, 2)[1:]) for item in batch.records]
-    return shown_future(batch, futures, "happens next")
+    futures = [list(true_frames(item, 2)[1:]) for item in batch.items]
+    return future_as_images(batch, futures, "happens next")
 
 
-def shown_future(batch: Batch, futures: Sequence[list[Any]], what: str) -> Batch:
-    """Frames of the future as ordinary pictures, world off.
+def future_as_images(batch: Batch, futures: Sequence[list[Any]], event: str) -> Batch:
+    """Frames of the future as further input images, with the world model disabled.
 
-    Where a question can be asked of a later picture as a state, it is asked of the last frame alone; else the last
-    frame of each world step stands behind the pictures of now, and a sentence says which is which.
+    Where items have a `now_form`, that question is asked about the last frame alone. Otherwise the last frame of each
+    world step follows the images of the present, and a sentence introduces both.
+
+    Args:
+        event: completes "Picture 2 shows what …".
     """
-    asked_as_state = {item.now_form is not None for item in batch.records}
-    if asked_as_state == {True}:
-        texts = [item.now_form for item in batch.records if item.now_form is not None]
+    has_now_form = {item.now_form is not None for item in batch.items}
+    if has_now_form == {True}:
+        texts = [item.now_form for item in batch.items if item.now_form is not None]
         return without_world(replace(batch, images=[[future[-1]] for future in futures], questions=texts))
-    if len(asked_as_state) == 2:
-        raise ValueError(
-            "some questions of this batch can be asked of a later picture and some cannot; ask them apart."
-        )
+    if len(has_now_form) == 2:
+        raise ValueError("Some questions of this batch have a now_form and some have none; evaluate them separately.")
     factor = batch.imagination.model.config.world_config.temporal_factor
     images, questions = [], []
-    for own, future, text in zip(batch.images, futures, batch.questions, strict=True):
+    for present, future, text in zip(batch.images, futures, batch.questions, strict=True):
         steps = future[factor - 1 :: factor][: batch.num_world_steps]
         if not steps:
-            raise ValueError("a future to show as pictures needs 1 world step or more; use more --steps.")
-        images.append([*own, *steps])
-        now = introduce(1, len(own), "what is there now")
-        after = introduce(len(own) + 1, len(own) + len(steps), f"what {what}, in order of time")
-        questions.append(f"{now} {after}\n\n{text}")
+            raise ValueError("A future that is shown as images needs 1 world step or more; increase the world steps.")
+        images.append([*present, *steps])
+        first = introduce(1, len(present), "what is there now")
+        then = introduce(len(present) + 1, len(images[-1]), f"what {event}, in order of time")
+        questions.append(f"{first} {then}\n\n{text}")
     return without_world(replace(batch, images=images, questions=questions))
 
 
 ARMS: dict[str, Arm] = {
-    # interventions: the same weights, given something else
+    # interventions: the same weights with another input
     "fused": Arm("the model with its imagined future", fused, reads_tokens=True),
     "fused-0": Arm(
-        "the same weights, world tokens of now alone (0 world steps)", fused_0, reads_tokens=True, looks_ahead=False
+        "the same weights, world tokens of the present only (0 world steps)",
+        fused_0,
+        reads_tokens=True,
+        looks_ahead=False,
     ),
     "no-world": Arm("the same weights without world tokens", without_world, needs_world=False, looks_ahead=False),
-    "gemma": Arm("Gemma as it was: world and LoRA off", gemma, needs_world=False, looks_ahead=False, asks_gemma=True),
+    "gemma": Arm(
+        "the base Gemma model: world model and LoRA disabled",
+        gemma,
+        needs_world=False,
+        looks_ahead=False,
+        needs_base_gemma=True,
+    ),
     "verbal": Arm(
-        "Gemma first writes what happens next; world off",
+        "the base Gemma model first describes what happens next; world model disabled",
         verbal,
         needs_world=False,
         looks_ahead=False,
-        asks_gemma=True,
+        needs_base_gemma=True,
     ),
-    "imagined-image": Arm("the decoded last imagined frame as an ordinary picture, world off", imagined_image),
-    "true-image": Arm("the true last frame as an ordinary picture, world off", true_image, needs_world=False),
-    "shuffled": Arm("world tokens of another picture", shuffled, reads_tokens=True, reads_others=True),
+    "imagined-image": Arm("the decoded last imagined frame as an input image, world model disabled", imagined_image),
+    "true-image": Arm("the true last frame as an input image, world model disabled", true_image, needs_world=False),
+    "shuffled": Arm("world tokens of another image", shuffled, reads_tokens=True, reads_others=True),
     "wrong-future": Arm(
-        "tokens of now from its own picture, of the future from another",
+        "tokens of the present from its own image, of the future from another",
         wrong_future,
         reads_tokens=True,
         reads_others=True,
     ),
-    "zero": Arm("world tokens of latents that are all zero", zero, reads_tokens=True),
-    "dummy": Arm("one constant token in every place, between the boundaries", dummy, reads_tokens=True),
+    "zero": Arm("world tokens of all-zero latents", zero, reads_tokens=True),
+    "dummy": Arm("one constant token in every position between the boundaries", dummy, reads_tokens=True),
     "random-projection": Arm("its imagined future through an untrained projector", random_projection),
-    "oracle-future": Arm("world tokens of what really happened", oracle_future, reads_tokens=True),
-    # trained controls: weights of their own, by one flag of the same recipe
+    "oracle-future": Arm("world tokens of the true future", oracle_future, reads_tokens=True),
+    # trained controls: weights of their own, by the same recipe with one flag changed
     "matched-control": Arm(
-        "trained on the same labels by the same recipe without world tokens",
+        "trained on the same labels by the same recipe, without world tokens",
         without_world,
         weights="matched-control",
         needs_world=False,
         looks_ahead=False,
     ),
     "direct": Arm(
-        "the same labels, no world tokens, vision and language unfrozen",
+        "trained on the same labels without world tokens, vision and language trainable",
         without_world,
         weights="direct",
         needs_world=False,
         looks_ahead=False,
     ),
     "trained-dummy": Arm(
-        "trained and asked with tokens that are the same for all pictures", zero, weights="trained-dummy"
+        "trained and evaluated with tokens that are the same for all images", zero, weights="trained-dummy"
     ),
     "trained-oracle": Arm(
-        "trained and asked with true futures", oracle_future, weights="trained-oracle", reads_tokens=True
+        "trained and evaluated with true futures", oracle_future, weights="trained-oracle", reads_tokens=True
     ),
     "frozen-random-projection": Arm(
-        "trained behind an untrained, frozen projector", fused, weights="frozen-random-projection"
+        "trained with a frozen, untrained projector", fused, weights="frozen-random-projection"
     ),
 }
 
 
 def choose(names: Sequence[str]) -> dict[str, Arm]:
-    """The named arms, in order; `all` names every one.
+    """The named arms, in order; `all` selects every arm.
 
     Raises:
-        ValueError: an unknown name, or none.
+        ValueError: if a name is unknown, or there is none.
     """
-    if list(names) == [EVERY]:
+    if list(names) == [ALL]:
         return dict(ARMS)
-    unknown = [name for name in names if name not in ARMS]
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], ARMS, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(ARMS)}."
-        raise ValueError(f"there is no arm {unknown[0]!r}; {hint}")
     if not names:
-        raise ValueError(f"name at least one arm of {', '.join(ARMS)}.")
+        raise ValueError(f"No arm was named; choose one or more of {', '.join(ARMS)}.")
+    for name in names:
+        if name not in ARMS:
+            close = difflib.get_close_matches(name, ARMS, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(ARMS)}."
+            raise ValueError(f"There is no arm {name!r}; {hint}")
     return {name: ARMS[name] for name in names}

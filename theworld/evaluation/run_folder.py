@@ -1,13 +1,13 @@
-"""The folder of one run: what was asked, every answer as soon as it was given, and the result.
+"""The folder of one run: its settings and questions, every answer as soon as it is generated, and the results.
 
     run.json            settings, and the fingerprint of the questions
-    questions.jsonl     a question a line, without its pictures
-    answers/ARM.jsonl   an answer a line, appended and forced to disk batch by batch
-    pictures/           a small picture of each question on which arms disagree, and a strip of what was imagined
-    results.json        scores and comparisons, written when all arms are through
+    questions.jsonl     one question per line, without its images
+    answers/ARM.jsonl   one answer per line, appended and forced to disk batch by batch
+    images/             for questions on which arms disagree: small input images and strips of imagined frames
+    results.json        scores and comparisons, written when all arms are complete
 
-A run that was cut off is gone on with by the same command: a last line that was not written to its end is dropped, and
-what is answered is not asked again. A folder holds one run; another setting, or other questions, are an error.
+Running the same command again resumes an interrupted run: an incomplete last line is dropped, and existing answers are
+kept. A folder holds one run; other settings or questions are an error.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from theworld.evaluation.arms import ARMS
-from theworld.evaluation.items import Item, check_items, fingerprint
 from theworld.evaluation.runner import Answer
+from theworld.evaluation.tasks import Item, check_items, fingerprint
 from theworld.storage.files import read_json_file, write_text
 
-RUN, QUESTIONS, ANSWERS, PICTURES, RESULTS = "run.json", "questions.jsonl", "answers", "pictures", "results.json"
-# what is kept of a question; its pictures and true frames stay where they were
+RUN, QUESTIONS, ANSWERS, IMAGES, RESULTS = "run.json", "questions.jsonl", "answers", "images", "results.json"
+IMAGE_FOLDERS = (IMAGES, "pictures")  # the second is the name in older runs
+# fields of a question that are written; images and true frames stay at their source
 KEPT = ("id", "family", "topic", "form", "question", "answer", "choices", "horizon", "legal")
 
 
@@ -35,14 +36,14 @@ class RunFolder:
     """A store of answers in a folder, for one process at a time.
 
     Args:
-        folder: made if it is not there.
-        settings: what decides the answers (model, benchmark, steps, seed, …), as JSON can hold it; a run goes on only
-            with the same. Which arms are asked is no part of it, so that further arms can join.
-        items: what is asked.
+        folder: created if it does not exist.
+        settings: everything that determines the answers (model, benchmark, steps, seed, …), as JSON values; a run
+            resumes only with the same settings. The arms are not part of it, so that arms can be added later.
+        items: the questions.
 
     Raises:
-        ValueError: the folder holds a run with other settings or questions, or something that is no run; or another
-            process is writing to it.
+        ValueError: if the folder holds a run with other settings or questions, or other files, or if another process is
+            writing to it.
     """
 
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any], items: Sequence[Item]) -> None:
@@ -55,7 +56,7 @@ class RunFolder:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(
-                f"another run is writing to {self.folder}; wait for it, or choose another folder."
+                f"Another process is writing to {self.folder}; wait for it, or choose another folder."
             ) from error
         try:
             self._open(dict(settings), items)
@@ -65,19 +66,19 @@ class RunFolder:
 
     def _open(self, settings: dict[str, Any], items: Sequence[Item]) -> None:
         written = {"settings": settings, "questions": len(items), "fingerprint": fingerprint(items)}
-        place = self.folder / RUN
-        if place.exists():
-            _check_same(self.folder, read_json(place), json.loads(json.dumps(written)))
+        path = self.folder / RUN
+        if path.exists():
+            _check_same(self.folder, read_json(path), json.loads(json.dumps(written)))
             return
-        strange = [path.name for path in self.folder.iterdir() if path.name != ".lock"]
-        if strange:
-            raise ValueError(f"{self.folder} is not empty and holds no run ({strange[0]}); choose another folder.")
+        others = [entry.name for entry in self.folder.iterdir() if entry.name != ".lock"]
+        if others:
+            raise ValueError(f"{self.folder} is not empty and holds no run ({others[0]}); choose another folder.")
         lines = [json.dumps(kept(item), ensure_ascii=False) for item in items]
         write_text(self.folder / QUESTIONS, "\n".join(lines) + "\n")
-        write_text(place, json.dumps(written, ensure_ascii=False, indent=2) + "\n")  # last: from now on it is a run
+        write_text(path, json.dumps(written, ensure_ascii=False, indent=2) + "\n")  # last: it makes the folder a run
 
     def close(self) -> None:
-        """Lets another process write."""
+        """Releases the folder for other processes."""
         self._lock.release()
 
     def __enter__(self) -> RunFolder:
@@ -87,46 +88,46 @@ class RunFolder:
         self.close()
 
     def known(self, arm: str) -> dict[str, Answer]:
-        """Answers of an arm that are on disk, by id; a last line that was not written to its end is cut off."""
-        place = self._place(arm)
-        if not place.exists():
+        """Answers of an arm on disk, by id; removes an incomplete last line."""
+        path = self._path(arm)
+        if not path.exists():
             return {}
-        content = place.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(place, len(whole))
-        return read_answers(place, self.ids)
+        content = path.read_bytes()
+        length = content.rfind(b"\n") + 1
+        if length < len(content):
+            os.truncate(path, length)
+        return read_answers(path, self.ids)
 
     def add(self, arm: str, answers: Sequence[Answer]) -> None:
-        """Appends answers and waits until they are on disk; when that fails, nothing of them stays behind."""
-        place = self._place(arm)
-        place.parent.mkdir(exist_ok=True)
+        """Appends answers and waits until they are on disk; if that fails, none of them remains in the file."""
+        path = self._path(arm)
+        path.parent.mkdir(exist_ok=True)
         lines = "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-        before = place.stat().st_size if place.exists() else 0
-        with place.open("ab") as file:
+        before = path.stat().st_size if path.exists() else 0
+        with path.open("ab") as file:
             try:
                 file.write(lines.encode())
                 file.flush()
                 os.fsync(file.fileno())
             except OSError:
-                os.truncate(place, before)
+                os.truncate(path, before)
                 raise
 
-    def _place(self, arm: str) -> Path:
+    def _path(self, arm: str) -> Path:
         return self.folder / ANSWERS / f"{arm}.jsonl"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it lies on disk.
+    """A saved run.
 
     Attributes:
-        folder: where it lies.
-        settings: what decided the answers.
+        folder: its folder.
+        settings: everything that determined the answers.
         fingerprint: of the questions.
-        items: the questions, without pictures.
-        answers: arm -> answers in the order of the items, for the arms that are through.
-        unfinished: arm -> how many answers it has, for the others.
+        items: the questions, without images.
+        answers: arm -> answers in the order of the items, for complete arms.
+        unfinished: arm -> number of answers, for incomplete arms.
     """
 
     folder: Path
@@ -138,99 +139,95 @@ class Run:
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
-    """A run of `theworld eval -o`.
+    """Reads a run of `evaluate(output=…)` or `theworld eval -o`.
 
     Raises:
-        ValueError: no run, or files of it that are damaged or belong to another run.
+        ValueError: if there is no run, or its files are damaged or belong to another run.
     """
-    place = Path(folder)
-    if not (place / RUN).is_file():
-        raise ValueError(f"{folder} holds no run ({RUN} is missing); make one with `theworld eval … -o {folder}`.")
-    content = read_json(place / RUN)
-    items = [_item(line, place / QUESTIONS) for line in _lines(place / QUESTIONS)]
+    path = Path(folder)
+    if not (path / RUN).is_file():
+        raise ValueError(f"{folder} holds no run ({RUN} is missing); create one with `theworld eval … -o {folder}`.")
+    content = read_json(path / RUN)
+    items = [_item(line, path / QUESTIONS) for line in _lines(path / QUESTIONS)]
     if fingerprint(items) != content.get("fingerprint"):
-        raise ValueError(f"{place / QUESTIONS} belongs to another run than {place / RUN}; take both from one run.")
+        raise ValueError(f"{path / QUESTIONS} and {path / RUN} belong to different runs; take both from one run.")
     answers: dict[str, list[Answer]] = {}
     unfinished: dict[str, int] = {}
-    for path in sorted((place / ANSWERS).glob("*.jsonl"), key=lambda path: arm_order(path.stem)):
-        own = read_answers(path, {item.id for item in items}, cut=True)
-        if len(own) == len(items):
-            answers[path.stem] = [own[item.id] for item in items]
+    for file in sorted((path / ANSWERS).glob("*.jsonl"), key=lambda file: arm_order(file.stem)):
+        known = read_answers(file, {item.id for item in items}, drop_incomplete=True)
+        if len(known) == len(items):
+            answers[file.stem] = [known[item.id] for item in items]
         else:
-            unfinished[path.stem] = len(own)
-    return Run(place, content["settings"], content["fingerprint"], items, answers, unfinished)
+            unfinished[file.stem] = len(known)
+    return Run(path, content["settings"], content["fingerprint"], items, answers, unfinished)
 
 
 def arm_order(name: str) -> tuple[int, int]:
-    """Arms as ARMS lists them, and by their number of world steps; `fused@4` comes behind `fused@0`."""
+    """Sort key: arms in the order of ARMS, then by number of world steps, so that `fused@4` follows `fused@0`."""
     arm, _, steps = name.partition("@")
     return (list(ARMS).index(arm) if arm in ARMS else len(ARMS), int(steps or 0))
 
 
 def kept(item: Item) -> dict[str, Any]:
-    """What a run keeps of a question, as JSON can hold it."""
+    """The fields of a question that are written, as JSON values."""
     content = {name: value for name, value in vars(item).items() if name in KEPT}
     return {**content, "choices": list(item.choices), "legal": sorted(item.legal)}
 
 
-def _item(content: dict[str, Any], where: Path) -> Item:
+def _item(content: dict[str, Any], source: Path) -> Item:
     try:
         legal, choices = frozenset(content.pop("legal")), tuple(content.pop("choices"))
         return Item(**content, image=None, legal=legal, choices=choices)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{where} is damaged or of another version ({error}); run the evaluation again.") from error
+        raise ValueError(f"{source} is damaged or of another version ({error}); run the evaluation again.") from error
 
 
-def read_answers(place: Path, ids: set[str], cut: bool = False) -> dict[str, Answer]:
+def read_answers(path: Path, ids: set[str], drop_incomplete: bool = False) -> dict[str, Answer]:
     """Answers of one file by id.
 
     Args:
-        cut: leave out a last line that was not written to its end, without changing the file.
+        drop_incomplete: ignores an incomplete last line without changing the file.
 
     Raises:
-        ValueError: a line that cannot be read, an id given twice, or one that the run does not ask.
+        ValueError: if a line cannot be read, or an id is given twice or is not one of `ids`.
     """
-    known = {own.name for own in fields(Answer)}
+    names = {field.name for field in fields(Answer)}
     found: dict[str, Answer] = {}
-    for number, content in enumerate(_lines(place, cut), start=1):
-        if content.keys() != known:
-            raise ValueError(f"line {number} of {place} is no answer; the file was changed by something else.")
+    for number, content in enumerate(_lines(path, drop_incomplete), start=1):
+        if content.keys() != names:
+            raise ValueError(f"Line {number} of {path} is not an answer; the file was changed by another program.")
         logprobs = content["logprobs"]
-        own = Answer(**{**content, "logprobs": None if logprobs is None else tuple(logprobs)})
-        if own.id in found:
-            raise ValueError(f"{place} answers {own.id!r} twice; two runs were mixed up in it.")
-        if own.id not in ids:
-            raise ValueError(f"{place} answers {own.id!r}, which this run does not ask; it belongs to another run.")
-        found[own.id] = own
+        answer = Answer(**{**content, "logprobs": None if logprobs is None else tuple(logprobs)})
+        if answer.id in found:
+            raise ValueError(f"{path} answers {answer.id!r} twice; two runs were mixed in it.")
+        if answer.id not in ids:
+            raise ValueError(f"{path} answers {answer.id!r}, which is not a question of this run.")
+        found[answer.id] = answer
     return found
 
 
-def _lines(place: Path, cut: bool = False) -> list[dict[str, Any]]:
+def _lines(path: Path, drop_incomplete: bool = False) -> list[dict[str, Any]]:
     try:
-        text = place.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ValueError(f"{place} is missing; run the evaluation again.") from error
+        raise ValueError(f"{path} is missing; run the evaluation again.") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is damaged; run the evaluation again in another folder.") from error
+        raise ValueError(f"{path} is damaged; run the evaluation again in another folder.") from error
     lines = text.split("\n")
-    whole = lines[:-1] if cut or not lines[-1] else lines
     found = []
-    for number, line in enumerate(whole, start=1):
+    for number, line in enumerate(lines[:-1] if drop_incomplete or not lines[-1] else lines, start=1):
         try:
             content = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"line {number} of {place} is damaged; take that line out, and it is asked again."
-            ) from error
+        except json.JSONDecodeError:
+            content = None
         if not isinstance(content, dict):
-            raise ValueError(f"line {number} of {place} is damaged; take that line out, and it is asked again.")
+            raise ValueError(f"Line {number} of {path} is damaged; delete the line, and the question is asked again.")
         found.append(content)
     return found
 
 
-def read_json(place: Path) -> dict[str, Any]:
-    """Reads the JSON object in a file of a run folder."""
-    return read_json_file(place, "run the evaluation again in another folder")
+def read_json(path: Path) -> dict[str, Any]:
+    return read_json_file(path, "run the evaluation again in another folder")
 
 
 def _check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -239,10 +236,10 @@ def _check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) ->
         if before.get(name) != now.get(name):
             raise ValueError(
                 f"{folder} holds a run with {name} {before.get(name)!r}, and this one has {now.get(name)!r}; choose "
-                "another folder, or the same settings to go on with it."
+                "another folder, or the same settings to resume it."
             )
     if old.get("fingerprint") != new["fingerprint"]:
         raise ValueError(
-            f"{folder} holds a run of {old.get('questions')} other questions than these {new['questions']}; choose "
+            f"{folder} holds a run with {old.get('questions')} other questions than these {new['questions']}; choose "
             "another folder."
         )

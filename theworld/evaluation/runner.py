@@ -1,9 +1,9 @@
-"""Asks every item in every arm: one model in memory at a time, batches, greedy answers, what arms share made once.
+"""Answers of every arm to every item: one model in memory at a time, in batches, by greedy decoding.
 
-The arms of one model go through the questions together, batch by batch: a rollout is made when the first arm asks for
-it and kept, a picture's soft tokens are made once a batch, and every answer is in the store before the next batch. The
-key-value cache of the prompt's picture part is not shared: it is one picture of 256 tokens before up to 3,920 world
-tokens, rows are padded to different lengths, and a cache that starts at another place gives other roundings.
+The arms of one model process the items together, batch by batch: a rollout is computed when the first arm needs it and
+cached, an image's soft tokens are computed once per batch, and every answer is in the store before the next batch. The
+key-value cache of the prompt's image part is not shared: it would save one image of 256 tokens before up to 3,920 world
+tokens, rows are padded to different lengths, and a cache at other positions rounds differently.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 from theworld.evaluation.answering import Answerer, ReplyInputs
 from theworld.evaluation.arms import Arm, Batch, Imagination
-from theworld.evaluation.items import Item, other_pictures
+from theworld.evaluation.tasks import Item, other_images
 from theworld.media.images import load_image
 
 MAX_NEW_TOKENS = 8  # answers are a word or a letter
+ANSWERING = "Answering questions"
 
 Progress = Callable[[str, int, int], None]
 Finish = Callable[[Imagination | None, dict[str, list["Answer"]]], None]
@@ -26,15 +27,16 @@ Finish = Callable[[Imagination | None, dict[str, list["Answer"]]], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """What one arm said to one item, and what it cost.
+    """The answer of one arm to one item, and its cost.
 
     Attributes:
         id: of the item.
         text: the free-text answer.
         logprobs: log-probability of each of `Item.options`; None where the answer does not decide between them.
-        prompt_tokens, new_tokens: read, padding aside, and written.
-        seconds: of its share of the batch, rollouts aside.
-        rollouts, rollout_seconds: that this arm alone would have made for it, whoever made them.
+        prompt_tokens: tokens of the prompt, padding excluded.
+        new_tokens: generated tokens.
+        seconds: its share of the batch's time, rollouts excluded.
+        rollouts, rollout_seconds: what this arm would need on its own, even if another arm computed the rollouts.
     """
 
     id: str
@@ -48,7 +50,7 @@ class Answer:
 
 
 class Store(Protocol):
-    """Where answers go as they are made, and where those of an earlier run come from."""
+    """Where answers are written as they are generated, and where those of an earlier run come from."""
 
     def known(self, arm: str) -> dict[str, Answer]: ...
 
@@ -56,7 +58,7 @@ class Store(Protocol):
 
 
 class InMemory:
-    """A store that forgets with the process."""
+    """A store without files."""
 
     def __init__(self) -> None:
         self.answers: dict[str, dict[str, Answer]] = {}
@@ -68,14 +70,28 @@ class InMemory:
         self.answers.setdefault(arm, {}).update((answer.id, answer) for answer in answers)
 
 
+@dataclass
+class Counter:
+    """Answers done and wanted over all arms, for one progress display with one remaining time."""
+
+    total: int
+    progress: Progress | None
+    done: int = 0
+
+    def add(self, count: int) -> None:
+        self.done += count
+        if self.progress is not None:
+            self.progress(ANSWERING, self.done, self.total)
+
+
 def with_steps(arms: Mapping[str, Arm], steps: Sequence[int]) -> dict[str, tuple[Arm, int]]:
-    """Each arm with its number of world steps: `fused@0`, `fused@4` where several are wanted and it matters."""
+    """Each arm with its number of world steps; with several numbers, `fused@0` and `fused@4` where they matter."""
     if len(steps) == 1:
         return {name: (arm, steps[0]) for name, arm in arms.items()}
-    found: dict[str, tuple[Arm, int]] = {}
+    runs: dict[str, tuple[Arm, int]] = {}
     for name, arm in arms.items():
-        found.update({f"{name}@{n}": (arm, n) for n in steps} if arm.looks_ahead else {name: (arm, steps[-1])})
-    return found
+        runs.update({f"{name}@{n}": (arm, n) for n in steps} if arm.looks_ahead else {name: (arm, steps[-1])})
+    return runs
 
 
 def run_arms(
@@ -91,50 +107,51 @@ def run_arms(
     store: Store | None = None,
     finish: Finish | None = None,
 ) -> dict[str, list[Answer]]:
-    """Answers of every arm, in the order of `items`; what the store knows already is not asked again.
+    """Answers of every arm, in the order of `items`; answers that are in the store are not generated again.
 
     Args:
-        items: what is asked.
-        arms: name -> arm; those of the same weights run on one loaded model.
-        load: from the name of a trained control (None: the model under test) to the model. It is not called for
-            weights whose answers are all known.
-        num_world_steps: N of every arm that does not fix its own; of several, each such arm runs with each, as
-            `with_steps` names them.
-        seed: of the rollouts, and of which picture is another's in `shuffled`.
-        progress: called with (arm, questions answered in it, of how many).
-        store: where answers go as soon as they are there; None keeps them in memory.
-        finish: called when all arms are through, with what the arms of the model under test shared (None where that
-            model was not asked) and all answers; for what only a model in memory can show.
+        items: the questions.
+        arms: name -> arm; arms with the same weights share one loaded model.
+        load: returns the model for the name of a trained control, or for None the model under test. It is not called
+            for weights whose answers are all in the store.
+        num_world_steps: N of every arm that does not set its own; with several, each such arm runs with each of them,
+            named as in `with_steps`.
+        seed: of the rollouts, and of the choice of other images in `shuffled`.
+        progress: called with (description, answers done, total) over all arms; answers in the store do not count.
+        store: receives answers as soon as they are generated; None keeps them in memory.
+        finish: called at the end with the rollouts that the arms of the model under test shared (None if that model
+            was not loaded) and all answers, while that model is still in memory.
 
     Raises:
-        ValueError: an arm that cannot be run on these items or this model, a picture that cannot be read, or a model
-            whose projector was never trained. Answers given until then are in the store.
+        ValueError: if an arm cannot run on these items or this model, an image cannot be read, or the model's projector
+            is untrained. Answers generated until then are in the store.
     """
     steps = [num_world_steps] if isinstance(num_world_steps, int) else list(num_world_steps)
     runs = with_steps(arms, steps)
     store = InMemory() if store is None else store
     known = {name: store.known(name) for name in runs}
-    # the model under test comes last, so that it is in memory when all answers are there
+    counter = Counter(sum(item.id not in known[name] for name in runs for item in items), progress)
+    # the model under test comes last, so that it is in memory when all answers are complete
     groups = sorted({arm.weights for arm, _ in runs.values()}, key=lambda weights: (weights is None, weights))
     imagination: Imagination | None = None
     for weights in groups:
-        own = {name: run for name, run in runs.items() if run[0].weights == weights}
-        wanted = finish is not None and weights is None
-        if all(item.id in known[name] for name in own for item in items) and not wanted:
+        group = {name: run for name, run in runs.items() if run[0].weights == weights}
+        is_wanted = finish is not None and weights is None
+        if all(item.id in known[name] for name in group for item in items) and not is_wanted:
             continue
-        imagination = None  # before the next weights come into memory
+        imagination = None  # frees the previous weights before the next are loaded
         model = load(weights)
-        check_arms(model, {name: arm for name, (arm, _) in own.items()})
+        check_arms(model, {name: arm for name, (arm, _) in group.items()})
         imagination = Imagination(model)
         del model
-        ask_arms(items, own, imagination, known, store, seed, batch_size, max_new_tokens, progress)
+        answer_items(items, group, imagination, known, store, seed, batch_size, max_new_tokens, counter)
     answers = {name: [known[name][item.id] for item in items] for name in runs}
     if finish is not None:
         finish(imagination if None in groups else None, answers)
     return answers
 
 
-def ask_arms(
+def answer_items(
     items: Sequence[Item],
     runs: Mapping[str, tuple[Arm, int]],
     imagination: Imagination,
@@ -143,52 +160,52 @@ def ask_arms(
     seed: int,
     batch_size: int,
     max_new_tokens: int,
-    progress: Progress | None,
+    counter: Counter,
 ) -> None:
-    """Asks what is not known yet, batch by batch, arm by arm; answers go to the store and to `known`."""
+    """Generates the missing answers, batch by batch and arm by arm, into the store and into `known`."""
     reads_others = any(arm.reads_others for arm, _ in runs.values())
-    others = other_pictures(items, seed, imagination.every) if reads_others else [[] for _ in items]
+    others = other_images(items, seed, imagination.uses_all_images) if reads_others else [[] for _ in items]
     for start in range(0, len(items), batch_size):
         chunk = range(start, min(start + batch_size, len(items)))
-        shown: dict[int, list[Any]] = {}  # pictures of the chunk, read once for all arms
+        decoded: dict[int, list[Any]] = {}  # images of the chunk, read once for all arms
         for name, (arm, n) in runs.items():
             rows = [row for row in chunk if items[row].id not in known[name]]
-            if rows:
-                shown.update({row: read_pictures(items[row]) for row in rows if row not in shown})
-                batch = Batch(
-                    images=[shown[row] for row in rows],
-                    questions=[items[row].question for row in rows],
-                    num_world_steps=n,
-                    seed=seed,
-                    enable_world=True,
-                    world_latents=None,
-                    records=[items[row] for row in rows],
-                    seen=[items[row].looks_from(imagination.every, shown[row]) for row in rows],
-                    others=[others[row] for row in rows],
-                    imagination=imagination,
-                )
-                answers = answer(arm, batch, max_new_tokens)
-                store.add(name, answers)
-                known[name].update((own.id, own) for own in answers)
-            if progress is not None:
-                progress(name, chunk.stop, len(items))
+            if not rows:
+                continue
+            decoded.update({row: read_images(items[row]) for row in rows if row not in decoded})
+            batch = Batch(
+                images=[decoded[row] for row in rows],
+                questions=[items[row].question for row in rows],
+                num_world_steps=n,
+                seed=seed,
+                enable_world=True,
+                world_latents=None,
+                items=[items[row] for row in rows],
+                world_images=[items[row].world_images(imagination.uses_all_images, decoded[row]) for row in rows],
+                other_images=[others[row] for row in rows],
+                imagination=imagination,
+            )
+            answers = answer(arm, batch, max_new_tokens)
+            store.add(name, answers)
+            known[name].update((one.id, one) for one in answers)
+            counter.add(len(answers))
         imagination.forget_features()
 
 
-def read_pictures(item: Item) -> list[Any]:
-    """The pictures of an item, decoded.
+def read_images(item: Item) -> list[Any]:
+    """The decoded images of an item.
 
     Raises:
-        ValueError: a picture that cannot be read, with the id of its item.
+        ValueError: if an image cannot be read; the message names the item.
     """
     try:
-        return [load_image(picture) for picture in item.pictures()]
+        return [load_image(image) for image in item.images()]
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{item.id}: {error}") from error
 
 
 def answer(arm: Arm, batch: Batch, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0) -> list[Answer]:
-    """Answers of one arm to one batch, greedy unless the temperature is above 0, and what each cost."""
+    """Answers of one arm to one batch with their costs; greedy decoding unless the temperature is above 0."""
     imagination = batch.imagination
     imagination.start()
     started = time.perf_counter()
@@ -196,7 +213,7 @@ def answer(arm: Arm, batch: Batch, max_new_tokens: int, temperature: float = 0.0
     replies = imagination.model.reply(
         changed.images,
         changed.questions,
-        [item.options for item in batch.records],
+        [item.options for item in batch.items],
         max_new_tokens,
         inputs_of(changed),
         temperature=temperature,
@@ -215,7 +232,7 @@ def answer(arm: Arm, batch: Batch, max_new_tokens: int, temperature: float = 0.0
             round(imagination.num_rollouts() / count, 3),
             round(imagination.rollout_seconds() / count, 6),
         )
-        for item, reply in zip(batch.records, replies, strict=True)
+        for item, reply in zip(batch.items, replies, strict=True)
     ]
 
 
@@ -233,16 +250,16 @@ def inputs_of(batch: Batch) -> ReplyInputs:
 
 
 def check_arms(model: Answerer, arms: Mapping[str, Arm]) -> None:
-    """Raises a ValueError for arms that this model cannot run: told before the first question is asked."""
+    """Raises a ValueError for arms that this model cannot run, before the first question is answered."""
     readers = [name for name, arm in arms.items() if arm.reads_tokens]
     if readers and not model.projector_is_trained:
         raise ValueError(
-            f"the projector of this model is untrained, so {', '.join(readers)} would read noise; train it with "
+            f"The projector of this model is untrained, so {', '.join(readers)} would read noise; train it with "
             "`theworld train`, or leave these arms out."
         )
-    askers = [name for name, arm in arms.items() if arm.asks_gemma]
-    if askers and not model.has_base_gemma:
+    needing_gemma = [name for name, arm in arms.items() if arm.needs_base_gemma]
+    if needing_gemma and not model.has_base_gemma:
         raise ValueError(
-            f"vision or language of this model were trained, so {', '.join(askers)} cannot ask Gemma as it was; "
-            "evaluate the base model itself, or leave these arms out."
+            f"Vision or language weights of this model were trained, so {', '.join(needing_gemma)} cannot use the base "
+            "Gemma model; evaluate the base model itself, or leave these arms out."
         )

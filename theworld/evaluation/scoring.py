@@ -1,6 +1,6 @@
-"""Reads answers and scores them: free text and, beside it, the likeliest option; what cannot be read counts as wrong.
+"""Parses and scores answers: free text, and separately the most likely option. Unparsed answers count as wrong.
 
-Items with choices are read by `read_choice`, all others by exact match after normalisation.
+Items with choices are parsed by `read_choice`, all others by exact match after normalisation.
 """
 
 from __future__ import annotations
@@ -12,29 +12,16 @@ from typing import Any
 import numpy as np
 
 from theworld.evaluation.answer_parser import LETTERS, read_choice
-from theworld.evaluation.items import HIDDEN, Item
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.statistics import bootstrap_mean, wilson_interval
+from theworld.evaluation.tasks import HIDDEN, Item
 
-__all__ = [
-    "commonest_answers",
-    "confusion",
-    "is_parsed",
-    "is_right",
-    "likeliest",
-    "normalise",
-    "read_answer",
-    "read_choice",
-    "right_answers",
-    "score",
-    "share",
-]
-
+MOST_COMMON = "(most common answer)"  # row of a table of arms
 UNREAD = "unread"  # column of a confusion matrix
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces, no full stop at the end, no brackets around the whole: "(B)." -> "b"."""
+    """Lower case, single spaces, no final full stop, no enclosing brackets: "(B)." -> "b"."""
     text = " ".join(text.lower().split()).rstrip(".").strip()
     if text.startswith("(") and text.endswith(")"):
         text = text[1:-1].strip()
@@ -42,24 +29,26 @@ def normalise(text: str) -> str:
 
 
 def read_answer(item: Item, text: str) -> str | None:
-    """The answer that a text gives: a letter where the item has choices, else one of its legal answers; or None."""
+    """The answer that a text gives: a letter if the item has choices, else one of its legal answers; or None."""
     if item.choices:
         return read_choice(text, item.choices)
-    said = normalise(text)
-    return next((answer for answer in sorted(item.legal | {item.answer}) if normalise(answer) == said), None)
+    given = normalise(text)
+    return next((answer for answer in sorted(item.legal | {item.answer}) if normalise(answer) == given), None)
 
 
 def is_right(item: Item, prediction: str) -> bool:
     return item.answer != HIDDEN and read_answer(item, prediction) == item.answer
 
 
-def is_parsed(item: Item, prediction: str) -> bool:
-    """Whether the prediction is an answer at all, right or wrong."""
-    return read_answer(item, prediction) is not None
+def count_unparsed(items: Sequence[Item], seeds: Sequence[Sequence[Answer]]) -> int:
+    """How many answers could not be parsed, over all training seeds."""
+    return sum(
+        read_answer(item, answer.text) is None for answers in seeds for item, answer in zip(items, answers, strict=True)
+    )
 
 
 def likeliest(item: Item, logprobs: Sequence[float] | None) -> str | None:
-    """The answer whose option was the likeliest, in the form of `Item.answer`; None where that is not known."""
+    """The answer with the most likely option, in the form of `Item.answer`; None if there are no log-probabilities."""
     if logprobs is None:
         return None
     best = max(range(len(logprobs)), key=logprobs.__getitem__)
@@ -67,7 +56,7 @@ def likeliest(item: Item, logprobs: Sequence[float] | None) -> str | None:
 
 
 def right_answers(items: Sequence[Item], answers: Sequence[Answer], by: str = "text") -> list[bool]:
-    """Which answers are right, by free `text` or by the `likeliest` option."""
+    """Which answers are correct, by free `text` or by the most likely option (`likelihood`)."""
     pairs = zip(items, answers, strict=True)
     if by == "text":
         return [is_right(item, answer.text) for item, answer in pairs]
@@ -75,23 +64,23 @@ def right_answers(items: Sequence[Item], answers: Sequence[Answer], by: str = "t
 
 
 def score(items: Sequence[Item], seeds: Sequence[Sequence[Answer]]) -> dict[str, Any]:
-    """Accuracy with its 95 % interval, in all, by family and by horizon, and how many answers were none.
+    """Accuracy with its 95 % interval, in total, by family and by horizon, and the number of unparsed answers.
 
-    `mean_of_families` weighs families alike, as BLINK's headline does; `likelihood` is the accuracy of the likeliest
-    option, with the number of answers that did not decide between options (they count as wrong).
+    `mean_of_families` weights families equally, as BLINK's headline does; `likelihood` is the accuracy of the most
+    likely option, with the number of answers that do not decide between options (they count as wrong).
 
     Args:
-        seeds: answers of one model, or of several training seeds: a question then counts with its share of right ones.
+        seeds: one list of answers per training seed; a question counts with its share of correct seeds.
     """
     rows = [right_answers(items, answers) for answers in seeds]
-    answers = [answer for own in seeds for answer in own]
+    answers = [answer for row in seeds for answer in row]
     found = {
         **share(rows),
         "by_family": shares_by(items, rows, lambda item: item.family),
         "mean_of_families": mean_of_families(items, rows),
-        "unparsed": sum(not is_parsed(item, one.text) for own in seeds for item, one in zip(items, own, strict=True)),
+        "unparsed": count_unparsed(items, seeds),
         "likelihood": {
-            **share([right_answers(items, own, "likelihood") for own in seeds]),
+            **share([right_answers(items, row, "likelihood") for row in seeds]),
             "undecided": sum(answer.logprobs is None for answer in answers),
         },
         "cost": cost(answers),
@@ -102,7 +91,7 @@ def score(items: Sequence[Item], seeds: Sequence[Sequence[Answer]]) -> dict[str,
 
 
 def share(rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    """{"accuracy", "n", "interval_95"} of right and wrong, a row a training seed; with several also each seed's."""
+    """{"accuracy", "n", "interval_95"} of correct answers, one row per training seed; with several also each seed's."""
     n = len(rows[0])
     if len(rows) == 1:
         right = sum(rows[0])
@@ -117,7 +106,7 @@ def share(rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
 
 
 def groups_of(items: Sequence[Item], key: Callable[[Item], str]) -> dict[str, list[int]]:
-    """Rows of the items in each group, the groups in order of their names."""
+    """The rows of the items in each group, groups sorted by name."""
     rows: dict[str, list[int]] = defaultdict(list)
     for row, item in enumerate(items):
         rows[key(item)].append(row)
@@ -125,16 +114,13 @@ def groups_of(items: Sequence[Item], key: Callable[[Item], str]) -> dict[str, li
 
 
 def shares_by(items: Sequence[Item], rows: Sequence[Sequence[bool]], key: Callable[[Item], str]) -> dict[str, Any]:
-    return {
-        name: share([[row[place] for place in places] for row in rows])
-        for name, places in groups_of(items, key).items()
-    }
+    return {name: share([[row[i] for i in members] for row in rows]) for name, members in groups_of(items, key).items()}
 
 
 def mean_of_families(items: Sequence[Item], rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    """{"accuracy", "interval_95"} of the unweighted mean over families, questions resampled inside each."""
+    """{"accuracy", "interval_95"} of the unweighted mean over families, with questions resampled within each."""
     shares = np.asarray(rows, dtype=float).mean(axis=0)
-    groups = [shares[places] for places in groups_of(items, lambda item: item.family).values()]
+    groups = [shares[members] for members in groups_of(items, lambda item: item.family).values()]
     return {
         "accuracy": float(np.mean([group.mean() for group in groups])),
         "interval_95": list(bootstrap_mean(groups)),
@@ -142,7 +128,7 @@ def mean_of_families(items: Sequence[Item], rows: Sequence[Sequence[bool]]) -> d
 
 
 def cost(answers: Sequence[Answer]) -> dict[str, float]:
-    """Means an answer: seconds (rollouts apart), seconds of rollouts, rollouts, tokens read and written."""
+    """Means per answer: seconds without rollouts, seconds of rollouts, rollouts, prompt tokens, generated tokens."""
     n = len(answers)
     return {
         "seconds": round(sum(answer.seconds for answer in answers) / n, 4),
@@ -154,7 +140,7 @@ def cost(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def confusion(items: Sequence[Item], seeds: Sequence[Sequence[Answer]]) -> dict[str, dict[str, int]]:
-    """How often each true answer was read as which; `UNREAD` where nothing could be read."""
+    """How often each true answer was parsed as which answer; `UNREAD` if it could not be parsed."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for answers in seeds:
         for item, answer in zip(items, answers, strict=True):
@@ -163,7 +149,7 @@ def confusion(items: Sequence[Item], seeds: Sequence[Sequence[Answer]]) -> dict[
 
 
 def commonest_answers(items: Sequence[Item]) -> list[str]:
-    """What someone would say who knows only how often each answer occurs per (family, topic, form)."""
+    """For each item, the most common true answer of its (family, topic, form): the baseline without any image."""
     counts: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
     for item in items:
         counts[item.family, item.topic, item.form][item.answer] += 1

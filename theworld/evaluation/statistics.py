@@ -1,12 +1,12 @@
-"""Intervals, tests and power for right and wrong answers, alone, in pairs, and pooled over training seeds.
+"""Intervals, tests and power for correct and wrong answers: single arms, paired arms, pooled training seeds.
 
-The arithmetic is scipy's and statsmodels'; what is decided here is which test answers which question:
+scipy and statsmodels do the arithmetic; this module chooses the method:
 
-- one arm: Wilson's interval of a share; of a mean over sub-tasks, a bootstrap inside each sub-task;
-- two arms on the same questions: exact McNemar, and a bootstrap that resamples questions in pairs;
-- several training seeds of an arm: a question counts once, with its share of right seeds, so that seeds do not pass for
-  further questions; the test then flips the signs of the questions' differences;
-- several comparisons: Holm's correction; what it does not leave significant is reported as no difference.
+- one arm: Wilson's interval of a proportion; for a mean over sub-tasks, a bootstrap within each sub-task;
+- two arms on the same questions: exact McNemar, and a paired bootstrap over questions;
+- several training seeds of an arm: a question counts once, with its share of correct seeds, so that seeds do not count
+  as further questions; the test flips the signs of the questions' differences;
+- several comparisons: Holm's correction; differences that are not significant after it are reported as not shown.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 ALPHA = 0.05
-RESAMPLES = 9_999  # with the observed one, a round 10,000
-BATCH = 500  # resamples drawn at once: 500 x 2,000 questions are 8 MB
+RESAMPLES = 9_999  # with the observed one, 10,000
+BATCH = 500  # resamples at a time: 500 x 2,000 questions are 8 MB
 
 NO_DIFFERENCE = "not shown"
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share (Wilson 1927); holds at 0 and n, where the usual one has no width.
+    """Wilson's 95 % score interval of a proportion (Wilson 1927), which is valid at 0 and n too.
 
     Raises:
-        ValueError: no trials, or more successes than trials.
+        ValueError: if there are no trials, or more successes than trials.
     """
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} of {n} is no share.")
+        raise ValueError(f"successes ({successes}) must be between 0 and n ({n}), and n at least 1.")
     low, high = proportion_confint(successes, n, alpha=ALPHA, method="wilson")
     return float(low), float(high)
 
 
 def bootstrap_mean(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the unweighted mean over groups of each group's mean; groups resample by themselves.
+    """95 % percentile interval of the mean over groups of each group's mean; resamples within groups.
 
-    One group is the plain bootstrap of a mean. Values are right (1) or wrong (0) of one arm, or differences of two.
+    One group gives the plain bootstrap of a mean. Values are correct (1) or wrong (0), or differences of two arms.
     """
     samples = [np.asarray(group, dtype=float) for group in groups]
     if not samples or min(map(len, samples)) == 0:
-        raise ValueError("an interval needs at least one answer in each group.")
-    if all((sample == sample[0]).all() for sample in samples):  # nothing varies, and scipy refuses a single value
+        raise ValueError("An interval needs at least one answer in each group.")
+    if all((sample == sample[0]).all() for sample in samples):  # no variance: scipy refuses a single value
         middle = float(np.mean([sample[0] for sample in samples]))
         return middle, middle
 
@@ -55,7 +55,7 @@ def bootstrap_mean(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[fl
         return np.mean([sample.mean(axis=axis) for sample in drawn], axis=0)
 
     found = stats.bootstrap(
-        # a group of one cannot vary; scipy wants two values of it
+        # scipy needs two values; a group of one has no variance
         [sample if len(sample) > 1 else sample.repeat(2) for sample in samples],
         mean_of_means,
         n_resamples=RESAMPLES,
@@ -69,22 +69,22 @@ def bootstrap_mean(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[fl
 
 
 def bootstrap_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of accuracy(first) - accuracy(second), resampling questions in pairs."""
+    """95 % percentile interval of accuracy(first) - accuracy(second), by paired resampling of questions."""
     _check_pairs(first, second)
     return bootstrap_mean([np.asarray(first, dtype=float) - np.asarray(second, dtype=float)], seed)
 
 
 def mcnemar_exact(better: int, worse: int) -> float:
-    """Two-sided exact McNemar p: the chance of a split as uneven as this if either were as likely (McNemar 1947)."""
+    """Two-sided p of the exact McNemar test (McNemar 1947), from the numbers of discordant questions."""
     if better + worse == 0:
         return 1.0
     return min(1.0, float(mcnemar([[0, better], [worse, 0]], exact=True).pvalue))
 
 
 def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
-    """Two-sided p of a mean difference: how often as large a mean comes about when each question's sign is a coin.
+    """Two-sided p of a mean difference, by randomly flipping the sign of each question's difference.
 
-    For questions answered by several training seeds, whose differences are shares and no longer -1, 0 or 1.
+    For questions answered by several training seeds, whose differences are fractions instead of -1, 0 or 1.
     """
     values = np.asarray(differences, dtype=float)
     if not values.any():
@@ -109,7 +109,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, int]:
-    """(questions only the first got right, only the second, all questions)."""
+    """(questions that only the first answered correctly, only the second, all questions)."""
     _check_pairs(first, second)
     better = sum(a and not b for a, b in zip(first, second, strict=True))
     worse = sum(b and not a for a, b in zip(first, second, strict=True))
@@ -118,7 +118,7 @@ def discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int,
 
 def _check_pairs(first: Sequence[Any], second: Sequence[Any]) -> None:
     if len(first) != len(second) or not len(first):
-        raise ValueError(f"{len(first)} and {len(second)} answers are no pairs.")
+        raise ValueError(f"Paired answers must be equally many and at least one, got {len(first)} and {len(second)}.")
 
 
 def compare(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
@@ -135,21 +135,21 @@ def compare(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
 
 
 def compare_seeds(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    """Paired answers of several training seeds on either side, a row a seed, all to the same questions.
+    """Compares paired answers of several training seeds on either side, one row per seed.
 
     Returns:
-        as `compare`, with `p_sign_flip` in place of `p_mcnemar` where either side has more than one seed, the number of
-        seeds, and the range of accuracies over each side's seeds. `only_first` and `only_second` count the questions on
-        which the share of right seeds is higher on that side.
+        as `compare`; if either side has more than one seed, with `p_sign_flip` instead of `p_mcnemar`, the numbers of
+        seeds, and each seed's accuracy. `only_first` and `only_second` then count the questions on which that side has
+        the higher share of correct seeds.
 
     Raises:
-        ValueError: seeds that answered different numbers of questions.
+        ValueError: if seeds answered different numbers of questions.
     """
     if len(first) == 1 and len(second) == 1:
         return compare(first[0], second[0])
     lengths = {len(row) for row in (*first, *second)}
     if len(lengths) != 1:
-        raise ValueError(f"the training seeds answered {sorted(lengths)} questions; compare them on the same ones.")
+        raise ValueError(f"The training seeds answered different numbers of questions: {sorted(lengths)}.")
     shares = [np.asarray(rows, dtype=float).mean(axis=0) for rows in (first, second)]  # each (n,)
     differences = shares[0] - shares[1]
     return {
@@ -165,14 +165,14 @@ def compare_seeds(first: Sequence[Sequence[bool]], second: Sequence[Sequence[boo
 
 
 def p_of(pair: dict[str, Any]) -> float:
-    """The p-value of a comparison, whichever test it came from."""
+    """The p-value of a comparison, of whichever test it has."""
     return float(pair["p_sign_flip"] if "p_sign_flip" in pair else pair["p_mcnemar"])
 
 
 def with_findings(pairs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The comparisons with `p_holm`, corrected over all of them, and `finding`: better, worse or no difference.
+    """The comparisons with `p_holm`, corrected over all of them, and `finding`: better, worse or not shown.
 
-    A difference is reported when the corrected p is below 0.05 and the interval leaves out 0.
+    A difference is shown if the corrected p is below 0.05 and the interval excludes 0.
     """
     corrected = holm([p_of(pair) for pair in pairs.values()])
     return {
@@ -189,12 +189,12 @@ def finding(pair: dict[str, Any], p: float) -> str:
 
 
 def power(n: int, difference: float, disagreement: float) -> float:
-    """Chance that McNemar's test at 5 % shows `difference` on n questions.
+    """Probability that McNemar's test at 5 % shows `difference` on n questions.
 
     Args:
         n: questions.
         difference: true difference of the accuracies, such as 0.03 for three points.
-        disagreement: share of questions on which exactly one of the two is right, at least `difference`.
+        disagreement: share of questions that exactly one of the two answers correctly, at least `difference`.
 
     The normal approximation of Connor (1987), https://doi.org/10.2307/2531961.
     """
@@ -207,7 +207,7 @@ def power(n: int, difference: float, disagreement: float) -> float:
 
 
 def questions_needed(difference: float, disagreement: float, wanted: float = 0.8) -> int:
-    """How many questions show `difference` with the chance `wanted`; arguments as in `power`."""
+    """How many questions show `difference` with probability `wanted`; other arguments as in `power`."""
     _check_power(difference, disagreement)
     z_alpha, z_power = stats.norm.ppf([1 - ALPHA / 2, wanted])
     root = z_alpha * disagreement**0.5 + z_power * (disagreement - difference**2) ** 0.5
@@ -217,6 +217,6 @@ def questions_needed(difference: float, disagreement: float, wanted: float = 0.8
 def _check_power(difference: float, disagreement: float) -> None:
     if not 0 < abs(difference) <= disagreement <= 1:
         raise ValueError(
-            f"a difference of {difference} with {disagreement} disagreement cannot be: arms that differ by d disagree "
-            "on d of the questions or more, and on all of them at most."
+            f"A difference of {difference} is impossible with a disagreement of {disagreement}: arms that differ by d "
+            "disagree on at least d of the questions."
         )

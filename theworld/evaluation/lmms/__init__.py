@@ -1,6 +1,6 @@
 """The plug-in through which lmms-eval (https://github.com/EvolvingLMMs-Lab/lmms-eval, 0.7.3 or newer) finds TheWorld.
 
-lmms-eval reads the manifest of every installed plug-in when it starts, so nothing heavy is imported here.
+lmms-eval reads the manifest of every installed plug-in at its start, so nothing slow is imported here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def manifest() -> ModelManifest:
-    """`--model theworld`, and with `--force_simple` the form that answers lmms-eval's tasks of likelihoods."""
+    """`--model theworld`, and for `--force_simple` the form that answers likelihood tasks."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(

@@ -1,4 +1,4 @@
-"""TheWorld as a model of lmms-eval: its tasks, asked in one arm, through the same calls as `theworld eval`."""
+"""TheWorld as a model of lmms-eval: its tasks are answered in one arm, through the same calls as `theworld eval`."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from tqdm import tqdm
 
 from theworld.evaluation.answering import ModelAnswerer
 from theworld.evaluation.arms import ARMS, Arm, Batch, Imagination
-from theworld.evaluation.items import HIDDEN, Item
-from theworld.evaluation.lmms.requests import Asked, Writing, read_messages, read_visuals
+from theworld.evaluation.lmms.requests import Decoding, Prompt, read_messages, read_visuals
 from theworld.evaluation.runner import answer, check_arms, inputs_of
+from theworld.evaluation.tasks import HIDDEN, Item
 from theworld.inference.pipeline import TheWorld
 from theworld.model.spec import resolve_model
 
-# Interventions that need nothing but a question and its pictures: no true future, no other question's picture. Trained
-# controls are models of their own (`pretrained=nano/direct,arm=no-world`).
+# Interventions that need only a question and its images: no true future, no image of another question. Trained controls
+# are models of their own (`pretrained=nano/direct,arm=no-world`).
 OFFERED = ("fused", "fused-0", "no-world", "gemma", "verbal", "imagined-image", "zero", "dummy", "random-projection")
 
 
 class TheWorldChat(lmms):
-    """What `--model theworld` is; the arguments are those of `--model_args`.
+    """`--model theworld`; the arguments are those of `--model_args`.
 
     Args:
-        pretrained: `nano`, a folder, or a Hub id, of TheWorld or of a plain Gemma 3.
-        world_model: of a fresh fusion with a plain Gemma 3; None is the default one.
-        num_world_steps: world steps to imagine; None is the model's own number.
+        pretrained: `nano`, a folder, or a Hub id, of a TheWorld model or of a Gemma 3.
+        world_model: world model that a Gemma 3 is fused with; None means the default one.
+        num_world_steps: world steps to imagine; None means the model's own number.
         arm: one of OFFERED.
         seed: of the rollouts.
-        batch_size: questions answered at once.
-        device: None is this process's GPU, or the CPU.
-        dtype: of the weights, such as `bfloat16`; None is the device's default.
+        batch_size: questions per batch.
+        device: None means this process's GPU, or the CPU.
+        dtype: `bfloat16`, `float32` or `float16`; None means what `TheWorld` chooses for the device.
 
     Raises:
-        ValueError: an argument that is not known, an arm that cannot be asked, or a model that cannot be read.
+        ValueError: if an argument or the arm is unknown, or the model cannot be read.
     """
 
     is_simple = False
@@ -62,9 +62,9 @@ class TheWorldChat(lmms):
     ) -> None:
         super().__init__()
         check_names(unknown)
-        self.arm = chosen(arm)
+        self.arm = choose_arm(arm)
         self.seed = seed
-        self.batch_size = whole_number("batch_size", batch_size)
+        self.batch_size = positive_integer("batch_size", batch_size)
         self.accelerator = Accelerator()
         if self.accelerator.num_processes > 1 and device != "cpu" and torch.cuda.is_available():
             device = f"cuda:{self.accelerator.local_process_index}"
@@ -78,76 +78,76 @@ class TheWorldChat(lmms):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> TheWorldChat:
-        """As lmms-eval makes a model; what `--model_args` says goes before options such as `--batch_size`."""
+        """Called by lmms-eval; `--model_args` take precedence over options such as `--batch_size`."""
         options = {name: value for name, value in (additional_config or {}).items() if value is not None}
         return cls(**{**options, **simple_parse_args_string(arg_string)})
 
     def clean(self) -> None:
-        """Frees the model, when everything has been asked."""
+        """Frees the model at the end."""
         del self.imagination
         super().clean()
 
-    # ------------------------------------------------------------------------------------- what lmms-eval asks
+    # ------------------------------------------------------------------------------------- called by lmms-eval
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """The answer to each request, in their order; those with equal settings share batches."""
-        groups: dict[Writing, list[int]] = defaultdict(list)
-        for place, request in enumerate(requests):
-            groups[self.writing(request)].append(place)
+        """The answer to each request, in order; requests with equal settings share batches."""
+        groups: dict[Decoding, list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            groups[self.decoding(request)].append(i)
         found: dict[int, GenerationResult] = {}
         with self.progress(len(requests)) as bar:
-            for writing, places in groups.items():
-                for start in range(0, len(places), self.batch_size):
-                    own = places[start : start + self.batch_size]
-                    asked = [self.read(requests[place]) for place in own]
-                    found.update(zip(own, self.answers(asked, writing), strict=True))
-                    bar.update(len(own))
-        return [found[place] for place in range(len(requests))]
+            for decoding, indices in groups.items():
+                for start in range(0, len(indices), self.batch_size):
+                    batch = indices[start : start + self.batch_size]
+                    prompts = [self.read(requests[i]) for i in batch]
+                    found.update(zip(batch, self.answers(prompts, decoding), strict=True))
+                    bar.update(len(batch))
+        return [found[i] for i in range(len(requests))]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
-        """The answers to all rounds of each request; a task makes the next question of the answers so far."""
+        """The answers to all rounds of each request; a task builds the next question from the answers so far."""
         found: list[list[str]] = []
         with self.progress(len(requests)) as bar:
             for start in range(0, len(requests), self.batch_size):
-                own = requests[start : start + self.batch_size]
-                found += self.rounds(own)
-                bar.update(len(own))
+                batch = requests[start : start + self.batch_size]
+                found += self.rounds(batch)
+                bar.update(len(batch))
         return found
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """lmms-eval makes requests of likelihoods only for models in their simple form."""
-        raise NotImplementedError("tasks of likelihoods are asked with --force_simple; add it to the command.")
+        """Not supported: lmms-eval requests likelihoods only from models in their simple form."""
+        raise NotImplementedError("Likelihood tasks need --force_simple; add it to the command.")
 
-    # -------------------------------------------------------------------------------------- how they are asked
+    # -------------------------------------------------------------------------------------- answers
 
     def doc(self, request: Instance) -> Any:
-        """The row of the data set that a request is about."""
+        """The dataset row of a request."""
         number, task, split = request.args[-3:]
         return self.task_dict[task][split][number]
 
-    def read(self, request: Instance) -> Asked:
+    def read(self, request: Instance) -> Prompt:
         return read_messages(request.args[1](self.doc(request)))
 
-    def writing(self, request: Instance) -> Writing:
-        writing = Writing.read(request.args[1 if self.is_simple else 2])
-        for name in set(writing.ignored) - self.warned:
+    def decoding(self, request: Instance) -> Decoding:
+        decoding = Decoding.read(request.args[1 if self.is_simple else 2])
+        for name in set(decoding.ignored) - self.warned:
             self.warned.add(name)
-            logger.warning(f"{request.task_name} sets {name} for its answers, which TheWorld does not follow.")
-        return writing
+            logger.warning(f"{request.task_name} sets {name}, which TheWorld ignores.")
+        return decoding
 
     def progress(self, total: int) -> tqdm[Any]:
         return tqdm(total=total, disable=self.rank != 0, desc="TheWorld answers")
 
     def rounds(self, requests: Sequence[Instance]) -> list[list[str]]:
-        """All rounds of some requests; of those that go on, each round is one batch where settings are equal."""
+        """All rounds of a batch of requests; in each round, those with equal settings share a batch."""
         found: list[list[str]] = [[] for _ in requests]
-        known: list[Any] = [None] * len(requests)  # what a task wants to be told again in the next round
-        going_on = list(range(len(requests)))
+        known: list[Any] = [None] * len(requests)  # state that a task receives again in the next round
+        unfinished = list(range(len(requests)))
         number = 0
-        while going_on:
-            asked: dict[Writing, dict[int, Asked]] = defaultdict(dict)
-            for place in going_on:
-                request = requests[place]
+        while unfinished:
+            prompts: dict[Decoding, dict[int, Prompt]] = defaultdict(dict)
+            for i in unfinished:
+                request = requests[i]
                 messages = request.args[1]
                 if number == 0:
                     turn = messages(self.doc(request))
@@ -155,126 +155,128 @@ class TheWorldChat(lmms):
                     following = messages(
                         self.doc(request),
                         round_idx=number,
-                        previous_output=list(found[place]),
-                        previous_round_info=known[place],
+                        previous_output=list(found[i]),
+                        previous_round_info=known[i],
                     )
-                    turn, is_over, _, known[place] = following
+                    turn, is_over, _, known[i] = following
                     if is_over:
                         continue
-                asked[self.writing(request)][place] = read_messages(turn)
-            for writing, own in asked.items():
-                for place, result in zip(own, self.answers(list(own.values()), writing), strict=True):
-                    found[place].append(result.text)
-            going_on = sorted(place for own in asked.values() for place in own)
+                prompts[self.decoding(request)][i] = read_messages(turn)
+            for decoding, batch in prompts.items():
+                for i, result in zip(batch, self.answers(list(batch.values()), decoding), strict=True):
+                    found[i].append(result.text)
+            unfinished = sorted(i for batch in prompts.values() for i in batch)
             number += 1
         return found
 
-    def answers(self, asked: Sequence[Asked], writing: Writing) -> list[GenerationResult]:
-        """The answers to one batch, cut at their stops."""
+    def answers(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[GenerationResult]:
+        """The answers to one batch, truncated at their stop strings."""
 
-        def ask(arm: Arm, batch: Batch, places: Sequence[int]) -> list[GenerationResult]:
-            said = answer(arm, batch, writing.max_new_tokens, writing.temperature, writing.top_p)
+        def ask(arm: Arm, batch: Batch, indices: Sequence[int]) -> list[GenerationResult]:
+            answers = answer(arm, batch, decoding.max_new_tokens, decoding.temperature, decoding.top_p)
             return [
-                GenerationResult(writing.cut(one.text), TokenCounts(one.prompt_tokens, one.new_tokens)) for one in said
+                GenerationResult(decoding.truncate(one.text), TokenCounts(one.prompt_tokens, one.new_tokens))
+                for one in answers
             ]
 
-        return self.batches(asked, ask)
+        return self.batches(prompts, ask)
 
-    def batches(self, asked: Sequence[Asked], ask: Callable[[Arm, Batch, Sequence[int]], list[Any]]) -> list[Any]:
-        """What `ask` says to each question, those without a picture apart: nothing can be looked ahead from there."""
+    def batches(self, prompts: Sequence[Prompt], ask: Callable[[Arm, Batch, Sequence[int]], list[Any]]) -> list[Any]:
+        """The result of `ask` for each prompt; prompts without an image, which have no future, are asked separately."""
         found: dict[int, Any] = {}
-        for pictured in (True, False):
-            places = [place for place, one in enumerate(asked) if bool(one.pictures) == pictured]
-            if not places:
+        for has_image in (True, False):
+            indices = [i for i, prompt in enumerate(prompts) if bool(prompt.images) == has_image]
+            if not indices:
                 continue
-            arm = self.arm if pictured else ARMS["gemma" if self.arm.asks_gemma else "no-world"]
-            found.update(zip(places, ask(arm, self.batch([asked[place] for place in places]), places), strict=True))
+            arm = self.arm if has_image else ARMS["gemma" if self.arm.needs_base_gemma else "no-world"]
+            found.update(zip(indices, ask(arm, self.batch([prompts[i] for i in indices]), indices), strict=True))
         self.imagination.forget_features()
-        return [found[place] for place in range(len(asked))]
+        return [found[i] for i in range(len(prompts))]
 
-    def batch(self, asked: Sequence[Asked]) -> Batch:
+    def batch(self, prompts: Sequence[Prompt]) -> Batch:
         return Batch(
-            images=[one.pictures for one in asked],
-            questions=[one.text for one in asked],
+            images=[prompt.images for prompt in prompts],
+            questions=[prompt.text for prompt in prompts],
             num_world_steps=self.num_world_steps,
             seed=self.seed,
             enable_world=True,
             world_latents=None,
-            records=[
-                Item(str(place), "", "", "free", one.pictures, one.text, HIDDEN) for place, one in enumerate(asked)
+            items=[
+                Item(str(i), "", "", "free", prompt.images, prompt.text, HIDDEN) for i, prompt in enumerate(prompts)
             ],
-            seen=[one.seen(self.imagination.every) for one in asked],
-            others=[[] for _ in asked],
+            world_images=[prompt.world_images(self.imagination.uses_all_images) for prompt in prompts],
+            other_images=[[] for _ in prompts],
             imagination=self.imagination,
         )
 
 
 class TheWorldSimple(TheWorldChat):
-    """The form of `--force_simple`: a task gives pictures and one prompt, and may ask how likely an answer is."""
+    """The form for `--force_simple`: a task gives images and one prompt, and may request likelihoods of answers."""
 
     is_simple = True
 
-    def read(self, request: Instance) -> Asked:
+    def read(self, request: Instance) -> Prompt:
         return read_visuals(request.args[2](self.doc(request)), request.args[0])
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Of each answer, its loss behind its question, summed over tokens, and whether a greedy answer begins with it.
+        """For each answer, its loss given the question, summed over tokens, and whether greedy decoding gives it.
 
-        lmms-eval 0.7.3 takes the smallest for the likeliest, and makes text of a bare pair, which it then cannot score
-        (`unwrap_generation_output`): hence the sign, and the wrapping.
+        lmms-eval 0.7.3 takes the smallest value as the likeliest, and converts a bare pair to text, which it cannot
+        score (`unwrap_generation_output`): hence the sign, and the wrapping.
         """
         found: list[tuple[float, bool]] = []
         with self.progress(len(requests)) as bar:
             for start in range(0, len(requests), self.batch_size):
-                own = requests[start : start + self.batch_size]
-                found += self.likelihoods([self.read(one) for one in own], [self.continuation(one) for one in own])
-                bar.update(len(own))
+                batch = requests[start : start + self.batch_size]
+                found += self.likelihoods([self.read(one) for one in batch], [self.continuation(one) for one in batch])
+                bar.update(len(batch))
         return [GenerationResult((-logprob, is_greedy)) for logprob, is_greedy in found]
 
     def continuation(self, request: Instance) -> str:
-        """The answer that is asked about, without the blank that would stand before it in running text."""
+        """The answer to score, without the space that precedes it in running text."""
         text = request.args[1]
         return str(text(self.doc(request)) if callable(text) else text).strip()
 
-    def likelihoods(self, asked: Sequence[Asked], answers: Sequence[str]) -> list[tuple[float, bool]]:
-        def ask(arm: Arm, batch: Batch, places: Sequence[int]) -> list[tuple[float, bool]]:
+    def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, bool]]:
+        def ask(arm: Arm, batch: Batch, indices: Sequence[int]) -> list[tuple[float, bool]]:
             changed = arm.change(batch)
-            own = [answers[place] for place in places]
-            return self.imagination.model.answer_logprobs(changed.images, changed.questions, own, inputs_of(changed))
+            texts = [answers[i] for i in indices]
+            return self.imagination.model.answer_logprobs(changed.images, changed.questions, texts, inputs_of(changed))
 
-        return self.batches(asked, ask)
+        return self.batches(prompts, ask)
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
-        raise NotImplementedError("tasks of several rounds are asked as chats; leave --force_simple out.")
+        raise NotImplementedError("Tasks of several rounds need the chat form; leave --force_simple out.")
 
 
 def check_names(unknown: dict[str, Any]) -> None:
-    """Raises a ValueError for arguments that are not known: a run with a misspelt one would measure something else."""
+    """Raises a ValueError for an unknown argument, with a suggestion."""
     if unknown:
         name = sorted(unknown)[0]
-        known = [own for own in inspect.signature(TheWorldChat.__init__).parameters if own not in ("self", "unknown")]
+        parameters = inspect.signature(TheWorldChat.__init__).parameters
+        known = [parameter for parameter in parameters if parameter not in ("self", "unknown")]
         close = difflib.get_close_matches(name, known, 1)
-        guess = f"did you mean {close[0]}?" if close else f"they are {', '.join(known)}."
-        raise ValueError(f"model_args has no {name!r} for theworld; {guess}")
+        hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(known)}."
+        raise ValueError(f"--model_args of theworld has no {name!r}; {hint}")
 
 
-def chosen(name: str) -> Arm:
-    """The arm of that name, where lmms-eval's tasks can be asked in it."""
+def choose_arm(name: str) -> Arm:
+    """The arm of that name, if lmms-eval's tasks can be answered in it."""
     if name in OFFERED:
         return ARMS[name]
-    why = "is no arm"
+    reason = "is not an arm"
     if name in ARMS:
-        why = "needs what lmms-eval's tasks do not have (true futures, other questions' pictures)"
+        reason = "needs data that lmms-eval's tasks do not have (true futures, images of other questions)"
         if ARMS[name].weights is not None:
-            why = f"has weights of its own: give them as pretrained=…/{name}, with an arm of that model"
+            reason = f"has its own weights: pass them as pretrained=…/{name}, with an arm of that model"
     close = difflib.get_close_matches(name, OFFERED, 1) if name not in ARMS else []
-    guess = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(OFFERED)}."
-    raise ValueError(f"arm={name} {why}; {guess}")
+    hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(OFFERED)}."
+    raise ValueError(f"arm={name} {reason}; {hint}")
 
 
-def whole_number(name: str, value: int | str) -> int:
+def positive_integer(name: str, value: int | str) -> int:
     if not str(value).isdecimal() or int(value) < 1:
-        raise ValueError(f"{name} is {value!r}; give a whole number of 1 or more.")
+        raise ValueError(f"{name} is {value!r}; it must be an integer of 1 or more.")
     return int(value)
 
 
@@ -286,7 +288,7 @@ def load(
     device: str | None,
     dtype: str | None = None,
 ) -> ModelAnswerer:
-    """A trained model, or a plain Gemma 3 freshly fused, with a world only where the arm needs one."""
+    """A TheWorld model, or a Gemma 3, which is fused with a world model only if the arm needs one."""
     spec = resolve_model(pretrained, world_model=world_model, enable_world=arm.needs_world)
     spec.check_world_model(world_model)
     return ModelAnswerer(TheWorld(spec, num_world_steps, device=device, dtype=dtype))

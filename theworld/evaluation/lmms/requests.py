@@ -1,4 +1,4 @@
-"""What lmms-eval asks, as TheWorld is asked: pictures first, then one text, and how the answer is written."""
+"""Requests of lmms-eval in the form that TheWorld takes: images, then one text, and how to decode the answer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from theworld.datasets.multiple_choice import SHOWN_FRAMES
 from theworld.media.images import load_image
 from theworld.media.video import FRAME_FILES, Video
 
-MAX_NEW_TOKENS = 1024  # of tasks that do not say
-FOLLOWED = ("max_new_tokens", "temperature", "top_p", "do_sample", "until", "num_beams", "image_aspect_ratio")
+MAX_NEW_TOKENS = 1024  # of tasks that do not set it
+SUPPORTED = ("max_new_tokens", "temperature", "top_p", "do_sample", "until", "num_beams", "image_aspect_ratio")
 
 
 @dataclass(frozen=True)
-class Writing:
-    """How a task wants its answers written: questions of equal settings share a batch.
+class Decoding:
+    """Decoding settings of a task; questions with equal settings share a batch.
 
     Attributes:
-        temperature: 0 is greedy.
-        stops: an answer ends before the first of these.
-        ignored: settings of the task that TheWorld does not follow.
+        temperature: 0 means greedy decoding.
+        stops: an answer ends before the first of these strings.
+        ignored: settings of the task that TheWorld does not support.
     """
 
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -33,104 +33,104 @@ class Writing:
     ignored: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, settings: Mapping[str, Any]) -> Writing:
+    def read(cls, settings: Mapping[str, Any]) -> Decoding:
         """From a task's `generation_kwargs`."""
         sampled = settings.get("do_sample") is not False
         until = settings.get("until") or ()
-        ignored = [name for name in settings if name not in FOLLOWED]
+        ignored = [name for name in settings if name not in SUPPORTED]
         ignored += ["num_beams"] if (settings.get("num_beams") or 1) > 1 else []
         return cls(
             max_new_tokens=int(settings.get("max_new_tokens") or MAX_NEW_TOKENS),
             temperature=float(settings.get("temperature") or 0.0) if sampled else 0.0,
             top_p=float(settings.get("top_p") or 1.0),
-            # lmms-eval adds an empty line where a task names no stop, which would cut reasoning off before its answer
+            # lmms-eval adds an empty line if a task sets no stop string, which would truncate reasoning
             stops=tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop.strip(" \n")),
             ignored=tuple(sorted(ignored)),
         )
 
-    def cut(self, text: str) -> str:
-        """`text` up to the first stop in it."""
-        ends = [place for place in (text.find(stop) for stop in self.stops) if place >= 0]
+    def truncate(self, text: str) -> str:
+        """`text` up to its first stop string."""
+        ends = [position for position in (text.find(stop) for stop in self.stops) if position >= 0]
         return text[: min(ends, default=len(text))].strip()
 
 
 @dataclass(frozen=True)
-class Asked:
+class Prompt:
     """One question.
 
     Attributes:
-        pictures: what is shown, decoded, in order; of a video, some of its frames.
+        images: decoded, in order; of a video, some of its frames.
         text: the prompt.
-        now: place among the pictures of a video's last frame, from which the world model looks ahead; None without one.
+        now: index of a video's last frame in `images`, from which the world model starts; None without a video.
     """
 
-    pictures: list[Any]
+    images: list[Any]
     text: str
     now: int | None = None
 
-    def seen(self, every: bool) -> list[Any]:
-        """The pictures that the world model looks ahead from, as `Item.looks_from` has it."""
+    def world_images(self, use_all: bool) -> list[Any]:
+        """The images that the world model starts from, as in `Item.world_images`."""
         if self.now is not None:
-            return [self.pictures[self.now]]  # the frames before are not now
-        return self.pictures if every else self.pictures[:1]
+            return [self.images[self.now]]  # earlier frames are not the present
+        return self.images if use_all else self.images[:1]
 
 
-def read_messages(messages: Iterable[Mapping[str, Any]]) -> Asked:
+def read_messages(messages: Iterable[Mapping[str, Any]]) -> Prompt:
     """A chat of lmms-eval as one question.
 
-    TheWorld is asked with the pictures before the text. Where a chat has text before a picture, the text says
-    `(picture 2)` in its place.
+    TheWorld takes the images before the text. Where a chat has text before an image, the text gets `(picture 2)` in the
+    image's position.
 
     Raises:
-        ValueError: more than one turn, a sound, or pictures and videos that cannot be read.
+        ValueError: if there is more than one turn or an audio part, or images or videos cannot be read.
     """
-    pictures: list[Any] = []
+    images: list[Any] = []
     texts: dict[str, list[str]] = {"system": [], "user": []}
     now: int | None = None
     for message in messages:
         role, content = message["role"], message["content"]
         if role not in texts or texts["user"]:
-            raise ValueError("a task asks with several turns in one chat, and TheWorld answers one question at a time.")
+            raise ValueError("The task has several turns in one chat, and TheWorld answers one question at a time.")
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part["type"] == "text":
                 texts[role].append(part["text"])
                 continue
-            first = len(pictures) + 1
-            pictures += pictures_of(part)
-            now = len(pictures) - 1 if part["type"] == "video" else now
+            first = len(images) + 1
+            images += images_of(part)
+            now = len(images) - 1 if part["type"] == "video" else now
             if "".join(texts["user"]).strip():
-                names = f"picture {first}" if first == len(pictures) else f"pictures {first} to {len(pictures)}"
+                names = f"picture {first}" if first == len(images) else f"pictures {first} to {len(images)}"
                 texts["user"].append(f"({names})\n")
     system = "".join(texts["system"])
-    # the empty line is how Gemma's own template puts a system prompt before the question
-    return Asked(pictures, (system + "\n\n" if system else "") + "".join(texts["user"]), now)
+    # Gemma's own template puts a system prompt and an empty line before the question
+    return Prompt(images, (system + "\n\n" if system else "") + "".join(texts["user"]), now)
 
 
-def pictures_of(part: Mapping[str, Any]) -> list[Any]:
-    """The pictures of one part of a chat: one, or some frames of a video."""
+def images_of(part: Mapping[str, Any]) -> list[Any]:
+    """The images of one part of a chat: one, or some frames of a video."""
     kind, source = part["type"], part["url"]
     if kind == "image":
         return [load_image(source)]
     if kind != "video":
-        raise ValueError(f"a task asks about {kind}, and TheWorld reads pictures, videos and text.")
+        raise ValueError(f"The task contains {kind}, and TheWorld reads images, videos and text.")
     if isinstance(source, Mapping) or part.get("start_time") is not None or part.get("end_time") is not None:
-        raise ValueError("a task asks about a part of a video by its time, and TheWorld reads whole videos.")
+        raise ValueError("The task uses a time range of a video, and TheWorld reads complete videos.")
     if isinstance(source, str | os.PathLike):
         return list(Video(Path(source), SHOWN_FRAMES).load().frames)
     raise ValueError(
-        f"a task gives a video as {type(source).__name__}, and TheWorld reads files and folders of frames."
+        f"The task gives a video as {type(source).__name__}, and TheWorld reads files and folders of frames."
     )
 
 
-def read_visuals(visuals: Sequence[Any] | None, text: str) -> Asked:
-    """What a task gives without a chat: pictures and names of files, and a prompt."""
+def read_visuals(visuals: Sequence[Any] | None, text: str) -> Prompt:
+    """The input of a task without a chat: images and file names, and a prompt."""
     parts = [{"type": kind_of(visual), "url": visual} for visual in visuals or ()]
     return read_messages([{"role": "user", "content": [*parts, {"type": "text", "text": text}]}])
 
 
 def kind_of(visual: Any) -> str:
-    """`image` or `video`: of a file by its name."""
+    """`image` or `video`; of a file by its extension."""
     if isinstance(visual, Mapping):
-        return str(visual.get("type", "audio"))  # an array and its rate
+        return str(visual.get("type", "audio"))  # an array and its sampling rate
     is_video = isinstance(visual, str | os.PathLike) and Path(visual).suffix.lower() not in FRAME_FILES
     return "video" if is_video else "image"

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from theworld.evaluation import report
-from theworld.evaluation.items import Item
+from theworld.evaluation import results
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.statistics import NO_DIFFERENCE, questions_needed
-from theworld.inspection.provenance import labels, versions
+from theworld.evaluation.tasks import Item
+from theworld.inspection import provenance
 
 
 def items(n: int) -> list[Item]:
@@ -29,7 +29,7 @@ def said(texts: list[str]) -> list[list[Answer]]:
 
 def test_results_compare_every_arm_with_fused_question_by_question() -> None:
     asked = items(4)
-    found = report.results(asked, {"direct": said(["no", "yes", "no", "yes"]), "fused": said(["yes"] * 4)})
+    found = results.summarise(asked, {"direct": said(["no", "yes", "no", "yes"]), "fused": said(["yes"] * 4)})
     assert found["arms"]["fused"]["accuracy"] == 1.0
     pair = found["paired"]["fused-minus-direct"]
     assert pair["difference"] == 0.5
@@ -45,7 +45,7 @@ def test_a_planted_effect_comes_out_exactly_as_it_was_planted() -> None:
     fused = [right] * 80 + [wrong] * 20
     worse = [wrong] * 20 + [right] * 65 + [wrong] * 15  # 20 lost, 5 won: 65 right
     noise = [wrong] * 4 + [right] * 79 + [wrong] * 17  # 4 lost, 3 won: 79 right
-    found = report.results(asked, {"fused": said(fused), "control": said(worse), "like": said(noise)})
+    found = results.summarise(asked, {"fused": said(fused), "control": said(worse), "like": said(noise)})
     assert {name: score["accuracy"] for name, score in found["arms"].items()} == {
         "fused": 0.8, "control": 0.65, "like": 0.79
     }  # fmt: skip
@@ -67,46 +67,48 @@ def test_a_planted_effect_comes_out_exactly_as_it_was_planted() -> None:
 
 def test_where_the_truth_is_hidden_nothing_is_claimed() -> None:
     asked = [replace(item, answer="") for item in items(3)]
-    found = report.results(asked, {"fused": said(["yes", "no", "what?"])})
+    found = results.summarise(asked, {"fused": said(["yes", "no", "what?"])})
     assert found["hidden"] is True
     assert set(found["arms"]["fused"]) == {"n", "unparsed", "cost"}
     assert found["arms"]["fused"]["unparsed"] == 1
     assert "paired" not in found
-    with pytest.raises(ValueError, match="evaluate them apart"):
-        report.results([*asked, items(4)[3]], {"fused": said(["yes"] * 4)})
+    with pytest.raises(ValueError, match="evaluate them separately"):
+        results.summarise([*asked, items(4)[3]], {"fused": said(["yes"] * 4)})
 
 
 def test_arms_that_answer_alike_and_unreadable_answers_are_warned_of() -> None:
     asked = items(20)
-    found = report.results(
+    found = results.summarise(
         asked, {"fused": said(["yes"] * 20), "fused-0": said(["yes"] * 20), "zero": said(["maybe"] * 20)}
     )
     assert found["warnings"] == [
         "fused and fused-0 gave the same answer to all 20 questions.",
-        "20 of 20 answers of zero are no answer to their question.",
+        "20 of 20 answers of zero could not be parsed.",
     ]
     assert found["arms"]["zero"]["unparsed"] == 20
 
 
-def test_predictions_are_one_line_a_question() -> None:
-    arms = {"fused": said(["yes", "nö"])[0], "zero": said(["a", "No."])[0]}
-    lines = report.prediction_lines(items(2), arms).splitlines()
+def test_predictions_are_one_record_per_question(tmp_path: Path) -> None:
+    arms = {"fused": said(["yes", "nö"]), "zero": said(["a", "No."])}
+    found = results.Results(results.summarise(items(2), arms), items(2), {name: own[0] for name, own in arms.items()})
+    found.to_json(tmp_path / "runs" / "x.json")
+    lines = (tmp_path / "runs" / "x.predictions.jsonl").read_text().splitlines()
     assert len(lines) == 2
     assert json.loads(lines[1])["predictions"] == {"fused": "nö", "zero": "No."}
     assert json.loads(lines[1])["read"] == {"fused": None, "zero": "no"}
-    assert report.predictions_path("runs/x.json") == Path("runs/x.predictions.jsonl")
+    assert json.loads((tmp_path / "runs" / "x.json").read_text())["arms"]["fused"]["accuracy"] == 0.5
 
 
 def test_labels_are_read_beside_the_weights_or_beside_their_folder(tmp_path: Path) -> None:
     (tmp_path / "fused").mkdir()
-    assert labels(tmp_path / "fused") == {}
+    assert provenance.labels(tmp_path / "fused") == {}
     (tmp_path / "provenance.json").write_text(
         '{"labelled_scenes_per_family": 300, "unlabelled_clips": 9, "commit": "a"}'
     )
-    assert labels(tmp_path / "fused") == {"labelled_scenes_per_family": 300, "unlabelled_clips": 9}
+    assert provenance.labels(tmp_path / "fused") == {"labelled_scenes_per_family": 300, "unlabelled_clips": 9}
     (tmp_path / "fused" / "provenance.json").write_text('{"labelled_scenes_per_family": 100}')
-    assert labels(tmp_path / "fused") == {"labelled_scenes_per_family": 100}
+    assert provenance.labels(tmp_path / "fused") == {"labelled_scenes_per_family": 100}
 
 
 def test_versions_name_what_decides_the_numbers() -> None:
-    assert {"python", "torch", "transformers", "diffusers"} <= set(versions())
+    assert {"python", "torch", "transformers", "diffusers"} <= set(provenance.versions())

@@ -1,0 +1,320 @@
+"""`evaluate`: a model on a benchmark in several arms, from names to results."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from theworld.datasets.columns import Fields, read_fields
+from theworld.evaluation.answering import Answerer, ModelAnswerer
+from theworld.evaluation.arms import Arm, Imagination, choose
+from theworld.evaluation.disagreements import INDEX, disagreeing, save_images
+from theworld.evaluation.results import MEAN_OF_FAMILIES, Results, summarise
+from theworld.evaluation.run_folder import IMAGES, RESULTS, RunFolder
+from theworld.evaluation.runner import Answer, Progress, run_arms, with_steps
+from theworld.evaluation.tasks import Item, Request, find_benchmark, load_benchmark
+from theworld.inference.pipeline import TheWorld
+from theworld.inspection.provenance import labels, versions
+from theworld.model.spec import ModelSpec, resolve_model
+from theworld.storage.files import write_text
+from theworld.storage.hub import ADAPTER_FILE, CONFIG_FILE, resolve
+
+Model = str | os.PathLike[str] | ModelSpec | TheWorld
+
+
+def evaluate(
+    model: Model,
+    benchmark: str,
+    *,
+    arms: Sequence[str] | str = ("fused", "fused-0"),
+    num_world_steps: int | Sequence[int] | None = None,
+    limit: int | None = None,
+    split: str | None = None,
+    tasks: Sequence[str] = (),
+    seed: int = 0,
+    output: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str] | None = None,
+    fields: str | Fields | None = None,
+    config: str | None = None,
+    controls: Mapping[str, str] | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int | None = None,
+    world_model: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    progress: Progress | None = None,
+    load: Callable[[ModelSpec], TheWorld] | None = None,
+    command: str | None = None,
+) -> Results:
+    """Asks a model the questions of a benchmark in several arms, and compares the arms question by question.
+
+    Answers are generated greedily; unparsed answers count as wrong and are reported. Rollouts are computed once for all
+    arms of the same weights. Wrong arguments are reported before a model is loaded.
+
+    Args:
+        model: `nano`, a folder, a Hub id, what `resolve_model` returned for one of them, or a loaded model.
+        benchmark: a name in `BENCHMARKS`: `physics`, `blink`, `mcq`, ….
+        arms: names in `ARMS`, in order, also as one string with commas; `all` selects every arm.
+        num_world_steps: world steps to imagine; with several numbers, arms that look ahead run with each. None means
+            the model's own number.
+        limit: maximum number of questions. None means all, and 300 for physics.
+        split: split of the benchmark; None means its default.
+        tasks: sub-tasks or families; empty means all.
+        seed: of the rollouts' noise, and of the scenes of physics.
+        output: folder of the run. Every answer is saved there as soon as it is generated, the same call resumes an
+            interrupted run, and `compare` reads it.
+        data: file, folder or Hub id with the questions; None means the benchmark's own data.
+        fields: column names for mcq, as `NAME=COLUMN,…`, a JSON file, or `Fields`.
+        config: configuration of a Hub dataset, for mcq.
+        controls: weights of trained controls, name -> model; None looks for them next to the model.
+        batch_size: questions per batch.
+        max_new_tokens: maximum length of an answer; None means 64, and 8 for physics.
+        world_model: world model that a Gemma 3 is fused with.
+        device, dtype: as in `TheWorld`.
+        progress: called with (description, done, total), over all arms.
+        load: loads the weights of a resolved model; None calls `TheWorld(spec, device=device, dtype=dtype)`.
+        command: command line to record in the results.
+
+    Raises:
+        ValueError: if an argument is wrong, the model or the data cannot be read, or an arm cannot run on them.
+    """
+    started = time.perf_counter()
+    chosen = choose([name.strip() for name in arms.split(",") if name.strip()] if isinstance(arms, str) else list(arms))
+    if split is not None and benchmark != "blink" and data is not None and Path(data).is_file():
+        raise ValueError(f"split is {split!r} but {data} is one file, which has no splits; leave the split out.")
+    wanted = {arm.weights for arm in chosen.values() if arm.weights}
+    needs_world = any(arm.needs_world for arm in chosen.values() if arm.weights is None)
+    subject = Subject(
+        model, world_model, needs_world, load or (lambda spec: TheWorld(spec, device=device, dtype=dtype))
+    )
+    subject.controls = find_controls(subject.name, wanted, controls or {})
+    steps = subject.world_steps(num_world_steps)
+    readers = [name for name, arm in chosen.items() if arm.reads_tokens and arm.weights is None]
+    if readers:
+        subject.check_trained(f"leave out the arms that read them ({', '.join(readers)})")
+    request = Request(
+        data=None if data is None else os.fspath(data),
+        split=split,
+        tasks=tuple(tasks),
+        limit=limit,
+        seed=seed,
+        fields=read_fields(fields) if isinstance(fields, str) else fields,
+        config=config,
+        progress=None if progress is None else lambda done, total: progress("Generating scenes", done, total),
+    )
+    items = load_benchmark(benchmark, request)  # before any model, while the memory is free
+    kind = find_benchmark(benchmark)
+    settings = {
+        "benchmark": benchmark,
+        "split": split or kind.split,
+        "data": request.data,
+        "tasks": list(request.tasks),
+        "limit": limit or len(items),
+        "seed": seed,
+        "model": subject.name,
+        "weights": weights_digest(subject.path),
+        "world_model": world_model,
+        "steps": steps[0] if len(steps) == 1 else steps,
+        "max_new_tokens": max_new_tokens or kind.max_new_tokens,
+        **({} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}),
+    }
+    answers, notes = answer_in_arms(items, chosen, subject.load, settings, steps, output, batch_size, progress)
+    summary = summarise(items, {name: [rows] for name, rows in answers.items()})
+    models = {"model": subject.path, **subject.controls}
+    content = {
+        **summary,
+        **{name: value for name, value in settings.items() if value is not None},
+        "questions": len(items),
+        "headline": MEAN_OF_FAMILIES if kind.equal_families else "accuracy",
+        "controls": subject.controls,
+        **({} if command is None else {"command": command}),
+        "versions": versions(),
+        "device": device_name(device),
+        **({"dtype": subject.dtype} if subject.dtype else {}),
+        "seconds": round(time.perf_counter() - started, 1),
+        "labels": {name: labels(resolve(path)) for name, path in models.items() if path is not None},
+        "warnings": [*summary["warnings"], *notes],
+        **({} if subject.note is None else {"note": subject.note}),
+    }
+    results = Results(content, items, answers)
+    if output is not None:
+        write_text(Path(output) / RESULTS, results.to_json())
+        if results.hidden:
+            results.write_submissions(output)
+    return results
+
+
+@dataclass
+class Subject:
+    """The model under test and its trained controls.
+
+    Attributes:
+        model: as in `evaluate`.
+        world_model: as in `evaluate`.
+        needs_world: whether an arm needs a world model; a Gemma 3 is fused with one only then.
+        load_spec: loads the weights of a resolved model.
+        controls: name -> model of each trained control.
+        dtype: type of the weights, once a model has been loaded.
+    """
+
+    model: Model
+    world_model: str | None
+    needs_world: bool
+    load_spec: Callable[[ModelSpec], TheWorld]
+    controls: dict[str, str] = field(default_factory=dict)
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        self.spec = None if isinstance(self.model, TheWorld) else self._resolve()
+
+    def _resolve(self) -> ModelSpec:
+        if isinstance(self.model, ModelSpec):
+            return self.model
+        assert not isinstance(self.model, TheWorld)
+        spec = resolve_model(self.model, world_model=self.world_model, enable_world=self.needs_world)
+        spec.check_world_model(self.world_model)
+        return spec
+
+    @property
+    def name(self) -> str:
+        if self.spec is not None:
+            return self.spec.name
+        assert isinstance(self.model, TheWorld)
+        return str(self.model.config.name_or_path or self.model.config.vlm_name_or_path)
+
+    @property
+    def path(self) -> str | None:
+        """The model's folder or Hub id; None for a loaded model, whose weights may have changed."""
+        return None if self.spec is None else self.spec.path
+
+    @property
+    def note(self) -> str | None:
+        return None if self.spec is None else self.spec.shipped_note
+
+    def check_trained(self, alternative: str) -> None:
+        if self.spec is not None:  # `check_arms` checks a loaded model
+            self.spec.check_trained(alternative)
+
+    def world_steps(self, requested: int | Sequence[int] | None) -> list[int]:
+        """The requested numbers of world steps in order, or the model's own number.
+
+        Raises:
+            ValueError: if the model cannot imagine that many.
+        """
+        if requested is None:
+            if self.spec is not None:
+                requested = self.spec.config.num_world_steps if self.spec.is_fused else 0
+            else:
+                assert isinstance(self.model, TheWorld)
+                requested = self.model.config.num_world_steps
+        steps = sorted({requested} if isinstance(requested, int) else set(requested))
+        if not steps or steps[0] < 0:
+            raise ValueError(f"num_world_steps is {requested}; it must be 0 or more.")
+        if self.spec is not None:
+            self.spec.check_steps(steps[-1])
+        elif isinstance(self.model, TheWorld):
+            self.model.config.check_world_steps(steps[-1])
+        return steps
+
+    def load(self, weights: str | None) -> Answerer:
+        """The model for the name of a trained control, or for None the model under test."""
+        if weights is not None:
+            model = self.load_spec(resolve_model(self.controls[weights]))
+        elif self.spec is not None:
+            model = self.load_spec(self.spec)
+        else:
+            assert isinstance(self.model, TheWorld)
+            model = self.model
+        self.dtype = str(model.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        return ModelAnswerer(model)
+
+
+def answer_in_arms(
+    items: Sequence[Item],
+    arms: Mapping[str, Arm],
+    load: Callable[[str | None], Answerer],
+    settings: Mapping[str, Any],
+    steps: Sequence[int],
+    output: str | os.PathLike[str] | None,
+    batch_size: int,
+    progress: Progress | None,
+) -> tuple[dict[str, list[Answer]], list[str]]:
+    """The answers of every arm, with a folder also saved there, and notes about what could not be saved."""
+    notes: list[str] = []
+    seed = int(settings["seed"])
+    images = None if output is None else Path(output) / IMAGES
+
+    def save(imagination: Imagination | None, answers: dict[str, list[Answer]]) -> None:
+        assert images is not None
+        rows = disagreeing(items, {name: [own] for name, own in answers.items()})
+        reason = save_images(images, items, rows, imagination, steps[-1], seed)
+        if reason is not None:
+            notes.append(f"No strips of imagined frames: {reason}")
+
+    folder = None if output is None else RunFolder(output, settings, items)
+    with folder or nullcontext():
+        # a complete run needs no model in memory
+        complete = folder is not None and all(len(folder.known(name)) == len(items) for name in with_steps(arms, steps))
+        has_images = images is not None and (images / INDEX).is_file()
+        answers = run_arms(
+            items,
+            arms,
+            load,
+            num_world_steps=steps,
+            seed=seed,
+            batch_size=batch_size,
+            max_new_tokens=int(settings["max_new_tokens"]),
+            progress=progress,
+            store=folder,
+            finish=None if images is None or (complete and has_images) else save,
+        )
+    return answers, notes
+
+
+def weights_digest(path: str | None) -> str | None:
+    """A hash of a local model's own weights, so that a run does not resume with others; None for a Hub id."""
+    files = [Path(path) / name for name in (CONFIG_FILE, ADAPTER_FILE)] if path is not None else []
+    files = [file for file in files if file.is_file()]
+    if not files:
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        with file.open("rb") as content:
+            for chunk in iter(lambda: content.read(2**20), b""):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def find_controls(model: str, wanted: Collection[str], given: Mapping[str, str]) -> dict[str, str]:
+    """The model of each trained control: the given one, or the one next to the model (`nano/NAME`, a sibling folder).
+
+    Raises:
+        ValueError: if a control cannot be read, or the model is on the Hub and its control is not given.
+    """
+    found = {}
+    for name in sorted(wanted):
+        if name in given:
+            found[name] = given[name]
+        elif model == "nano":
+            found[name] = f"nano/{name}"
+        elif Path(model).is_dir():
+            found[name] = str(Path(model).resolve().parent / name)
+        else:
+            raise ValueError(f"The arm {name!r} needs its trained weights; name them with --control {name}=FOLDER.")
+        resolve_model(found[name])  # a missing one is reported now, and not after half of the arms
+    return found
+
+
+def device_name(device: str | torch.device | None) -> str:
+    """The name of the GPU that computes the answers, or cpu."""
+    if str(device) == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return torch.cuda.get_device_name(device)

@@ -1,0 +1,395 @@
+"""Writers of results: tables for the terminal, Markdown, and one self-contained HTML page with plots.
+
+All writers start from the same tables, which `tables` builds from the content of `Results`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from theworld.evaluation.results import MEAN_OF_FAMILIES, score_rows
+from theworld.evaluation.scoring import UNREAD
+from theworld.evaluation.statistics import NO_DIFFERENCE, p_of
+
+MAX_FAMILY_COLUMNS = 4  # families that fit into the tables of arms; more get a table of their own
+NOT_PUBLISHED = "The answers of this split are not published, so no accuracy is claimed."
+
+INK, MUTED, ACCENT, OTHER = "#1c2430", "#68737f", "#0b6e99", "#9aa7b3"
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": OTHER,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": INK,
+    "svg.fonttype": "none",  # text stays text, which can be searched and copied
+    "svg.hashsalt": "theworld",  # the same comparison gives the same file
+}
+WIDTH = 7.2  # inches of a plot
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of results.
+
+    Attributes:
+        title: heading.
+        columns: headers; the first column names the row, the others are right-aligned.
+        rows: cells as text.
+        details: columns that the terminal leaves out.
+        note: explanation on the page.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    details: frozenset[str] = frozenset()
+    note: str = ""
+
+
+def tables(content: Mapping[str, Any]) -> list[Table]:
+    """Accuracies, paired differences, accuracies by sub-task, and costs."""
+    if content.get("hidden"):
+        lines = [[row["arm"], str(row["n"]), str(row["unparsed"])] for row in score_rows(content)]
+        return [Table("Answers", ("arm", "questions", "unparsed"), lines)]
+    families = list(content["commonest_answer"]["by_family"])
+    few = families if 1 < len(families) <= MAX_FAMILY_COLUMNS else []
+    found = [accuracy_table(content, few)]
+    if content["paired"]:
+        found.append(paired_table(content, few))
+    if len(families) > MAX_FAMILY_COLUMNS:
+        rows = score_rows(content)
+        lines = [[name, *(percent(row["by_family"][name]) for row in rows)] for name in families]
+        found.append(Table("By sub-task", ("sub-task", *(row["arm"] for row in rows)), lines))
+    costs = {name: row["cost"] for name, row in content["arms"].items()}
+    columns = ("arm", "seconds", "seconds of rollouts", "rollouts", "prompt tokens", "generated tokens")
+    lines = [
+        [
+            name,
+            f"{cost['seconds']:.3f}",
+            f"{cost['rollout_seconds']:.3f}",
+            f"{cost['rollouts']:g}",
+            f"{cost['prompt_tokens']:.0f}",
+            f"{cost['new_tokens']:.1f}",
+        ]
+        for name, cost in costs.items()
+    ]
+    return [*found, Table("Cost per answer", columns, lines)]
+
+
+def accuracy_table(content: Mapping[str, Any], families: Sequence[str]) -> Table:
+    """One row per arm, and the most common answer as a baseline."""
+    rows = score_rows(content)
+    seeds = ["training seeds"] if any(row["seed_accuracies"] for row in rows) else []
+    headline = "mean of sub-tasks" if content.get("headline") == MEAN_OF_FAMILIES else "correct"
+    columns = ["arm", headline, "95 %", *families, "likeliest option", "undecided", "unparsed", "questions", *seeds]
+    lines = [
+        [
+            row["arm"],
+            percent(row["accuracy"]),
+            interval(row["low"], row["high"]),
+            *(percent(row["by_family"][family]) for family in families),
+            "" if row["likeliest"] is None else percent(row["likeliest"]),
+            "" if row["undecided"] is None else str(row["undecided"]),
+            str(row["unparsed"]),
+            str(row["n"]),
+            *(", ".join(f"{100 * share:.1f}" for share in row["seed_accuracies"]) for _ in seeds),
+        ]
+        for row in rows
+    ]
+    return Table("Accuracy", columns, lines, frozenset({"undecided", "training seeds"}))
+
+
+def paired_table(content: Mapping[str, Any], families: Sequence[str]) -> Table:
+    """One row per arm that the reference is compared with."""
+    columns = ["paired", "points", "95 %", *families, "only one correct", "p", "p (Holm)", "finding"]
+    lines = [
+        [
+            name.replace("-minus-", " − "),
+            points(pair["difference"]),
+            " … ".join(map(points, pair["interval_95"])),
+            *(points(pair["by_family"][family]["difference"]) for family in families),
+            f"{pair['only_first']} / {pair['only_second']}",
+            f"{p_of(pair):.2g}",
+            f"{pair['p_holm']:.2g}",
+            pair["finding"],
+            f"{pair['questions_for_points']['3']:,}",
+            ", ".join(
+                f"{family} {100 * row['difference']:+.0f}"
+                for family, row in pair["by_family"].items()
+                if row["finding"] != NO_DIFFERENCE
+            )
+            or "none",
+        ]
+        for name, pair in content["paired"].items()
+    ]
+    details = ("only one correct", "questions to show 3 points", "sub-tasks that differ")
+    note = (
+        "Points are percentage points. p is exact McNemar (with several training seeds, a sign-flip test over "
+        "questions), corrected by Holm over these comparisons. A difference within noise is reported as not shown."
+    )
+    return Table("Paired differences", [*columns, *details[1:]], lines, frozenset(details), note)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def points(difference: float) -> str:
+    return f"{100 * difference:+.1f}"
+
+
+def interval(low: float, high: float) -> str:
+    return f"{100 * low:.1f}–{100 * high:.1f}"
+
+
+def runs_of(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The runs that results come from; those of `evaluate` are one run themselves."""
+    return list(content.get("runs", [content]))
+
+
+# ------------------------------------------------------------------------------------------------------------- writers
+
+
+def to_terminal(content: Mapping[str, Any], console: Any) -> None:
+    """Prints accuracies and comparisons on a `rich.console.Console`."""
+    from rich.table import Table as RichTable
+
+    for number, table in enumerate(tables(content)):
+        if table.title.startswith("Cost"):
+            continue
+        shown = [i for i, column in enumerate(table.columns) if column not in table.details]
+        rich = RichTable(box=None, padding=(0, 2, 0, 0))
+        for i in shown:
+            rich.add_column(table.columns[i], justify="right" if i else "left", no_wrap=True)
+        for row in table.rows:
+            rich.add_row(*(row[i] for i in shown))
+        console.print(*([""] if number else []), rich, sep="\n")
+
+
+def to_markdown(content: Mapping[str, Any]) -> str:
+    """All tables as Markdown, with their provenance."""
+    lines = [f"# {heading(content)}", ""]
+    lines += [f"> {note}" for note in (*content.get("notes", ()), *content["warnings"])]
+    for table in tables(content):
+        lines += ["", f"## {table.title}", "", *markdown_rows(table, code=table.columns[0] == "arm")]
+    if content.get("hidden"):
+        return "\n".join([*lines, "", NOT_PUBLISHED, ""])
+    lines += ["", "## Provenance", ""]
+    for run in runs_of(content):
+        device = f", on {run['device']}" if "device" in run else ""
+        name = f"{run['folder']}: " if "folder" in run else ""
+        lines.append(f"- {name}{run['model']}, {run['steps']} world steps, seed {run['seed']}{device}")
+        if "command" in run:
+            lines.append(f"  `{run['command']}`")
+    return "\n".join(lines) + "\n"
+
+
+def markdown_rows(table: Table, code: bool = False) -> list[str]:
+    """The lines of a Markdown table.
+
+    Args:
+        code: formats the names of rows as code, except for the baseline in brackets.
+    """
+    lines = ["| " + " | ".join(table.columns) + " |", "|---" * len(table.columns) + "|"]
+    for name, *cells in table.rows:
+        lines.append("| " + " | ".join([f"`{name}`" if code and "(" not in name else name, *cells]) + " |")
+    return lines
+
+
+def heading(content: Mapping[str, Any]) -> str:
+    split = f", {content['split']}" if content.get("split") else ""
+    return f"{content['benchmark']}{split}: {content['questions']} questions"
+
+
+def to_html(content: Mapping[str, Any]) -> str:
+    """One page that needs no other file: plots as SVG, images as data."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    hidden = bool(content.get("hidden"))
+    return environment.get_template("page.html").render(
+        content=content,
+        heading=heading(content),
+        runs=runs_of(content),
+        notes=[*content.get("notes", ()), *content["warnings"], *([NOT_PUBLISHED] if hidden else [])],
+        tables=tables(content),
+        plots={} if hidden else plots(content),
+        confusions=[] if hidden else confusions(content),
+        cards=[] if hidden else [card(entry) for entry in content.get("disagreements", ())],
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- plots
+
+
+def plots(content: Mapping[str, Any]) -> dict[str, str]:
+    """Title -> SVG of each plot for which there are data."""
+    found = {"Accuracy by arm": by_arm(content)}
+    families = list(content["commonest_answer"]["by_family"])
+    if len(families) > 1:
+        found["Accuracy by sub-task"] = by_group(content["arms"], "by_family", families)
+    if all("by_horizon" in row for row in content["arms"].values()):
+        horizons = sorted(next(iter(content["arms"].values()))["by_horizon"], key=int)
+        if len(horizons) > 1:
+            found["Accuracy by horizon (world steps until the outcome can be seen)"] = by_group(
+                content["arms"], "by_horizon", horizons
+            )
+    if isinstance(content["steps"], Mapping) and content["steps"]:  # of a single run it is a number
+        found["Accuracy against world steps"] = by_steps(content["steps"])
+    found["Cost per answer"] = costs(content["arms"])
+    return found
+
+
+def as_svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight", transparent=True)
+    text = file.getvalue()
+    return text[text.index("<svg") :]
+
+
+def by_arm(content: Mapping[str, Any]) -> str:
+    """Dot plot: accuracy and interval per arm, and the most common answer as a vertical line."""
+    *arms, baseline = score_rows(content)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.7 + 0.32 * len(arms)))
+        axes = figure.add_subplot()
+        for y, row in enumerate(arms):
+            low, high, value = 100 * row["low"], 100 * row["high"], 100 * row["accuracy"]
+            colour = ACCENT if row["arm"] == content["reference"] else INK
+            axes.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+            axes.plot(value, y, "o", color=colour, markersize=6)
+            axes.annotate(f"{value:.1f}", (high, y), (6, 0), textcoords="offset points", va="center", color=colour)
+        guess = 100 * baseline["accuracy"]
+        axes.axvline(guess, color=OTHER, linestyle=":", linewidth=1.2)
+        axes.annotate("most common answer", (guess, -0.75), (3, 0), textcoords="offset points", color=MUTED, fontsize=8)
+        axes.set_yticks(range(len(arms)), [row["arm"] for row in arms])
+        axes.set_ylim(len(arms) - 0.5, -1)
+        axes.set_xlabel("correct, % (95 % interval)")
+        axes.tick_params(axis="y", length=0)
+        return as_svg(figure)
+
+
+def by_group(arms: Mapping[str, Any], key: str, groups: Sequence[str]) -> str:
+    """Heat map: accuracy per arm and group."""
+    names = list(arms)
+    values = [[100 * arms[name][key][group]["accuracy"] for name in names] for group in groups]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(max(WIDTH, 1.6 + 0.62 * len(names)), 1.3 + 0.3 * len(groups)))
+        axes = figure.add_subplot()
+        axes.imshow(values, cmap="GnBu", vmin=0, vmax=110, aspect="auto")
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                axes.text(
+                    x, y, f"{value:.0f}", ha="center", va="center", color="white" if value > 80 else INK, fontsize=9
+                )
+        counts = [next(iter(arms.values()))[key][group]["n"] for group in groups]
+        axes.set_yticks(range(len(groups)), [f"{group} ({n})" for group, n in zip(groups, counts, strict=True)])
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor")
+        axes.tick_params(axis="both", length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
+        axes.tick_params(axis="x", colors=INK)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        return as_svg(figure)
+
+
+def by_steps(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Accuracy with its interval at each number of world steps, one line per model and arm."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.2))
+        axes = figure.add_subplot()
+        for number, (name, points) in enumerate(lines.items()):
+            x = [point["steps"] for point in points]
+            y = [100 * point["accuracy"] for point in points]
+            # at 0 and 100 % rounding may put a bound on the other side of the value
+            low = [100 * max(0.0, point["accuracy"] - point["interval_95"][0]) for point in points]
+            high = [100 * max(0.0, point["interval_95"][1] - point["accuracy"]) for point in points]
+            axes.errorbar(x, y, [low, high], marker="o", capsize=3, label=name, color=f"C{number}")
+        axes.set_xlabel("world steps")
+        axes.set_ylabel("correct, %")
+        axes.set_xticks(sorted({point["steps"] for points in lines.values() for point in points}))
+        axes.margins(x=0.08)
+        figure.legend(loc="outside upper left", frameon=False, fontsize=9)
+        return as_svg(figure)
+
+
+def costs(arms: Mapping[str, Any]) -> str:
+    """Seconds per answer, with those of the rollouts that the arm needs on its own in another colour."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.32 * len(arms)))
+        axes = figure.add_subplot()
+        for y, row in enumerate(arms.values()):
+            cost = row["cost"]
+            axes.barh(y, cost["seconds"], color=INK, height=0.55, label="answer" if y == 0 else None)
+            axes.barh(
+                y,
+                cost["rollout_seconds"],
+                left=cost["seconds"],
+                color=ACCENT,
+                height=0.55,
+                label="rollouts, computed once for all arms" if y == 0 else None,
+            )
+            axes.annotate(
+                f"{cost['prompt_tokens']:.0f} prompt tokens, {cost['new_tokens']:.1f} generated, "
+                f"{cost['rollouts']:g} rollouts",
+                (cost["seconds"] + cost["rollout_seconds"], y),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                color=MUTED,
+                fontsize=8,
+            )
+        axes.set_yticks(range(len(arms)), list(arms))
+        axes.invert_yaxis()
+        axes.margins(x=0.55)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("seconds per answer")
+        axes.tick_params(axis="y", length=0)
+        figure.legend(loc="outside upper left", frameon=False, fontsize=9, ncols=2)
+        return as_svg(figure)
+
+
+def confusions(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One confusion matrix per arm, except for arms with more than 12 different answers."""
+    found = []
+    for name, counts in content["confusion"].items():
+        read = sorted({answer for row in counts.values() for answer in row} - {UNREAD})
+        columns = [*sorted({*counts, *read}), UNREAD]
+        if len(columns) > 12:
+            continue
+        lines = []
+        for truth, row in counts.items():
+            total = sum(row.values())
+            cells = [{"n": row.get(column, 0), "share": row.get(column, 0) / total} for column in columns]
+            lines.append({"truth": truth, "cells": cells})
+        found.append({"name": name, "columns": columns, "lines": lines})
+    return found
+
+
+def card(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A question on which arms disagree, with its images as data."""
+    images = {kind: as_data(Path(path)) for kind, path in entry.get("images", {}).items() if Path(path).is_file()}
+    return {**entry, "images": images}
+
+
+def as_data(path: Path) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode()
