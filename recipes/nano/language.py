@@ -21,8 +21,9 @@ from transformers import Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from recipes.nano.gemma import build_config, build_model, build_processor, build_tokenizer
 from recipes.nano.now import NowSamples, draw_pictures, each, encode_pictures, words_of
-from theworld.datasets.collator import IGNORED, BatchSampling, ChatCollator, IndexedSample
+from theworld.datasets.collator import BatchSampling, ChatCollator, IndexedSample
 from theworld.datasets.physics import FAMILIES, IMAGE_SIZE
+from theworld.inference.prompting import IGNORED
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
 from theworld.model.projector import sinusoidal_embedding

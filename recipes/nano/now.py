@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
-from theworld.datasets.physics.practice import Asked, cell_questions, scan_questions
-from theworld.datasets.physics.samples import some, turns_of
+from theworld.datasets.physics.practice import QAPair, cell_questions, scan_questions
+from theworld.datasets.physics.samples import sample_without_replacement, turns_of
 from theworld.datasets.samples import Message, Sample, SampleDataset, conversation
 from theworld.world_models.base import WorldModel
 
@@ -34,7 +34,7 @@ class Pictures:
 
     clips: np.ndarray
     entries: list[tuple[int, int]]
-    questions: list[dict[str, list[Asked]]]
+    questions: list[dict[str, list[QAPair]]]
 
 
 @dataclass
@@ -56,7 +56,7 @@ def each(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> 
 
 def draw(
     task: tuple[str, str, int], frames_per_clip: int, per_kind: int
-) -> tuple[np.ndarray, list[tuple[int, dict[str, list[Asked]]]]]:
+) -> tuple[np.ndarray, list[tuple[int, dict[str, list[QAPair]]]]]:
     """One clip and up to `per_kind` questions of each kind about some of its frames, the first among them."""
     clip = make_clip(*task)
     rng = np.random.default_rng(task[2])
@@ -66,12 +66,12 @@ def draw(
     later = [*ends, *rng.choice(others, size=count - len(ends), replace=False)]
     drawn = []
     for frame in (0, *sorted(int(frame) for frame in later)):
-        chosen = some(now_questions(clip, frame), per_kind, rng)
+        chosen = sample_without_replacement(now_questions(clip, frame), per_kind, rng)
         drawn.append(
             (
                 frame,
                 {
-                    "benchmark": [Asked(q.text, q.answer, q.family, q.topic) for q in chosen],
+                    "benchmark": [QAPair(q.text, q.answer, q.family, q.topic) for q in chosen],
                     "cell": cell_questions(clip.frames[frame], clip.family, per_kind, rng),
                     "scan": scan_questions(clip, frame, per_kind, rng),
                 },
@@ -156,13 +156,15 @@ class NowSamples(SampleDataset):
     def __len__(self) -> int:
         return len(self.chats)
 
-    def asked(self, index: int) -> list[Asked]:
+    def asked(self, index: int) -> list[QAPair]:
         """The questions of one chat."""
         entry, chat = self.chats[index]
         rng = np.random.default_rng([self.seed, entry, chat])
         own = self.pictures.questions[entry]
-        drawn = [asked for kind, count in self.turns.items() for asked in some(own[kind], count, rng)]
-        return some(drawn, len(drawn), rng)
+        drawn = [
+            asked for kind, count in self.turns.items() for asked in sample_without_replacement(own[kind], count, rng)
+        ]
+        return sample_without_replacement(drawn, len(drawn), rng)
 
     def messages(self, index: int) -> list[Message]:
         return conversation(1, turns_of(self.asked(index)))

@@ -565,7 +565,7 @@ def test_nano_scene_gives_a_picture_its_questions_and_the_truth(tmp_path: Path) 
 
 
 def test_nano_scene_says_what_is_wrong(tmp_path: Path) -> None:
-    assert "unknown family 'pour'" in fail("nano", "scene", "pour")
+    assert "Unknown family 'pour'" in fail("nano", "scene", "pour")
     assert "does not end in .png" in fail("nano", "scene", "drop", "-o", tmp_path / "a.jpg")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""Scenes: deterministic, apart, balanced, at rest at first, and clear at the end."""
+"""Scenes: deterministic, separate, balanced, at rest in the first frame, and clear in the last."""
 
 from collections import Counter
 
@@ -19,7 +19,7 @@ def clips() -> dict[str, list[Clip]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_clip_depends_on_its_address_only(family: str, clips: dict[str, list[Clip]]) -> None:
+def test_a_clip_depends_on_family_split_and_index_only(family: str, clips: dict[str, list[Clip]]) -> None:
     again = make_clip(family, "train", 3)
     assert np.array_equal(again.frames, clips[family][3].frames)
     assert again.outcome == clips[family][3].outcome
@@ -31,12 +31,12 @@ def test_a_clip_depends_on_its_address_only(family: str, clips: dict[str, list[C
 def test_splits_share_nothing(family: str, clips: dict[str, list[Clip]]) -> None:
     first = {split: make_clip(family, split, 0).frames[0].tobytes() for split in SPLITS}
     first["wild"] = make_wild_frames(family, 0)[0].tobytes()
-    pictures = {clip.frames[0].tobytes() for clip in clips[family]} | set(first.values())
-    assert len(pictures) == len(clips[family]) + len(first) - 1  # train/0 is in both
+    images = {clip.frames[0].tobytes() for clip in clips[family]} | set(first.values())
+    assert len(images) == len(clips[family]) + len(first) - 1  # train/0 is in both
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_outcomes_are_in_exact_balance_over_a_block(family: str) -> None:
+def test_outcomes_are_exactly_balanced_over_a_block(family: str) -> None:
     names = outcomes(family)
     counts = Counter(slot_of(family, "test", index) % len(names) for index in range(72, 144))
     assert set(counts.values()) == {72 // len(names)}
@@ -46,10 +46,10 @@ def test_outcomes_are_in_exact_balance_over_a_block(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_everything_is_at_rest_at_first_and_at_last(family: str, clips: dict[str, list[Clip]]) -> None:
+def test_everything_is_at_rest_in_the_first_and_last_frame(family: str, clips: dict[str, list[Clip]]) -> None:
     for clip in clips[family]:
         first, last = (np.abs(clip.poses[:, a, :2] - clip.poses[:, b, :2]).max() for a, b in ((1, 0), (-1, -2)))
-        assert first <= 3.0  # what gravity alone does from rest in one frame
+        assert first <= 3.0  # one frame of free fall
         assert last <= 2.0
         moved = np.abs(np.diff(clip.poses[..., :2], axis=1)).max(axis=(0, 2))
         assert first <= moved.max() + 1e-9
@@ -61,7 +61,7 @@ def test_half_a_pixel_does_not_change_the_answer(family: str, clips: dict[str, l
     assert np.mean(kept) >= 11 / 12
 
 
-def test_the_last_picture_shows_the_answer(clips: dict[str, list[Clip]]) -> None:
+def test_the_last_image_shows_the_answer(clips: dict[str, list[Clip]]) -> None:
     for clip in clips["drop"]:
         ball = next(i for i, part in enumerate(clip.parts) if part.role == "ball")
         side = bin_of_ball(clip.parts, clip.poses[ball, -1].tolist())
@@ -89,7 +89,7 @@ def test_a_planted_ball_falls_onto_the_box_below_it() -> None:
     assert not touched
 
 
-def test_bad_addresses_say_what_there_is() -> None:
+def test_errors_list_the_families_and_splits() -> None:
     with pytest.raises(ValueError, match="drop, contact, tower"):
         make_clip("slide", "train", 0)
     with pytest.raises(ValueError, match="hard"):

@@ -1,4 +1,4 @@
-"""Questions: right answers, unique ids, balance, and states asked of the last picture that agree with the future."""
+"""Questions: right answers, unique ids, balance, and states of the last image that agree with the future."""
 
 from collections import Counter, defaultdict
 
@@ -35,7 +35,7 @@ def test_choices_hold_the_answer_once(clips: list[Clip]) -> None:
             assert f"({letter}) {choice}" in question.text
 
 
-def test_now_forms_ask_the_last_picture_for_the_same_answer(clips: list[Clip]) -> None:
+def test_now_forms_have_the_same_answer_in_the_last_image(clips: list[Clip]) -> None:
     for clip in clips:
         states = {}
         for question in now_questions(clip, 16):
@@ -85,7 +85,7 @@ def test_answers_about_a_planted_scene() -> None:
     assert asked == {"touching"}
 
 
-def test_what_a_picture_leaves_open_is_not_asked() -> None:
+def test_there_are_no_questions_that_an_image_leaves_open() -> None:
     clip = planted()
     clip.poses[-1, 5, 0] = 16.2  # on the edge between columns 2 and 3
     clip.poses[-1, 6, :2] = 42.5, 56.0  # neither touching nor clearly apart
@@ -97,7 +97,7 @@ def test_what_a_picture_leaves_open_is_not_asked() -> None:
         now_questions(clip, 17)
 
 
-def test_balanced_leaves_nothing_to_guess(clips: list[Clip]) -> None:
+def test_balanced_questions_cannot_be_guessed(clips: list[Clip]) -> None:
     pool = [q for clip in clips for q in next_questions(clip) + now_questions(clip, 0) + now_questions(clip, 16)]
     kept = balanced(pool)
     assert kept

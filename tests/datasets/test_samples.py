@@ -215,12 +215,12 @@ def test_chats_about_scenes() -> None:
     chats = [str(dataset.messages(index)) for index in (3, 4, 5)]
     assert len(set(chats)) == 3  # each chat asks other things
     assert str(PhysicsSamples("train", 2, 5, 3, 2, 1).messages(4)) == chats[1]
-    with pytest.raises(ValueError, match="ask at least one question about one scene"):
+    with pytest.raises(ValueError, match="at least one question about one scene is needed"):
         PhysicsSamples("train", 1, what_happens=0)
 
 
 def test_an_unknown_kind_of_practice() -> None:
-    with pytest.raises(ValueError, match="to_read has a kind 'cell'; known are now, cells, scans"):
+    with pytest.raises(ValueError, match="to_read has a kind 'cell'; the kinds are now, cells, scans"):
         PhysicsSamples("train", 1, reading=1, to_read={"cell": 2})
 
 
@@ -242,11 +242,11 @@ def test_practice_in_reading_is_about_any_moment_of_a_clip() -> None:
         assert np.array_equal(sample.images[0], clip.frames[frame])
         known = {q.text: q.answer for q in now_questions(clip, frame)}
         plain = {q.text: q.answer for q in scan_questions(clip, frame, 99, np.random.default_rng(0))}
-        asked = [user["content"][-1]["text"] for user in sample.messages[::2]]
-        cells = [question for question in asked if "What colour is at column" in question]
-        assert len(asked) == min(3, len(known)) + len(cells) + 1
+        questions = [user["content"][-1]["text"] for user in sample.messages[::2]]
+        cells = [question for question in questions if "What colour is at column" in question]
+        assert len(questions) == min(3, len(known)) + len(cells) + 1
         assert 1 <= len(cells) <= 2
-        for question, answer in zip(asked, sample.answers(), strict=True):
+        for question, answer in zip(questions, sample.answers(), strict=True):
             if question not in cells:
                 assert {**known, **plain}[question] == answer
     assert frames == {0, 4, 8, 12, 16}

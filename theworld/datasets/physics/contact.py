@@ -1,9 +1,9 @@
 """*contact*: will the red ball touch the blue box?
 
-On each of two floors a ball lies on a hill or a tilted ramp (or hangs above one), rolls off and on until something
-stops it. The answer composes where the red ball is, which way it goes, on which side the blue box stands and what is
-between. Kept are only scenes whose last picture shows the answer: touching then if they ever touched, clearly apart
-otherwise.
+On each of two floors a ball starts on a hill or a tilted ramp (or above one) and rolls until something stops it. The
+answer depends on where the red ball is, which way it rolls, on which side the blue box is and what is between them.
+Only scenes whose last image shows the answer are kept: if the two ever touched they touch in it, otherwise they are
+clearly apart.
 """
 
 import math
@@ -23,12 +23,12 @@ NAIVE_RIGHT = 0.5
 RADIUS = 4.0
 FLOORS = (27.0, 60.0)  # an upper and a lower floor
 THICKNESS = 4.0
-TOUCHING, APART = 1.0, 3.0  # px between ball and box, in a picture
+TOUCHING, APART = 1.0, 3.0  # px between ball and box, in an image
 _COLOURS = ("green", "yellow", "purple", "orange", "cyan", "pink", "brown")
 
 
 def propose(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
-    """A random scene, asked floor and other floor; None when its pieces do not fit together."""
+    """A random scene with both floors; None if its parts do not fit."""
     asked = propose_asked(rng, split, wanted, lucky)
     return asked if asked is None else propose_other(rng, split, asked)
 
@@ -40,7 +40,7 @@ def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool
 
 
 def propose_other(rng: np.random.Generator, split: str, asked: Sequence[Part]) -> list[Part] | None:
-    """The scene with another ball on the other floor; the red one stays last, found at once."""
+    """The scene with another ball on the other floor; the red one stays last in the list, where it is easy to find."""
     floor = next(floor for floor in FLOORS if abs(floor + THICKNESS / 2 - asked[0].y) > 1)
     colours = [str(c) for c in rng.permutation(_COLOURS) if str(c) not in {part.colour for part in asked}]
     other = _floor(rng, split, floor, colours, False)
@@ -106,7 +106,7 @@ def _ramp(rng: np.random.Generator, floor: float, colour: str, ball_colour: str,
 
 
 def _bounds(piece: Part, ball: Part) -> tuple[float, float]:
-    """Left and right end of what the hill or ramp and its ball take up."""
+    """The left and right end of the hill or ramp with its ball."""
     if piece.shape == "polygon":
         left, right = piece.x + piece.size[0], piece.x + piece.size[4]
     else:
@@ -116,12 +116,12 @@ def _bounds(piece: Part, ball: Part) -> tuple[float, float]:
 
 
 def recolour(parts: Sequence[Part], outcome: str, wanted: str) -> list[Part] | None:
-    """Nothing: scenes are proposed with the wanted answer in mind."""
+    """None: scenes are proposed for the wanted answer already."""
     return None
 
 
 def moved(parts: Sequence[Part], dx: float, dy: float = 0.0) -> list[Part]:
-    """The same scene with the red ball a little aside (lifted as much as a slope needs)."""
+    """The same scene with the red ball moved sideways (and lifted as much as a slope needs)."""
     return [part.moved(dx, dy - abs(dx)) if part.role == "red" else part for part in parts]
 
 
@@ -133,7 +133,7 @@ def gap(parts: Sequence[Part], poses: np.ndarray, frame: int, role: str = "blue"
 
 
 def judge(parts: Sequence[Part], poses: np.ndarray, touched: bool) -> str | None:
-    """Outcome of a run; None when the last picture does not show it."""
+    """The outcome of a run; None if the last image does not show it."""
     movement = np.abs(poses[:, -1, :2] - poses[:, -3, :2]).max()
     if movement > 1.0 or not -1 < poses[-1, -1, 1] < IMAGE_SIZE:
         return None
@@ -144,12 +144,12 @@ def judge(parts: Sequence[Part], poses: np.ndarray, touched: bool) -> str | None
 
 
 def fits(parts: Sequence[Part], poses: np.ndarray) -> bool:
-    """Whether all have come to rest."""
+    """Whether everything has come to rest."""
     return bool(np.abs(poses[:, -1, :2] - poses[:, -3, :2]).max() <= 1.0)
 
 
 def naive(parts: Sequence[Part]) -> str:
-    """Yes if the blue box is the box nearest to the red ball, and less than a third of the picture away."""
+    """Yes if the blue box is the nearest box to the red ball, and at most 27 px away."""
     red = parts[-1]
     boxes = sorted((math.hypot(part.x - red.x, part.y - red.y), part.role) for part in parts if part.kind == "box")
     return "yes" if boxes[0][1] == "blue" and boxes[0][0] < 27 else "no"

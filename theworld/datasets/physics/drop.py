@@ -1,7 +1,7 @@
-"""*drop*: two balls are let go above tilted ramps; which of three bins does the yellow one land in?
+"""*drop*: two balls fall onto tilted ramps; in which of three bins does the yellow one land?
 
-Bins differ in width and their colours change; some ramps are never touched. Scenes in which falling straight
-down would give the right bin are kept to `NAIVE_RIGHT` of all.
+Bins differ in width and colour, and some ramps are never touched. In a share `NAIVE_RIGHT` of the scenes the right bin
+is the one straight below the ball.
 """
 
 import math
@@ -32,7 +32,7 @@ def _dividers(rng: np.random.Generator) -> tuple[float, float]:
 
 
 def bin_at(parts: Sequence[Part], x: float, margin: float = 0.0) -> str | None:
-    """Which bin a position lies over; None within `margin` px of a divider."""
+    """The bin below a position; None within `margin` px of a divider."""
     first, second = (part.x for part in parts if part.kind == "divider")
     clear = _DIVIDER_WIDTH / 2 + margin
     if abs(x - first) < clear or abs(x - second) < clear:
@@ -41,13 +41,13 @@ def bin_at(parts: Sequence[Part], x: float, margin: float = 0.0) -> str | None:
 
 
 def propose(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
-    """A random scene, asked part and other part; None when its pieces do not fit together."""
+    """A random scene with both balls; None if its parts do not fit."""
     asked = propose_asked(rng, split, wanted, lucky)
     return asked if asked is None else propose_other(rng, split, asked)
 
 
 def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
-    """Bins, ramps and the yellow ball; None when they do not fit together."""
+    """Bins, ramps and the yellow ball; None if they do not fit."""
     count = 4 if split == "hard" else int(rng.choice([2, 3], p=[0.75, 0.25]))
     dividers = _dividers(rng)
     edges = (
@@ -92,7 +92,7 @@ def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool
 
 
 def propose_other(rng: np.random.Generator, split: str, asked: Sequence[Part]) -> list[Part] | None:
-    """The scene with another ball in it; the yellow one stays last, painted over everything."""
+    """The scene with another ball; the yellow one stays last, so that it is painted over everything."""
     free = [colour for colour in _COLOURS if colour not in {part.colour for part in asked}]
     x = asked[-1].x + float(rng.uniform(2 * RADIUS + 3, 50)) * rng.choice([-1, 1])
     if not 7 < x < IMAGE_SIZE - 7:
@@ -119,12 +119,12 @@ def recolour(parts: Sequence[Part], outcome: str, wanted: str) -> list[Part] | N
 
 
 def moved(parts: Sequence[Part], dx: float, dy: float = 0.0) -> list[Part]:
-    """The same scene with the yellow ball let go a little aside."""
+    """The same scene with the start of the yellow ball moved."""
     return [part.moved(dx, dy) if part.role == "ball" else part for part in parts]
 
 
 def bin_of_ball(parts: Sequence[Part], pose: Sequence[float]) -> str:
-    """Bin that the ball at `pose` is in ("none" while above the dividers); "" when that is a matter of opinion."""
+    """The bin that the ball at `pose` is in ("none" above the dividers); "" if it is unclear."""
     if pose[1] < _DIVIDER_TOP - 2.0:
         return "none"
     if pose[1] < _DIVIDER_TOP + 1.0:
@@ -133,15 +133,15 @@ def bin_of_ball(parts: Sequence[Part], pose: Sequence[float]) -> str:
 
 
 def judge(parts: Sequence[Part], poses: np.ndarray, touched: bool) -> str | None:
-    """Outcome of a run; None when it is unclear or comes too late."""
+    """The outcome of a run; None if it is unclear or comes too late."""
     return _landed(parts, poses[-1])
 
 
 def fits(parts: Sequence[Part], poses: np.ndarray) -> bool:
-    """Whether the other ball lands too and leaves the yellow one alone."""
+    """Whether the other ball lands as well, without touching the yellow one."""
     offset = poses[-1, :, :2] - poses[-2, :, :2]
     step = np.diff(offset, axis=0)
-    # nearest point of each stretch between two frames, lest they pass through each other there
+    # the nearest point between two frames, since the balls could meet there
     along = np.clip(-(offset[:-1] * step).sum(-1) / np.maximum((step**2).sum(-1), 1e-9), 0, 1)
     apart = np.hypot(*(offset[:-1] + along[:, None] * step).T).min() > 2 * RADIUS + 0.5
     return bool(apart) and _landed(parts, poses[-2]) is not None
@@ -155,7 +155,7 @@ def _landed(parts: Sequence[Part], path: np.ndarray) -> str | None:
 
 
 def naive(parts: Sequence[Part]) -> str:
-    """Straight down."""
+    """The bin straight below the ball."""
     return _colour(parts, bin_at(parts, parts[-1].x) or "middle") or ""
 
 

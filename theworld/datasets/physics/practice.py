@@ -1,8 +1,8 @@
-"""The plainest questions about a picture: which colour is where, and where a thing is, exactly.
+"""Simple practice questions about an image: which colour is where, and the exact position of an object.
 
-They teach where to look and what colours are called, without which questions about things ("where is the red ball?")
-stay at chance for long. *Cells* ask for the colour at a place. *Scans* have long answers, the colours along a row or
-column and exact places: many facts about one picture for one question. Both are for training only.
+They teach positions and the names of colours; without them, questions about objects ("where is the red ball?") stay at
+chance for long. *Cells* ask for the colour at a position. *Scans* have long answers, the colours along a row or column
+and exact positions: many facts about one image in one question. Both are for training only.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from theworld.datasets.physics.rendering import BACKGROUND, PALETTE
 from theworld.datasets.physics.scenes import Clip
 from theworld.datasets.physics.simulation import IMAGE_SIZE
 
-CELLS = 8  # along a side of the picture, as in the benchmark's positions "to an eighth"
-SURE = 12  # of 255: how far a pixel may be from a colour to be called by its name
-PLACES = 32  # steps along a side that "where is it?" is answered in
+CELLS = 8  # along each side of the image, as in the benchmark's positions
+SURE = 12  # of 255: the largest distance of a pixel from a colour that gets its name
+PLACES = 32  # steps along each side in answers about positions
 COLOUR_NAMES = ("empty", *PALETTE)
 
 
-class Asked(NamedTuple):
-    """What training keeps of a question; millions of them cross process borders."""
+class QAPair(NamedTuple):
+    """What training keeps of a question; small, because millions of them are sent between processes."""
 
     text: str
     answer: str
@@ -31,31 +31,27 @@ class Asked(NamedTuple):
     topic: str
 
 
-def cell_colours(picture: np.ndarray) -> np.ndarray:
-    """Which of COLOUR_NAMES stands in the middle of each cell of a picture (H, W, 3) uint8: (8, 8), -1 where unsure."""
-    side = picture.shape[0] // CELLS
+def cell_colours(image: np.ndarray) -> np.ndarray:
+    """The index in COLOUR_NAMES of the middle of each cell of an image (H, W, 3) uint8: (8, 8), -1 if unsure."""
+    side = image.shape[0] // CELLS
     centre = side // 2
     colours = np.array([BACKGROUND, *PALETTE.values()])  # (colours, 3)
-    distance = np.maximum(  # of two pixels on either side of the middle
+    distance = np.maximum(  # the larger of two pixels on either side of the middle
         *(
-            np.abs(picture[first::side, first::side].astype(np.int32)[:, :, None] - colours).max(-1)
+            np.abs(image[first::side, first::side].astype(np.int32)[:, :, None] - colours).max(-1)
             for first in (centre - 1, centre)
         )
     )  # (8, 8, colours)
     return np.where(distance.min(-1) <= SURE, distance.argmin(-1), -1)
 
 
-def cell_questions(picture: np.ndarray, family: str, count: int, rng: np.random.Generator) -> list[Asked]:
-    """What colour is where, in up to `count` cells of a picture (H, W, 3) uint8, mostly of things.
-
-    The plainest questions there are: the words name a place, the answer stands there. They teach where to look and what
-    colours are called, without which questions about things ("where is the red ball?") stay at chance for long.
-    """
-    colours = cell_colours(picture)
+def cell_questions(image: np.ndarray, family: str, count: int, rng: np.random.Generator) -> list[QAPair]:
+    """Questions about the colour of up to `count` cells of an image (H, W, 3) uint8, mostly of objects."""
+    colours = cell_colours(image)
     full, empty = np.argwhere(colours > 0), np.argwhere(colours == 0)
     chosen = [*rng.permutation(full)[: count - count // 4], *rng.permutation(empty)[: count // 4]]
     return [
-        Asked(
+        QAPair(
             f"What colour is at column {column + 1}, row {row + 1}?",
             COLOUR_NAMES[colours[row, column]],
             family,
@@ -65,16 +61,18 @@ def cell_questions(picture: np.ndarray, family: str, count: int, rng: np.random.
     ]
 
 
-def scan_questions(clip: Clip, frame: int, count: int, rng: np.random.Generator) -> list[Asked]:
-    """The colours along rows and columns, and where things are in steps of a 32nd of the picture; `count` at most."""
+def scan_questions(clip: Clip, frame: int, count: int, rng: np.random.Generator) -> list[QAPair]:
+    """At most `count` questions about the colours along rows and columns and the positions of objects (in 32nds)."""
     colours = cell_colours(clip.frames[frame])
-    asked = []
+    questions = []
     for name, lines in (("row", colours), ("column", colours.T)):
         for number, line in enumerate(lines):
             words = " ".join("unsure" if colour < 0 else COLOUR_NAMES[colour] for colour in line)
-            asked.append(Asked(f"Which colours are in {name} {number + 1}?", words, clip.family, f"{name}_colours"))
+            questions.append(
+                QAPair(f"Which colours are in {name} {number + 1}?", words, clip.family, f"{name}_colours")
+            )
     for name, middle in things(clip, frame).items():
         x, y = (min(PLACES - 1, max(0, int(value * PLACES / IMAGE_SIZE))) for value in middle)
-        # twice: what is where is asked as often as what the lines hold
-        asked += [Asked(f"Where exactly is {name}?", f"{x} {y}", clip.family, "where")] * 2
-    return [asked[i] for i in rng.permutation(len(asked))[:count]]
+        # twice, so that positions are as frequent as rows and columns
+        questions += [QAPair(f"Where exactly is {name}?", f"{x} {y}", clip.family, "where")] * 2
+    return [questions[i] for i in rng.permutation(len(questions))[:count]]

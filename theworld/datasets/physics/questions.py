@@ -1,7 +1,7 @@
-"""Questions about clips: what a picture shows now, and what happens after the first one.
+"""Questions about clips: what an image shows now, and what happens after the first one.
 
-Answers are one word (a colour, a side, a digit, yes or no) or, for multiple choice, one letter. Wording varies with the
-id of a question and with nothing else. What a single picture leaves open is not asked.
+Answers are one word (a colour, a side, a digit, yes or no) or, for multiple choice, one letter. The wording depends on
+the id of a question only. There are no questions that the image leaves open.
 """
 
 import zlib
@@ -17,9 +17,9 @@ from theworld.datasets.physics.scenes import BLOCK, Clip, outcomes
 from theworld.datasets.physics.simulation import ASKED, IMAGE_SIZE, Part, box_gap, corners
 
 _EIGHTH = IMAGE_SIZE / 8
-_BOUNDARY = 0.6  # px from an eighth's edge within which a position is not asked
-_PAIR = 2.0  # px by which one thing must be further left, right, up or down
-_TOUCHING_NOW = 0.7  # stricter than at the end: a picture must leave no doubt
+_BOUNDARY = 0.6  # px from the edge of an eighth within which there is no question about a position
+_PAIR = 2.0  # px by which one object must be further left, right, up or down
+_TOUCHING_NOW = 0.7  # stricter than at the end: the image must be unambiguous
 _COLOURS = tuple(name for name in PALETTE if name not in ("black", "stone", "wood"))
 
 
@@ -30,13 +30,13 @@ class Question:
     Attributes:
         id: unique; names clip, moment, topic and form.
         family: drop | contact | tower.
-        kind: "now" (about one picture) or "next" (about what follows the first picture).
-        topic: what is asked; answers are balanced within (family, topic, form).
+        kind: "now" (about one image) or "next" (about what follows the first image).
+        topic: the subject; answers are balanced within (family, topic, form).
         form: "free" or "choice".
         text: the full prompt, choices included.
         answer: exact text; a letter for "choice".
-        choices: texts behind the letters A, B, ...; empty for "free".
-        now_form: for "next", the same question asked of the last picture as a state; None for "now".
+        choices: the texts of the letters A, B, …; empty for "free".
+        now_form: for "next", the same question about the state in the last image; None for "now".
     """
 
     id: str
@@ -50,7 +50,7 @@ class Question:
     now_form: str | None = None
 
 
-# Two or three ways to ask each thing; the id of the question picks one.
+# Two or three wordings of each topic; the id of the question selects one.
 _NOW_WORDING: dict[str, tuple[str, ...]] = {
     "colour": ("What colour is {a}?", "Which colour does {a} have?"),
     "material": ("What is {a} made of, stone or wood?", "Is {a} stone or wood?"),
@@ -98,13 +98,13 @@ def _with_choices(text: str, choices: Sequence[str]) -> str:
 
 
 def _arrange(answer: str, others: Sequence[str], place: int, key: str) -> tuple[str, ...]:
-    """The choices: `answer` at `place`, the others in an order that depends on `key`."""
+    """The choices: `answer` at the index `place`, the others in an order that depends on `key`."""
     rest = sorted((other for other in others if other != answer), key=lambda other: _hash(key + other))
     return (*rest[:place], answer, *rest[place:])
 
 
 class _Asker:
-    """Collects the questions about one picture (kind "now") or one clip (kind "next")."""
+    """Collects the questions about one image (kind "now") or one clip (kind "next")."""
 
     def __init__(self, clip: Clip, kind: str, frame: int = 0) -> None:
         self.clip, self.kind = clip, kind
@@ -123,7 +123,7 @@ class _Asker:
         place: int | None = None,
         forms: Sequence[str] = ("free",),
     ) -> None:
-        """Add a question in the given forms; `others` are the wrong choices, `place` the letter of the right one."""
+        """Adds a question in the given forms; `others` are the wrong choices, `place` the index of the right one."""
         for form in forms:
             key = "/".join(part for part in (self.prefix, topic, form, f"{a}-{b}".strip("-").replace(" ", "_")) if part)
             words = {"a": a, "b": b, "A": a.capitalize(), "next_b": next_b}
@@ -151,12 +151,12 @@ _YELLOW = "the yellow ball"
 
 
 def next_questions(clip: Clip) -> list[Question]:
-    """Everything asked about what happens after the first picture, in fixed order."""
+    """All questions about what happens after the first image, in fixed order."""
     asker = _Asker(clip, "next")
     options = outcomes(clip.family)
     ways = len(options)
     places = min(ways, 3)
-    place, turn = clip.slot // ways % places, clip.slot // (ways * places)  # in balance over a block of indices
+    place, turn = clip.slot // ways % places, clip.slot // (ways * places)  # balanced over a block of indices
     first_yes, second_yes, coin = turn % 2 == 0, turn < BLOCK // (ways * places) // 2, clip.slot // ways % 2
     if clip.family == "tower":
         options = _stack_states(clip, tower.STANDS[0])
@@ -183,13 +183,13 @@ def next_questions(clip: Clip) -> list[Question]:
 
 
 def now_questions(clip: Clip, frame: int) -> list[Question]:
-    """Every unambiguous question about the picture `clip.frames[frame]` alone, in fixed order.
+    """All unambiguous questions about the image `clip.frames[frame]`, in fixed order.
 
     Raises:
-        ValueError: no such frame.
+        ValueError: if there is no such frame.
     """
     if not 0 <= frame < clip.poses.shape[1]:
-        raise ValueError(f"frame must be in [0, {clip.poses.shape[1] - 1}], got {frame}")
+        raise ValueError(f"frame must be in [0, {clip.poses.shape[1] - 1}], got {frame}.")
     asker = _Asker(clip, "now", frame)
     {"drop": _ask_drop, "contact": _ask_contact, "tower": _ask_tower}[clip.family](asker, clip, frame)
     names = _names(clip, frame)
@@ -224,10 +224,11 @@ def now_questions(clip: Clip, frame: int) -> list[Question]:
 
 
 def things(clip: Clip, frame: int) -> dict[str, tuple[float, float]]:
-    """Things with a name of their own that are wholly in the picture `clip.frames[frame]`, and where their middle is.
+    """Objects with a unique name that are completely in the image `clip.frames[frame]`, and the position of their
+    middle.
 
     Returns:
-        Name to (x, y) in px from the upper left corner, in the order of painting.
+        Name to (x, y) in px from the upper left corner, in order of painting.
     """
     return {
         name: _centre(clip.parts[i], clip.poses[i, frame])
@@ -241,7 +242,7 @@ def _yes(true: bool) -> str:
 
 
 def _names(clip: Clip, frame: int) -> dict[str, int]:
-    """Things that have a name of their own in this picture, and their index among the parts."""
+    """Objects with a unique name in this image, and their index among the parts."""
     names: dict[str, int] = {}
     for i, part in enumerate(clip.parts):
         if part.kind in ("ramp", "hill", "box", "ball"):
@@ -258,7 +259,7 @@ def _names(clip: Clip, frame: int) -> dict[str, int]:
 
 
 def _centre(part: Part, pose: np.ndarray) -> tuple[float, float]:
-    """Middle of what is seen, px."""
+    """The middle of the visible part, px."""
     if part.shape != "polygon":
         return float(pose[0]), float(pose[1])
     points = corners(part, *pose.tolist())
@@ -266,7 +267,7 @@ def _centre(part: Part, pose: np.ndarray) -> tuple[float, float]:
 
 
 def _inside(part: Part, pose: np.ndarray) -> bool:
-    """Whether (nearly) all of it is in the picture, so that its middle can be seen."""
+    """Whether (nearly) all of it is in the image, so that its middle is visible."""
     if part.shape == "circle":
         return bool((pose[:2] > part.size[0] - 1).all() and (pose[:2] < IMAGE_SIZE - part.size[0] + 1).all())
     points = corners(part, *pose.tolist())
@@ -327,7 +328,7 @@ def _ask_contact(asker: _Asker, clip: Clip, frame: int) -> None:
 
 
 def _ask_boxes(asker: _Asker, clip: Clip, frame: int, forms: Sequence[str] = ("free",)) -> None:
-    """Whether the red ball touches the other boxes of its floor."""
+    """Asks whether the red ball touches the other boxes of its floor."""
     x, y, _ = clip.poses[-1, frame]
     for i, part in enumerate(clip.parts):
         if part.kind == "box" and part.role != "blue" and part.group == ASKED:
@@ -338,7 +339,7 @@ def _ask_boxes(asker: _Asker, clip: Clip, frame: int, forms: Sequence[str] = ("f
 
 
 def _stack_states(clip: Clip, stand: str) -> tuple[str, ...]:
-    """What can be said of a stack: the colours of its two sides, and standing."""
+    """The possible states of a stack: the colours of its two sides, and standing."""
     sides = {part.colour for part in clip.parts if part.kind == "ground" and part.role == stand}
     return tuple(option for option in tower.OUTCOMES if option in sides or option == "standing")
 
@@ -381,10 +382,10 @@ def _ask_tower(asker: _Asker, clip: Clip, frame: int) -> None:
 
 
 def balanced(questions: Iterable[Question], tolerance: float = 0.01) -> list[Question]:
-    """The largest subset in which, per (family, kind, topic, form), no answer earns over chance + `tolerance`.
+    """The largest subset in which, per (family, kind, topic, form), no constant answer exceeds chance + `tolerance`.
 
-    Chance is one over the number of answers (or letters) that occur. Which of equals are kept depends on their ids;
-    the order stays. Groups with a single answer are dropped: they ask nothing.
+    Chance is one over the number of answers (or letters) that occur. Ids decide which questions are kept, and the order
+    is kept. Groups with a single answer are dropped, since they test nothing.
     """
     listed = list(questions)
     groups: dict[tuple[str, ...], list[Question]] = defaultdict(list)

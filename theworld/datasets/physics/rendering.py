@@ -1,4 +1,4 @@
-"""From parts and their poses to pictures: flat colours, anti-aliased by exact distances, all frames at once."""
+"""From parts and their poses to images: flat colours, antialiased by exact distances, all frames at once."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {
     "wood": (225, 165, 90),
 }
 BACKGROUND = (240, 239, 232)
-_EDGE_SHADE = 0.55  # blocks have a darker rim, so that two of one material on each other stay two
+_EDGE_SHADE = 0.55  # blocks have a darker rim, so that two of one material can be distinguished
 _RIM = 1.0
 
 _YY, _XX = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32) + np.float32(0.5)
@@ -48,7 +48,7 @@ def _signed_distance(part: Part, poses: np.ndarray, rows: slice, columns: slice)
 
 
 def _paint(frames: np.ndarray, part: Part, poses: np.ndarray) -> None:
-    """Paint one part over frames (f, H, W, 3) float32 in place; only the rows and columns it can reach."""
+    """Paints one part over frames (f, H, W, 3) float32 in place, within the rows and columns that it can reach."""
     reach = max(part.size) * (1.0 if part.shape != "box" else 0.75) + 2
     if part.shape == "polygon":
         reach = float(np.abs(np.array(part.size)).max()) * 1.5 + 2
@@ -69,7 +69,7 @@ def _paint(frames: np.ndarray, part: Part, poses: np.ndarray) -> None:
 
 
 def render(parts: Sequence[Part], poses: np.ndarray) -> np.ndarray:
-    """Draw the parts in order: poses (len(parts), f, 3) -> frames (f, H, W, 3) uint8 RGB."""
+    """Paints the parts in order: poses (len(parts), f, 3) -> frames (f, H, W, 3) uint8 RGB."""
     still = np.empty((1, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.float32)
     still[:] = BACKGROUND
     for part, path in zip(parts, poses, strict=True):

@@ -8,12 +8,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from theworld.datasets.physics.practice import Asked, cell_questions, scan_questions
+from theworld.datasets.physics.practice import QAPair, cell_questions, scan_questions
 from theworld.datasets.physics.questions import Question, next_questions, now_questions
 from theworld.datasets.physics.scenes import FAMILIES, Clip, make_clip
 from theworld.datasets.samples import Message, Sample, SampleDataset, conversation
 
-LABELLED_FROM = 1_000_000  # labelled scenes are training scenes that the world model was not trained on
+LABELLED_FROM = 1_000_000  # labelled scenes are training scenes that the world model has not seen
 FRAMES_PER_MOMENT = 4  # pixel frames of one latent frame; a chat may be about the last of them
 
 TO_READ = {"now": 6, "cells": 3, "scans": 3}  # questions of a chat that practises reading
@@ -32,20 +32,20 @@ class Chat:
 
 
 class PhysicsSamples(SampleDataset):
-    """Chats about scenes of the three families: the first picture, what is asked about it and about what follows.
+    """Chats about scenes of the three families: the first image, with questions about it and about what follows.
 
     Args:
         split: train, validation, test or hard.
         scenes_per_family, first_scene: scenes first_scene … first_scene + scenes_per_family - 1 of every family.
-        chats_per_scene: chats about each scene, each with questions of its own.
-        what_happens, now: questions of each kind in one chat, in random order; a scene that has fewer gives fewer.
-        reading: further chats about each scene, for practice in reading latents: each asks what one moment of the clip
-            shows, with the picture hidden and nothing imagined.
+        chats_per_scene: chats about each scene, with different questions.
+        what_happens, now: questions of each kind in one chat, in random order; fewer if the scene has fewer.
+        reading: further chats about each scene for practice in reading latents: each is about one moment of the clip,
+            with the image hidden and nothing imagined.
         to_read: questions of such a chat, by kind: `now`, and `cells` and `scans` (see `practice`).
-        seed: of which questions are drawn.
+        seed: of the draw of questions.
 
     Raises:
-        ValueError: an unknown split, or numbers that leave nothing to ask.
+        ValueError: if the split is unknown, or if there would be no question.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class PhysicsSamples(SampleDataset):
     ) -> None:
         unknown = sorted(set(to_read) - set(TO_READ))
         if unknown:
-            raise ValueError(f"to_read has a kind {unknown[0]!r}; known are {', '.join(TO_READ)}.")
-        asked = chats_per_scene * (what_happens + now) + reading * sum(to_read.values())
+            raise ValueError(f"to_read has a kind {unknown[0]!r}; the kinds are {', '.join(TO_READ)}.")
+        num_questions = chats_per_scene * (what_happens + now) + reading * sum(to_read.values())
         counts = (scenes_per_family, chats_per_scene, what_happens, now, reading, *to_read.values())
-        if min(counts) < 0 or not scenes_per_family * asked:
+        if min(counts) < 0 or not scenes_per_family * num_questions:
             raise ValueError(
                 f"scenes_per_family is {scenes_per_family}, chats_per_scene {chats_per_scene}, what_happens "
-                f"{what_happens}, now {now}, reading {reading} and to_read {dict(to_read)}; ask at least one question "
-                "about one scene."
+                f"{what_happens}, now {now}, reading {reading} and to_read {dict(to_read)}: at least one question "
+                "about one scene is needed."
             )
         clips = [
             make_clip(family, split, index)
@@ -80,17 +80,22 @@ class PhysicsSamples(SampleDataset):
         for number, clip in enumerate(clips):
             for chat in range(chats_per_scene):
                 rng = np.random.default_rng([seed, number, chat])
-                drawn = [*some(next_questions(clip), what_happens, rng), *some(now_questions(clip, 0), now, rng)]
-                self.chats.append(Chat(clip, 0, turns_of(some(drawn, len(drawn), rng)), False))
+                questions = [
+                    *sample_without_replacement(next_questions(clip), what_happens, rng),
+                    *sample_without_replacement(now_questions(clip, 0), now, rng),
+                ]
+                self.chats.append(
+                    Chat(clip, 0, turns_of(sample_without_replacement(questions, len(questions), rng)), False)
+                )
             for chat in range(reading):
                 rng = np.random.default_rng([seed, number, chat, 1])
                 frame = FRAMES_PER_MOMENT * int(rng.integers(1 + (len(clip.frames) - 1) // FRAMES_PER_MOMENT))
-                plain: list[Question | Asked] = [
-                    *some(now_questions(clip, frame), to_read.get("now", 0), rng),
+                plain: list[Question | QAPair] = [
+                    *sample_without_replacement(now_questions(clip, frame), to_read.get("now", 0), rng),
                     *cell_questions(clip.frames[frame], clip.family, to_read.get("cells", 0), rng),
                     *scan_questions(clip, frame, to_read.get("scans", 0), rng),
                 ]
-                self.chats.append(Chat(clip, frame, turns_of(some(plain, len(plain), rng)), True))
+                self.chats.append(Chat(clip, frame, turns_of(sample_without_replacement(plain, len(plain), rng)), True))
 
     def __len__(self) -> int:
         return len(self.chats)
@@ -119,10 +124,10 @@ class PhysicsSamples(SampleDataset):
         )
 
 
-def some(questions: Sequence[T], count: int, rng: np.random.Generator) -> list[T]:
-    """At most `count` of them, none twice, in random order."""
+def sample_without_replacement(questions: Sequence[T], count: int, rng: np.random.Generator) -> list[T]:
+    """At most `count` of the questions, without repetition, in random order."""
     return [questions[number] for number in rng.permutation(len(questions))[:count]]
 
 
-def turns_of(questions: Sequence[Question | Asked]) -> tuple[tuple[str, str], ...]:
+def turns_of(questions: Sequence[Question | QAPair]) -> tuple[tuple[str, str], ...]:
     return tuple((question.text, question.answer) for question in questions)

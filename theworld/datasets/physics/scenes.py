@@ -1,7 +1,7 @@
-"""Clips: deterministic in (family, split, index), with the answers in balance.
+"""Clips: determined by (family, split, index), with balanced answers.
 
-The wanted outcome comes from the index; scenes are proposed until one has it, keeps it when the start moves by up to
-`_SHIFTS` px, and shows it in the last picture.
+The index determines the wanted outcome; scenes are proposed until one has it, keeps it if the start moves by `_SHIFTS`
+px, and shows it in the last image.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ _MODULES: dict[str, ModuleType] = {"drop": drop, "contact": contact, "tower": to
 FAMILIES = ("drop", "contact", "tower")
 SPLITS = ("train", "validation", "test", "hard")
 
-BLOCK = 72  # any 72 indices from a multiple of 72 on have their outcomes, letters and yes/no in exact balance
+BLOCK = 72  # each block of 72 indices has exactly balanced outcomes, letters and yes/no
 _SHIFTS = (-0.75, 0.75)
 _ATTEMPTS = 20000
 _OTHERS = 8
-_WILD = 1000  # in the place of a split's number
+_WILD = 1000  # instead of the number of a split, in seeds
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Clip:
     """One simulated scene.
 
     Attributes:
-        family, split, index: what it was made from.
+        family, split, index: what determines it.
         frames: (17, 64, 64, 3) uint8 RGB; at rest in the first.
         outcome: drop: left | middle | right; contact: yes | no; tower: left | right | standing.
-        parts: the things in it, in order of painting.
+        parts: its objects, in order of painting.
         poses: (len(parts), 17, 3) float64; x, y (px, y downwards) and angle (radians, clockwise) of each in each frame.
-        slot: place in the balancing pattern; questions draw letters and yes/no from it.
+        slot: position in the balancing pattern, which determines letters and yes/no of questions.
     """
 
     family: str
@@ -50,30 +50,30 @@ class Clip:
 
 def _check(family: str, split: str, index: int) -> None:
     if family not in FAMILIES:
-        raise ValueError(f"unknown family {family!r}; there are {', '.join(FAMILIES)}")
+        raise ValueError(f"Unknown family {family!r}; the families are {', '.join(FAMILIES)}.")
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+        raise ValueError(f"Unknown split {split!r}; the splits are {', '.join(SPLITS)}.")
     if index < 0:
-        raise ValueError(f"index must not be negative, got {index}")
+        raise ValueError(f"index is {index}, and must not be negative.")
 
 
 def slot_of(family: str, split: str, index: int) -> int:
-    """Place of an index in the balancing pattern, 0 to 71; outcome, letters and yes or no follow from it."""
+    """Position of an index in the balancing pattern, 0 to 71; it determines outcome, letters and yes or no."""
     block = np.random.default_rng([FAMILIES.index(family), SPLITS.index(split), index // BLOCK, 1])
     return int(block.permutation(BLOCK)[index % BLOCK])
 
 
 def make_scene(family: str, split: str, index: int) -> tuple[list[Part], np.ndarray, str]:
-    """Parts, poses (len(parts), 17, 3) and outcome of a clip, without its pictures.
+    """Parts, poses (len(parts), 17, 3) and outcome of a clip, without its images.
 
     Raises:
-        ValueError: unknown family or split, or a negative index.
+        ValueError: if family or split is unknown, or the index is negative.
     """
     _check(family, split, index)
     module = _MODULES[family]
     wanted = module.OUTCOMES[slot_of(family, split, index) % len(module.OUTCOMES)]
     rng = np.random.default_rng([FAMILIES.index(family), SPLITS.index(split), index, 0])
-    lucky = bool(rng.random() < module.NAIVE_RIGHT)  # drawn once, or rejection would favour the easy scenes
+    lucky = bool(rng.random() < module.NAIVE_RIGHT)  # drawn once, since rejection would favour easy scenes
     for _ in range(_ATTEMPTS):
         asked = module.propose_asked(rng, split, wanted, lucky)
         outcome = None if asked is None else outcome_when_moved(family, asked, 0.0)
@@ -96,7 +96,7 @@ def make_scene(family: str, split: str, index: int) -> tuple[list[Part], np.ndar
 
 
 def simulate_scene(family: str, parts: Sequence[Part]) -> np.ndarray:
-    """Poses (len(parts), 17, 3) of a whole scene: its two groups never meet, so each runs apart."""
+    """Poses (len(parts), 17, 3) of a scene, whose two groups never meet and are simulated separately."""
     world = _MODULES[family].WORLD
     poses, _ = simulate_apart(parts, world, ASKED)
     others, _ = simulate_apart(parts, world, OTHER)
@@ -106,12 +106,12 @@ def simulate_scene(family: str, parts: Sequence[Part]) -> np.ndarray:
 
 
 def make_wild_frames(family: str, index: int) -> np.ndarray:
-    """A scene as first proposed, whatever becomes of it: (17, 64, 64, 3) uint8; for pretraining, without an answer.
+    """The first proposed scene, with any outcome: (17, 64, 64, 3) uint8; for pretraining, without an answer.
 
-    Several times faster than `make_clip`; its seeds are apart from every split's.
+    Several times faster than `make_clip`; its seeds differ from those of every split.
 
     Raises:
-        ValueError: unknown family or negative index.
+        ValueError: if the family is unknown, or the index is negative.
     """
     _check(family, SPLITS[0], index)
     module = _MODULES[family]
@@ -120,32 +120,32 @@ def make_wild_frames(family: str, index: int) -> np.ndarray:
     while parts is None:
         wanted = module.OUTCOMES[int(rng.integers(len(module.OUTCOMES)))]
         parts = module.propose(rng, SPLITS[0], wanted, bool(rng.random() < module.NAIVE_RIGHT))
-    poses, _ = simulate(parts, module.WORLD)  # all together: here the two parts may well meet
+    poses, _ = simulate(parts, module.WORLD)  # together, since the two groups may meet here
     return render(parts, poses)
 
 
 def outcome_when_moved(family: str, parts: Sequence[Part], dx: float, dy: float = 0.0) -> str | None:
-    """Outcome when the start is moved by (dx, dy) px; None if it becomes unclear."""
+    """The outcome if the start is moved by (dx, dy) px; None if it becomes unclear."""
     module = _MODULES[family]
     shifted = module.moved(parts, dx, dy)
     return module.judge(shifted, *simulate_apart(shifted, module.WORLD, ASKED, module.WATCH))
 
 
 def naive_guess(family: str, parts: Sequence[Part]) -> str:
-    """Answer of the rule of thumb: straight down (drop), nearest box (contact), all of one material (tower)."""
+    """The answer of a rule of thumb: straight down (drop), nearest box (contact), all of one material (tower)."""
     return _MODULES[family].naive(parts)
 
 
 def outcomes(family: str) -> tuple[str, ...]:
-    """Every outcome a family has."""
+    """All outcomes of a family."""
     return tuple(_MODULES[family].OUTCOMES)
 
 
 def make_clip(family: str, split: str, index: int) -> Clip:
-    """The clip `index` of a split; the same on every machine and in every process, no two splits share one.
+    """The clip `index` of a split; the same on every machine and in every process. Splits share no clips.
 
     Raises:
-        ValueError: unknown family or split, or a negative index.
+        ValueError: if family or split is unknown, or the index is negative.
     """
     parts, poses, outcome = make_scene(family, split, index)
     return Clip(family, split, index, render(parts, poses), outcome, tuple(parts), poses, slot_of(family, split, index))

@@ -1,6 +1,6 @@
 """Parts of a scene and their motion: a thin layer over pymunk.
 
-Coordinates are picture coordinates: x to the right, y downwards, in pixels, (0, 0) at the top left corner. One unit of
+Coordinates are those of the image: x to the right, y downwards, in pixels, (0, 0) at the top left corner. The unit of
 time is one frame. Everything starts at rest.
 """
 
@@ -14,7 +14,7 @@ import pymunk
 NUM_FRAMES = 17
 IMAGE_SIZE = 64
 
-_SUBSTEPS = 8  # at most 0.7 px a substep, so nothing passes through a ramp of 4 px
+_SUBSTEPS = 8  # at most 0.7 px per substep, so that nothing passes through a ramp of 4 px
 _WALL = 6.0
 SHARED, ASKED, OTHER = -1, 0, 1
 
@@ -23,18 +23,18 @@ _RED, _TARGET = 1, 2  # collision types of the watched pair
 
 @dataclass(frozen=True)
 class Part:
-    """One visible thing.
+    """One visible object.
 
     Attributes:
-        kind: what it is called in questions ("ball", "box", "ramp", ...); "ground" and "divider" are never asked about.
-        colour: key of `pictures.PALETTE`.
+        kind: its name in questions ("ball", "box", "ramp", …); no question is about "ground" or "divider".
+        colour: key of `rendering.PALETTE`.
         shape: "circle", "box" or "polygon".
-        size: (radius,) of a circle; (width, height) of a box; x0, y0, x1, y1, ... of a convex polygon around `x`, `y`.
+        size: (radius,) of a circle; (width, height) of a box; x0, y0, x1, y1, … of a convex polygon around `x`, `y`.
         x, y: centre at the start, px.
         angle: radians, positive turns the right end down.
-        density: 0 for a thing that never moves.
-        role: what it means to its family ("red", "left", ...).
-        group: ASKED and OTHER parts never touch each other and are simulated apart; SHARED parts meet both.
+        density: 0 for an object that never moves.
+        role: its role in its family ("red", "left", ...).
+        group: ASKED and OTHER parts never touch each other and are simulated separately; SHARED parts are in both.
     """
 
     kind: str
@@ -54,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class World:
-    """Constants of one family: px per frame² of gravity, share of velocity kept per frame, friction."""
+    """Constants of one family: gravity (px per frame²), share of velocity kept per frame, friction."""
 
     gravity: float
     damping: float
@@ -81,7 +81,7 @@ def corners(part: Part, x: float, y: float, angle: float) -> np.ndarray:
 
 
 def simulate(parts: Sequence[Part], world: World, watch: tuple[str, str] | None = None) -> tuple[np.ndarray, bool]:
-    """Let the parts move for `NUM_FRAMES` frames.
+    """Simulates the motion of the parts for `NUM_FRAMES` frames.
 
     Args:
         watch: roles of two parts; the second result says whether they ever touched.
@@ -94,7 +94,7 @@ def simulate(parts: Sequence[Part], world: World, watch: tuple[str, str] | None 
     space.damping = world.damping
     space.iterations = world.iterations
     space.collision_slop = 0.05
-    for x in (-_WALL, IMAGE_SIZE + _WALL):  # the sides of the picture are walls
+    for x in (-_WALL, IMAGE_SIZE + _WALL):  # the sides of the image are walls
         wall = pymunk.Segment(space.static_body, (x, -100), (x, 2 * IMAGE_SIZE), _WALL)
         wall.friction = 0.0
         space.add(wall)
@@ -136,11 +136,11 @@ def simulate(parts: Sequence[Part], world: World, watch: tuple[str, str] | None 
 def simulate_apart(
     parts: Sequence[Part], world: World, group: int, watch: tuple[str, str] | None = None
 ) -> tuple[np.ndarray, bool]:
-    """As `simulate`, with the other group left out: its poses stay those of the start."""
+    """Like `simulate`, without the other group, which keeps its starting poses."""
     chosen = [i for i, part in enumerate(parts) if part.group in (SHARED, group)]
-    some, touched = simulate([parts[i] for i in chosen], world, watch)
+    chosen_poses, touched = simulate([parts[i] for i in chosen], world, watch)
     poses = np.array([[(part.x, part.y, part.angle)] * NUM_FRAMES for part in parts], dtype=np.float64)
-    poses[chosen] = some
+    poses[chosen] = chosen_poses
     return poses, touched
 
 

@@ -1,9 +1,9 @@
 """*tower*: two stacks of blocks; does the one on the yellow stand fall, and to which side?
 
-Blocks are of stone (heavy) or wood (light). The sides are named by the colour of the ground there, which changes from
-stack to stack. A stack stands if, at every level, the centre of mass of all that lies above is over the contact below.
-Scenes are picked so that a look at the outlines alone, as if all blocks were of one material, is right in only
-`NAIVE_RIGHT` of them.
+Blocks are made of stone (heavy) or wood (light). The sides are named by the colour of their ground, which varies. A
+stack stands if, at every level, the centre of mass of everything above is over the contact below. Scenes are selected
+so that the outlines alone, as if all blocks were of one material, give the right answer in a share `NAIVE_RIGHT` of
+them.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from theworld.datasets.physics.simulation import ASKED, IMAGE_SIZE, OTHER, Part, World
 
 SIDES = ("red", "green", "blue")  # two of them are the colours of the ground left and right of a stack
-STANDS = ("yellow", "purple")  # the stack asked about, and the other
+STANDS = ("yellow", "purple")  # the stack in the question, and the other one
 OUTCOMES = (*SIDES, "standing")
 WORLD = World(gravity=3.0, damping=0.85, friction=0.9, iterations=14)
 WATCH: tuple[str, str] | None = None
@@ -26,7 +26,7 @@ _STANDS, _FALLS = 1.3, -1.6  # px between the centre of mass and the nearest edg
 
 
 def _margins(x: np.ndarray, width: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """How far the centre of mass of all above is inside the left and right edge of its support, px.
+    """How far the centre of mass of everything above is inside the left and right edge of its support, px.
 
     Arguments are (n, levels), the stand first; the result is (n, levels - 1, 2).
     """
@@ -37,7 +37,7 @@ def _margins(x: np.ndarray, width: np.ndarray, mass: np.ndarray) -> np.ndarray:
 
 
 def _verdicts(margins: np.ndarray, stands: float = 0.0, falls: float = 0.0) -> np.ndarray:
-    """What statics says (n,): 0 left, 1 right, 2 standing; -1 when a margin is thin or levels fall to both sides."""
+    """The outcome by statics (n,): 0 left, 1 right, 2 standing; -1 if a margin is thin or levels fall to both sides."""
     left, right = margins[..., 0].min(1), margins[..., 1].min(1)
     result = np.full(len(margins), -1)
     result[(left >= stands) & (right >= stands)] = 2
@@ -47,7 +47,7 @@ def _verdicts(margins: np.ndarray, stands: float = 0.0, falls: float = 0.0) -> n
 
 
 def propose(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
-    """A random scene, asked stack and other stack; None when statics does not promise the wanted answer."""
+    """A random scene with both stacks; None if statics does not predict the wanted answer."""
     asked = propose_asked(rng, split, wanted, lucky)
     return asked if asked is None else propose_other(rng, split, asked)
 
@@ -68,7 +68,7 @@ def propose_other(rng: np.random.Generator, split: str, asked: Sequence[Part]) -
 def _stack(
     rng: np.random.Generator, split: str, floor: float, wanted: str, lucky: bool, role: str, group: int
 ) -> list[Part] | None:
-    """Ground, stand and blocks: many stacks at once, and the first that statics finds fitting."""
+    """Ground, stand and blocks: the first of many random stacks that has the wanted outcome by statics."""
     first = wanted if wanted in SIDES else SIDES[int(rng.integers(3))]
     second = [colour for colour in SIDES if colour != first][int(rng.integers(2))]
     colours = (first, second) if rng.random() < 0.5 else (second, first)
@@ -91,7 +91,7 @@ def _stack(
     fits = (verdict == side) & ((guess == verdict) == lucky) & (height.sum(1) < 25.5)
     fits &= ((x - width / 2).min(1) > 3) & (
         (x + width / 2).max(1) < IMAGE_SIZE - 3
-    )  # nothing leans on the edge at first
+    )  # nothing touches the edge at first
     if not fits.any():
         return None
     i = int(fits.argmax())
@@ -133,7 +133,7 @@ def moved(parts: Sequence[Part], dx: float, dy: float = 0.0) -> list[Part]:
 
 
 def state(parts: Sequence[Part], poses: np.ndarray, frame: int, role: str = STANDS[0]) -> str:
-    """ "standing", the colour of the side it has fallen on, or "" while that is a matter of opinion."""
+    """ "standing", the colour of the side it has fallen on, or "" if it is unclear."""
     blocks = [i for i, part in enumerate(parts) if part.kind == "block" and part.role == role]
     shift = poses[blocks, frame, :2] - poses[blocks, 0, :2]
     turn = np.abs(poses[blocks, frame, 2])
@@ -152,14 +152,14 @@ def state(parts: Sequence[Part], poses: np.ndarray, frame: int, role: str = STAN
 
 
 def judge(parts: Sequence[Part], poses: np.ndarray, touched: bool) -> str | None:
-    """Outcome of a run; None when it is unclear or comes too late."""
+    """The outcome of a run; None if it is unclear or comes too late."""
     if np.abs(poses[:, -1, :2] - poses[:, -3, :2]).max() > 2.0 or not _below_ceiling(parts, poses, STANDS[0]):
         return None
     return state(parts, poses, -1) or None
 
 
 def _below_ceiling(parts: Sequence[Part], poses: np.ndarray, role: str) -> bool:
-    """Whether no corner of a falling block reaches the floor above, or leaves the picture."""
+    """Whether no corner of a falling block reaches the floor above or leaves the image."""
     blocks = [i for i, part in enumerate(parts) if part.kind == "block" and part.role == role]
     size = np.array([parts[i].size for i in blocks])[:, None] / 2  # (blocks, 1, 2)
     angle = poses[blocks, :, 2]
@@ -169,14 +169,14 @@ def _below_ceiling(parts: Sequence[Part], poses: np.ndarray, role: str) -> bool:
 
 
 def fits(parts: Sequence[Part], poses: np.ndarray) -> bool:
-    """Whether the other stack, too, stands or has fallen in the end."""
+    """Whether the other stack also clearly stands or has fallen in the end."""
     return bool(
         judge(parts, poses, False) and state(parts, poses, -1, STANDS[1]) and _below_ceiling(parts, poses, STANDS[1])
     )
 
 
 def naive(parts: Sequence[Part]) -> str:
-    """Statics as if all blocks were of one material."""
+    """The outcome by statics if all blocks were of one material."""
     stack = [part for part in parts if part.kind in ("stand", "block") and part.role == STANDS[0]]
     x, width, height = np.array([[(part.x, *part.size)] for part in stack]).transpose(2, 1, 0)
     found = int(_verdicts(_margins(x, width, width * height))[0])
