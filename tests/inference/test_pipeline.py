@@ -166,7 +166,7 @@ def test_labels_as_text_cover_exactly_the_answer(model: TheWorld) -> None:
         "left<end_of_turn>",
         "the right one<end_of_turn>",
     ]
-    with pytest.raises(ValueError, match="labels are"):
+    with pytest.raises(ValueError, match="labels have shape"):
         model.forward(pixels(), QUESTION, labels=torch.zeros(1, 3, dtype=torch.long))
 
 

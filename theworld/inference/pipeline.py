@@ -1,4 +1,4 @@
-"""TheWorld: model and processor behind the calls people write.
+"""The pipeline: `TheWorld` answers questions about images and videos with a model and its processor.
 
 model = TheWorld("nano")
 answer = model.generate("scene.png", "Which bin will the ball land in: left, middle or right?", num_world_steps=4)
@@ -18,33 +18,44 @@ from typing import Any, Unpack, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchFeature
 
-from theworld.inference.filmstrip import filmstrips
+from theworld.inference.generation import generation_inputs
 from theworld.inference.options import (
     MAX_NEW_TOKENS,
     GenerateOptions,
     RolloutOptions,
+    check_integer,
     decoding_arguments,
     split_options,
 )
 from theworld.inference.prompting import PromptBuilder
 from theworld.inference.streaming import check_streamable, stream_text
-from theworld.media.images import stack_frames, to_frames, to_pixels
-from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
+from theworld.inference.world_runner import WorldRunner
+from theworld.media.images import stack_frames, to_pixels
+from theworld.media.inputs import group_images
 from theworld.model import checkpoint_file, freezing
 from theworld.model.call_plan import CallPlan, plan_call, world_parts_for
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import resolve_device_and_dtype
-from theworld.model.processing import TheWorldProcessor, prompts_each
+from theworld.model.processing import TheWorldProcessor
 from theworld.model.published import DEFAULT_GEMMA
 from theworld.model.spec import ModelSpec, resolve_model
 from theworld.world_models.base import Progress
 from theworld.world_models.configuration import COSMOS_2B
 
 logger = logging.getLogger(__name__)
+
+UNTRAINED = (
+    "The projector of this model is untrained, so `generate` shows imagined frames to the language model, or the input "
+    "image alone if num_world_steps is 0; pass mode='tokens' to override. Train the projector, or load a trained model "
+    "with TheWorld.from_pretrained."
+)
+WITHOUT_IMAGE = (
+    "No image was given, so the language model answers from the text alone, without the world model; pass "
+    "enable_world=False if this is intended."
+)
 
 
 class TheWorld(nn.Module):
@@ -57,20 +68,21 @@ class TheWorld(nn.Module):
             number if its projector is trained. If it is not, `generate` imagines 4 and shows them as frames, and
             `forward` imagines none.
         cosmos_model_name: world model to fuse a Gemma 3 with; a trained model has its own.
-        freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae: False lets that part learn beside the projector.
-        max_world_steps: most world steps that a fresh fusion imagines (rows of its temporal embedding).
-        lora: LoRA on the language model of a fresh fusion, which learns beside the projector: its rank (alpha is twice
-            that, on all linear layers), or peft's settings as a dict.
-        dtype: torch's type or its name (`bfloat16`, `float32`, `float16`); None means bfloat16 on a GPU and on
+        freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae: False makes that part trainable, in addition to
+            the projector.
+        max_world_steps: maximum number of world steps of a new model (rows of its temporal embedding).
+        lora: LoRA on the language model of a new model, trainable with the projector: its rank (alpha is twice the
+            rank, on all linear layers), or peft's settings as a dict.
+        dtype: a torch dtype or its name (`bfloat16`, `float32`, `float16`); None means bfloat16 on a GPU and on
             a CPU with bfloat16 instructions, else float32.
         device: None means the first GPU, or the CPU.
-        device_map: where Gemma's layers go (`"auto"`, or a dict of module and device), instead of `device`; the world
-            model and the projector lie where the input embeddings lie.
-        config: further fields of TheWorldConfig for a fresh fusion (`projector`, `spatial_merge`, `world_images`, …);
-            `max_past_steps` of 1 or more lets it read videos.
+        device_map: the devices of Gemma's layers (`"auto"`, or a dict of modules and devices), instead of `device`. The
+            world model and the projector are put on the device of the input embeddings.
+        config: further fields of TheWorldConfig for a new model (`projector`, `spatial_merge`, `world_images`, …);
+            `max_past_steps` of 1 or more enables videos.
 
     Raises:
-        ValueError: a model that cannot be read, or settings that do not fit together.
+        ValueError: if a model cannot be read, or settings contradict each other.
     """
 
     def __init__(
@@ -113,8 +125,8 @@ class TheWorld(nn.Module):
         self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
         self.prompts = PromptBuilder(self.processor)
         self.default_steps = num_world_steps  # of `generate`; None leaves the choice to `plan_call`
-        self._warned_untrained = False
-        self._warned_text_only = False
+        self.runner = WorldRunner(model, self.processor)
+        self._warned: set[str] = set()
         self.eval()  # as transformers hands models out; call train() to train
         self._freeze(freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
 
@@ -141,16 +153,16 @@ class TheWorld(nn.Module):
         freeze_gemma_language: bool = True,
         freeze_cosmos_vae: bool = True,
     ) -> TheWorld:
-        """A trained model from `nano`, a folder or the Hub.
+        """Loads a trained model: `nano`, a folder or a Hub id.
 
         Args:
-            checkpoint_name: a checkpoint inside it: `checkpoint-1000` or `checkpoint-1000/pytorch_model.bin`.
+            checkpoint_name: a checkpoint in it: `checkpoint-1000` or `checkpoint-1000/pytorch_model.bin`.
             num_world_steps: default of later calls; None keeps the model's own.
             revision: branch, tag or commit of a Hub repository.
-            device_map: where Gemma's layers go, instead of `device`.
+            device_map: the devices of Gemma's layers, instead of `device`.
 
         Raises:
-            ValueError: a model that cannot be read, or tensors that are not exactly those it should have.
+            ValueError: if the model cannot be read, or its tensors are not exactly those that it should have.
         """
         spec = resolve_model(model_name, revision=revision, checkpoint_name=checkpoint_name)
         spec.check_fused()
@@ -177,17 +189,17 @@ class TheWorld(nn.Module):
 
     @property
     def projector_is_trained(self) -> bool:
-        """Whether world tokens mean something to the language model; always true when there are none."""
+        """Whether the language model can read world tokens; also True if the model has no world model."""
         return self.model.world is None or self.config.reads_world_tokens
 
     def get_trainable_parameters(self) -> tuple[int, int, float]:
-        """(trainable, total, percent) over the parts in memory."""
+        """Number of trainable parameters, of all parameters in memory, and their ratio in percent."""
         rows = self.parameter_table()
         trainable, total = sum(row.trainable for row in rows), sum(row.total for row in rows)
         return trainable, total, 100.0 * trainable / total
 
     def parameter_table(self) -> list[freezing.PartCount]:
-        """Parameters and trainable ones, a row a part in memory."""
+        """Numbers of parameters, one row per part in memory."""
         return freezing.count_parameters(self.model)
 
     def plan(self, mode: str | None = None, num_world_steps: int | None = None, num_past_steps: int = 0) -> CallPlan:
@@ -216,18 +228,20 @@ class TheWorld(nn.Module):
         """Chat-formatted model inputs, left-padded, on this model's device.
 
         Args:
-            image: one picture, several for one question, or with a list of questions one entry (or list) each; None
-                asks without a picture. Among several may be videos, as `theworld.media.images.load_video` reads them.
-            question: one or a list.
-            answer: with it the answer's turn is added and `labels` hold its ids, -100 elsewhere.
-            video: instead of `image`, what was seen so far, in any form `load_video` takes: its last frame is now. With
-                a list of questions one each.
-            world_images, world_prompt: as in `generate`.
+            image: an image (PIL, path, bytes, NumPy array or tensor), or a list of several for one question; with a
+                list of questions, one entry (or list) per question. None asks without an image: the language model
+                then answers from the text alone. A list may contain videos that `theworld.media.video.load_video` has
+                read.
+            question: a string or a list of strings.
+            answer: adds the answer's turn, and `labels` with its ids, -100 elsewhere.
+            video: a video, in any form that `load_video` takes, instead of `image`; its last frame is now. With a list
+                of questions, one video per question.
+            num_world_steps, seed, enable_world, world_images, world_prompt: see `RolloutOptions`.
         """
-        pictures, questions = self.prompts.normalize_inputs(image, question, video)
+        images, questions = self.prompts.normalize_inputs(image, question, video)
         answers = [answer] if isinstance(answer, str) else answer
         rollout = RolloutOptions(num_world_steps, seed, enable_world, world_images, world_prompt=world_prompt)
-        return self.prompts.inputs(pictures, questions, answers, rollout).to(self.device)
+        return self.prompts.inputs(images, questions, answers, rollout).to(self.device)
 
     def forward(
         self,
@@ -240,30 +254,31 @@ class TheWorld(nn.Module):
         video: Any = None,
         world_images: str | None = None,
     ) -> Any:
-        """Logits, and the loss when there are labels.
+        """Computes logits, and the loss if labels are given.
 
         Args:
             image, video: as in `prepare`.
             text: the question or questions.
-            labels: answers as text, or label ids (B, L) in step with `prepare(image, text)["input_ids"]`.
-            num_world_steps: overrides the model's own number.
-            world_prompt, world_images: as in `generate`.
+            labels: answers as text, or label ids (B, L), one per token of `prepare(image, text)["input_ids"]`.
+            num_world_steps: future latent frames to imagine; None means the model's own default.
+            world_prompt, world_images: see `RolloutOptions`.
         """
-        self._warn_if_untrained()
-        pictures, questions = self.prompts.normalize_inputs(image, text, video)
+        if not self.projector_is_trained:
+            self._warn_once(UNTRAINED)
+        images, questions = self.prompts.normalize_inputs(image, text, video)
         rollout = RolloutOptions(num_world_steps, world_images=world_images, world_prompt=world_prompt)
-        if any(pictures) and self.model.world is not None:
-            self._load_world_parts(*world_parts_for(self._steps(num_world_steps)))
+        if any(images) and self.model.world is not None:
+            self.runner.load_parts(*world_parts_for(self._steps(num_world_steps)))
         if isinstance(labels, Tensor):
-            inputs = self.prompts.inputs(pictures, questions, None, rollout).to(self.device)
+            inputs = self.prompts.inputs(images, questions, None, rollout).to(self.device)
             if labels.shape != inputs["input_ids"].shape:
                 raise ValueError(
-                    f"labels are {tuple(labels.shape)} but the prompt is {tuple(inputs['input_ids'].shape)}; give the "
-                    "answers as text, or label ids in step with prepare(image, text)['input_ids']."
+                    f"labels have shape {tuple(labels.shape)}, and the prompt {tuple(inputs['input_ids'].shape)}; pass "
+                    "the answers as text, or one label per token of prepare(image, text)['input_ids']."
                 )
             return self.model(**inputs, labels=labels.to(self.device))
         answers = [labels] if isinstance(labels, str) else labels
-        return self.model(**self.prompts.inputs(pictures, questions, answers, rollout).to(self.device))
+        return self.model(**self.prompts.inputs(images, questions, answers, rollout).to(self.device))
 
     @overload
     def generate(
@@ -374,70 +389,21 @@ class TheWorld(nn.Module):
         if rollout.enable_world is False or not any(images):
             if rollout.world_latents is not None:
                 raise ValueError("world_latents were given, but the world model is disabled or there is no image.")
-            if rollout.enable_world is not False and not self._warned_text_only:
-                self._warned_text_only = True
-                logger.warning(
-                    "No image was given, so the language model answers from the text alone, without the world model; "
-                    "pass enable_world=False if this is intended."
-                )
+            if rollout.enable_world is not False:
+                self._warn_once(WITHOUT_IMAGE)
             return self.prompts.inputs(images, questions, answer, rollout).to(self.device)
-        if rollout.world_latents is not None and rollout.world_prompt is not None:
-            raise ValueError("world_latents and world_prompt were both given; a prompt has no effect on given latents.")
         chosen = self.processor.with_world(images, rollout.world_images)
         past = self.processor.num_past_steps([each for row in chosen for each in row])
+        steps = rollout.num_world_steps
         if rollout.world_latents is not None:
-            rollout = replace(rollout, num_world_steps=rollout.world_latents.shape[2] - 1 - past)
-        plan = self.plan(rollout.mode, rollout.num_world_steps, past)
-        rollout = replace(rollout, num_world_steps=plan.num_world_steps)
+            steps = rollout.world_latents.shape[2] - 1 - past
+        plan = self.plan(rollout.mode, steps, past)
         if plan.mode == "image" and past:
             raise ValueError("This model has no world model, so it cannot read the past of a video; pass an image.")
-        if plan.mode == "image" and any(prompts_each(rollout.world_prompt, None)):
-            raise ValueError("world_prompt has no effect without imagined steps; set num_world_steps to 1 or more.")
-        if plan.mode != "tokens":
-            if rollout.mode is None:
-                self._warn_if_untrained()
-            if plan.mode == "frames":
-                images, questions = self._with_frames(images, questions, chosen, rollout)
-            rollout = replace(rollout, enable_world=False, world_latents=None, world_prompt=None)
-        inputs = self.prompts.inputs(images, questions, answer, rollout).to(self.device)
-        if plan.mode == "tokens" and "world_frames" in inputs:
-            self._warn_if_untrained()
-            frames, seeds, steps = (inputs.pop(name) for name in ("world_frames", "world_seeds", "num_world_steps"))
-            prompts, latents = inputs.pop("world_prompt", None), rollout.world_latents
-            if latents is None:
-                latents = self._imagine(frames, int(steps[0]), seeds.tolist(), rollout.progress, prompts)
-            inputs.update({"world_latents": latents.to(self.device), "num_past_steps": past})
-        return inputs
-
-    def _with_frames(
-        self,
-        images: LoadedImages,
-        questions: list[str],
-        chosen: list[list[ImageOrVideo]],
-        rollout: RolloutOptions,
-    ) -> tuple[LoadedImages, list[str]]:
-        """Each question's images with the last frame of each past and imagined world step, introduced in words."""
-        if not all(images):
-            raise ValueError("Mode 'frames' needs an image for each question.")
-        every = [each for row in chosen for each in row]
-        future: Any = [[] for _ in every]
-        if self._steps(rollout.num_world_steps):
-            latents = rollout.world_latents
-            if latents is None:
-                prompts = prompts_each(rollout.world_prompt, len(chosen))
-                steering = [prompt for row, prompt in zip(chosen, prompts, strict=True) for _ in row]
-                latents = self.imagine(
-                    LoadedImages([every]),
-                    rollout.num_world_steps,
-                    seed=rollout.seed,
-                    world_prompt=steering,
-                    progress=rollout.progress,
-                )
-            factor = self.config.world_config.temporal_factor
-            first = factor * (self.processor.num_past_steps(every) + 1)  # where the first imagined world step ends
-            decoded = self.decode(latents, for_people=False)[:, first::factor]  # (n, N, H, W, 3)
-            future = [[Image.fromarray(frame) for frame in frames] for frames in decoded]
-        return filmstrips(self.processor, images, chosen, future, questions)
+        if not self.projector_is_trained and (plan.mode == "tokens" or rollout.mode is None):
+            self._warn_once(UNTRAINED)
+        rollout = replace(rollout, num_world_steps=plan.num_world_steps)
+        return generation_inputs(self.prompts, self.runner, images, questions, answer, rollout, plan)
 
     # --------------------------------------------------------------------------------------------------- the future
 
@@ -451,93 +417,50 @@ class TheWorld(nn.Module):
         world_prompt: str | Sequence[str] | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Latents of now and the imagined next moments, one row a picture: (n, C, 1 + num_world_steps, h, w).
+        """Latents (n, C, P + 1 + N, h, w) of what was given and of N imagined world steps, one row per image or video.
 
-        With a `video`, or with videos among the pictures, P latents of what came before stand in front. `world_prompt`
-        says what the future shows, one for all pictures or one each.
+        P is the number of past latent frames of a video, and 0 for images. The other arguments are those of `generate`;
+        `world_prompt` is one text for all images or one per image.
         """
         steps = self.config.check_world_steps(self._steps(num_world_steps))
-        pictures = group_images(image, "")[0] if video is None else [self.prompts.video(video, image)]
-        inputs = self.processor.world_inputs(pictures, steps, seed, world_prompt)
-        frames, seeds, prompts = inputs["world_frames"], inputs["world_seeds"].tolist(), inputs.get("world_prompt")
-        return self._imagine(frames.to(self.device), steps, seeds, progress, prompts)
+        images = group_images(image, "")[0] if video is None else [self.prompts.video(video, image)]
+        return self.runner.imagine(images, steps, check_integer("seed", seed), world_prompt, progress)
 
     def seen(self, video: Any) -> np.ndarray:
-        """The frames of a video that the world model reads: (1 + 4·P, S, S, 3) uint8, the last is now."""
+        """The frames of a video that the world model reads, (1 + 4·P, S, S, 3) uint8; the last one is now."""
         frames = self.processor.frames_of(self.prompts.video(video))
         return to_pixels(stack_frames([frames], self.config.world_image_size))[0]
 
-    @torch.no_grad()
-    def _imagine(
-        self,
-        frames: Tensor,
-        steps: int,
-        seeds: Sequence[int],
-        progress: Progress | None,
-        world_prompt: Sequence[str] | None,
-    ) -> Tensor:
-        if world_prompt:
-            self._world().check_takes_prompts()  # said before the transformer is loaded
-        self._load_world_parts(*world_parts_for(steps))
-        return self.model.world_latents_of(frames, steps, seeds, progress, world_prompt)
-
-    @torch.no_grad()
     def encode(self, clip: Sequence[Any]) -> Tensor:
-        """Latents (1, C, T, h, w) of true frames, 1 + 4·N of them: what a perfect rollout would have imagined."""
-        self._load_world_parts("encoder")
-        frames = to_frames([list(clip)], self.config.world_image_size)
-        return self._world().encode(frames.to(self.device))
+        """Latents (1, C, T, h, w) of 1 + 4·(T - 1) true frames: those of a perfect rollout."""
+        return self.runner.encode(clip)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor, *, for_people: bool = True) -> np.ndarray:
-        """Latents (n, C, T, h, w) to frames (n, F, H, W, 3) uint8 that people can rollout at; F = 1 + 4·(T - 1).
-
-        With NVIDIA's weights the frames pass NVIDIA's guardrail first.
+        """Decodes latents (n, C, T, h, w) to frames (n, F, H, W, 3) uint8, F = 1 + 4·(T - 1).
 
         Args:
-            for_people: False for frames that no person sees, such as a picture for the language model to read.
+            for_people: True checks the frames with NVIDIA's guardrail if these are NVIDIA's weights; False is for
+                frames that nothing but a model sees.
 
         Raises:
-            ValueError: no guardrail where one is needed, or frames that it refuses.
+            ValueError: if the guardrail is needed and is not installed, or refuses the frames.
         """
-        world = self._world()
-        if for_people:
-            world.require_guardrail()  # before the decoder is loaded
-        self._load_world_parts("decoder")
-        latents = latents.to(self.device)
-        return world.decode_for_people(latents) if for_people else to_pixels(world.decode(latents))
+        return self.runner.decode(latents, for_people=for_people)
 
     @property
     def needs_guardrail(self) -> bool:
-        """Whether NVIDIA's guardrail checks people's world prompts, and the frames that people see."""
-        return bool(self._world().needs_guardrail)
+        """Whether NVIDIA's guardrail must check world prompts of users, and frames that people see."""
+        return self.runner.world.needs_guardrail
 
-    def _world(self) -> Any:
-        if self.model.world is None:
-            raise ValueError("this model was trained with the world off (enable_world=False); it cannot imagine.")
-        return self.model.world
-
-    def _load_world_parts(self, *parts: str) -> None:
-        """Loads what a call needs and the model does not have yet, from where the world model came from."""
-        world = self._world()
-        missing = [part for part in parts if part not in world.parts]
-        if missing:
-            logger.info("loading the world model's %s", " and ".join(missing))
-            world.load_parts(*missing)
-
-    def _warn_if_untrained(self) -> None:
-        if not self.projector_is_trained and not self.training and not self._warned_untrained:
-            self._warned_untrained = True
-            logger.warning(
-                "The projector of this model is untrained, so `generate` shows imagined frames to the language model, "
-                "or the input image alone if num_world_steps is 0; pass mode='tokens' to override. Train the "
-                "projector, or load a trained model with TheWorld.from_pretrained."
-            )
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned and not self.training:
+            self._warned.add(message)
+            logger.warning(message)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def merge_lora(self) -> None:
-        """Adds what the LoRA learned to the language model's weights, so that everything can be exported."""
+        """Merges the LoRA into the language model's weights, which a full export requires."""
         self.model.merge_lora()
 
     def save_pretrained(
@@ -556,22 +479,22 @@ class TheWorld(nn.Module):
         epoch: int | None = None,
         step: int | None = None,
     ) -> None:
-        """Writes what was trained, the optimiser's state, epoch and step to one file, all or nothing."""
+        """Writes the trained parts, the optimiser's state, epoch and step to one file, atomically."""
         checkpoint_file.save_checkpoint(self.model, path, optimizer, epoch, step)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None
     ) -> dict[str, int | None]:
-        """Reads a file of `save_checkpoint` back; it must hold exactly the parts this model has in training.
+        """Loads a file of `save_checkpoint`, which must hold exactly the parts that this model would save.
 
-        The next step is then the one that the saved run would have taken.
+        Training then continues exactly where the saved run stopped.
 
         Returns:
-            `{"epoch": …, "step": …}`, None where none was saved.
+            `{"epoch": …, "step": …}`; None for a value that was not saved.
 
         Raises:
-            ValueError: damaged, not such a file, or of another base or other parts; nothing has changed then.
-            FileNotFoundError: no such file.
+            ValueError: if the file is damaged, or was written for other base models or parts. Nothing changes then.
+            FileNotFoundError: if there is no such file.
         """
         return checkpoint_file.load_checkpoint(self.model, path, optimizer)
 
@@ -583,7 +506,7 @@ def warn_once(text: str) -> None:
 
 
 def check_fields(config: Mapping[str, Any]) -> None:
-    """Raises a ValueError for a keyword of no fresh fusion; transformers would keep it, and nobody would read it."""
+    """Raises a ValueError for an unknown keyword, which transformers would keep as an unused attribute."""
     known = [*inspect.signature(TheWorldConfig.__init__).parameters, *inspect.signature(TheWorld.__init__).parameters]
     for key in config:
         if key not in known:

@@ -88,7 +88,7 @@ def count_parameters(model: nn.Module) -> list[PartCount]:
 
 
 def fingerprints(model: nn.Module, parts: Iterable[str]) -> dict[str, str]:
-    """A short digest of each part's weights that does not depend on their dtype, from the first numbers of each tensor."""
+    """A digest of each part's weights, from the first numbers of each tensor, that does not depend on their dtype."""
     digests = {}
     for part in parts:
         digest = hashlib.blake2b(digest_size=16)

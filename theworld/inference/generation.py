@@ -1,0 +1,78 @@
+"""Inputs of generation: the future is imagined and passed on as world tokens or as further images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+from transformers import BatchFeature
+
+from theworld.inference.filmstrip import filmstrips
+from theworld.inference.options import RolloutOptions
+from theworld.inference.prompting import PromptBuilder
+from theworld.inference.world_runner import WorldRunner
+from theworld.media.inputs import ImageOrVideo, LoadedImages
+from theworld.model.call_plan import CallPlan
+from theworld.model.processing import prompts_each
+
+
+def generation_inputs(
+    prompts: PromptBuilder,
+    runner: WorldRunner,
+    images: LoadedImages,
+    questions: list[str],
+    answers: Sequence[str] | None,
+    rollout: RolloutOptions,
+    plan: CallPlan,
+) -> BatchFeature:
+    """Model inputs that hold `world_latents`, or in mode `frames` imagined frames as images, instead of frames.
+
+    Args:
+        plan: how the call uses the world model.
+
+    Raises:
+        ValueError: if an option has no effect in this plan.
+    """
+    if plan.mode == "image" and any(prompts_each(rollout.world_prompt, None)):
+        raise ValueError("world_prompt has no effect without imagined steps; set num_world_steps to 1 or more.")
+    if rollout.world_latents is not None and rollout.world_prompt is not None:
+        raise ValueError("world_latents and world_prompt were both given; a prompt has no effect on given latents.")
+    if plan.mode == "frames":
+        images, questions = with_frames(runner, images, questions, rollout)
+    if plan.mode != "tokens":
+        rollout = replace(rollout, enable_world=False, world_latents=None, world_prompt=None)
+    inputs = prompts.inputs(images, questions, answers, rollout)
+    if plan.mode == "tokens":
+        names = ("world_frames", "world_seeds", "num_world_steps", "world_prompt")
+        seen: dict[str, Any] = {name: inputs.pop(name) for name in names if name in inputs}
+        latents = rollout.world_latents
+        if latents is None:
+            latents = runner.imagine_from(seen, plan.num_world_steps, rollout.progress)
+        past = latents.shape[2] - 1 - plan.num_world_steps
+        inputs.update({"world_latents": latents, "num_past_steps": past})
+    return inputs.to(runner.device)
+
+
+def with_frames(
+    runner: WorldRunner, images: LoadedImages, questions: list[str], rollout: RolloutOptions
+) -> tuple[LoadedImages, list[str]]:
+    """Each question's images with the last frame of each past and imagined world step, introduced in words."""
+    if not all(images):
+        raise ValueError("Mode 'frames' needs an image for each question.")
+    processor, steps = runner.processor, rollout.num_world_steps
+    chosen = processor.with_world(images, rollout.world_images)
+    every: list[ImageOrVideo] = [image for row in chosen for image in row]
+    futures: list[list[Image.Image]] = [[] for _ in every]
+    if steps:
+        latents = rollout.world_latents
+        if latents is None:
+            texts = prompts_each(rollout.world_prompt, len(chosen))
+            steering = [text for row, text in zip(chosen, texts, strict=True) for _ in row]
+            latents = runner.imagine(every, steps, rollout.seed, steering, rollout.progress)
+        factor = processor.config.world_config.temporal_factor
+        first = factor * (processor.num_past_steps(every) + 1)  # where the first imagined world step ends
+        decoded = runner.decode(latents, for_people=False)[:, first::factor]  # (n, N, H, W, 3)
+        futures = [[Image.fromarray(frame) for frame in frames] for frames in decoded]
+    return filmstrips(processor, images, chosen, futures, questions)

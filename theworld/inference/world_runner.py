@@ -1,0 +1,93 @@
+"""Runs the world model of a fused model, and loads those of its parts that a call needs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theworld.media.images import to_frames, to_pixels
+from theworld.media.inputs import ImageOrVideo
+from theworld.model.call_plan import world_parts_for
+from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.model.processing import TheWorldProcessor
+from theworld.world_models.base import Progress, WorldModel
+
+logger = logging.getLogger(__name__)
+
+
+class WorldRunner:
+    """Imagines, encodes and decodes with the world model of `model`.
+
+    Args:
+        model: the fused model; `processor` is its processor.
+    """
+
+    def __init__(self, model: TheWorldForConditionalGeneration, processor: TheWorldProcessor) -> None:
+        self.model = model
+        self.processor = processor
+
+    @property
+    def world(self) -> WorldModel:
+        """The world model.
+
+        Raises:
+            ValueError: if the model has none.
+        """
+        if self.model.world is None:
+            raise ValueError("This model was trained without a world model (enable_world=False), so it cannot imagine.")
+        return self.model.world
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def load_parts(self, *parts: str) -> None:
+        """Loads those of the parts that are not in memory yet."""
+        missing = [part for part in parts if part not in self.world.parts]
+        if missing:
+            logger.info("loading the world model's %s", " and ".join(missing))
+            self.world.load_parts(*missing)
+
+    def imagine(
+        self,
+        images: Sequence[ImageOrVideo],
+        num_world_steps: int,
+        seed: int,
+        world_prompt: str | Sequence[str] | None,
+        progress: Progress | None,
+    ) -> Tensor:
+        """Latents (n, C, P + 1 + N, h, w) of images or videos and of what follows them."""
+        return self.imagine_from(
+            self.processor.world_inputs(images, num_world_steps, seed, world_prompt), num_world_steps, progress
+        )
+
+    @torch.no_grad()
+    def imagine_from(self, inputs: dict[str, Any], num_world_steps: int, progress: Progress | None) -> Tensor:
+        """`imagine` from the processor's `world_frames`, `world_seeds` and, if there are any, `world_prompt`."""
+        prompts = inputs.get("world_prompt")
+        if prompts:
+            self.world.check_takes_prompts()  # before the transformer is loaded
+        self.load_parts(*world_parts_for(num_world_steps))
+        frames, seeds = inputs["world_frames"].to(self.device), inputs["world_seeds"].tolist()
+        return self.model.world_latents_of(frames, num_world_steps, seeds, progress, prompts)
+
+    @torch.no_grad()
+    def encode(self, clip: Sequence[Any]) -> Tensor:
+        """Latents (1, C, T, h, w) of a clip of 1 + 4·(T - 1) frames."""
+        self.load_parts("encoder")
+        frames = to_frames([list(clip)], self.model.config.world_image_size)
+        return self.world.encode(frames.to(self.device))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, *, for_people: bool) -> np.ndarray:
+        """Frames (n, F, H, W, 3) uint8 of latents; those for people pass the guardrail if the weights need it."""
+        if for_people:
+            self.world.require_guardrail()  # before the decoder is loaded
+        self.load_parts("decoder")
+        latents = latents.to(self.device)
+        return self.world.decode_for_people(latents) if for_people else to_pixels(self.world.decode(latents))
