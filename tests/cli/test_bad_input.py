@@ -243,7 +243,7 @@ def test_a_folder_that_is_no_model(picture: Path, tmp_path: Path) -> None:
         ({"projecter": "mlp"}, "no 'projecter'; did you mean 'projector'?"),
         ({"zzz": 1}, "no 'zzz'; known are vlm_config"),
         ({"num_world_steps": "four"}, "num_world_steps is 'four'; give a whole number"),
-        ({"max_world_steps": None}, "max_world_steps is None; give a whole number"),
+        ({"max_world_steps": None}, "max_world_steps is None; it must be an integer"),
         ({"world_image_size": 33}, "must be a multiple of"),
         ({"projector": "cnn"}, "choose one of linear"),
         ({"vlm_config": 7}, "vlm_config is 7"),
@@ -322,7 +322,7 @@ def test_a_header_that_was_tampered_with(own: Path, picture: Path) -> None:
 def test_a_checkpoint_of_another_base(own: Path, picture: Path) -> None:
     other = tiny_gemma_folder(own / "other", hidden_size=48)
     change(own / "fused" / "config.json", vlm_name_or_path=str(other))
-    assert "made for another base" in ask(own / "fused", picture)
+    assert "saved with another base model" in ask(own / "fused", picture)
 
 
 class RunsCode:

@@ -232,7 +232,7 @@ def test_ask_says_what_is_wrong(family: Path, picture: Path, tmp_path: Path) -> 
     assert "at most 4 world steps" in fail("ask", picture, QUESTION, *model, "--steps", "9")
     assert "no-such-model" in fail("ask", picture, QUESTION, "--model", tmp_path / "no-such-model")
     assert "--device gpu is not a device" in fail("ask", picture, QUESTION, *model, "--device", "gpu")
-    assert "is a world model; name it beside a Gemma 3" in fail(
+    assert "is a world model; pass it as --world-model" in fail(
         "ask", picture, QUESTION, "-m", family / "bases" / "cosmos"
     )
     assert "not shipped" in fail("ask", picture, QUESTION, "--model", "nano/huge")

@@ -121,7 +121,7 @@ def test_every_picture_is_imagined_and_can_be_given_back(model: TheWorld) -> Non
     assert latents.shape[:3] == (2, 4, 3)
     answer = model.generate(two, QUESTION, 5, mode="tokens", num_world_steps=2)
     assert answer == model.generate(two, QUESTION, 5, mode="tokens", world_latents=latents)
-    with pytest.raises(ValueError, match="68 world placeholders, but 34 world tokens"):
+    with pytest.raises(ValueError, match="68 world placeholders, but there are 34 world tokens"):
         model.generate(two, QUESTION, 5, mode="tokens", world_latents=latents[:1, :, :2])
 
 

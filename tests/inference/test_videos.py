@@ -326,7 +326,7 @@ def test_a_model_without_a_past_reads_no_video(bases: dict[str, str]) -> None:
 
 def test_latents_and_frames_that_contradict_the_past_are_refused(model: TheWorld) -> None:
     inputs = model.prepare(video=clip_of(), question=QUESTION)
-    with pytest.raises(ValueError, match="world_frames have 2 past steps, and num_past_steps says otherwise"):
+    with pytest.raises(ValueError, match="num_past_steps does not match world_frames, which have 2 past steps"):
         model.model(**inputs, num_past_steps=1)
     with pytest.raises(ValueError, match=r"one num_past_steps, but these were given: \[1, 2\]"):
         model.model(**reading(inputs), world_latents=torch.zeros(2, 4, 4, 4, 4), num_past_steps=torch.tensor([1, 2]))

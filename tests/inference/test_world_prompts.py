@@ -201,7 +201,7 @@ def test_a_prompt_that_could_steer_nothing_is_refused(
 
 def test_a_prompt_beside_latents_is_refused_by_the_model_too(model: TheWorld) -> None:
     inputs = _reading(model, torch.zeros(1, 4, 3, 4, 4))
-    with pytest.raises(ValueError, match="steers what is imagined of world_frames"):
+    with pytest.raises(ValueError, match="world_prompt has no effect without world_frames"):
         model.model(**inputs, world_prompt=CUP)
 
 

@@ -251,7 +251,7 @@ def test_adapters_that_were_damaged_or_tampered_with_are_refused(gemma: Path, co
     with pytest.raises(ValueError, match=r"projector.row is torch.int64 there and torch.float32 here"):
         TheWorld.from_pretrained(tmp_path, device="cpu")
     attacked(tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="holds more than tensors, or is no checkpoint; it was not loaded"):
+    with pytest.raises(ValueError, match="contains more than tensors, or is not a checkpoint; it was not loaded"):
         TheWorld.from_pretrained(tmp_path, checkpoint_name="pytorch_model.bin", device="cpu")
     torch.save(["no", "names"], tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="not a checkpoint of named tensors"):
@@ -357,7 +357,7 @@ def test_bases_named_by_relative_paths_are_found_from_anywhere(
 
 
 def test_a_world_model_in_the_place_of_a_gemma_is_told(gemma: Path, cosmos: Path) -> None:
-    with pytest.raises(ValueError, match="is a world model; name it beside a Gemma 3"):
+    with pytest.raises(ValueError, match="is a world model; pass it as --world-model or cosmos_model_name"):
         build(cosmos, cosmos)
     with pytest.raises(ValueError, match="this is no world model; name a Cosmos-Predict2"):
         build(gemma, gemma)

@@ -117,7 +117,7 @@ def test_a_lora_that_is_not_finite_is_not_merged(bases: dict[str, str]) -> None:
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     with torch.no_grad():
         layer.lora_B["default"].weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"the LoRA of layers\.1\.mlp\.up_proj holds values that are not finite"):
+    with pytest.raises(ValueError, match=r"The LoRA of layers\.1\.mlp\.up_proj has non-finite values"):
         model.merge_lora()
     changed = [name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])]
     assert changed == ["model.vlm.model.language_model.layers.1.mlp.up_proj.lora_B.default.weight"]

@@ -134,7 +134,7 @@ def test_placeholders_and_tokens_must_match(fused) -> None:
     without = {name: value for name, value in inputs.items() if not name.startswith(("world", "num_world"))}
     with pytest.raises(ValueError, match="no world_frames"):
         model(**without)
-    with pytest.raises(ValueError, match=r"50 world placeholders, but 34 world tokens"):
+    with pytest.raises(ValueError, match=r"50 world placeholders, but there are 34 world tokens"):
         model(**{**inputs, "num_world_steps": torch.tensor([1])})
     with pytest.raises(ValueError, match="one of"):
         model(**inputs, world_embeds=torch.zeros(1, 50, 32))

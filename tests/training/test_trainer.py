@@ -163,7 +163,7 @@ def test_a_checkpoint_with_other_tensors_is_refused(settings: Settings, change: 
     else:
         tensors["projector.row"] = torch.zeros(1, 32)
     save_file(tensors, file)
-    with pytest.raises(ValueError, match=r"checkpoint-2 does not fit this model"):
+    with pytest.raises(ValueError, match=r"checkpoint-2 does not match this model"):
         recipe.train(settings(max_steps=3, resume_from_checkpoint="last"), load())
 
 

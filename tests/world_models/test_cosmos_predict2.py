@@ -154,7 +154,7 @@ def test_a_video_so_far_is_kept_and_the_future_appended(world: CosmosPredict2) -
         changed[:, :, frame] += 1
         moved = (world.rollout(changed, 2, seeds=[1, 2]) - rolled)[:, :, 3:]
         assert moved.abs().max() > 1e-3, f"given frame {frame} does not matter to the future"
-    with pytest.raises(ValueError, match="has 9 latent frames, and this transformer takes at most 8: take fewer"):
+    with pytest.raises(ValueError, match="has 9 latent frames, and this transformer takes at most 8; use fewer"):
         world.rollout(past, 6, seeds=[1, 2])
 
 
@@ -322,7 +322,7 @@ def test_parts_are_checked() -> None:
 def test_the_registry_finds_its_classes() -> None:
     assert world_model_class(tiny_world_config().model_type) is CosmosPredict2
     assert all(issubclass(world_model_class(name), torch.nn.Module) for name in WORLD_MODELS)
-    with pytest.raises(ValueError, match="no world model 'genie'"):
+    with pytest.raises(ValueError, match="Unknown world model 'genie'"):
         world_model_class("genie")
 
 

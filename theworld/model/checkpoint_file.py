@@ -1,6 +1,6 @@
-"""One file with what was trained and the state of its training, for training loops of one's own.
+"""Checkpoints in one file, with trained parts and optimiser state, for custom training loops.
 
-The recipe's checkpoints are folders, and theirs is another way: `theworld.training`.
+`theworld.training` writes its own checkpoints, which are folders.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def save_checkpoint(
     epoch: int | None = None,
     step: int | None = None,
 ) -> None:
-    """Writes what was trained, the optimiser's state, epoch and step to one file, all or nothing."""
+    """Writes the trained parts, the optimiser's state, epoch and step to one file, atomically."""
     tensors = model.adapter_tensors()
     content = {
         "model": {name: tensor.detach().cpu() for name, tensor in tensors.items()},
@@ -43,7 +43,7 @@ def load_checkpoint(
     path: str | os.PathLike[str],
     optimizer: torch.optim.Optimizer | None = None,
 ) -> dict[str, int | None]:
-    """Reads a file of `save_checkpoint` back, as `TheWorld.load_checkpoint` says."""
+    """Loads a file of `save_checkpoint`, as described in `TheWorld.load_checkpoint`."""
     content = read_pickle(Path(path))
     named = all(isinstance(content.get(name), dict) for name in ("model", "bases"))
     if not named or not {"optimizer", "epoch", "step"} <= set(content):
@@ -53,21 +53,21 @@ def load_checkpoint(
     bases = fingerprints(model, parts_outside(model, expected))
     for part in bases.keys() & content["bases"].keys():
         if bases[part] != content["bases"][part]:
-            raise ValueError(f"{path} was made for another base: the frozen {part} part has other weights there.")
+            raise ValueError(
+                f"{path} was saved with other base models: its frozen part {part!r} has different weights."
+            )
     if optimizer is not None:
         if content["optimizer"] is None:
-            raise ValueError(f"{path} holds no optimiser state; load it without optimizer=.")
+            raise ValueError(f"{path} has no optimiser state; load it without optimizer=.")
         try:
             optimizer.load_state_dict(content["optimizer"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} holds the state of another optimiser, or of one over other parameters ({error})."
-            ) from error
+            raise ValueError(f"{path} has the state of another optimiser, or of other parameters ({error}).") from error
     copy_tensors(expected, content["model"], str(path))
     return {"epoch": content["epoch"], "step": content["step"]}
 
 
 def parts_outside(model: TheWorldForConditionalGeneration, tensors: Iterable[str]) -> list[str]:
-    """Parts in memory that a checkpoint of these tensors does not hold, so that they must be the same again."""
+    """Parts in memory that a checkpoint of these tensors does not contain, so that they must not differ on loading."""
     inside = {freezing.part_of(name) for name in tensors}
     return [row.part for row in freezing.count_parameters(model) if row.part not in inside]

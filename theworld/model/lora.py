@@ -1,4 +1,4 @@
-"""LoRA on the language model, through peft: put in, switch off, merge. Paper: https://arxiv.org/abs/2106.09685"""
+"""LoRA on the language model, through peft: inject, disable, merge. Paper: https://arxiv.org/abs/2106.09685"""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import nn
 
 
 def inject(language_model: nn.Module, settings: dict[str, Any]) -> None:
-    """Puts a fresh LoRA, `config.lora`, on the layers of the language model that it names."""
+    """Adds a newly initialised LoRA with the settings of `config.lora` to the language model."""
     inject_adapter_in_model(LoraConfig(**settings), language_model)
 
 
 def layers_of(module: nn.Module) -> dict[str, BaseTunerLayer]:
-    """The layers that carry a LoRA, by their names inside `module`."""
+    """The layers with a LoRA, by their names in `module`."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
 
 
 @contextmanager
 def disabled(module: nn.Module) -> Iterator[None]:
-    """Inside, `module` works as if it had no LoRA."""
+    """A context in which the LoRA of `module` is disabled."""
     layers = layers_of(module).values()
     for layer in layers:
         layer.enable_adapters(False)
@@ -37,17 +37,17 @@ def disabled(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def merge(language_model: nn.Module) -> None:
-    """Adds what the LoRA learned to the weights below it, and takes it away.
+    """Merges the LoRA into the weights of its layers, and removes it.
 
     Raises:
-        ValueError: a merged weight would not be finite; nothing has changed then.
+        ValueError: if a merged weight would not be finite. Nothing changes then.
     """
     layers = layers_of(language_model)
     for name, layer in layers.items():
         if not layer.get_delta_weight("default").isfinite().all():
-            raise ValueError(f"the LoRA of {name} holds values that are not finite, so it cannot be merged.")
+            raise ValueError(f"The LoRA of {name} has non-finite values, so it cannot be merged.")
     for name, layer in layers.items():
         layer.merge()
         parent, _, child = name.rpartition(".")
         setattr(language_model.get_submodule(parent), child, layer.get_base_layer())
-    del language_model.peft_config  # else peft takes the next LoRA for a second one
+    del language_model.peft_config  # otherwise peft would add the next LoRA as a second one

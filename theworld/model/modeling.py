@@ -1,11 +1,11 @@
-"""The fused model: Gemma 3, a world model, and the projector that stands between them.
+"""The fused model: Gemma 3, a world model, and the projector between them.
 
-From a picture to an answer: embed the text, scatter Gemma's image features over its image placeholders, scatter the
-projected world latents over the world placeholders, and let Gemma's own forward do the rest. With the world off, every
-input goes to Gemma untouched.
+From an image to an answer: embed the text, scatter Gemma's image features over its image placeholders, scatter the
+projected world latents over the world placeholders, and call Gemma's own forward. With the world model disabled, all
+inputs are passed to Gemma unchanged.
 
-Shapes: B prompts, L tokens, n pictures or videos with a world block, F pixel frames seen, C latent channels,
-T = P + 1 + N latent frames (past, now, imagined), h×w latent grid, K = world_token_count(N, P) placeholders a picture,
+Shapes: B prompts, L tokens, n images or videos with world placeholders, F pixel frames, C latent channels,
+T = P + 1 + N latent frames (past, now, imagined), h×w latent grid, K = world_token_count(N, P) placeholders per image,
 D width of the language model.
 """
 
@@ -34,6 +34,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3CausalLMOutputWithP
 from theworld.model import freezing, loading, lora, saving
 from theworld.model.call_plan import world_parts_for
 from theworld.model.configuration import TheWorldConfig
+from theworld.model.placeholders import one_number, scatter
 from theworld.model.processing import TheWorldProcessor, prompts_each
 from theworld.model.projector import WorldProjector
 from theworld.model.spec import resolve_model
@@ -53,16 +54,16 @@ WORLD_INPUTS = (
     "num_past_steps",
     "world_prompt",
 )
-PREFILL_INPUTS = ("pixel_values", "image_features", *WORLD_INPUTS)  # read once, before the first token is written
+PREFILL_INPUTS = ("pixel_values", "image_features", *WORLD_INPUTS)  # used once, before the first token is generated
 
 
 class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """Gemma 3 that also reads world tokens.
+    """A Gemma 3 that also reads world tokens.
 
     Args:
-        config: what the model is.
+        config: the model's configuration.
         vlm, world: loaded base models; None builds them from the config with random weights.
-        world_parts: parts of the world model to build when `world` is None.
+        world_parts: parts of the world model to build if `world` is None.
     """
 
     config_class = TheWorldConfig
@@ -70,7 +71,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
-    accepts_loss_kwargs = False  # Gemma filters its labels itself, so the trainer must not divide by token counts
+    accepts_loss_kwargs = False  # Gemma averages over its labels itself, so Trainer must not divide by token counts
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -91,9 +92,9 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         rows = config.get_text_config().vocab_size
         if config.world_token_id >= rows:
-            raise ValueError(f"world_token_id is {config.world_token_id}, but the vocabulary has {rows} rows.")
+            raise ValueError(f"world_token_id is {config.world_token_id}; the vocabulary has only {rows} rows.")
         self.vlm = vlm if vlm is not None else Gemma3ForConditionalGeneration(copy.deepcopy(config.vlm_config))
-        # one config object, not two: masks and caches read the attention implementation that the VLM has set on its own
+        # one config object, not two: masks and caches read the attention implementation that the VLM sets on its own
         config.vlm_config = self.vlm.config
         self.world: WorldModel | None = None
         if config.enable_world:
@@ -104,7 +105,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.projector = WorldProjector(config)
         if config.lora is not None:
             lora.inject(self.language_model, config.lora)
-        self.bases_folder: str | None = None  # what base names that start with `./` are relative to
+        self.bases_folder: str | None = None  # folder that base names starting with `./` are relative to
         self.loaded_weights: freezing.PartChecksums | None = None
         self.generation_config = copy.deepcopy(self.vlm.generation_config)
         self.post_init()
@@ -112,17 +113,15 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.projector.reset_parameters(self.text_embedding_rms())
 
     def init_weights(self) -> None:
-        """Every part draws its own weights when it is built, so nothing is drawn again over loaded ones."""
+        """Initialises nothing: each part initialises its own weights when it is built, and loaded ones must stay."""
         self.tie_weights(recompute_mapping=False)
 
     def enable_input_require_grads(self) -> None:
-        """Does nothing: transformers calls it with activation checkpointing, to put a hook on every embedding.
+        """Does nothing. With gradient checkpointing, transformers would register a hook on every embedding.
 
-        World tokens bring gradients into the language model by themselves, and a hook on SigLIP's patches would send
-        them through a frozen vision tower: its whole backward, for nothing.
+        World tokens carry gradients into the language model without it, and a hook on SigLIP's patch embedding would
+        run the backward pass of a frozen vision tower for nothing.
         """
-
-    # ------------------------------------------------------------------------------------------- loading and saving
 
     @classmethod
     def from_base_models(
@@ -137,16 +136,18 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         device_map: Any = None,
         **config_values: Any,
     ) -> TheWorldForConditionalGeneration:
-        """A fresh fusion of two published models; its projector is untrained.
+        """Fuses two published models; the projector of the new model is untrained.
 
         Args:
             world_parts: parts of the world model to load; None means what `num_world_steps` needs.
-            vlm_revision, world_revision: of a base on the Hub; None means today's, whose commit the config then names.
-            device_map: where Gemma's layers go, as transformers takes it; all of the world lies with the embeddings.
+            vlm_revision, world_revision: of a base model on the Hub; None means the current one, whose commit is saved
+                in the config.
+            device_map: the devices of Gemma's layers, as in transformers; the world model is put on the device of the
+                embeddings.
             config_values: further fields of TheWorldConfig.
 
         Raises:
-            ValueError: a base that cannot be read, or whose tensors are not exactly those of its config.
+            ValueError: if a base model cannot be read, or its tensors are not exactly those of its config.
         """
         spec = resolve_model(
             vlm_name_or_path,
@@ -182,7 +183,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inside: str | None = None,
         **vlm_arguments: Any,
     ) -> TheWorldForConditionalGeneration:
-        """Loads the base models a config names and puts a fresh projector (and LoRA) between them."""
+        """Loads the base models that a config names, with an untrained projector (and LoRA)."""
         parts = world_parts_for(config.num_world_steps) if world_parts is None else tuple(world_parts)
         if isinstance(attention := vlm_arguments.get("attn_implementation"), str):
             config._attn_implementation = attention
@@ -193,7 +194,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model.bases_folder = inside
         model.projector.to(device=vlm.get_input_embeddings().weight.device, dtype=vlm.dtype)
         if "hf_device_map" in vars(vlm):
-            model.hf_device_map = vlm.hf_device_map  # Trainer leaves a model that has one where it lies
+            model.hf_device_map = vlm.hf_device_map  # Trainer does not move a model that has one
         freezing.train_only(model, ())
         model.loaded_weights = freezing.PartChecksums(model)
         return model.eval()
@@ -211,19 +212,19 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_config: PreTrainedConfig | None = None,
         **kwargs: Any,
     ) -> TheWorldForConditionalGeneration:
-        """Loads the base models an adapter names, then the adapter, with no missing and no unexpected tensor.
+        """Loads the base models that an adapter names, then the adapter, without missing or unexpected tensors.
 
         Args:
             pretrained_model_name_or_path: `nano`, a folder, or a Hub id.
-            config: use this instead of the folder's own.
-            dtype: of all parts; None keeps the base's own.
+            config: replaces the folder's own.
+            dtype: of all parts; None keeps the dtype of the stored Gemma.
             world_parts: parts of the world model to load; None means what `config.num_world_steps` needs.
             checkpoint_name: a folder or file inside the repository, such as `checkpoint-1000`.
             world_config: the configuration in the world model's own folder, if it has been read already.
             kwargs: passed to Gemma's `from_pretrained` (`device_map`, `attn_implementation`, …).
 
         Raises:
-            ValueError: not a TheWorld folder, or tensors that do not fit.
+            ValueError: if it is not a TheWorld model, or its tensors do not match the config.
         """
         kwargs.pop("trust_remote_code", None)
         legacy_dtype = kwargs.pop("torch_dtype", None)  # transformers' earlier name
@@ -238,7 +239,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return loaded
 
     def load_adapter_tensors(self, tensors: dict[str, Tensor], where: str) -> None:
-        """Copies an adapter's tensors in, after checking that they are exactly those of `config.trained_parts`."""
+        """Copies the tensors of an adapter after checking that they are exactly those of `config.trained_parts`."""
         copy_tensors(dict(freezing.parameters_of(self, self.config.trained_parts)), tensors, where)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
@@ -268,21 +269,19 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             saving.save(self, save_directory, full, dtype)
 
     def merge_lora(self) -> None:
-        """Adds what the LoRA learned to the language model's own weights; logits stay, and the LoRA is gone.
+        """Merges the LoRA into the language model's weights and removes its layers; the logits stay the same.
 
-        The language model is then another than the base's, so an adapter saved afterwards holds all of it.
+        The language model then differs from the base's, so an adapter that is saved afterwards contains all of it.
 
         Raises:
-            ValueError: there is no LoRA.
+            ValueError: if the model has no LoRA.
         """
         if self.config.lora is None:
-            raise ValueError("this model has no LoRA to merge.")
+            raise ValueError("This model has no LoRA to merge.")
         lora.merge(self.language_model)
         self.config.lora = None
         parts = {*self.config.trained_parts, "language"} - {"lora"}
         self.config.trained_parts = [part for part in freezing.PARTS if part in parts]
-
-    # ------------------------------------------------------------------------------------------ what transformers asks
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.vlm.get_input_embeddings()
@@ -298,20 +297,18 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.vlm.model.language_model
 
     def text_embedding_rms(self) -> float:
-        """Root mean square of the embeddings the language model's first layer sees (Gemma scales them by √D)."""
+        """Root mean square of the embeddings that the first layer receives (Gemma scales them by √D)."""
         ids = torch.arange(min(4096, self.config.get_text_config().vocab_size))
         embeddings = self.get_input_embeddings()
         with torch.no_grad():
             return float(embeddings(ids.to(next(embeddings.parameters()).device)).float().square().mean().sqrt())
 
     def lora_disabled(self) -> AbstractContextManager[None]:
-        """Inside, the language model answers as if it had no LoRA."""
+        """A context in which the LoRA is disabled."""
         return lora.disabled(self.language_model)
 
-    # ------------------------------------------------------------------------------------------ from pixels to tokens
-
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """Gemma's soft tokens (pictures, tokens, D) of pixels (pictures, 3, H, W) as its image processor makes them."""
+        """Gemma's soft tokens (images, tokens, D) of pixels (images, 3, H, W) from its image processor."""
         return self.vlm.model.get_image_features(pixel_values, return_dict=True).pooler_output
 
     def world_latents_of(
@@ -323,21 +320,25 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_prompt: str | Sequence[str] | None = None,
         **rollout: Any,
     ) -> Tensor:
-        """Latents of what was seen, up to now, and, for N > 0, of the imagined next moments.
+        """Latents of the given frames and, for N > 0, of the imagined ones after them.
 
         Args:
-            world_frames: (n, 3, F, S, S) in [-1, 1], in order of time, the last one now; F = 1 + 4·P.
-            num_world_steps: N future latent frames.
-            seeds: one a picture; the noise of its rollout.
-            progress: called with (denoise steps done, of how many).
-            world_prompt: what the future shows, one for all pictures or one each; None or empty is the default.
-            rollout: `num_inference_steps`, `guidance_scale`, prompt embeddings; the config's when left out.
+            world_frames: (n, 3, F, S, S) in [-1, 1], in order of time, F = 1 + 4·P; the last one is now.
+            num_world_steps: N, future latent frames.
+            seeds: one per image, for the noise of its rollout.
+            progress: called with (denoising steps done, total).
+            world_prompt: text that describes the future, one for all images or one per image; None or empty is the
+                default.
+            rollout: `num_inference_steps`, `guidance_scale`, prompt embeddings; the config's values by default.
 
         Returns:
-            (n, C, T, h, w) normalised latents, T = P + 1 + N; the first P + 1 are those of the frames, whatever N is.
+            (n, C, T, h, w) normalised latents, T = P + 1 + N; the first P + 1 do not depend on N.
+
+        Raises:
+            ValueError: if the model has no world model.
         """
         if self.world is None:
-            raise ValueError("this model was built with the world off (enable_world=False); it cannot imagine.")
+            raise ValueError("This model was built without a world model (enable_world=False), so it cannot imagine.")
         self.config.check_world_steps(num_world_steps)
         prompts = prompts_each(world_prompt, world_frames.shape[0])
         sampling = {
@@ -359,12 +360,12 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_past_steps: Tensor | int | None = None,
         world_prompt: str | Sequence[str] | None = None,
     ) -> Tensor | None:
-        """World tokens (n, K, D) from whichever of the three forms is given; None when none is."""
+        """World tokens (n, K, D) from frames, latents or projected tokens; None if none of them is given."""
         given = [form for form in (world_frames, world_latents, world_embeds) if form is not None]
         if len(given) > 1:
-            raise ValueError("give one of world_frames, world_latents and world_embeds, not several.")
+            raise ValueError("Pass only one of world_frames, world_latents and world_embeds.")
         if world_frames is None and world_prompt is not None:
-            raise ValueError("a world_prompt steers what is imagined of world_frames, and none came with it.")
+            raise ValueError("world_prompt has no effect without world_frames to imagine from.")
         if world_embeds is not None or not given:
             return world_embeds
         if world_latents is None:
@@ -375,7 +376,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past = world_latents.shape[2] - 1 - steps
             if one_number(num_past_steps, past, "num_past_steps") != past:
                 raise ValueError(
-                    f"world_frames have {past} past steps, and num_past_steps says otherwise; leave it out."
+                    f"num_past_steps does not match world_frames, which have {past} past steps; leave it out."
                 )
         else:
             past = one_number(num_past_steps, 0, "num_past_steps")
@@ -403,25 +404,26 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_features: Tensor | None = None,
         **kwargs: Any,
     ) -> Gemma3CausalLMOutputWithPast:
-        """Gemma 3's forward, with world tokens where their placeholders are.
+        """Gemma 3's forward pass with world tokens in place of their placeholders.
 
         Args:
-            input_ids: (B, L) with image and world placeholders, as `TheWorldProcessor` makes them.
-            pixel_values: (pictures, 3, H, W) for Gemma's vision tower.
+            input_ids: (B, L) with image and world placeholders, from `TheWorldProcessor`.
+            pixel_values: (images, 3, H, W) for Gemma's vision tower.
             world_frames: (n, 3, F, S, S) in [-1, 1]; or `world_latents` (n, C, T, h, w), normalised; or `world_embeds`
-                (n, K, D), already projected. None of them: Gemma alone.
-            world_seeds: (n,) int64, the noise of each picture's rollout.
-            num_world_steps: N, or (n,) of one value; used with `world_frames`.
-            num_past_steps: P, or (n,) of one value, the frames of `world_latents` that lie before now; 0 when None.
-            world_prompt: what the future of `world_frames` shows, as the processor was told; its seeds depend on it.
-            image_features: (pictures, tokens, D) in place of `pixel_values`, as `image_features()` returns them.
-            labels: (B, L), -100 where nothing is learned.
+                (n, K, D), already projected. Without any of them, the world model is not used.
+            world_seeds: (n,) int64, for the noise of each image's rollout.
+            num_world_steps: N, or (n,) equal values; used with `world_frames`.
+            num_past_steps: P, or (n,) equal values: frames of `world_latents` before now; None means 0.
+            world_prompt: texts that describe the future of `world_frames`, as passed to the processor, whose seeds
+                depend on them.
+            image_features: (images, tokens, D) from `image_features()`, instead of `pixel_values`.
+            labels: (B, L), -100 where the loss is not computed.
 
         Returns:
-            Gemma 3's output: logits (B, L, vocabulary), loss when labels are given.
+            Gemma 3's output: logits (B, L, vocabulary), and the loss if labels are given.
 
         Raises:
-            ValueError: world placeholders and world tokens do not match in number, or one is there without the other.
+            ValueError: if the numbers of world placeholders and world tokens differ.
         """
         world_tokens = self.world_tokens(
             world_frames, world_latents, world_embeds, world_seeds, num_world_steps, num_past_steps, world_prompt
@@ -437,34 +439,33 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         }
         if world_tokens is None and image_features is None:
-            # a one-token step while generating has no placeholders; looking for them would stall the GPU
+            # a decoding step of one token has no placeholders, and a look for them would synchronise the GPU
             if (
                 input_ids is not None
                 and input_ids.shape[1] > 1
                 and bool((input_ids == self.config.world_token_id).any())
             ):
                 raise ValueError(
-                    "the prompt has world placeholders, but no world_frames, world_latents or world_embeds came "
-                    "with it."
+                    "The prompt has world placeholders; pass world_frames, world_latents or world_embeds with it."
                 )
             return self.vlm(input_ids=input_ids, inputs_embeds=inputs_embeds, pixel_values=pixel_values, **passed_on)
         if input_ids is None or inputs_embeds is not None:
-            raise ValueError("world tokens and picture features need input_ids: placeholders say where they go.")
+            raise ValueError("World tokens and image features need input_ids, whose placeholders they replace.")
         embeds_BLD = self.get_input_embeddings()(input_ids)
         if image_features is None and pixel_values is not None:
             image_features = self.image_features(pixel_values)
         if image_features is not None:
             embeds_BLD = scatter(embeds_BLD, input_ids == self.vlm.config.image_token_id, image_features, "image")
         if world_tokens is None:
-            world_tokens = embeds_BLD.new_empty(0, 0, embeds_BLD.shape[-1])  # placeholders without any are an error
+            world_tokens = embeds_BLD.new_empty(
+                0, 0, embeds_BLD.shape[-1]
+            )  # so that scatter reports placeholders without tokens
         embeds_BLD = scatter(embeds_BLD, input_ids == self.config.world_token_id, world_tokens, "world")
         return self.vlm(inputs_embeds=embeds_BLD, **passed_on)
 
-    # ------------------------------------------------------------------------------------------------------ generation
-
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """transformers' `generate`; the future is imagined once, before the first token, whatever the decoding does."""
+        """transformers' `generate`; the future is imagined once, before the first token."""
         tokens = self.world_tokens(**{name: kwargs.pop(name, None) for name in WORLD_INPUTS})
         if tokens is not None:
             kwargs["world_embeds"] = tokens
@@ -478,7 +479,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids, use_cache=use_cache, is_first_iteration=is_first_iteration, **kwargs
         )
         prefill = is_first_iteration or not use_cache
-        # Gemma's rule: pictures attend both ways at prefill; a later token is text, and text is causal
+        # Gemma's rule: image tokens attend in both directions at prefill; later tokens are text, which is causal
         model_inputs["token_type_ids"] = token_type_ids if prefill else None
         if not prefill:
             for name in PREFILL_INPUTS:
@@ -487,35 +488,8 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @staticmethod
     def create_masks_for_generate(config: TheWorldConfig, *args: Any, **kwargs: Any) -> Any:
-        """Gemma's masks; without this a static cache would silently treat pictures as causal text."""
+        """Gemma's masks; without this, a static cache would silently treat image tokens as causal text."""
         return Gemma3ForConditionalGeneration.create_masks_for_generate(config, *args, **kwargs)
-
-
-def scatter(embeds_BLD: Tensor, placeholders_BL: Tensor, features: Tensor, kind: str) -> Tensor:
-    """Puts `features` (pictures, tokens, D) where the placeholders are, in order.
-
-    Raises:
-        ValueError: their numbers differ.
-    """
-    expected, given = int(placeholders_BL.sum()), features.shape[0] * features.shape[1]
-    if expected != given:
-        raise ValueError(
-            f"the prompt has {expected} {kind} placeholders, but {given} {kind} tokens were made; were the prompt and "
-            f"the {kind} inputs made with the same pictures, num_world_steps, world_image_size and spatial_merge?"
-        )
-    return embeds_BLD.masked_scatter(placeholders_BL.unsqueeze(-1), features.to(embeds_BLD))
-
-
-def one_number(value: Tensor | int | None, default: int, name: str) -> int:
-    """The one number of steps of a batch; a ValueError when its rows differ."""
-    if value is None:
-        return default
-    if isinstance(value, int):
-        return value
-    numbers = sorted(set(value.flatten().tolist()))
-    if len(numbers) != 1:
-        raise ValueError(f"one batch has one {name}, but these were given: {numbers}; group your samples.")
-    return int(numbers[0])
 
 
 AutoConfig.register(TheWorldConfig.model_type, TheWorldConfig, exist_ok=True)

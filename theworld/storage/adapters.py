@@ -28,9 +28,9 @@ def split_checkpoint_name(name: str | None) -> tuple[str, str]:
 
 
 def read_tensors(model: str, filename: str = ADAPTER_FILE, revision: str | None = None) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a `.bin` file read with `weights_only=True` (pickled code is refused)."""
+    """Reads a safetensors file, or a `.bin` file with `weights_only=True`, which refuses pickled code."""
     path = find_file(model, filename, revision)
-    if not os.access(path, os.R_OK):  # safetensors would say that there is no such file
+    if not os.access(path, os.R_OK):  # safetensors would report a missing file
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     if path.suffix == ".safetensors":
         try:
@@ -44,20 +44,20 @@ def read_tensors(model: str, filename: str = ADAPTER_FILE, revision: str | None 
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise ValueError(
-                f"{path} holds infinite or undefined numbers in {name}; it is damaged, or its training diverged: use "
-                "an earlier checkpoint."
+                f"{path} has non-finite values in {name}; it is damaged, or its training diverged. Use an earlier "
+                "checkpoint."
             )
     return tensors
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """A file of `torch.save`, read with `weights_only=True`: code inside it is refused, not run."""
+    """Reads a file of `torch.save` with `weights_only=True`, which refuses code in it."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors, or is no checkpoint; it was not loaded.") from error
+        raise ValueError(f"{path} contains more than tensors, or is not a checkpoint; it was not loaded.") from error
     except (RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is damaged or cut short ({error}); download or save it again.") from error
     if not isinstance(content, dict):
@@ -66,7 +66,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def check_keys(expected: Iterable[str], found: Iterable[str], where: str) -> None:
-    """Raises a ValueError unless both name the same tensors, with the first few of each that are off."""
+    """Raises a ValueError that names the first missing and unexpected tensors, unless there are none."""
     expected, found = set(expected), set(found)
     missing, unexpected = sorted(expected - found), sorted(found - expected)
     if missing or unexpected:
@@ -75,26 +75,28 @@ def check_keys(expected: Iterable[str], found: Iterable[str], where: str) -> Non
             for what, keys in (("missing", missing), ("unexpected", unexpected))
             if keys
         ]
-        raise ValueError(f"{where} does not fit this model: {' and '.join(parts)}. Was it made for another base?")
+        raise ValueError(
+            f"{where} does not match this model: {' and '.join(parts)}. Was it saved with another base model?"
+        )
 
 
 def check_tensors(parameters: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str) -> None:
-    """Raises a ValueError unless `tensors` has every parameter's name, shape and kind of number, and no other name."""
+    """Raises a ValueError unless `tensors` has exactly the names, shapes and kinds of numbers of the parameters."""
     check_keys(parameters, tensors, where)
     for name, parameter in parameters.items():
         tensor = tensors[name]
         if not isinstance(tensor, Tensor) or tensor.is_floating_point() != parameter.is_floating_point():
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ValueError(f"{where} does not fit this model: {name} is {kind} there and {parameter.dtype} here.")
+            raise ValueError(f"{where} does not match this model: {name} is {kind} there and {parameter.dtype} here.")
         if parameter.shape != tensor.shape:
             raise ValueError(
-                f"{where} does not fit this model: {name} is {tuple(tensor.shape)} there and "
-                f"{tuple(parameter.shape)} here. Was it made for another base?"
+                f"{where} does not match this model: {name} is {tuple(tensor.shape)} there and "
+                f"{tuple(parameter.shape)} here. Was it saved with another base model?"
             )
 
 
 def copy_tensors(parameters: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str) -> None:
-    """Copies `tensors` into the parameters of the same names; nothing is copied unless all of them fit."""
+    """Copies `tensors` into the parameters of the same names; copies nothing unless all of them match."""
     check_tensors(parameters, tensors, where)
     with torch.no_grad():
         for name, parameter in parameters.items():

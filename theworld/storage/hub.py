@@ -1,4 +1,4 @@
-"""Model names, folders and Hub repositories: what a name refers to, and how one of its files is found.
+"""Model names, folders and Hub repositories: what a name refers to, and how its files are found.
 
 An adapter folder holds `config.json` (a TheWorldConfig: the base models' ids and revisions, and which parts were
 trained) and `model.safetensors` (those parts and nothing else). A base id that starts with `./` is a subfolder of the
@@ -45,14 +45,14 @@ SHIPPED_DEFAULT = "fused"
 
 
 def resolve(model: str | os.PathLike[str], inside: str | os.PathLike[str] | None = None) -> str:
-    """A folder for the shipped models and for local paths; anything else is a Hub id and is returned as it is.
+    """The folder of a shipped model or of a local path; anything else is a Hub id and is returned unchanged.
 
     Args:
         model: `nano` (the shipped model), `nano/NAME` (a part of it), a folder, or a Hub id.
         inside: folder that ids starting with `./` are relative to.
 
     Raises:
-        ValueError: `nano/NAME` that is not shipped.
+        ValueError: if there is no shipped model `nano/NAME`.
     """
     name = os.path.expanduser(model)
     if name == "nano" or name.startswith("nano/"):
@@ -68,7 +68,7 @@ def resolve(model: str | os.PathLike[str], inside: str | os.PathLike[str] | None
 
 
 def absolute_base_path(model: str) -> str:
-    """A base's name as an adapter keeps it: of a folder its whole path, so that it is found from any other folder."""
+    """Makes the path of a local base model absolute, so that an adapter loads from any working directory."""
     name = os.path.expanduser(model)
     shipped = name == "nano" or name.startswith("nano/")
     return os.path.abspath(name) if not shipped and Path(name).is_dir() else model
@@ -91,7 +91,7 @@ def hub_answers(endpoint: str) -> bool:
 
 
 def check_name(model: str) -> None:
-    """Raises a ValueError for what is neither a folder nor can be a Hub id, before the network is asked for it."""
+    """Raises a ValueError for a name that is neither a folder nor a possible Hub id, before any request."""
     if not model or not (Path(model).is_dir() or may_be_on_hub(model)):
         hint = "did you mean 'nano'?" if difflib.get_close_matches(model, ["nano"], 1) else "check the name."
         raise ValueError(
@@ -101,15 +101,15 @@ def check_name(model: str) -> None:
 
 
 def rebase_path(name: str, inside: str | os.PathLike[str]) -> str:
-    """A base's name as another folder may give it: in full, where it lies inside the folder `inside`."""
+    """A base model's name for use from another folder: names in the folder `inside` become absolute paths."""
     return str(Path(resolve(name, inside)).resolve()) if name.startswith("./") and Path(inside, name).is_dir() else name
 
 
 def find_file(model: str, filename: str, revision: str | None = None, *, local_files_only: bool = False) -> Path:
-    """Path of one file of a folder or Hub repository, downloaded when it must be.
+    """Path of a file of a folder or Hub repository; the latter is downloaded unless it is in the cache.
 
     Raises:
-        ValueError: no such model, no such file, no permission or no network; one sentence that says what to do.
+        ValueError: if there is no such model or file, no permission, or no network.
     """
     check_name(model)
     if Path(model).is_dir():
@@ -117,10 +117,10 @@ def find_file(model: str, filename: str, revision: str | None = None, *, local_f
         if not path.is_file():
             if filename == CONFIG_FILE and (Path(model) / WORLD_INDEX_FILE).is_file():
                 raise ValueError(
-                    f"{model} is a world model; name it beside a Gemma 3 (--world-model, or cosmos_model_name)."
+                    f"{model} is a world model; pass it as --world-model or cosmos_model_name, with a Gemma 3 as model."
                 )
             if filename == WORLD_INDEX_FILE and (Path(model) / CONFIG_FILE).is_file():
-                raise ValueError(f"{model} is no world model, since it has no {filename}; name a Cosmos-Predict2.")
+                raise ValueError(f"{model} has no {filename}, so it is not a world model; use a Cosmos-Predict2.")
             raise ValueError(f"{model} has no {filename}; is it a model folder?")
         return path
     with hub_errors(model, filename):
@@ -170,7 +170,7 @@ def explain_hub_error(error: BaseException, model: str, what: str) -> str:
 
 
 def find_optional_file(model: str, filename: str, revision: str | None = None) -> Path | None:
-    """As `find_file`, with None for a file that is not there, or not in the cache while there is no network."""
+    """Like `find_file`, but None if the file does not exist, or is not in the cache and there is no network."""
     if Path(model).is_dir():
         path = Path(model) / filename
         return path if path.is_file() else None
@@ -181,9 +181,9 @@ def find_optional_file(model: str, filename: str, revision: str | None = None) -
 
 
 def commit_of(model: str, revision: str | None = None, filename: str = CONFIG_FILE) -> str | None:
-    """The commit that `revision` of a Hub repository stands for today; of a folder, `revision` as it is.
+    """The current commit of a revision of a Hub repository; for a folder, `revision` unchanged.
 
-    An adapter names its bases by commit, so that it stands on the same weights when their repository moves on.
+    An adapter names its base models by commit, so that it uses the same weights when their repositories change.
     """
     if Path(model).is_dir():
         return revision
@@ -196,10 +196,10 @@ def find_base_dir(model: str, bases: Iterable[str], revision: str | None = None,
 
     Args:
         bases: the names that a config gives its base models.
-        subfolder: where in `model` that config lies, with a slash behind it, or empty.
+        subfolder: the folder of that config in `model`, ending with a slash, or empty.
 
     Returns:
-        None for a Hub repository that holds no base.
+        None for a Hub repository that contains no base model.
     """
     if Path(model).is_dir():
         return str(Path(model) / subfolder)
@@ -219,7 +219,7 @@ def find_base_dir(model: str, bases: Iterable[str], revision: str | None = None,
 def read_json(
     model: str, filename: str = CONFIG_FILE, revision: str | None = None, *, local_files_only: bool = False
 ) -> dict[str, Any]:
-    """A JSON file of a model folder or repository, as a dict."""
+    """Reads a JSON file of a model folder or repository."""
     path = find_file(model, filename, revision, local_files_only=local_files_only)
     return read_json_file(path, "download or save the model again")
 

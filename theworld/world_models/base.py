@@ -1,7 +1,7 @@
-"""The contract between a world model and everything that uses one.
+"""The interface of world models.
 
-Shape legend: n pictures, F pixel frames of H×W, T latent frames of C channels and h×w cells: P before now, now, and N
-imagined ones. F = 1 + temporal_factor·(T − 1): the first frame has a latent of its own.
+Shapes: n images or videos, F pixel frames of H×W, T latent frames of C channels and h×w cells: P before now, now, and N
+imagined ones. F = 1 + temporal_factor·(T − 1): the first frame has a latent frame of its own.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ PARTS = ("encoder", "decoder", "transformer")
 
 
 def check_parts(parts: Sequence[str]) -> tuple[str, ...]:
-    """`parts` in the order of PARTS, each once.
+    """Returns `parts` in the order of PARTS, without duplicates.
 
     Raises:
-        ValueError: a name that is not a part, or a bare string.
+        ValueError: if a name is not a part, or `parts` is a string.
     """
     if isinstance(parts, str):
-        raise ValueError(f"parts is the string {parts!r}; give a tuple, such as ({parts!r},).")
+        raise ValueError(f"parts is the string {parts!r}; pass a tuple, such as ({parts!r},).")
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise ValueError(f"There is no part {unknown[0]!r} of a world model; the parts are {', '.join(PARTS)}.")
@@ -42,11 +42,11 @@ def check_parts(parts: Sequence[str]) -> tuple[str, ...]:
 
 
 class WorldModel(nn.Module, ABC):
-    """Pixels to latents, latents to later latents, latents to pixels.
+    """Encodes pixels to latents, imagines later latents, and decodes latents to pixels.
 
-    All latents that go in or come out are float32 and normalised, whatever made them: there is one latent space.
-    Only the parts that are asked for are in memory: `encoder` for `encode`, `transformer` for `rollout`, `decoder` for
-    `decode`. Asking for a part that is not there is a ValueError that names the call that loads it.
+    All latents are float32 and normalised. Only the requested parts are in memory: `encoder` for `encode`,
+    `transformer` for `rollout`, `decoder` for `decode`. Using a part that is not loaded raises a ValueError that names
+    the call to load it.
     """
 
     @classmethod
@@ -54,7 +54,7 @@ class WorldModel(nn.Module, ABC):
     def read_config(
         cls, repo_or_folder: str | Path, revision: str | None = None, *, local_files_only: bool = False
     ) -> PreTrainedConfig:
-        """The config of a folder or Hugging Face repository, without its weights."""
+        """Reads the config of a folder or Hugging Face repository, without its weights."""
 
     @classmethod
     @abstractmethod
@@ -66,7 +66,7 @@ class WorldModel(nn.Module, ABC):
         dtype: torch.dtype | None = None,
         config: PreTrainedConfig | None = None,
     ) -> WorldModel:
-        """Reads a folder or Hugging Face repository: the tensors of `parts` and no others, all of them."""
+        """Reads exactly the tensors of `parts` from a folder or Hugging Face repository."""
 
     @property
     @abstractmethod
@@ -90,7 +90,7 @@ class WorldModel(nn.Module, ABC):
 
     @abstractmethod
     def load_parts(self, *parts: str) -> None:
-        """Loads the named parts that are not in memory yet, frozen, from where this model came from."""
+        """Loads those of the parts that are not in memory yet, frozen, from the folder or repository of this model."""
 
     @abstractmethod
     def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
@@ -99,7 +99,7 @@ class WorldModel(nn.Module, ABC):
     @property
     @abstractmethod
     def needs_guardrail(self) -> bool:
-        """Whether these weights' licence wants people's prompts, and frames that people see, checked."""
+        """Whether the licence of these weights requires checks of users' prompts and of frames that people see."""
 
     def require_guardrail(self) -> None:
         """Raises a ValueError if these weights need the guardrail and it is not installed; loads nothing."""
@@ -129,30 +129,30 @@ class WorldModel(nn.Module, ABC):
 
     @abstractmethod
     def check_takes_prompts(self) -> None:
-        """Raises a ValueError when `embed_prompts` would need something that is not there; loads nothing."""
+        """Raises a ValueError if `embed_prompts` needs something that is not available; loads nothing."""
 
     @abstractmethod
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts to the (n, L, D) embeddings that `rollout` takes; an empty prompt is the model's own default."""
+        """Embeds prompts as (n, L, D) for `rollout`; an empty prompt means the model's default."""
 
     @abstractmethod
     def load_default_prompts(self) -> None:
-        """Brings the prompts that `rollout` takes when none is given, where the model came without them."""
+        """Provides the default prompt embeddings of `rollout` if the model was loaded without them."""
 
     @property
     @abstractmethod
     def embedded_prompts(self) -> dict[str, Tensor]:
-        """Default prompts that the model's own folder does not have, for whoever keeps them with an adapter."""
+        """Default prompt embeddings that the model's own folder lacks, to be saved with an adapter."""
 
     @abstractmethod
     def keep_prompts(self, prompts: Mapping[str, Tensor], where: str) -> None:
-        """Takes `embedded_prompts` of an earlier day; `where` they were found, for errors."""
+        """Restores previously saved `embedded_prompts`; `where` names their file in errors."""
 
     @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
-        """Frames (n, 3, F, H, W), float in [-1, 1], to mean latents (n, C, 1 + (F-1)//temporal_factor, h, w).
+        """Encodes frames (n, 3, F, H, W), float in [-1, 1], as mean latents (n, C, 1 + (F-1)//temporal_factor, h, w).
 
-        Deterministic, and carries gradients to the encoder when the caller's grad mode does.
+        It is deterministic, and carries gradients to the encoder if the caller's grad mode is on.
         """
 
     @abstractmethod
@@ -168,7 +168,7 @@ class WorldModel(nn.Module, ABC):
         guidance_scale: float | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Given latents (n, C, P + 1, h, w), kept as they are, and `num_world_steps` imagined ones after them."""
+        """Appends `num_world_steps` imagined latent frames to the given latents (n, C, P + 1, h, w)."""
 
     def imagine(
         self,
@@ -203,4 +203,4 @@ class WorldModel(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (n, C, T, h, w) to frames (n, 3, 1 + temporal_factor·(T-1), H, W), float32 in [-1, 1]."""
+        """Decodes latents (n, C, T, h, w) to frames (n, 3, 1 + temporal_factor·(T-1), H, W), float32 in [-1, 1]."""

@@ -40,21 +40,21 @@ WAN_LATENT_CHANNELS = 16  # AutoencoderKLWan's default z_dim, for a vae dict tha
 
 
 def check_keys(config_class: type[PreTrainedConfig], keys: Iterable[str]) -> None:
-    """Raises a ValueError for a key that neither the class nor transformers knows, with the nearest one that is known.
+    """Raises a ValueError for a key that neither the class nor transformers knows, with the nearest known one.
 
-    transformers keeps any key as an attribute that nobody reads: a misspelt setting would silently have no effect.
+    transformers keeps any key as an unused attribute, so a misspelt setting would silently have no effect.
     """
     own = [name for name in inspect.signature(config_class.__init__).parameters if name not in ("self", "kwargs")]
     for key in keys:
         if key not in own and key not in keys_of_transformers() and not key.startswith("_"):
             close = difflib.get_close_matches(key, own, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(own)}."
-            raise ValueError(f"a {config_class.model_type} config has no {key!r}; {hint}")
+            raise ValueError(f"A {config_class.model_type} config has no key {key!r}; {hint}")
 
 
 @cache
 def keys_of_transformers() -> frozenset[str]:
-    """What transformers itself writes into any config; versions differ in which class a key belongs to."""
+    """Keys of transformers' own in any config; versions differ in which class a key belongs to."""
     configs = (PreTrainedConfig(), Gemma3Config(), Gemma3Config().get_text_config())
     # what `AutoModel.from_pretrained(…)` passes through the config to the model
     passed_on = ("attn_implementation", "experts_implementation", "torch_dtype")
@@ -62,29 +62,29 @@ def keys_of_transformers() -> frozenset[str]:
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:
-    """Raises a ValueError for a setting that must be a whole number and is none."""
+    """Raises a ValueError for a setting that must be an integer and is not."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{name} is {value!r}; give a whole number.")
+            raise ValueError(f"{name} is {value!r}; it must be an integer.")
 
 
 class CosmosPredict2Config(PreTrainedConfig):
-    """A Cosmos-Predict2 world model: diffusers' own config dicts, plus how a rollout is sampled.
+    """A Cosmos-Predict2 world model: the diffusers configs of its components, and how a rollout is sampled.
 
     Args:
         vae: keyword arguments of diffusers' `AutoencoderKLWan`; empty means the published VAE.
         transformer: keyword arguments of `CosmosTransformer3DModel`; default is the 2B model.
         scheduler: keyword arguments of `FlowMatchEulerDiscreteScheduler`.
         text_tokens: length of a prompt embedding (512 for Cosmos-Predict2's T5).
-        num_inference_steps: denoise steps of a rollout; at least 2, since one step returns noise.
-        guidance_scale: classifier-free guidance; 1.0 switches it off and halves the work.
-        sigma_conditioning: noise level that the conditioning frames carry.
-        fps: frames a second the transformer is told, which scales its temporal rotary embedding.
-        weights_from: whose weights these are, `own` (trained from nothing) or `nvidia` (theirs, or tuned from theirs).
-            Written into a world folder; a folder that does not say is taken for NVIDIA's.
+        num_inference_steps: denoising steps of a rollout; at least 2, because one step returns noise.
+        guidance_scale: classifier-free guidance; 1.0 disables it and halves the computation.
+        sigma_conditioning: noise level of the conditioning frames.
+        fps: frames per second that the transformer is conditioned on, which scales its temporal rotary embedding.
+        weights_from: origin of the weights, `own` (trained from scratch) or `nvidia` (NVIDIA's, or fine-tuned from
+            them). It is saved in a world folder; a folder without it is treated as NVIDIA's.
 
     Raises:
-        ValueError: another `weights_from`.
+        ValueError: if `weights_from` is neither 'own' nor 'nvidia', or a value has the wrong type.
     """
 
     model_type = "cosmos_predict2"
@@ -106,7 +106,7 @@ class CosmosPredict2Config(PreTrainedConfig):
         check_numbers({"text_tokens": text_tokens, "num_inference_steps": num_inference_steps, "fps": fps})
         for name, component in (("vae", vae), ("transformer", transformer), ("scheduler", scheduler)):
             if component is not None and not isinstance(component, dict):
-                raise ValueError(f"{name} is {component!r}; give diffusers' config of it, a JSON object.")
+                raise ValueError(f"{name} is {component!r}; pass its diffusers config, a JSON object.")
         self.vae = dict(vae or {})
         self.transformer = dict(transformer or COSMOS_2B_TRANSFORMER)
         self.scheduler = dict(scheduler or COSMOS_SCHEDULER)
@@ -136,6 +136,6 @@ class CosmosPredict2Config(PreTrainedConfig):
         return int(2 ** (len(self.vae.get("dim_mult", [1, 2, 4, 4])) - 1))
 
     def largest_image(self) -> int:
-        """Side, in pixels, of the largest square picture whose latents the transformer has places for."""
+        """Side, in pixels, of the largest square image whose latents fit the transformer's position embedding."""
         _, rows, columns = self.transformer.get("max_size", COSMOS_2B_TRANSFORMER["max_size"])
         return int(min(rows, columns)) * self.spatial_factor

@@ -21,6 +21,7 @@ from theworld.storage.files import atomic_folder, write_json, write_tensors
 from theworld.world_models import guardrail
 from theworld.world_models.base import PARTS, PROMPT_EMBEDS, WorldModel, check_parts
 from theworld.world_models.configuration import COSMOS_2B_TRANSFORMER, COSMOS_SCHEDULER, CosmosPredict2Config
+from theworld.world_models.cosmos_checks import check_frames, check_grid, check_latents
 from theworld.world_models.cosmos_components import (
     MODEL_INDEX,
     ROLLOUT_CONFIG,
@@ -143,7 +144,7 @@ class CosmosPredict2(WorldModel):
             ValueError: no encoder in memory, or frames of another type, range or shape.
         """
         vae = self._require_vae("encoder")
-        self._check_frames(frames)
+        check_frames(frames, self.temporal_factor, self.spatial_factor)
         mean = vae.encode(frames.to(vae.quant_conv.weight)).latent_dist.mean.float()
         center, scale = self._normalisation(vae, mean)
         return (mean - center) / scale
@@ -155,7 +156,7 @@ class CosmosPredict2(WorldModel):
             ValueError: no decoder in memory, or latents of another shape.
         """
         vae = self._require_vae("decoder")
-        self._check_latents(latents)
+        check_latents(latents, self.latent_channels)
         center, scale = self._normalisation(vae, latents.float())
         raw = latents.float() * scale + center
         frames: Tensor = vae.decode(raw.to(vae.post_quant_conv.weight), return_dict=False)[0]
@@ -202,7 +203,7 @@ class CosmosPredict2(WorldModel):
         Raises:
             ValueError: no transformer in memory, no prompt, too few steps, or anything of a shape that does not fit.
         """
-        self._check_latents(latents)
+        check_latents(latents, self.latent_channels)
         if isinstance(num_world_steps, bool) or not isinstance(num_world_steps, int) or num_world_steps < 0:
             raise ValueError(f"num_world_steps is {num_world_steps!r}; give a whole number, 0 or more.")
         if len(seeds) != latents.shape[0]:
@@ -211,7 +212,7 @@ class CosmosPredict2(WorldModel):
             return latents
         if self.transformer is None:
             raise ValueError(self._missing("transformer"))
-        self._check_grid(latents, num_world_steps)
+        check_grid(latents, num_world_steps, self.transformer)
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         if steps < 2:
             raise ValueError(f"num_inference_steps is {steps}; it must be 2 or more, since one step returns noise.")
@@ -360,44 +361,6 @@ class CosmosPredict2(WorldModel):
             "to rollout, call load_default_prompts() where there is a text encoder, or put that file into its folder "
             f"(keys 'default' and 'negative', each a T5 embedding of a prompt, {self.prompt_shape})."
         )
-
-    # -- checks -------------------------------------------------------------------------------------------------------
-
-    def _check_frames(self, frames: Tensor) -> None:
-        if frames.ndim != 5 or frames.shape[1] != 3 or 0 in frames.shape:
-            raise ValueError(f"frames have shape {tuple(frames.shape)}; they must be (n, 3, F, H, W).")
-        if not frames.is_floating_point():
-            raise ValueError(f"frames are {frames.dtype}; they must be floats in [-1, 1]: uint8 / 127.5 - 1.")
-        if not frames.is_meta:  # where only shapes are asked for, there are no numbers
-            low, high = frames.detach().aminmax()
-            if not (low >= -1.001 and high <= 1.001):  # written so that NaN is refused too
-                raise ValueError(f"frames lie in [{low:.4g}, {high:.4g}]; they must lie in [-1, 1]: uint8 / 127.5 - 1.")
-        num_frames, height, width = frames.shape[2:]
-        if (num_frames - 1) % self.temporal_factor:
-            raise ValueError(f"There are {num_frames} frames; there must be 1 + {self.temporal_factor}·k.")
-        if height % self.spatial_factor or width % self.spatial_factor:
-            raise ValueError(f"Frames are {height}×{width}; each side must be a multiple of {self.spatial_factor}.")
-
-    def _check_latents(self, latents: Tensor) -> None:
-        if latents.ndim != 5 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
-            raise ValueError(
-                f"latents have shape {tuple(latents.shape)}; they must be (n, {self.latent_channels}, T, h, w)."
-            )
-        if not latents.is_floating_point():
-            raise ValueError(f"latents are {latents.dtype}; they must be floats.")
-
-    def _check_grid(self, latents: Tensor, num_world_steps: int) -> None:
-        assert self.transformer is not None
-        grid = (latents.shape[2] + num_world_steps, latents.shape[3], latents.shape[4])
-        limits, patches = self.transformer.config.max_size, self.transformer.config.patch_size
-        for name, size, limit, patch in zip(("frames", "rows", "columns"), grid, limits, patches, strict=True):
-            if size > limit:
-                raise ValueError(
-                    f"The rollout has {size} latent {name}, and this transformer takes at most {limit}: take "
-                    f"{'fewer world steps' if name == 'frames' else 'a smaller world_image_size'}."
-                )
-            if size % patch:
-                raise ValueError(f"The rollout has {size} latent {name}; this transformer needs a multiple of {patch}.")
 
     # -- folders ------------------------------------------------------------------------------------------------------
 

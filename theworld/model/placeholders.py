@@ -1,0 +1,32 @@
+"""Placeholders in a prompt: features replace their embeddings, in order."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def scatter(embeds_BLD: Tensor, placeholders_BL: Tensor, features: Tensor, kind: str) -> Tensor:
+    """Replaces the placeholders by `features` (images, tokens, D), in order.
+
+    Raises:
+        ValueError: if their numbers differ.
+    """
+    expected, given = int(placeholders_BL.sum()), features.shape[0] * features.shape[1]
+    if expected != given:
+        raise ValueError(
+            f"The prompt has {expected} {kind} placeholders, but there are {given} {kind} tokens. Build prompt and "
+            f"inputs with the same images, num_world_steps, world_image_size and spatial_merge."
+        )
+    return embeds_BLD.masked_scatter(placeholders_BL.unsqueeze(-1), features.to(embeds_BLD))
+
+
+def one_number(value: Tensor | int | None, default: int, name: str) -> int:
+    """The number of steps that all rows of a batch share; a ValueError if they differ."""
+    if value is None:
+        return default
+    if isinstance(value, int):
+        return value
+    numbers = sorted(set(value.flatten().tolist()))
+    if len(numbers) != 1:
+        raise ValueError(f"All samples of a batch need the same {name}, got {numbers}; group your samples by it.")
+    return int(numbers[0])
