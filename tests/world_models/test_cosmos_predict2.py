@@ -71,8 +71,8 @@ def test_latents_are_float32_whatever_the_weights_are() -> None:
         (torch.zeros(1, 4, 1, 32, 32), r"must be \(n, 3, F, H, W\)"),
         (torch.zeros(0, 3, 1, 32, 32), r"must be \(n, 3, F, H, W\)"),
         (torch.zeros(1, 3, 1, 32, 32, dtype=torch.uint8), "uint8"),
-        (torch.full((1, 3, 1, 32, 32), 255.0), r"must lie in \[-1, 1\]"),
-        (torch.full((1, 3, 1, 32, 32), float("nan")), r"must lie in \[-1, 1\]"),
+        (torch.full((1, 3, 1, 32, 32), 255.0), r"must be in \[-1, 1\]"),
+        (torch.full((1, 3, 1, 32, 32), float("nan")), r"must be in \[-1, 1\]"),
         (torch.zeros(1, 3, 4, 32, 32), r"must be 1 \+ 4·k"),
         (torch.zeros(1, 3, 1, 32, 36), "multiple of 8"),
     ],
@@ -227,8 +227,8 @@ def test_the_schedule_falls_from_80_to_sigma_min() -> None:
     ("arguments", "message"),
     [
         ({"seeds": [1]}, "1 seeds for 3 samples"),
-        ({"num_world_steps": -1}, "whole number"),
-        ({"num_world_steps": 1.0}, "whole number"),
+        ({"num_world_steps": -1}, "must be an integer, 0 or more"),
+        ({"num_world_steps": 1.0}, "must be an integer, 0 or more"),
         ({"num_world_steps": 8}, "at most 8"),
         ({"num_inference_steps": 1}, "one step returns noise"),
         ({"prompt_embeds": torch.zeros(5, 8)}, r"\(5, 8\); it must be \(6, 8\) or \(3, 6, 8\)"),
@@ -290,19 +290,19 @@ def test_a_missing_part_names_the_call_that_brings_it() -> None:
         nothing.decode(latents)
     with pytest.raises(ValueError, match="no transformer in memory"):
         nothing.rollout(latents, 1, seeds=[0])
-    with pytest.raises(ValueError, match="nowhere to load encoder from"):
+    with pytest.raises(ValueError, match="no folder to load encoder from"):
         nothing.load_parts("encoder")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vae": {"based_im": 4}}, "'based_im' that AutoencoderKLWan does not know"),
+        ({"vae": {"based_im": 4}}, "'based_im' that AutoencoderKLWan does not have"),
         ({"vae": {"z_dim": 4}}, "latents_mean has 16 values"),
-        ({"transformer": {"heads": 4}}, "'heads' that CosmosTransformer3DModel does not know"),
-        ({"vae": {}}, "must take 17"),
+        ({"transformer": {"heads": 4}}, "'heads' that CosmosTransformer3DModel does not have"),
+        ({"vae": {}}, "it must have 17"),
         ({"scheduler": {"sigma_max": 80.0, "karras": True}}, "'karras' that FlowMatchEulerDiscreteScheduler"),
-        ({"scheduler": {"sigma_data": 0.5}}, "only 1.0"),
+        ({"scheduler": {"sigma_data": 0.5}}, "it must be 1.0"),
         ({"scheduler": {"stochastic_sampling": True}}, "must be off"),
     ],
 )

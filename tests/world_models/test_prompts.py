@@ -153,7 +153,7 @@ def test_a_cache_that_cannot_be_written_costs_no_answer(
     hf_home.write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING):
         assert embed_prompts(published, None, [CUP], SHAPE)[0].any()
-    assert "could not be kept" in caplog.text
+    assert "could not be cached" in caplog.text
 
 
 def test_a_repository_is_known_by_its_commit(
@@ -169,7 +169,7 @@ def test_a_repository_is_known_by_its_commit(
     assert read == [[CUP]]
     (snapshots / ("0" * 40)).rename(snapshots / ("1" * 40))
     (snapshots.parent / "refs" / "main").write_text("1" * 40)
-    with pytest.raises(ValueError, match=r"nvidia/Cosmos-Tiny has its text_encoder/config\.json not here.*go online"):
+    with pytest.raises(ValueError, match=r"nvidia/Cosmos-Tiny has no local text_encoder/config\.json.*go online"):
         embed_prompts(name, None, [CUP], SHAPE)
 
 
@@ -179,14 +179,14 @@ def test_a_repository_is_known_by_its_commit(
 @pytest.mark.parametrize("name", ["text_encoder/config.json", "tokenizer/tokenizer_config.json"])
 def test_missing_files_are_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(ValueError, match=f"has its {name} not here"):
+    with pytest.raises(ValueError, match=f"has no local {name}"):
         embed_prompts(folder, None, [CUP], SHAPE)
 
 
 def test_spoilt_encoders_are_refused(folder: Path) -> None:
     weights = folder / "text_encoder" / "model.safetensors"
     tensors = load_file(weights)
-    with pytest.raises(ValueError, match="is 8 wide; its transformer reads 16"):
+    with pytest.raises(ValueError, match="has width 8; its transformer needs 16"):
         embed_prompts(folder, None, [CUP], (512, 16))
     save_file({key: tensor for key, tensor in tensors.items() if "final" not in key}, weights, {"format": "pt"})
     with pytest.raises(ValueError, match=r"missing keys.*final_layer_norm"):
@@ -259,12 +259,12 @@ def test_embedded_defaults_can_be_kept_and_given_back(folder: Path, read: list[l
 def test_a_model_without_a_text_encoder_takes_no_prompt(tmp_path: Path, asked: list[str]) -> None:
     folder = tiny_world_folder(tmp_path / "own")
     for world in (tiny_world(), CosmosPredict2.from_pretrained(folder)):
-        with pytest.raises(ValueError, match=r"no text encoder, so it cannot take a world prompt; leave .* out"):
+        with pytest.raises(ValueError, match=r"no text encoder, so it cannot take a world prompt; omit the prompt"):
             world.embed_prompts([CUP])
         assert world.prompt_embeds is not None
         assert torch.equal(world.embed_prompts(["", ""])[1], world.prompt_embeds)
     (folder / "prompt_embeds.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"came without prompt_embeds\.safetensors"):
+    with pytest.raises(ValueError, match=r"has no prompt_embeds\.safetensors"):
         CosmosPredict2.from_pretrained(folder).load_default_prompts()
     assert asked == []
 

@@ -109,7 +109,7 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_half_a_world_is_not_saved(saved: Path, tmp_path: Path) -> None:
     world = CosmosPredict2.from_pretrained(saved, parts=("encoder", "transformer"))
-    with pytest.raises(ValueError, match=r"holds every part.*load_parts\('decoder'\)"):
+    with pytest.raises(ValueError, match=r"contains every part.*load_parts\('decoder'\)"):
         world.save_pretrained(tmp_path / "world")
 
 
@@ -208,7 +208,7 @@ SPOIL: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing": (change_tensors(lambda t: t.pop(sorted(t)[-1])), "1 tensors missing"),
     "unexpected": (change_tensors(lambda t: t.update(extra=torch.zeros(1))), r"1 unexpected \(first: extra\)"),
     "renamed": (change_tensors(rename_first), "1 tensors missing .* 1 unexpected"),
-    "reshaped": (change_tensors(reshape_first), "(the config beside it makes|must be)"),
+    "reshaped": (change_tensors(reshape_first), "(its config requires|must be)"),
     "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-100]) and None, "damaged or cut short"),
     "not safetensors": (lambda path: path.write_bytes(b"<html>Not found</html>") and None, "damaged or cut short"),
 }
@@ -263,7 +263,7 @@ def test_without_prompts_a_rollout_says_what_to_do(folder: Path) -> None:
     world = CosmosPredict2.from_pretrained(folder)
     assert world.config.text_tokens == 512
     latents = world.encode(tiny_frames())
-    with pytest.raises(ValueError, match=r"came without prompt_embeds\.safetensors.*\(512, 8\)"):
+    with pytest.raises(ValueError, match=r"has no prompt_embeds\.safetensors.*\(512, 8\)"):
         world.rollout(latents, 1, seeds=[0])
     prompt = torch.zeros(512, 8)
     with pytest.raises(ValueError, match="pass negative_prompt_embeds"):

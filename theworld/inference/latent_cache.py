@@ -1,11 +1,11 @@
-"""World latents, computed once and shared by runs: a folder of safetensors shards, addressed by content.
+"""A cache of world latents that runs share: a folder of safetensors shards, addressed by content.
 
-What is asked of a world model is a `WorldRequest`: given frames, how many steps to imagine after them, and the seed of
-the noise. Its key is a digest of exactly that, so equal requests of any dataset, run or epoch share one entry. Entries
-lie under the identity of the world model that made them: other weights, another way to sample, another cache.
+A `WorldRequest` holds given frames, the number of steps to imagine after them, and the seed of the noise. Its key is a
+digest of these, so that equal requests of any dataset, run or epoch share one entry. Entries are stored under the
+identity of their world model: other weights or another way to sample use another cache.
 
-Shards are written beside their place and renamed, so that what a reader sees is whole; a run that is killed loses the
-shard it was at, and the next one goes on from there. Several runs may fill one cache at a time.
+Shards are written atomically. A run that is killed loses its current shard, and the next run resumes from there.
+Several runs may fill one cache at the same time.
 
 Shapes: F given frames of S×S pixels, N imagined steps, latents (C, T, h, w) with T = 1 + (F-1)/4 + N, or T = 1.
 """
@@ -33,9 +33,9 @@ from theworld.storage.hub import resolve
 from theworld.world_models.base import WorldModel
 from theworld.world_models.configuration import CosmosPredict2Config
 
-FORMAT = 1  # of keys and shards; another number starts another cache
+FORMAT = 1  # version of keys and shards; another version starts another cache
 SHARD_ENTRIES = 256
-DECIDING = (  # fields of a world config that change what it makes
+DECIDING = (  # fields of a world config that change its latents
     "vae",
     "transformer",
     "scheduler",
@@ -46,8 +46,8 @@ DECIDING = (  # fields of a world config that change what it makes
     "fps",
 )
 OPEN_SHARDS = 64  # kept open by one reader
-ABANDONED = 3600.0  # seconds after which a half-written shard belongs to nobody
-SAMPLED_BLOCKS, BLOCK = 64, 65_536  # of a weights file, bytes that its digest reads
+ABANDONED = 3600.0  # seconds after which an unfinished shard is considered abandoned
+SAMPLED_BLOCKS, BLOCK = 64, 65_536  # number and bytes of the blocks of a weights file that its digest reads
 
 # frames (n, 3, F, S, S), world steps, seeds, world prompts -> latents (n, C, T, h, w)
 Compute = Callable[[Tensor, int, Sequence[int], Sequence[str] | None], Tensor]
@@ -55,15 +55,15 @@ Compute = Callable[[Tensor, int, Sequence[int], Sequence[str] | None], Tensor]
 
 @dataclass(frozen=True)
 class WorldRequest:
-    """What is to be known of one picture or clip.
+    """A request for the latents of one image or clip.
 
     Attributes:
         frames: (3, F, S, S) float32 in [-1, 1], F = 1 + 4·k.
-        num_world_steps: N, latent frames to imagine after them; 0 encodes what is given.
+        num_world_steps: N, latent frames to imagine after them; 0 only encodes.
         seed: of the rollout's noise.
-        prompt: what the imagined future shows; empty is the world model's default.
-        moment: the one latent frame that is wanted, 0 for the first; None wants all. Encoding looks back and never
-            ahead, so a moment inside a clip knows nothing of what came after it.
+        prompt: text that describes the imagined future; empty is the world model's default.
+        moment: index of the only latent frame that is needed; None means all. The encoder is causal, so a latent frame
+            inside a clip does not depend on later frames.
     """
 
     frames: Tensor
@@ -74,7 +74,7 @@ class WorldRequest:
 
     @cached_property
     def key(self) -> str:
-        """Names the latents, all of them: equal frames, steps, seed and prompt, equal key."""
+        """Identifies all latents of the request: equal frames, steps, seed and prompt give equal keys."""
         as_uint8 = ((self.frames + 1) * 127.5).round().to(torch.uint8)
         digest = hashlib.blake2b(as_uint8.numpy().tobytes(), digest_size=16)
         imagined = (self.seed, self.prompt) if self.num_world_steps else ()  # nothing else depends on them
@@ -82,19 +82,19 @@ class WorldRequest:
         return digest.hexdigest()
 
     def cut(self, latents: Tensor) -> Tensor:
-        """Of all latents (C, T, h, w) what is wanted: those, or one moment (C, 1, h, w)."""
+        """The needed part of all latents (C, T, h, w): all of them, or one latent frame (C, 1, h, w)."""
         return latents if self.moment is None else latents[:, self.moment : self.moment + 1]
 
 
 def latents_of(requests: Sequence[WorldRequest], compute: Compute) -> list[Tensor]:
-    """What each request wants, in order, wherever `compute` makes it; equal requests are computed once."""
+    """The latents of each request, in order, computed by `compute`; equal requests are computed once."""
     made = latents_by_key(requests, compute)
     return [request.cut(made[request.key]) for request in requests]
 
 
 @torch.no_grad()
 def latents_by_key(requests: Sequence[WorldRequest], compute: Compute) -> dict[str, Tensor]:
-    """All latents (C, T, h, w) of each request, by its key."""
+    """All latents (C, T, h, w) of each request, by key."""
     made: dict[str, Tensor] = {}
     groups: dict[tuple[int, int, bool], dict[str, WorldRequest]] = {}
     for request in requests:  # one call has one shape, and prompts for all rows or for none
@@ -108,12 +108,12 @@ def latents_by_key(requests: Sequence[WorldRequest], compute: Compute) -> dict[s
 
 
 class LatentCache:
-    """The entries that one world model made, in one folder.
+    """The entries of one world model, in one folder.
 
     Args:
-        folder: of all caches; made when something is written.
-        identity: names the world model, see `world_identity`.
-        made_by: what `identity` stands for, written beside the shards for people.
+        folder: folder of all caches; it is created on the first write.
+        identity: name of the world model, see `world_identity`.
+        made_by: description of that world model, written next to the shards for people.
     """
 
     def __init__(self, folder: str | os.PathLike[str], identity: str, made_by: Mapping[str, Any] | None = None) -> None:
@@ -128,10 +128,10 @@ class LatentCache:
         return {**vars(self), "_open": OrderedDict()}  # a worker process opens shards itself
 
     def refresh(self) -> None:
-        """Looks for shards that other runs have written since.
+        """Reads the keys of shards that other runs have written since.
 
         Raises:
-            ValueError: a damaged shard, by name.
+            ValueError: if a shard is damaged.
         """
         for shard in sorted(self.folder.glob("*.safetensors")):
             if shard not in self._known:
@@ -145,10 +145,10 @@ class LatentCache:
         return len(self._shards)
 
     def read(self, key: str) -> Tensor:
-        """One entry, on the CPU.
+        """Reads one entry, on the CPU.
 
         Raises:
-            ValueError: not there, or damaged.
+            ValueError: if it does not exist, or its shard is damaged.
         """
         if key not in self._shards:
             raise ValueError(
@@ -162,7 +162,7 @@ class LatentCache:
             raise damaged(shard, error) from error
 
     def write(self, entries: Mapping[str, Tensor]) -> None:
-        """Adds entries as one shard, whole or not at all."""
+        """Adds entries as one shard, atomically."""
         if not entries:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ class LatentCache:
         batch_size: int,
         shard_entries: int = SHARD_ENTRIES,
     ) -> int:
-        """Computes what is missing, in batches, and writes it shard by shard; returns how many entries are new."""
+        """Computes missing entries in batches and writes them shard by shard; returns the number of new entries."""
         self._remove_abandoned()
         waiting: dict[tuple[int, int], dict[str, WorldRequest]] = {}
         made: dict[str, Tensor] = {}
@@ -222,7 +222,7 @@ class LatentCache:
         return self._open[shard]
 
     def _remove_abandoned(self) -> None:
-        """Half-written shards of runs that were killed; what a living run writes is younger."""
+        """Removes unfinished shards of runs that were killed; those of running ones are younger."""
         for file in self.folder.glob(f".*{UNFINISHED}"):
             if time.time() - file.stat().st_mtime > ABANDONED:
                 file.unlink(missing_ok=True)
@@ -233,13 +233,13 @@ def damaged(shard: Path, error: Exception) -> ValueError:
 
 
 def world_identity(config: TheWorldConfig, dtype: torch.dtype, inside: str | None = None) -> tuple[str, dict[str, Any]]:
-    """Names the world model of a config, without loading it: its weights, how it samples, and the type it runs in.
+    """Identifies the world model of a config, without loading it: its weights, how it samples, and its dtype.
 
     Args:
         inside: folder that base names starting with `./` are relative to.
 
     Returns:
-        The name, and what it stands for.
+        The identity, and what it is made of.
     """
     place = Path(resolve(config.world_name_or_path, inside))
     weights = digest_of(place) if place.is_dir() else f"{config.world_name_or_path}@{config.world_revision}"
@@ -254,10 +254,10 @@ def world_identity(config: TheWorldConfig, dtype: torch.dtype, inside: str | Non
 
 
 def digest_of(folder: Path) -> str:
-    """A digest of a folder's weights: the size of each file and blocks of it, spread evenly.
+    """A digest of a folder's weights: the size of each file, and blocks of it, spread evenly.
 
-    Tuning moves every weight a little, so a few megabytes of a file tell it from any other; reading all of a large one
-    would take as long as loading it.
+    Fine-tuning changes nearly every weight, so a few megabytes of a file distinguish it from any other. Reading all
+    of a large file would take as long as loading it.
     """
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.rglob("*.safetensors")):
@@ -271,7 +271,7 @@ def digest_of(folder: Path) -> str:
 
 
 def compute_with(world: WorldModel, config: CosmosPredict2Config) -> Compute:
-    """What makes latents: a world model, on the device it is on, sampling as `config` says."""
+    """A `Compute` that uses `world` on its device and samples as `config` specifies."""
     sampling: dict[str, Any] = {
         "num_inference_steps": config.num_inference_steps,
         "guidance_scale": config.guidance_scale,

@@ -1,4 +1,4 @@
-"""Cosmos-Predict2's three components out of a config, and the files that hold them."""
+"""Cosmos-Predict2's three components, built from a config, and their files."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ MODEL_INDEX = {
     "transformer": ["diffusers", "CosmosTransformer3DModel"],
     "vae": ["diffusers", "AutoencoderKLWan"],
 }
-ROLLOUT_CONFIG = "rollout_config.json"  # ours: what a config holds beside the three components'
+ROLLOUT_CONFIG = "rollout_config.json"  # our own file: fields of a config besides the three components'
 ROLLOUT_FIELDS = ("text_tokens", "num_inference_steps", "guidance_scale", "sigma_conditioning", "fps", "weights_from")
 
 
 def read_config(folder: Path) -> CosmosPredict2Config:
-    """The config of a local world folder; what its `rollout_config.json` leaves out has the default."""
+    """Reads the config of a local world folder; fields missing in `rollout_config.json` have their defaults."""
     rollout = read_json(folder / ROLLOUT_CONFIG) if (folder / ROLLOUT_CONFIG).is_file() else {}
     unknown = sorted(rollout.keys() - set(ROLLOUT_FIELDS))
     if unknown:
         raise ValueError(f"{folder / ROLLOUT_CONFIG} has an unknown key {unknown[0]!r}; known: {ROLLOUT_FIELDS}.")
-    # weights that do not say whose they are count as NVIDIA's: the published folders say nothing
+    # weights of unknown origin count as NVIDIA's, because the published folders do not name it
     rollout.setdefault("weights_from", "nvidia")
     return CosmosPredict2Config(
         vae=read_component_config(folder / "vae"),
@@ -41,7 +41,7 @@ def read_config(folder: Path) -> CosmosPredict2Config:
 
 
 def file_patterns(parts: Sequence[str]) -> list[str]:
-    """The files of a repository that these parts need."""
+    """Patterns of the files of a repository that these parts need."""
     configs = ["vae/config.json", "transformer/config.json", "scheduler/scheduler_config.json"]
     patterns = ["model_index.json", ROLLOUT_CONFIG, *configs]
     if "encoder" in parts or "decoder" in parts:
@@ -56,8 +56,8 @@ def _check_keys(name: str, cls: type, config: Mapping[str, Any], extra: Sequence
     unknown = sorted(config.keys() - known)
     if unknown:
         raise ValueError(
-            f"The world model's {name} config has a key {unknown[0]!r} that {cls.__name__} does not know; correct it, "
-            "or use the diffusers that wrote it."
+            f"The world model's {name} config has a key {unknown[0]!r} that {cls.__name__} does not have; correct it, "
+            "or use the version of diffusers that wrote it."
         )
 
 
@@ -84,15 +84,15 @@ def new_transformer(config: CosmosPredict2Config) -> CosmosTransformer3DModel:
     channels = (transformer.config.in_channels, transformer.config.out_channels)
     if channels != (config.latent_channels + 1, config.latent_channels):
         raise ValueError(
-            f"The transformer takes {channels[0]} channels and gives {channels[1]}; beside a VAE of "
-            f"{config.latent_channels} it must take {config.latent_channels + 1} (one is the mask) and give "
+            f"The transformer has {channels[0]} input and {channels[1]} output channels; with a VAE of "
+            f"{config.latent_channels} channels it must have {config.latent_channels + 1} (one is the mask) and "
             f"{config.latent_channels}."
         )
     return transformer
 
 
 def new_scheduler(config: CosmosPredict2Config) -> FlowMatchEulerDiscreteScheduler:
-    """A scheduler with what Cosmos adds to its config; a new one each time, since a scheduler keeps state."""
+    """A scheduler with the values that Cosmos adds to its config; a new one each time, because it has state."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     cosmos = {key: value for key, value in COSMOS_SCHEDULER.items() if key != "use_karras_sigmas"}
@@ -100,7 +100,7 @@ def new_scheduler(config: CosmosPredict2Config) -> FlowMatchEulerDiscreteSchedul
     scheduler = FlowMatchEulerDiscreteScheduler(**{k: v for k, v in config.scheduler.items() if k not in cosmos})
     scheduler.register_to_config(**{key: config.scheduler.get(key, value) for key, value in cosmos.items()})
     if scheduler.config.sigma_data != 1.0:
-        raise ValueError(f"sigma_data is {scheduler.config.sigma_data}; only 1.0 keeps one normalised latent space.")
+        raise ValueError(f"sigma_data is {scheduler.config.sigma_data}; it must be 1.0, as for normalised latents.")
     if scheduler.config.stochastic_sampling:
-        raise ValueError("stochastic_sampling is on; a rollout is deterministic in its seeds, so it must be off.")
+        raise ValueError("stochastic_sampling must be off, because a rollout is determined by its seeds.")
     return scheduler

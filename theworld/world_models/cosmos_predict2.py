@@ -1,11 +1,11 @@
-"""Cosmos-Predict2 on diffusers' own classes: a Wan VAE, a Cosmos video transformer and a flow-matching scheduler.
+"""Cosmos-Predict2 with diffusers' classes: a Wan VAE, a Cosmos video transformer and a flow-matching scheduler.
 
-The sampler is `Cosmos2VideoToWorldPipeline`'s, step for step (https://huggingface.co/papers/2501.03575 and diffusers'
-`pipeline_cosmos2_video2world.py`), less its wasted work: only the given frames are encoded, the latent is the mean and
-not a sample, guidance is one batch of two, and a last step of length zero is not computed.
+The sampler follows `Cosmos2VideoToWorldPipeline` step by step (https://huggingface.co/papers/2501.03575 and diffusers'
+`pipeline_cosmos2_video2world.py`) without its unnecessary work: only the given frames are encoded, the latent is the
+mean and not a sample, guidance is one batch of two, and a last step of length zero is not computed.
 
-Shape legend: n pictures, F pixel frames, C latent channels, P + 1 given latent frames (P before now) and N imagined,
-T = P + 1 + N, h×w cells, L prompt tokens of width D.
+Shapes: n images or videos, F pixel frames, C latent channels, P + 1 given latent frames (P before now) and N imagined
+ones, T = P + 1 + N, h×w cells, L prompt tokens of width D.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ class CosmosPredict2(WorldModel):
     """A Cosmos-Predict2 world model with random weights; `from_pretrained` reads real ones.
 
     Args:
-        config: the three components' diffusers configs, and how a rollout is sampled.
+        config: the diffusers configs of the three components, and how a rollout is sampled.
         parts: which of `encoder`, `decoder` and `transformer` exist in memory.
 
     Attributes:
-        vae: `AutoencoderKLWan`, its absent half None; None when neither half was asked for.
+        vae: `AutoencoderKLWan`, with None for a half that is not loaded; None if neither half is.
         transformer: `CosmosTransformer3DModel`, or None.
-        prompt_embeds, negative_prompt_embeds: (L, D) default prompts of a rollout, buffers that come with the
-            transformer; None when the folder has no `prompt_embeds.safetensors`, until `load_default_prompts`.
+        prompt_embeds, negative_prompt_embeds: (L, D) default prompts of a rollout, buffers that are loaded with the
+            transformer; None if the folder has no `prompt_embeds.safetensors`, until `load_default_prompts`.
 
     Raises:
-        ValueError: an unknown part, an unknown key of a diffusers config, or components that do not fit together.
+        ValueError: if a part or a key of a diffusers config is unknown, or the components do not match.
     """
 
     vae: AutoencoderKLWan | None
@@ -85,9 +85,9 @@ class CosmosPredict2(WorldModel):
         self.register_buffer("negative_prompt_embeds", None)
         self._source: tuple[str, str | None, torch.dtype | None] | None = None  # what load_parts reads from
         self._embedded: dict[str, Tensor] = {}  # default prompts that the source does not have
-        self._text_encoder_is_there: bool | None = None  # not known before somebody asks: a repository is asked once
-        self._recent: dict[str, Tensor] = {}  # prompts that people wrote, for a loop over pictures
-        new_scheduler(config)  # says now, not at the first rollout, that the config is wrong
+        self._text_encoder_is_there: bool | None = None  # None until it is needed; a repository is queried once
+        self._recent: dict[str, Tensor] = {}  # embeddings of users' prompts, for a loop over images
+        new_scheduler(config)  # a wrong config fails here, not at the first rollout
         if "encoder" in parts or "decoder" in parts:
             self._take_vae(new_vae(config), parts)
         if "transformer" in parts:
@@ -138,10 +138,11 @@ class CosmosPredict2(WorldModel):
             frames: (n, 3, F, H, W), float in [-1, 1]; F = 1 + temporal_factor·k; H and W multiples of spatial_factor.
 
         Returns:
-            (n, C, 1 + (F-1)//temporal_factor, h, w), float32. The mean and not a sample: same picture, same latents.
+            (n, C, 1 + (F-1)//temporal_factor, h, w), float32; the mean and not a sample, so that they
+                depend on the image alone.
 
         Raises:
-            ValueError: no encoder in memory, or frames of another type, range or shape.
+            ValueError: if there is no encoder in memory, or frames have another dtype, range or shape.
         """
         vae = self._require_vae("encoder")
         check_frames(frames, self.temporal_factor, self.spatial_factor)
@@ -153,7 +154,7 @@ class CosmosPredict2(WorldModel):
         """Normalised latents (n, C, T, h, w) to frames (n, 3, 1 + temporal_factor·(T-1), H, W), float32 in [-1, 1].
 
         Raises:
-            ValueError: no decoder in memory, or latents of another shape.
+            ValueError: if there is no decoder in memory, or latents have another shape.
         """
         vae = self._require_vae("decoder")
         check_latents(latents, self.latent_channels)
@@ -182,32 +183,32 @@ class CosmosPredict2(WorldModel):
         guidance_scale: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Imagines `num_world_steps` latent frames after the given ones, all in one joint denoise.
+        """Imagines `num_world_steps` latent frames after the given ones, denoised jointly.
 
-        The denoise itself keeps no gradients; the given frames in the result do.
+        The imagined frames carry no gradients; the given frames in the result do.
 
         Args:
-            latents: (n, C, P + 1, h, w), normalised, the last one now; kept exactly in the result.
-            num_world_steps: N, latent frames to imagine; 0 returns `latents` and needs no transformer.
-            seeds: one whole number a sample. The noise is drawn from them on the CPU, a sample at a time, so that a
-                result depends neither on the batch nor on the device.
+            latents: (n, C, P + 1, h, w), normalised; the last one is now. The result contains them unchanged.
+            num_world_steps: N, latent frames to imagine; 0 returns `latents` without a transformer.
+            seeds: one integer per sample. The noise is drawn on the CPU for each sample, so that a result depends
+                neither on the batch nor on the device.
             prompt_embeds, negative_prompt_embeds: (L, D) for all samples or (n, L, D); default the model's own.
-            num_inference_steps: points of the noise schedule, at least 2; default the config's. The last one's Euler
-                step has length zero, so the transformer runs one time fewer.
-            guidance_scale: w of x + w·(x - x_negative), diffusers' form for Cosmos; 1 or less is a single pass.
+            num_inference_steps: points of the noise schedule, at least 2; default the config's. The last Euler step has
+                length zero, so the transformer runs once less.
+            guidance_scale: w of x + w·(x - x_negative), as in diffusers' Cosmos pipeline; 1 or less disables it.
             progress: called with (transformer passes done, passes in all).
 
         Returns:
             (n, C, P + 1 + N, h, w), float32.
 
         Raises:
-            ValueError: no transformer in memory, no prompt, too few steps, or anything of a shape that does not fit.
+            ValueError: if there is no transformer or prompt, there are too few steps, or a shape is wrong.
         """
         check_latents(latents, self.latent_channels)
         if isinstance(num_world_steps, bool) or not isinstance(num_world_steps, int) or num_world_steps < 0:
-            raise ValueError(f"num_world_steps is {num_world_steps!r}; give a whole number, 0 or more.")
+            raise ValueError(f"num_world_steps is {num_world_steps!r}; it must be an integer, 0 or more.")
         if len(seeds) != latents.shape[0]:
-            raise ValueError(f"rollout got {len(seeds)} seeds for {latents.shape[0]} samples; give one a sample.")
+            raise ValueError(f"Got {len(seeds)} seeds for {latents.shape[0]} samples; pass one seed per sample.")
         if num_world_steps == 0:
             return latents
         if self.transformer is None:
@@ -243,11 +244,11 @@ class CosmosPredict2(WorldModel):
 
     @property
     def needs_guardrail(self) -> bool:
-        """Whether NVIDIA's guardrail must see people's prompts and the frames that people see.
+        """Whether NVIDIA's guardrail must check users' prompts and the frames that people see.
 
-        It must for weights out of a repository of NVIDIA's, whatever is written there, and for any folder but one whose
-        `rollout_config.json` says `"weights_from": "own"`, as nano's does. Saving passes that entry on, so weights that
-        were tuned from NVIDIA's stay NVIDIA's.
+        This holds for weights from a repository of NVIDIA's, whatever its files contain, and for any folder unless its
+        `rollout_config.json` has `"weights_from": "own"`, as nano's has. Saving keeps that entry, so weights that were
+        fine-tuned from NVIDIA's stay NVIDIA's.
         """
         source = "" if self._source is None else self._source[0]
         return source.lower().startswith("nvidia/") or self.config.weights_from != "own"
@@ -259,12 +260,13 @@ class CosmosPredict2(WorldModel):
         return self.config.text_tokens, int(width)
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts to embeddings (n, L, D), by the text encoder that the model came with or the cache of its results.
+        """Embeds prompts as (n, L, D) with the model's text encoder, or from the cache of its results.
 
-        An empty prompt is the model's own default. Every other one passes the guardrail first where there is need.
+        An empty prompt is the model's default. All others are checked by the guardrail first if the weights need it.
 
         Raises:
-            ValueError: no text encoder, no guardrail where one is needed, or a prompt that it refuses or is too long.
+            ValueError: if there is no text encoder, the guardrail is needed and not installed, or a prompt is refused
+                or too long.
         """
         written = list(dict.fromkeys(prompt for prompt in prompts if prompt))
         if written:
@@ -282,13 +284,13 @@ class CosmosPredict2(WorldModel):
     def check_takes_prompts(self) -> None:
         if not self._has_text_encoder():
             raise ValueError(
-                "This world model has no text encoder, so it cannot take a world prompt; leave the prompt out, or use "
-                "a Cosmos-Predict2 repository, which has one."
+                "This world model has no text encoder, so it cannot take a world prompt; omit the prompt, or use a "
+                "Cosmos-Predict2 repository, which has one."
             )
         self.require_guardrail()
 
     def _embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Embeddings of `prompts`, and the default ones where they are missing: the text encoder is read once."""
+        """Embeds `prompts` and, if they are missing, the default ones, so that the text encoder is loaded once."""
         if self.transformer is None:
             raise ValueError(self._missing("transformer"))
         complete = self.prompt_embeds is not None and self.negative_prompt_embeds is not None
@@ -314,13 +316,13 @@ class CosmosPredict2(WorldModel):
         return next(self.parameters()).device if self.parts else torch.device("cpu")
 
     def load_default_prompts(self) -> None:
-        """Embeds the default and the negative prompt, once, where the model came without their embeddings.
+        """Embeds the default and the negative prompt, once, if the model was loaded without their embeddings.
 
-        The default prompt is empty: an unprompted future is the picture's own. The negative one is what Cosmos-Predict2
-        is published with. See `theworld.world_models.prompts`.
+        The default prompt is empty, so that the image alone determines the future. The negative one is that of the
+        published Cosmos-Predict2. See `theworld.world_models.prompts`.
 
         Raises:
-            ValueError: no transformer in memory, or no text encoder to embed them with.
+            ValueError: if there is no transformer in memory, or no text encoder.
         """
         self._embed(())
 
@@ -357,9 +359,9 @@ class CosmosPredict2(WorldModel):
 
     def _no_prompt(self, name: str) -> str:
         return (
-            f"This world model came without {PROMPT_EMBEDS}, as published Cosmos-Predict2 repositories do: pass {name} "
-            "to rollout, call load_default_prompts() where there is a text encoder, or put that file into its folder "
-            f"(keys 'default' and 'negative', each a T5 embedding of a prompt, {self.prompt_shape})."
+            f"This world model has no {PROMPT_EMBEDS}, like the published Cosmos-Predict2 repositories: pass {name} to "
+            "rollout, call load_default_prompts() if there is a text encoder, or add that file to its folder (keys "
+            f"'default' and 'negative', each a T5 embedding of a prompt, {self.prompt_shape})."
         )
 
     # -- folders ------------------------------------------------------------------------------------------------------
@@ -378,15 +380,15 @@ class CosmosPredict2(WorldModel):
         Args:
             repo_or_folder: `vae/`, `transformer/`, `scheduler/`, and of our own `prompt_embeds.safetensors` and
                 `rollout_config.json` where there are any.
-            dtype: what the weights are cast to; None keeps the stored type.
+            dtype: dtype to cast the weights to; None keeps the stored one.
             config: its configuration, if `read_config` has read it already.
 
         Returns:
             The model in eval mode, on the CPU.
 
         Raises:
-            ValueError: a folder, repository or file that is missing, gated or damaged, or a tensor too many, too few
-                or of another shape; the message says which and what to do.
+            ValueError: if a folder, repository or file is missing, gated or damaged, or a tensor is missing,
+                unexpected or of another shape.
         """
         parts = check_parts(parts)
         folder = find_folder(repo_or_folder, revision, file_patterns(parts))
@@ -402,7 +404,7 @@ class CosmosPredict2(WorldModel):
         """The config of a world folder or repository, without its weights.
 
         Raises:
-            ValueError: as `from_pretrained`.
+            ValueError: see `from_pretrained`.
         """
         return read_config(find_folder(repo_or_folder, revision, file_patterns(()), local_files_only))
 
@@ -410,15 +412,15 @@ class CosmosPredict2(WorldModel):
         """Loads the named parts that are not in memory yet, frozen, on this model's device.
 
         Raises:
-            ValueError: an unknown part, or a model that did not come from `from_pretrained`.
+            ValueError: if a part is unknown, or the model was not loaded by `from_pretrained`.
         """
         wanted = tuple(part for part in check_parts(parts) if part not in self.parts)
         if not wanted:
             return
         if self._source is None:
             raise ValueError(
-                f"This world model was built from a config and has nowhere to load {wanted[0]} from; build it with "
-                f"CosmosPredict2(config, parts=...), or use from_pretrained."
+                f"This world model was built from a config, so there is no folder to load {wanted[0]} from; build it "
+                f"with CosmosPredict2(config, parts=...), or use from_pretrained."
             )
         name, revision, dtype = self._source
         device = self._device()
@@ -430,7 +432,7 @@ class CosmosPredict2(WorldModel):
         self.to(device)
 
     def _load(self, folder: Path, parts: tuple[str, ...], dtype: torch.dtype | None) -> None:
-        """Reads `parts` out of `folder`; nothing in the model changes unless all of them could be read."""
+        """Loads `parts` from `folder`; the model does not change unless all of them could be read."""
         vae = transformer = None
         prompts: dict[str, Tensor] = {}
         if "encoder" in parts or "decoder" in parts:
@@ -454,27 +456,27 @@ class CosmosPredict2(WorldModel):
             self._set_prompts(prompts or self._embedded)
         assert not any(tensor.is_meta for tensor in self.state_dict().values())
 
-    def _take_vae(self, fresh: AutoencoderKLWan, parts: tuple[str, ...]) -> None:
-        """Keeps of `fresh` the halves named in `parts`, beside the half that is here already."""
+    def _take_vae(self, loaded: AutoencoderKLWan, parts: tuple[str, ...]) -> None:
+        """Takes over the halves of `loaded` named in `parts`, and keeps a half that is in memory already."""
         halves = {"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")}
         for part, names in halves.items():
             if part not in parts:
                 for name in names:
-                    setattr(fresh, name, getattr(self.vae, name) if self.vae is not None else None)
-        self.vae = fresh
+                    setattr(loaded, name, getattr(self.vae, name) if self.vae is not None else None)
+        self.vae = loaded
 
     def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
-        """Writes the folder that `from_pretrained` and diffusers' own component loaders read.
+        """Writes a folder that `from_pretrained` and diffusers' own component loaders read.
 
         Args:
-            max_shard_size: largest weights file, in bytes or as "16MB" (10^6 bytes each).
+            max_shard_size: maximum size of a weights file, in bytes or as "16MB" (16·10^6 bytes).
 
         Raises:
-            ValueError: a part is not in memory.
+            ValueError: if a part is not in memory.
         """
         for part in PARTS:
             if part not in self.parts:
-                raise ValueError(f"A world folder holds every part. {self._missing(part)}")
+                raise ValueError(f"A world folder contains every part. {self._missing(part)}")
         assert self.vae is not None
         assert self.transformer is not None
         with atomic_folder(folder, stale=(PROMPT_EMBEDS,)) as staged:

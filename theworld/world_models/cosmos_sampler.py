@@ -1,4 +1,4 @@
-"""The rollout's maths: noise from seeds, a Karras schedule, and Euler steps over all future frames at once.
+"""The sampler of a rollout: noise from seeds, a Karras schedule, and Euler steps over all future frames at once.
 
 Arithmetic and order of operations are `Cosmos2VideoToWorldPipeline`'s; docs/autoregressive_world_rollout.md derives it.
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def rollout_noise(seeds: Sequence[int], num_world_steps: int, shape: tuple[int, int, int]) -> Tensor:
     """Unit Gaussian noise (n, C, N, h, w), float32, on the CPU, for latent frames of `shape` (C, h, w).
 
-    One generator a sample and one draw a frame: a sample's noise depends neither on its batch nor on the device, and
-    its first frames stay the same when more are imagined.
+    There is one generator per sample and one call per frame, so that a sample's noise depends neither on the batch nor
+    on the device, and its first frames stay the same if more are imagined.
     """
     samples = []
     for seed in seeds:
@@ -37,7 +37,7 @@ def rollout_noise(seeds: Sequence[int], num_world_steps: int, shape: tuple[int, 
 
 
 def noise_schedule(config: CosmosPredict2Config, num_inference_steps: int) -> Tensor:
-    """Noise levels σ (num_inference_steps + 1,), falling, float32, on the CPU."""
+    """Noise levels σ (num_inference_steps + 1,), decreasing, float32, on the CPU."""
     scheduler = new_scheduler(config)
     scheduler.set_timesteps(sigmas=torch.linspace(0, 1, num_inference_steps, dtype=torch.float64).tolist())
     sigmas: Tensor = scheduler.sigmas
@@ -59,12 +59,12 @@ def denoise(
     fps: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Turns noise into the frames that follow the given ones.
+    """Denoises the frames that follow the given ones.
 
     Args:
         given: (n, C, P + 1, h, w), float32, normalised.
         noise: (n, C, N, h, w), float32, at the level sigmas[0].
-        text: (n, L, D), or (2n, L, D) with the negative prompts behind, which switches guidance on.
+        text: (n, L, D), or (2n, L, D) with the negative prompts last, which enables guidance.
 
     Returns:
         (n, C, N, h, w), float32, at the level sigmas[-1].
@@ -81,9 +81,9 @@ def denoise(
     t_given = torch.tensor(sigma_conditioning) / (torch.tensor(sigma_conditioning) + 1)
 
     future = noise
-    # on the device, as the pipeline has them: CUDA divides by a number on the CPU through its reciprocal, a bit off
+    # on the device, as in the pipeline: CUDA divides by a CPU scalar through its reciprocal, which rounds differently
     levels = sigmas.to(given.device)
-    # a step of length zero changes nothing: it is left out, and the transformer is spared one run
+    # a step of length zero changes nothing, so it is skipped
     moves = [step for step, (s, s_next) in enumerate(pairwise(sigmas.tolist())) if s != s_next]
     for done, step in enumerate(moves, start=1):
         sigma, next_sigma = levels[step], levels[step + 1]

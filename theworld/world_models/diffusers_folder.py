@@ -1,7 +1,7 @@
-"""Strict reading and safe writing of a folder in diffusers' layout: a sub-folder of config and weights per component.
+"""Strict reading of a folder in diffusers' layout: one subfolder with config and weights per component.
 
-diffusers' own loaders log missing and unexpected tensors and go on; here either is an error, and only the tensors that
-are asked for are read.
+diffusers' own loaders log missing and unexpected tensors and continue; here they are errors, and only the requested
+tensors are read.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ WEIGHTS_INDEX = "diffusion_pytorch_model.safetensors.index.json"
 def find_folder(
     repo_or_folder: str | Path, revision: str | None, patterns: Sequence[str], local_files_only: bool = False
 ) -> Path:
-    """The local folder, downloading what matches `patterns` when `repo_or_folder` names a Hugging Face repository.
+    """The local folder; for a Hugging Face repository, files that match `patterns` are downloaded.
 
     Raises:
-        ValueError: neither a folder nor a repository that can be reached, with the reason and what to do.
+        ValueError: if it is neither a folder nor a repository that can be reached.
     """
     folder = Path(repo_or_folder).expanduser()
     if folder.is_dir():
@@ -43,20 +43,22 @@ def find_folder(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Reads a JSON object of a world folder.
 
     Raises:
-        ValueError: no such file, or it holds something else, naming the file.
+        ValueError: if the file does not exist, or contains anything else.
     """
     if not path.is_file():
         if any((place / "config.json").is_file() for place in (path.parent, path.parent.parent)):
-            raise ValueError(f"{path} is missing: this is no world model; name a Cosmos-Predict2 folder or Hub id.")
-        raise ValueError(f"{path} is missing; the folder does not hold a complete world model.")
-    return read_json_file(path, "download or write it again")
+            raise ValueError(
+                f"{path} is missing, so this is not a world model; use a Cosmos-Predict2 folder or Hub id."
+            )
+        raise ValueError(f"{path} is missing; the folder is not a complete world model.")
+    return read_json_file(path, "download or save it again")
 
 
 def read_component_config(folder: Path) -> dict[str, Any]:
-    """The constructor's keyword arguments out of a component's config, without diffusers' own `_` entries."""
+    """The constructor's keyword arguments from a component's config, without diffusers' own `_` entries."""
     name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
     return {key: value for key, value in read_json(folder / name).items() if not key.startswith("_")}
 
@@ -64,16 +66,16 @@ def read_component_config(folder: Path) -> dict[str, Any]:
 def read_weights(
     folder: Path, expected: Mapping[str, Tensor], prefixes: Sequence[str] = ("",), dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """The tensors whose names start with one of `prefixes`, out of a component's safetensors.
+    """Reads the tensors whose names start with one of `prefixes` from a component's safetensors.
 
     Args:
         folder: the component's folder, with one weights file or an index and its shards.
-        expected: the whole component's state dict (the meta device will do): the stored names must be exactly these,
-            and every stored shape the same, also for tensors that are not read.
-        dtype: what floating tensors are cast to; None keeps the stored type.
+        expected: the complete state dict of the component, for instance on the meta device. Stored names and shapes
+            must be exactly these, including those of tensors that are not read.
+        dtype: dtype to cast floating-point tensors to; None keeps the stored one.
 
     Raises:
-        ValueError: a missing, unexpected or differently shaped tensor; a missing or damaged file.
+        ValueError: if a tensor is missing, unexpected or of another shape, or a file is missing or damaged.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     tensors: dict[str, Tensor] = {}
@@ -85,12 +87,12 @@ def read_weights(
                     if key in expected and key.startswith(tuple(prefixes)):
                         tensors[key] = file.get_tensor(key)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}); download or write it again.") from error
+            raise ValueError(f"{path} is damaged or cut short ({error}); download or save it again.") from error
     check_names(folder, expected, shapes)
     for key, shape in shapes.items():
         if shape != tuple(expected[key].shape):
             raise ValueError(
-                f"{folder}: tensor {key} is {shape}; the config beside it makes {tuple(expected[key].shape)}."
+                f"{folder}: tensor {key} has shape {shape}, but its config requires {tuple(expected[key].shape)}."
             )
     if dtype is not None:
         tensors = {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()}
@@ -98,11 +100,11 @@ def read_weights(
 
 
 def check_names(source: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raises a ValueError unless the two hold the same names."""
+    """Raises a ValueError unless both have the same names."""
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unexpected:
         raise ValueError(
-            f"{source} does not fit: {len(missing)} tensors missing{_first(missing)}, "
+            f"{source} does not match its config: {len(missing)} tensors missing{_first(missing)}, "
             f"{len(unexpected)} unexpected{_first(unexpected)}."
         )
 
@@ -118,27 +120,27 @@ def _weight_files(folder: Path) -> list[Path]:
     else:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{index} has no weight_map; download or write it again.")
+            raise ValueError(f"{index} has no weight_map; download or save it again.")
         names = sorted({str(name) for name in weight_map.values()})
-        # an index comes from outside: it may name files beside it and nothing else
+        # the index is untrusted: it may only name files in its own folder
         outside = [name for name in names if Path(name).name != name]
         if outside:
             raise ValueError(f"{index} names {outside[0]!r}, which is outside its own folder.")
         files = [folder / name for name in names]
     for path in files:
         if not path.is_file():
-            raise ValueError(f"{path} is missing; the folder does not hold a complete world model.")
+            raise ValueError(f"{path} is missing; the folder is not a complete world model.")
     return files
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of one safetensors file.
+    """Reads all tensors of a safetensors file.
 
     Raises:
-        ValueError: a damaged file.
+        ValueError: if the file is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); download or write it again.") from error
+        raise ValueError(f"{path} is damaged or cut short ({error}); download or save it again.") from error

@@ -1,9 +1,9 @@
-"""Words that steer a rollout: the T5 text encoder of a folder in diffusers' layout, and a cache of what it said.
+"""Text conditioning of rollouts: the T5 prompt encoder of a folder in diffusers' layout, with an on-disk cache.
 
-The real encoder is T5-11b's (4.86 billion parameters, 9.7 GB in bfloat16). It is read for a prompt that nobody has
-asked for here before, and freed at once. What it says is kept under the Hugging Face cache home, in `theworld/prompts`.
+The published encoder is T5-11b's (4.86 billion parameters, 9.7 GB in bfloat16). It is loaded for a prompt that is not
+in the cache, and freed at once. Embeddings are stored under the Hugging Face cache home, in `theworld/prompts`.
 
-Shape legend: L positions of a prompt embedding (`text_tokens`), D its width.
+Shapes: L positions of a prompt embedding (`text_tokens`), D its width.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from theworld.world_models.diffusers_folder import find_folder, read_json, read_
 
 logger = logging.getLogger(__name__)
 
-# What an unprompted rollout is told: nothing. The picture alone decides, as it does in training without captions, and a
-# question's own words never leak into the future. (diffusers' pipeline has no default and raises without a prompt.)
+# The prompt of a rollout without one is empty: the image alone determines the future, as in training without captions,
+# and words of the question do not influence it. (diffusers' pipeline has no default and raises without a prompt.)
 DEFAULT_PROMPT = ""
-# What guidance moves away from: the words Cosmos-Predict2 is published with, `DEFAULT_NEGATIVE_PROMPT` of diffusers'
-# `pipeline_cosmos2_video2world.py`. Written out, since importing that module would import the guardrail.
+# The published negative prompt of Cosmos-Predict2, `DEFAULT_NEGATIVE_PROMPT` of diffusers'
+# `pipeline_cosmos2_video2world.py`. It is repeated here, because importing that module would import the guardrail.
 DEFAULT_NEGATIVE_PROMPT = (
     "The video captures a series of frames showing ugly scenes, static with no motion, motion blur, "
     "over-saturation, shaky footage, low resolution, grainy texture, pixelated images, poorly lit areas, "
@@ -39,11 +39,13 @@ DEFAULT_NEGATIVE_PROMPT = (
 
 INDEX_FILES = ("model_index.json",)
 ENCODER_FILES = ("text_encoder/config.json", "text_encoder/model*.safetensors*", "tokenizer/*")
-ENCODER_DTYPE = torch.bfloat16  # NVIDIA's own way to run it; one type everywhere, so that a cached embedding is the one
+ENCODER_DTYPE = (
+    torch.bfloat16
+)  # as NVIDIA runs it; the same on every device, so that cached embeddings are valid on all
 
 
 def has_text_encoder(repo_or_folder: str | Path, revision: str | None = None) -> bool:
-    """Whether a world folder or repository comes with a text encoder, by its `model_index.json`."""
+    """Whether a world folder or repository has a text encoder, according to its `model_index.json`."""
     index = find_folder(repo_or_folder, revision, INDEX_FILES) / "model_index.json"
     entry = read_json(index).get("text_encoder") if index.is_file() else None
     return isinstance(entry, list) and None not in entry
@@ -56,12 +58,12 @@ def embed_prompts(
     shape: tuple[int, int],
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """The embeddings (L, D) = `shape` of prompts, bfloat16, on the CPU; positions after a prompt's last token are zero.
+    """Embeds prompts as (L, D) = `shape`, bfloat16, on the CPU; positions after a prompt's last token are zero.
 
-    The text encoder is read, on `device`, only when one of them is not in the cache.
+    The text encoder is loaded, on `device`, only if one of them is not in the cache.
 
     Raises:
-        ValueError: a text encoder that is missing or damaged or has another width, or a prompt of more than L tokens.
+        ValueError: if the text encoder is missing, damaged or of another width, or a prompt has more than L tokens.
     """
     folder = find_folder(repo_or_folder, revision, INDEX_FILES)
     files = {prompt: cache_file(repo_or_folder, folder, shape, prompt) for prompt in prompts}
@@ -70,10 +72,10 @@ def embed_prompts(
     if unknown:
         whole = find_folder(repo_or_folder, revision, (*INDEX_FILES, *ENCODER_FILES))
         for name in ("text_encoder/config.json", "tokenizer/tokenizer_config.json"):
-            if not (whole / name).is_file():  # offline, the Hub's cache hands out what it has
+            if not (whole / name).is_file():  # offline, the Hub's cache may be incomplete
                 raise ValueError(
-                    f"{repo_or_folder} has its {name} not here, and a prompt that is not cached needs it; go online "
-                    "once (HF_HUB_OFFLINE unset), or copy text_encoder/ and tokenizer/ into the folder."
+                    f"{repo_or_folder} has no local {name}, which a prompt that is not cached needs; go online once "
+                    "(HF_HUB_OFFLINE unset), or copy text_encoder/ and tokenizer/ into the folder."
                 )
         for prompt, embeds in zip(unknown, encode_texts(whole, unknown, shape, device), strict=True):
             known[prompt] = embeds
@@ -89,13 +91,13 @@ def encode_texts(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = ENCODER_DTYPE,
 ) -> list[Tensor]:
-    """T5 embeddings (L, D) of texts, as `Cosmos2VideoToWorldPipeline` makes them, on the CPU.
+    """T5 embeddings (L, D) of texts as in `Cosmos2VideoToWorldPipeline`, on the CPU.
 
-    The pipeline pads to L tokens, masks the padding and sets its embeddings to zero; here nothing is padded before the
-    zeros, which gives the same to rounding and costs a fraction. A text that is too long is refused, not cut.
+    The pipeline pads to L tokens, masks the padding and sets its embeddings to zero. Here only the result is padded
+    with zeros, which is equal up to rounding and much cheaper. A text that is too long is an error, not truncated.
 
     Args:
-        folder: local, with `text_encoder/` and `tokenizer/`.
+        folder: local folder with `text_encoder/` and `tokenizer/`.
     """
     from transformers import AutoTokenizer, T5EncoderModel
 
@@ -106,10 +108,10 @@ def encode_texts(
         for text, row in zip(texts, ids, strict=True):
             if row.shape[1] > length:
                 raise ValueError(
-                    f"The world prompt {text[:40]!r}… has {row.shape[1]} tokens, and this world model reads at most "
+                    f"The world prompt {text[:40]!r}… has {row.shape[1]} tokens, and this world model takes at most "
                     f"{length}; shorten it."
                 )
-        logger.info("reading the text encoder of %s", folder)
+        logger.info("loading the text encoder of %s", folder)
         encoder, loading = T5EncoderModel.from_pretrained(
             folder / "text_encoder", dtype=dtype, output_loading_info=True
         )
@@ -117,12 +119,14 @@ def encode_texts(
         raise ValueError(f"The text encoder of {folder} cannot be read ({error}); download it again.") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loading[kind]:
-            raise ValueError(f"{folder / 'text_encoder'} does not fit: {kind.replace('_', ' ')}, {loading[kind]}.")
+            raise ValueError(
+                f"{folder / 'text_encoder'} does not match its config: {kind.replace('_', ' ')} {loading[kind]}."
+            )
     if encoder.config.d_model != width:
         raise ValueError(
-            f"The text encoder of {folder} is {encoder.config.d_model} wide; its transformer reads {width}."
+            f"The text encoder of {folder} has width {encoder.config.d_model}; its transformer needs {width}."
         )
-    device = _roomy(torch.device(device), encoder)
+    device = _device_with_memory(torch.device(device), encoder)
     encoder = encoder.to(device).eval()
     embeds = []
     for row in ids:
@@ -130,12 +134,12 @@ def encode_texts(
         embeds.append(torch.nn.functional.pad(hidden.to("cpu", dtype), (0, 0, 0, length - hidden.shape[0])))
     del encoder
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # 9.7 GB that the rollout, or another program, may want
+        torch.cuda.empty_cache()  # 9.7 GB that the rollout or another program may need
     return embeds
 
 
-def _roomy(device: torch.device, encoder: torch.nn.Module) -> torch.device:
-    """`device`, or the CPU where a GPU has no room for the encoder beside what lies there: slower, and it works."""
+def _device_with_memory(device: torch.device, encoder: torch.nn.Module) -> torch.device:
+    """`device`, or the CPU if a GPU does not have enough free memory for the encoder."""
     if device.type != "cuda":
         return device
     needed = sum(parameter.nbytes for parameter in encoder.parameters())
@@ -147,9 +151,9 @@ def _roomy(device: torch.device, encoder: torch.nn.Module) -> torch.device:
 
 
 def cache_file(repo_or_folder: str | Path, folder: Path, shape: tuple[int, int], prompt: str) -> Path:
-    """Where the embedding of a prompt is kept: a name made of all that it depends on.
+    """The cache file of a prompt's embedding, whose name depends on everything that the embedding depends on.
 
-    A repository is known by its id and commit, a local folder by its path and its text encoder's files.
+    A repository is identified by its id and commit, a local folder by its path and its text encoder's files.
     """
     if Path(repo_or_folder).expanduser().is_dir():
         stats = [(p, p.stat()) for name in ("text_encoder", "tokenizer") for p in sorted((folder / name).glob("*"))]
@@ -167,15 +171,15 @@ def _read_cached(file: Path, shape: tuple[int, int]) -> Tensor | None:
     try:
         embeds = read_tensors(file).get("prompt")
     except ValueError as error:
-        logger.warning("%s It is made anew.", error)
+        logger.warning("%s The prompt is embedded again.", error)
         return None
     return embeds if embeds is not None and tuple(embeds.shape) == shape else None
 
 
 def _write_cached(file: Path, embeds: Tensor) -> None:
-    """Written beside its place and renamed; a cache that cannot be written costs time, not the answer."""
+    """Writes a cache file; if that fails, the only cost is time."""
     try:
         with atomic_file(file) as unfinished:
             write_tensors(unfinished, {"prompt": embeds})
     except (OSError, SafetensorError) as error:
-        logger.warning("the embedding of a world prompt could not be kept in %s (%s)", file.parent, error)
+        logger.warning("The embedding of a world prompt could not be cached in %s (%s).", file.parent, error)
