@@ -1,6 +1,6 @@
 """Base models of a few thousand parameters in exactly the published repositories' layout, and a Hub's cache of them.
 
-What the layout is stands in `benchmarks/random_weights.py`, which makes the same at full size.
+The layout is described in `benchmarks/random_weights.py`, which creates the same at full size.
 """
 
 from __future__ import annotations

@@ -79,13 +79,13 @@ def build(config: TheWorldConfig, parts: tuple[str, ...]) -> TheWorldForConditio
         torch.set_default_dtype(before)
 
 
-def inputs(config: TheWorldConfig, length: int, batch: int = 1, pictures: int = 1) -> dict[str, Tensor]:
-    """What Gemma's processor makes of prompts of this length with so many pictures each."""
+def inputs(config: TheWorldConfig, length: int, batch: int = 1, images: int = 1) -> dict[str, Tensor]:
+    """What Gemma's processor makes of prompts of this length with this number of images each."""
     side = config.vlm_config.vision_config.image_size
     ids = torch.zeros(batch, length, dtype=torch.long)
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "token_type_ids": torch.zeros_like(ids),
-        "pixel_values": torch.empty(batch * pictures, 3, side, side),
+        "pixel_values": torch.empty(batch * images, 3, side, side),
     }

@@ -24,7 +24,7 @@ CORPUS = (
 
 
 def tiny_gemma_folder(folder: Path, seed: int = 0, hidden_size: int = 32) -> Path:
-    """Gemma 3 with two sliding layers and a full one, 16 tokens a picture; weights, tokenizer and image processor."""
+    """Gemma 3 with two sliding layers and a full one, 16 tokens per image; weights, tokenizer and image processor."""
     tokenizer = build_tokenizer(CORPUS * 20, vocab_size=320)
     config = build_config(
         tokenizer,
@@ -53,14 +53,16 @@ def tiny_gemma_folder(folder: Path, seed: int = 0, hidden_size: int = 32) -> Pat
     model = build_model(config, tokenizer, seed)
     for name, parameter in model.named_parameters():
         if name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
-            torch.nn.init.zeros_(parameter)  # layers at full strength: an untrained model would repeat its last token
+            torch.nn.init.zeros_(
+                parameter
+            )  # layers at full strength, or an untrained model would repeat its last token
     model.save_pretrained(folder)
     build_processor(tokenizer, TINY_SIZE, 16).save_pretrained(folder)
     return folder
 
 
 def tiny_bases(folder: Path) -> dict[str, str]:
-    """Both base folders, as `from_base_models` takes them."""
+    """Both base folders, as keyword arguments of `from_base_models`."""
     return {
         "vlm_name_or_path": str(tiny_gemma_folder(folder / "gemma")),
         "world_name_or_path": str(tiny_world_folder(folder / "cosmos")),
@@ -68,7 +70,7 @@ def tiny_bases(folder: Path) -> dict[str, str]:
 
 
 def tiny_model(bases: dict[str, str], **config: Any) -> tuple[TheWorldForConditionalGeneration, TheWorldProcessor]:
-    """A fresh fusion of tiny bases, fp32, every world part loaded, and its processor."""
+    """A new model of tiny bases, float32, with every world part loaded, and its processor."""
     values = {"world_image_size": TINY_SIZE, "num_world_steps": 2, "max_world_steps": 4, **config}
     model = TheWorldForConditionalGeneration.from_base_models(
         **bases, dtype=torch.float32, world_parts=("encoder", "decoder", "transformer"), **values

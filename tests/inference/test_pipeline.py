@@ -1,4 +1,4 @@
-"""Claims about the façade: every call of the source document, on tiny bases in the published layout."""
+"""Claims about the pipeline: every call of the source document, on tiny base models in the published layout."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def pixels(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (TINY_SIZE, TINY_SIZE, 3), dtype=np.uint8)
 
 
-def test_every_form_of_a_picture_gives_one_answer(model: TheWorld, tmp_path: Path) -> None:
+def test_every_form_of_an_image_gives_one_answer(model: TheWorld, tmp_path: Path) -> None:
     array = pixels()
-    picture = Image.fromarray(array)
-    picture.save(tmp_path / "picture.png")
+    image = Image.fromarray(array)
+    image.save(tmp_path / "image.png")
     tensor = torch.from_numpy(array).permute(2, 0, 1)[None]
-    forms = [picture, array, tensor, tensor.float() / 255, tmp_path / "picture.png", str(tmp_path / "picture.png")]
-    forms.append((tmp_path / "picture.png").read_bytes())
+    forms = [image, array, tensor, tensor.float() / 255, tmp_path / "image.png", str(tmp_path / "image.png")]
+    forms.append((tmp_path / "image.png").read_bytes())
     answers = {model.generate(form, QUESTION, max_new_tokens=4) for form in forms}
     assert len(answers) == 1
     assert isinstance(answers.pop(), str)
@@ -57,7 +57,7 @@ def test_steps_at_run_time_override_the_models_own(model: TheWorld) -> None:
         model.generate(pixels(), QUESTION, num_world_steps=5)
 
 
-def test_the_first_forward_that_imagines_loads_what_it_needs(bases: dict[str, str], tmp_path: Path) -> None:
+def test_forward_loads_the_parts_that_it_needs(bases: dict[str, str], tmp_path: Path) -> None:
     """The source document's `model.forward(image, text, num_world_steps=8)` on a model made with 0 steps."""
     fresh = build(bases, num_world_steps=0)
     fresh.save_pretrained(tmp_path)
@@ -68,7 +68,7 @@ def test_the_first_forward_that_imagines_loads_what_it_needs(bases: dict[str, st
         assert model.get_trainable_parameters()[0] == sum(p.numel() for p in model.model.projector.parameters())
 
 
-def test_forward_loads_what_a_longer_look_needs(bases: dict[str, str]) -> None:
+def test_forward_loads_parts_for_more_steps(bases: dict[str, str]) -> None:
     """As in the source document: a model of 0 steps whose call asks for more."""
     model = build(bases, num_world_steps=0)
     assert model.model.world.parts == ("encoder",)
@@ -77,11 +77,11 @@ def test_forward_loads_what_a_longer_look_needs(bases: dict[str, str]) -> None:
 
 
 def test_a_batch_answers_as_single_questions_do(model: TheWorld) -> None:
-    questions, pictures = [QUESTION, "yes"], [pixels(0), pixels(1)]
-    together = model.generate(pictures, questions, max_new_tokens=4)
-    assert together == [model.generate(p, q, max_new_tokens=4) for p, q in zip(pictures, questions, strict=True)]
+    questions, images = [QUESTION, "yes"], [pixels(0), pixels(1)]
+    together = model.generate(images, questions, max_new_tokens=4)
+    assert together == [model.generate(p, q, max_new_tokens=4) for p, q in zip(images, questions, strict=True)]
     with pytest.raises(ValueError, match="Got 1 image entry for 2 questions"):
-        model.generate(pictures[:1], questions)
+        model.generate(images[:1], questions)
 
 
 def test_the_stream_is_the_answer(model: TheWorld) -> None:
@@ -90,7 +90,7 @@ def test_the_stream_is_the_answer(model: TheWorld) -> None:
     )
 
 
-def test_a_failure_while_streaming_reaches_the_reader(model: TheWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_streaming_is_raised_in_the_reader(model: TheWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("out of memory")
 
@@ -99,8 +99,8 @@ def test_a_failure_while_streaming_reaches_the_reader(model: TheWorld, monkeypat
         list(model.stream(pixels(), QUESTION))
 
 
-def test_a_reader_who_leaves_stops_the_writer(model: TheWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else Ctrl-C would wait for the rest of an answer that nobody reads."""
+def test_closing_the_stream_stops_the_generation(model: TheWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise Ctrl-C would wait for the rest of the answer."""
     written = []
     generate = model.model.generate
 
@@ -121,29 +121,29 @@ def test_a_reader_who_leaves_stops_the_writer(model: TheWorld, monkeypatch: pyte
     ["<start_of_image>", "<end_of_image>", "<image_soft_token>", "<world_soft_token>", "<end_of_turn>", "<bos>"],
 )
 def test_a_control_token_in_a_question_is_refused(model: TheWorld, token: str) -> None:
-    for picture in (pixels(), None):
+    for image in (pixels(), None):
         with pytest.raises(ValueError, match=f"contains '{token}', a control token"):
-            model.generate(picture, f"Where is {token} it?", num_world_steps=0)
+            model.generate(image, f"Where is {token} it?", num_world_steps=0)
     with pytest.raises(ValueError, match="control token"):
         model.prepare(pixels(), QUESTION, f"left{token}")
     model.prepare(pixels(), f"Where is {token.upper()} and <b>it</b>, [INST] 3 < 4 > 2?", num_world_steps=0)
 
 
-def test_what_is_no_text_is_refused(model: TheWorld) -> None:
+def test_invalid_text_is_refused(model: TheWorld) -> None:
     with pytest.raises(ValueError, match="is not valid UTF-8 text"):
         model.generate(pixels(), "Where is \udcff it?")
 
 
 @pytest.mark.parametrize("temperature", [float("nan"), float("inf"), -1.0])
-def test_a_temperature_that_is_no_number_is_refused(model: TheWorld, temperature: float) -> None:
+def test_an_invalid_temperature_is_refused(model: TheWorld, temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature is"):
         model.generate(pixels(), QUESTION, temperature=temperature, num_world_steps=0)
 
 
-def test_several_pictures_in_one_question(model: TheWorld) -> None:
+def test_several_images_in_one_question(model: TheWorld) -> None:
     inputs = model.prepare([pixels(0), pixels(1)], QUESTION)
     assert inputs["pixel_values"].shape[0] == 2
-    assert inputs["world_frames"].shape[0] == 1, "world_images='first' imagines the first picture only"
+    assert inputs["world_frames"].shape[0] == 1, "world_images='first' imagines the first image only"
 
 
 def test_imagined_latents_can_be_given_back(model: TheWorld) -> None:
@@ -201,11 +201,11 @@ def test_save_and_load_checkpoint(bases: dict[str, str], tmp_path: Path) -> None
     assert info == {"epoch": 5, "step": None}
     for name, tensor in model.model.adapter_tensors().items():
         assert torch.equal(tensor, saved[name]), name
-    assert [path.name for path in tmp_path.iterdir()] == ["my_checkpoint.pt"], "nothing half-written beside it"
+    assert [path.name for path in tmp_path.iterdir()] == ["my_checkpoint.pt"], "no unfinished file remains"
 
 
 def steps_of(model: TheWorld, optimizer: torch.optim.Optimizer, numbers: range) -> list[float]:
-    """Losses of training steps, each on a picture of its own."""
+    """Losses of training steps, each with another image."""
     losses = []
     for number in numbers:
         loss = model.forward(pixels(number), QUESTION, labels="left", num_world_steps=0).loss
@@ -238,7 +238,7 @@ def test_a_run_resumes_exactly_where_it_was_saved(
     assert steps_of(model, again, range(2, 4)) == expected, "to the last bit"
     assert all(torch.equal(tensor, trained[name]) for name, tensor in model.model.adapter_tensors().items())
 
-    # in a process of its own the weights lie elsewhere in memory, which changes the last bits of a sum
+    # other memory addresses of the weights change the last bits of a sum
     fresh = build(bases, **arguments)
     optimizer = optimizer_of(fresh)
     fresh.load_checkpoint(tmp_path / "run.pt", optimizer)
@@ -274,7 +274,7 @@ def test_a_checkpoint_of_another_base_is_refused(bases: dict[str, str], tmp_path
     half.load_checkpoint(tmp_path / "run.pt")  # the same base in another type is the same base
 
 
-def test_an_optimiser_that_does_not_fit_changes_nothing(bases: dict[str, str], tmp_path: Path) -> None:
+def test_another_optimiser_changes_nothing(bases: dict[str, str], tmp_path: Path) -> None:
     model = build(bases)
     steps_of(model, optimizer := optimizer_of(model), range(1))
     model.save_checkpoint(tmp_path / "run.pt", optimizer)
@@ -317,10 +317,10 @@ def test_from_pretrained_with_a_checkpoint_name(bases: dict[str, str], tmp_path:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_fresh_fusion_that_was_saved_is_still_untrained(
+def test_an_untrained_model_that_was_saved_is_still_untrained(
     bases: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, dtype: torch.dtype
 ) -> None:
-    """Saving is not learning: the loaded model answers in the same way, and says the same."""
+    """The loaded model gives the same answer and the same warning."""
     model = build(bases, dtype=dtype)
     before = model.generate(pixels(), QUESTION, 4)
     model.save_pretrained(tmp_path / "fresh")
@@ -337,14 +337,14 @@ def test_a_fresh_fusion_that_was_saved_is_still_untrained(
     assert TheWorld.from_pretrained(tmp_path / "learned").projector_is_trained
 
 
-def test_lists_of_questions_that_do_not_fit(model: TheWorld) -> None:
+def test_wrong_lists_of_questions(model: TheWorld) -> None:
     with pytest.raises(ValueError, match="The list of questions is empty"):
         model.generate([], [])
     with pytest.raises(ValueError, match="stream answers one question"):
         next(model.stream([pixels(), pixels()], [QUESTION, QUESTION]))  # type: ignore[arg-type]
 
 
-def test_an_untrained_projector_is_told_once(bases: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+def test_an_untrained_projector_is_reported_once(bases: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     model = build(bases)
     for _ in range(2):
         model.generate(pixels(), QUESTION, 2, mode="tokens")
@@ -352,10 +352,8 @@ def test_an_untrained_projector_is_told_once(bases: dict[str, str], caplog: pyte
     model.generate(pixels(), QUESTION, 2, enable_world=False)
 
 
-def test_without_training_the_future_is_shown_as_pictures(
-    bases: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One picture a world step, the last frame of each, behind the picture of now; and the prompt says so."""
+def test_without_training_the_future_is_shown_as_images(bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image per world step, its last frame, after the current image; the prompt introduces them."""
     model = build(bases)
     asked: dict[str, Any] = {}
     process = TheWorldProcessor.__call__
@@ -369,8 +367,8 @@ def test_without_training_the_future_is_shown_as_pictures(
     frames = model.decode(model.imagine(pixels(), 2, seed=3))[0]
     (shown,), (prompt,) = asked["images"], asked["text"]
     assert len(shown) == 3
-    for picture, expected in zip(shown, (pixels(), frames[4], frames[8]), strict=True):
-        assert np.array_equal(np.asarray(picture), expected)
+    for image, expected in zip(shown, (pixels(), frames[4], frames[8]), strict=True):
+        assert np.array_equal(np.asarray(image), expected)
     question = (
         "Picture 1 shows what is there now. Pictures 2 to 3 show what is imagined to happen next, in order of time."
         f"\n\n{QUESTION}"
@@ -379,14 +377,14 @@ def test_without_training_the_future_is_shown_as_pictures(
     assert asked["enable_world"] is False
     assert answer == model.generate(
         [pixels(), frames[4], frames[8]], question, 4, enable_world=False
-    ), "the frames are ordinary pictures to Gemma"
+    ), "the frames are ordinary images to Gemma"
     assert answer == model.generate(pixels(), QUESTION, 4, mode="frames", seed=3, num_world_steps=2)
     batch = model.generate([pixels(), pixels(1)], [QUESTION, QUESTION], 4, num_world_steps=2, seed=3)
     assert batch[0] == answer
     latents = model.imagine(pixels(), 2, seed=3)
     assert answer == "".join(model.stream(pixels(), QUESTION, 4, mode="frames", world_latents=latents)).strip()
     model.generate(pixels(), QUESTION, 4, num_world_steps=0)
-    assert [len(own) for own in asked["images"]] == [1], "nothing imagined: the picture alone"
+    assert [len(own) for own in asked["images"]] == [1], "nothing imagined: the image alone"
     assert asked["enable_world"] is False
 
 
@@ -408,10 +406,10 @@ def test_a_gif_is_read_as_its_first_frame(model: TheWorld) -> None:
         ({"device": "cuda:99"}, "this machine has [0-9]+ GPUs"),
     ],
 )
-def test_a_wrong_keyword_is_told_before_anything_is_fetched(wrong: dict[str, object], says: str) -> None:
+def test_a_wrong_keyword_fails_before_anything_is_downloaded(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        TheWorld("nobody/gemma", **wrong)  # type: ignore[arg-type]
+        TheWorld("someone/gemma", **wrong)  # type: ignore[arg-type]
 
 
-def test_a_type_may_be_named(bases: dict[str, str]) -> None:
+def test_a_dtype_can_be_given_by_name(bases: dict[str, str]) -> None:
     assert build(bases, dtype="bf16").model.dtype == torch.bfloat16

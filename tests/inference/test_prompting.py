@@ -1,4 +1,4 @@
-"""Claims about prompts with answers: their ids are those of generation, whatever the tokenizer merges."""
+"""Claims about prompts with answers: their ids are those of generation, also if the tokenizer merges newlines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several pictures in one question, each with a world of its own: from the processor to the command line."""
+"""Several images in one question, each with its own world tokens: from the processor to the command line."""
 
 from __future__ import annotations
 
@@ -43,28 +43,28 @@ def pixels(seed: int = 0) -> np.ndarray:
 # -- where the blocks stand -------------------------------------------------------------------------------------------
 
 
-def test_each_pictures_world_stands_right_behind_its_own_tokens(model: TheWorld) -> None:
+def test_world_tokens_follow_the_tokens_of_their_image(model: TheWorld) -> None:
     inputs = model.prepare([pixels(0), pixels(1)], QUESTION, num_world_steps=2)
     (row,) = inputs["input_ids"]
     assert kinds_of(model, row) == ".p.w.p.w."
     worlds = runs_of(row, model.config.world_token_id)
     assert [len(run) for run in worlds] == [model.config.world_token_count(2)] * 2
-    pictures = runs_of(row, model.model.vlm.config.image_token_id)
-    between = [row[own[-1] + 1 : world[0]] for own, world in zip(pictures, worlds, strict=True)]
+    images = runs_of(row, model.model.vlm.config.image_token_id)
+    between = [row[own[-1] + 1 : world[0]] for own, world in zip(images, worlds, strict=True)]
     ends = [model.processor.tokenizer.decode(ids) for ids in between]
-    assert ends == ["<end_of_image>\n\n"] * 2, "nothing but the end of the picture lies between"
+    assert ends == ["<end_of_image>\n\n"] * 2, "only the end of the image is between them"
     first = model.prepare([pixels(0), pixels(1)], QUESTION, num_world_steps=2, world_images="first")
     assert kinds_of(model, first["input_ids"][0]) == ".p.w.p."
 
 
-def test_rows_of_the_world_are_in_the_order_of_the_pictures(model: TheWorld) -> None:
+def test_world_rows_are_in_the_order_of_the_images(model: TheWorld) -> None:
     together = model.prepare([[pixels(0), pixels(1)], [pixels(2)]], [QUESTION, "yes"])
     alone = [model.prepare(pixels(number), QUESTION) for number in range(3)]
     for name in ("world_frames", "world_seeds", "num_world_steps"):
         assert torch.equal(together[name], torch.cat([inputs[name] for inputs in alone])), name
 
 
-def test_another_second_picture_changes_its_own_block_and_nothing_else(model: TheWorld) -> None:
+def test_another_second_image_changes_its_own_block_and_nothing_else(model: TheWorld) -> None:
     one, other = (model.prepare([pixels(0), pixels(second)], QUESTION) for second in (1, 2))
     assert torch.equal(one["input_ids"], other["input_ids"])
     moved = (embeds_of(model, **one) - embeds_of(model, **other))[0].abs().amax(dim=1) > 1e-5
@@ -73,32 +73,31 @@ def test_another_second_picture_changes_its_own_block_and_nothing_else(model: Th
     inside = torch.zeros_like(moved)
     inside[own] = True
     assert not moved[~inside].any()
-    boundaries = 2  # they are the same for every picture
+    boundaries = 2  # they are the same for every image
     assert moved[inside].sum() == len(own) - boundaries
 
 
 def test_a_batch_of_unequal_questions_is_its_members(model: TheWorld) -> None:
     questions = [QUESTION, "yes", "Is the red ball on the left?", "no"]
-    pictures = [[pixels(0)], [pixels(1), pixels(2), pixels(3)], [], [pixels(4), pixels(0)]]
-    together = model.prepare(pictures, questions)
+    images = [[pixels(0)], [pixels(1), pixels(2), pixels(3)], [], [pixels(4), pixels(0)]]
+    together = model.prepare(images, questions)
     assert together["world_frames"].shape[0] == together["pixel_values"].shape[0] == 6
     with torch.no_grad():
         logits = model.model(**together).logits[:, -1]
-        for row, (own, question) in enumerate(zip(pictures, questions, strict=True)):
+        for row, (own, question) in enumerate(zip(images, questions, strict=True)):
             single = model.prepare(own or None, question)
             assert ("world_frames" in single) == bool(own)
             torch.testing.assert_close(logits[row], model.model(**single).logits[0, -1], **CLOSE)
-    answers = model.generate(pictures, questions, 4, mode="tokens")
+    answers = model.generate(images, questions, 4, mode="tokens")
     assert answers == [
-        model.generate(own or None, question, 4, mode="tokens")
-        for own, question in zip(pictures, questions, strict=True)
+        model.generate(own or None, question, 4, mode="tokens") for own, question in zip(images, questions, strict=True)
     ]
 
 
 # -- all and first, for a model and for a call ------------------------------------------------------------------------
 
 
-def test_a_call_may_say_which_pictures_have_a_world(bases: dict[str, str], model: TheWorld) -> None:
+def test_a_call_can_choose_which_images_have_world_tokens(bases: dict[str, str], model: TheWorld) -> None:
     first = build(bases)
     assert first.config.world_images == "first"
     two = [pixels(0), pixels(1)]
@@ -115,7 +114,7 @@ def test_a_call_may_say_which_pictures_have_a_world(bases: dict[str, str], model
     assert first.config.world_images == "first", "a call changes nothing for the next"
 
 
-def test_every_picture_is_imagined_and_can_be_given_back(model: TheWorld) -> None:
+def test_latents_of_every_image_can_be_passed_back(model: TheWorld) -> None:
     two = [pixels(0), pixels(1)]
     latents = model.imagine(two, 2)
     assert latents.shape[:3] == (2, 4, 3)
@@ -126,16 +125,16 @@ def test_every_picture_is_imagined_and_can_be_given_back(model: TheWorld) -> Non
 
 
 def test_each_world_counts(model: TheWorld) -> None:
-    """Changing either picture's future changes the answer's logits."""
+    """Changing either image's future changes the answer's logits."""
     inputs = dict(model.prepare([pixels(0), pixels(1)], QUESTION))
     for name in ("world_frames", "world_seeds", "num_world_steps"):
         del inputs[name]
     latents = model.imagine([pixels(0), pixels(1)], 1)
     with torch.no_grad():
         logits = model.model(**inputs, world_latents=latents).logits[:, -1]
-        for picture in range(2):
+        for image in range(2):
             other = latents.clone()
-            other[picture, :, 1] += 1
+            other[image, :, 1] += 1
             assert (model.model(**inputs, world_latents=other).logits[:, -1] - logits).abs().max() > 1e-3
 
 
@@ -148,7 +147,7 @@ def test_learning_reaches_the_projector_through_every_block(model: TheWorld) -> 
     assert (together - alone).abs().max() > 1e-6
 
 
-def test_frames_of_each_picture_are_shown_with_their_words(model: TheWorld) -> None:
+def test_frames_of_each_image_are_introduced(model: TheWorld) -> None:
     two = [pixels(0), pixels(1)]
     frames = model.decode(model.imagine(two, 1))
     words = "Pictures 1 to 2 show what is there now."
@@ -163,16 +162,16 @@ def test_frames_of_each_picture_are_shown_with_their_words(model: TheWorld) -> N
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
-def test_ask_looks_ahead_from_every_picture_when_told(bases: dict[str, str], tmp_path: Path) -> None:
+def test_ask_imagines_the_future_of_every_image_on_request(bases: dict[str, str], tmp_path: Path) -> None:
     built = build(bases)
     built.config.reads_world_tokens = True  # as after training
     built.save_pretrained(tmp_path / "model")
     for number in range(2):
         Image.fromarray(pixels(number)).save(tmp_path / f"{number}.png")
-    pictures = [str(tmp_path / f"{number}.png") for number in range(2)]
+    images = [str(tmp_path / f"{number}.png") for number in range(2)]
     command = [
         "ask",
-        *pictures,
+        *images,
         QUESTION,
         "--model",
         str(tmp_path / "model"),

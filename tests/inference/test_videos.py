@@ -93,26 +93,26 @@ def test_the_last_frames_are_read_and_earlier_ones_change_nothing(model: TheWorl
     np.testing.assert_array_equal(model.seen(clip), clip[-read:])
 
 
-def test_a_video_of_one_frame_is_that_picture_to_the_last_bit(model: TheWorld) -> None:
-    picture = clip_of(1)[0]
-    inputs, still = model.prepare(video=[picture], question=QUESTION), model.prepare(picture, QUESTION)
+def test_a_video_of_one_frame_is_that_image_to_the_last_bit(model: TheWorld) -> None:
+    image = clip_of(1)[0]
+    inputs, still = model.prepare(video=[image], question=QUESTION), model.prepare(image, QUESTION)
     assert set(inputs) == set(still)
     for name in still:
         assert torch.equal(inputs[name], still[name]), name
     with torch.no_grad():
         assert torch.equal(model.model(**inputs).logits, model.model(**still).logits)
-    assert torch.equal(model.imagine(video=[picture]), model.imagine(picture))
-    second = model.prepare([picture, load_video([picture])], QUESTION)  # no past that nobody would read
-    assert torch.equal(second["pixel_values"], model.prepare([picture, picture], QUESTION)["pixel_values"])
+    assert torch.equal(model.imagine(video=[image]), model.imagine(image))
+    second = model.prepare([image, load_video([image])], QUESTION)  # no past that nobody would read
+    assert torch.equal(second["pixel_values"], model.prepare([image, image], QUESTION)["pixel_values"])
 
 
-def test_rows_for_a_past_leave_pictures_as_they_were(bases: dict[str, str]) -> None:
-    """Models with and without them give the same bits for a picture."""
-    picture = clip_of(1)[0]
+def test_rows_for_a_past_leave_images_as_they_were(bases: dict[str, str]) -> None:
+    """Models with and without them give the same bits for an image."""
+    image = clip_of(1)[0]
     plain, deeper = build(bases, max_past_steps=0), build(bases)
-    inputs = plain.prepare(picture, QUESTION)
+    inputs = plain.prepare(image, QUESTION)
     with torch.no_grad():
-        assert torch.equal(plain.model(**inputs).logits, deeper.model(**deeper.prepare(picture, QUESTION)).logits)
+        assert torch.equal(plain.model(**inputs).logits, deeper.model(**deeper.prepare(image, QUESTION)).logits)
     assert plain.model.adapter_tensors().keys() == deeper.model.adapter_tensors().keys()
     assert plain.model.projector.temporal.shape[0] == 1 + 3
 
@@ -131,7 +131,7 @@ def test_what_was_seen_is_kept_to_the_last_bit(model: TheWorld) -> None:
 
 
 def test_the_order_of_the_past_matters(model: TheWorld) -> None:
-    """The same now after the same pictures in another order: other latents, another future, other logits."""
+    """The same now after the same images in another order: other latents, another future, other logits."""
     clip = clip_of()
     backwards = np.concatenate([clip[-2::-1], clip[-1:]])
     same_noise = [
@@ -337,7 +337,7 @@ def test_latents_and_frames_that_contradict_the_past_are_refused(model: TheWorld
 
 @pytest.fixture(scope="module")
 def folder(model: TheWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that reads videos, a film, its frames as pictures, and things that are none."""
+    """A model that reads videos, a film, its frames as images, and things that are none."""
     folder = tmp_path_factory.mktemp("videos")
     model.save_pretrained(folder / "reader")
     clip = clip_of(11)
@@ -361,12 +361,12 @@ def test_ask_takes_a_video_and_frames(model: TheWorld, folder: Path) -> None:
         return str(model.generate(video=video, **arguments))
 
     short = ("--max-new-tokens", 5, "--steps", 1)
-    pictures = sorted(folder.glob("[0-9]*.png"))
-    code, out, err = run(folder, "ask", "--frames", *pictures, QUESTION, *short)
+    images = sorted(folder.glob("[0-9]*.png"))
+    code, out, err = run(folder, "ask", "--frames", *images, QUESTION, *short)
     assert (code, out.strip()) == (0, answer(clip_of(11))), err
     assert "Video: the last 9 of its 11 frames are read; the last one is now." in err
     assert "reads world tokens of 2 past world steps, now and 1 world step." in err
-    assert out.strip() != model.generate(pictures[-1], QUESTION, 5, num_world_steps=1, mode="tokens")
+    assert out.strip() != model.generate(images[-1], QUESTION, 5, num_world_steps=1, mode="tokens")
     video = folder / "clip.mp4"
     code, out, err = run(folder, "ask", QUESTION, "--video", video, *short, "--json")
     content = json.loads(out)
@@ -438,7 +438,7 @@ def test_a_fresh_fusion_reads_the_five_frames_that_cosmos_was_made_for(
 ) -> None:
     world = shutil.copytree(bases["world_name_or_path"], tmp_path / "cosmos")
     config = json.loads((world / "transformer" / "config.json").read_text())
-    config["max_size"] = [17, 28, 28]  # room for the pictures of 224 px of a fresh fusion
+    config["max_size"] = [17, 28, 28]  # room for the images of 224 px of a fresh fusion
     (world / "transformer" / "config.json").write_text(json.dumps(config))
     words = ["ask", QUESTION, "--video", str(folder / "clip.gif"), "--steps", "1", "--max-new-tokens", "2", "--json"]
     words += ["--model", bases["vlm_name_or_path"], "--world-model", str(world), "--device", "cpu"]

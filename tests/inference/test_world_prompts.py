@@ -83,13 +83,13 @@ def test_a_prompt_is_part_of_the_seed(model: TheWorld) -> None:
     assert plain != cup
 
 
-def test_a_prompt_for_each_picture_of_each_question(bases: Path) -> None:
+def test_a_prompt_for_each_image_of_each_question(bases: Path) -> None:
     model = build(bases, world_images="all")
-    pictures = [[pixels(0), pixels(1)], [pixels(2)]]
-    inputs = model.prepare(pictures, [QUESTION, "yes"], world_prompt=["left", "right"])
+    images = [[pixels(0), pixels(1)], [pixels(2)]]
+    inputs = model.prepare(images, [QUESTION, "yes"], world_prompt=["left", "right"])
     assert inputs["world_prompt"] == ["left", "left", "right"]
     with pytest.raises(ValueError, match="Got 3 world prompts for 2"):
-        model.prepare(pictures, [QUESTION, "yes"], world_prompt=["left", "right", "left"])
+        model.prepare(images, [QUESTION, "yes"], world_prompt=["left", "right", "left"])
 
 
 # -- the façade -------------------------------------------------------------------------------------------------------
@@ -134,12 +134,12 @@ def test_the_processor_and_model_alone_do_the_same(model: TheWorld) -> None:
 
 @pytest.mark.usefixtures("checked")
 def test_prompts_of_a_batch_are_their_own(model: TheWorld) -> None:
-    pictures, steering = [pixels(0), pixels(0), pixels(1)], ["", CUP, CUP]
-    together = model.imagine(pictures, world_prompt=steering)
-    alone = [model.imagine(p, world_prompt=prompt) for p, prompt in zip(pictures, steering, strict=True)]
+    images, steering = [pixels(0), pixels(0), pixels(1)], ["", CUP, CUP]
+    together = model.imagine(images, world_prompt=steering)
+    alone = [model.imagine(p, world_prompt=prompt) for p, prompt in zip(images, steering, strict=True)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
-    assert model.generate(pictures, [QUESTION] * 3, 4, world_prompt=steering) == [
-        model.generate(p, QUESTION, 4, world_prompt=prompt) for p, prompt in zip(pictures, steering, strict=True)
+    assert model.generate(images, [QUESTION] * 3, 4, world_prompt=steering) == [
+        model.generate(p, QUESTION, 4, world_prompt=prompt) for p, prompt in zip(images, steering, strict=True)
     ]
 
 
@@ -252,7 +252,7 @@ def adapter(model: TheWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> str:
+def image(tmp_path: Path) -> str:
     Image.fromarray(pixels()).save(tmp_path / "now.png")
     return str(tmp_path / "now.png")
 
@@ -263,24 +263,24 @@ def run(*arguments: object) -> tuple[int, str, str]:
 
 
 @pytest.mark.usefixtures("checked")
-def test_ask_and_imagine_take_a_prompt(adapter: Path, picture: str, tmp_path: Path) -> None:
+def test_ask_and_imagine_take_a_prompt(adapter: Path, image: str, tmp_path: Path) -> None:
     loaded = TheWorld.from_pretrained(adapter, device="cpu")
     common = ("--model", adapter, "--device", "cpu", "--prompt", CUP, "--json")
-    code, out, err = run("ask", picture, QUESTION, "--max-new-tokens", 4, *common)
+    code, out, err = run("ask", image, QUESTION, "--max-new-tokens", 4, *common)
     assert code == 0, err
     content = json.loads(out)
     assert content["world_prompt"] == CUP
-    assert content["answer"] == loaded.generate(picture, QUESTION, 4, world_prompt=CUP)
-    code, out, err = run("imagine", picture, "-o", tmp_path / "future.png", *common)
+    assert content["answer"] == loaded.generate(image, QUESTION, 4, world_prompt=CUP)
+    code, out, err = run("imagine", image, "-o", tmp_path / "future.png", *common)
     assert code == 0, err
     assert json.loads(out)["world_prompt"] == CUP
     assert guardrail_calls().count(CUP) == 1, "a prompt that passed has passed"
-    run("imagine", picture, "-o", tmp_path / "plain.png", *common[:4])
+    run("imagine", image, "-o", tmp_path / "plain.png", *common[:4])
     assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "future.png").read_bytes()
 
 
-def test_without_the_guardrail_a_command_says_how_to_install_it(adapter: Path, picture: str, tmp_path: Path) -> None:
-    for command in (("ask", picture, QUESTION, "--prompt", CUP), ("imagine", picture, "-o", tmp_path / "future.gif")):
+def test_without_the_guardrail_a_command_says_how_to_install_it(adapter: Path, image: str, tmp_path: Path) -> None:
+    for command in (("ask", image, QUESTION, "--prompt", CUP), ("imagine", image, "-o", tmp_path / "future.gif")):
         code, out, err = run(*command, "--model", adapter, "--device", "cpu")
         assert (code, out) == (1, "")
         assert "cosmos_guardrail`, or pip" in err
@@ -288,8 +288,8 @@ def test_without_the_guardrail_a_command_says_how_to_install_it(adapter: Path, p
     assert not (tmp_path / "future.gif").exists()
 
 
-def test_nano_says_that_it_takes_no_prompt(picture: str, tmp_path: Path) -> None:
-    code, out, err = run("imagine", picture, "-o", tmp_path / "future.gif", "--prompt", CUP)
+def test_nano_says_that_it_takes_no_prompt(image: str, tmp_path: Path) -> None:
+    code, out, err = run("imagine", image, "-o", tmp_path / "future.gif", "--prompt", CUP)
     assert (code, out) == (1, "")
     assert err.startswith("Error: This world model has no text encoder")
 

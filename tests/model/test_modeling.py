@@ -33,16 +33,16 @@ def fused(bases: dict[str, str]) -> tuple[TheWorldForConditionalGeneration, TheW
     return tiny_model(bases)
 
 
-def picture(seed: int = 0) -> Image.Image:
+def image(seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8))
 
 
 def ask(
-    processor: Gemma3Processor, questions: list[str], pictures: list[Image.Image], **kwargs
+    processor: Gemma3Processor, questions: list[str], images: list[Image.Image], **kwargs
 ) -> dict[str, torch.Tensor]:
     prompts = [f"<bos><start_of_turn>user\n<start_of_image>{q}<end_of_turn>\n<start_of_turn>model\n" for q in questions]
     return processor(
-        images=[[own] for own in pictures], text=prompts, padding=True, padding_side="left", return_tensors="pt",
+        images=[[own] for own in images], text=prompts, padding=True, padding_side="left", return_tensors="pt",
         add_special_tokens=False, **kwargs,
     )  # fmt: skip
 
@@ -51,9 +51,9 @@ def test_world_off_is_gemma_bit_for_bit(bases: dict[str, str]) -> None:
     model, processor = tiny_model(bases, lora=LORA)
     gemma = Gemma3ForConditionalGeneration.from_pretrained(bases["vlm_name_or_path"], dtype=torch.float32).eval()
     gemma_processor = Gemma3Processor.from_pretrained(bases["vlm_name_or_path"])
-    questions, pictures = ["Which bin will the ball land in?", "yes"], [picture(0), picture(1)]
-    ours = ask(processor, questions, pictures, enable_world=False)
-    theirs = ask(gemma_processor, questions, pictures)
+    questions, images = ["Which bin will the ball land in?", "yes"], [image(0), image(1)]
+    ours = ask(processor, questions, images, enable_world=False)
+    theirs = ask(gemma_processor, questions, images)
     assert set(ours) == set(theirs)
     for name in theirs:
         assert torch.equal(ours[name], theirs[name]), name
@@ -80,7 +80,7 @@ def test_a_loaded_gemma_keeps_its_causal_mask_when_it_is_injected(bases: dict[st
 
 def test_world_tokens_change_logits(fused) -> None:
     model, processor = fused
-    inputs = ask(processor, ["Which bin?"], [picture()])
+    inputs = ask(processor, ["Which bin?"], [image()])
     frames, seeds, steps = (inputs.pop(name) for name in ("world_frames", "world_seeds", "num_world_steps"))
     with torch.no_grad():
         latents = model.world_latents_of(frames, int(steps[0]), seeds.tolist())
@@ -94,7 +94,7 @@ def test_world_tokens_change_logits(fused) -> None:
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_cached_generation_equals_uncached(fused, cache: str) -> None:
     model, processor = fused
-    inputs = ask(processor, ["Which bin will the ball land in?"], [picture()])
+    inputs = ask(processor, ["Which bin will the ball land in?"], [image()])
     arguments = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     plain = model.generate(**inputs, **arguments, use_cache=False)
     cached = model.generate(**inputs, **arguments, cache_implementation=cache)
@@ -106,31 +106,31 @@ def test_cached_generation_equals_uncached(fused, cache: str) -> None:
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_left_padded_batch_equals_single(fused, cache: str) -> None:
     model, processor = fused
-    questions, pictures = ["Which bin will the ball land in? left middle right", "yes"], [picture(0), picture(1)]
+    questions, images = ["Which bin will the ball land in? left middle right", "yes"], [image(0), image(1)]
     arguments = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     arguments["cache_implementation"] = cache
-    batch_inputs = ask(processor, questions, pictures)
+    batch_inputs = ask(processor, questions, images)
     assert not batch_inputs["attention_mask"].all(), "one of the two is padded"
     batch = model.generate(**batch_inputs, **arguments)
     for row in range(2):
-        alone = model.generate(**ask(processor, questions[row : row + 1], pictures[row : row + 1]), **arguments)
+        alone = model.generate(**ask(processor, questions[row : row + 1], images[row : row + 1]), **arguments)
         new = len(alone.logits)
         assert torch.equal(batch.sequences[row, batch_inputs["input_ids"].shape[1] :][:new], alone.sequences[0, -new:])
         for one, other in zip(batch.logits, alone.logits, strict=False):
             torch.testing.assert_close(one[row], other[0], atol=TOLERANCE, rtol=0)
 
 
-def test_same_picture_same_future_whatever_the_question(fused) -> None:
+def test_same_image_same_future_whatever_the_question(fused) -> None:
     _, processor = fused
-    one = ask(processor, ["yes"], [picture()])
-    other = ask(processor, ["Which bin?", "no"], [picture(1), picture()])
+    one = ask(processor, ["yes"], [image()])
+    other = ask(processor, ["Which bin?", "no"], [image(1), image()])
     assert one["world_seeds"][0] == other["world_seeds"][1] != other["world_seeds"][0]
-    assert ask(processor, ["yes"], [picture()], seed=1)["world_seeds"][0] != one["world_seeds"][0]
+    assert ask(processor, ["yes"], [image()], seed=1)["world_seeds"][0] != one["world_seeds"][0]
 
 
 def test_placeholders_and_tokens_must_match(fused) -> None:
     model, processor = fused
-    inputs = ask(processor, ["Which bin?"], [picture()])
+    inputs = ask(processor, ["Which bin?"], [image()])
     without = {name: value for name, value in inputs.items() if not name.startswith(("world", "num_world"))}
     with pytest.raises(ValueError, match="no world_frames"):
         model(**without)
@@ -143,7 +143,7 @@ def test_placeholders_and_tokens_must_match(fused) -> None:
 def test_more_world_steps_than_the_model_has(fused) -> None:
     _, processor = fused
     with pytest.raises(ValueError, match="num_world_steps is 5; this model takes 0 to 4"):
-        ask(processor, ["yes"], [picture()], num_world_steps=5)
+        ask(processor, ["yes"], [image()], num_world_steps=5)
 
 
 def test_save_and_load_give_the_same_answers(bases: dict[str, str], tmp_path: Path) -> None:
@@ -153,9 +153,9 @@ def test_save_and_load_give_the_same_answers(bases: dict[str, str], tmp_path: Pa
         for _, parameter in freezing.parameters_of(model, ("projector", "lora")):
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(tmp_path / "adapter")
-    inputs = ask(processor, ["Which bin?"], [picture()])
+    inputs = ask(processor, ["Which bin?"], [image()])
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "adapter", dtype=torch.float32)
-    again = ask(AutoProcessor.from_pretrained(tmp_path / "adapter"), ["Which bin?"], [picture()])
+    again = ask(AutoProcessor.from_pretrained(tmp_path / "adapter"), ["Which bin?"], [image()])
     assert isinstance(loaded, TheWorldForConditionalGeneration)
     for name in inputs:
         assert torch.equal(inputs[name], again[name]), name
@@ -167,7 +167,7 @@ def test_save_and_load_give_the_same_answers(bases: dict[str, str], tmp_path: Pa
 @pytest.mark.parametrize("steps", [0, 2, 4])
 def test_a_resampler_from_the_processor_to_the_logits(bases: dict[str, str], tmp_path: Path, steps: int) -> None:
     model, processor = tiny_model(bases, projector="resampler", resampler_tokens=5, num_world_steps=steps)
-    inputs = ask(processor, ["Which bin?", "yes"], [picture(0), picture(1)])
+    inputs = ask(processor, ["Which bin?", "yes"], [image(0), image(1)])
     assert (inputs["input_ids"] == model.config.world_token_id).sum(dim=1).tolist() == [5 * (1 + steps) + 2] * 2
     freezing.train_only(model, ("projector",))
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_full_export_needs_nothing_else(bases: dict[str, str], tmp_path: Path) -
     loaded = TheWorldForConditionalGeneration.from_pretrained(
         moved, dtype=torch.float32, world_parts=("encoder", "transformer")
     )
-    inputs = ask(TheWorldProcessor.from_pretrained(moved), ["Which bin?"], [picture()])
+    inputs = ask(TheWorldProcessor.from_pretrained(moved), ["Which bin?"], [image()])
     loaded.projector.load_state_dict(model.projector.state_dict())  # untrained, so not part of any checkpoint
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, loaded(**inputs).logits)
@@ -210,7 +210,7 @@ def test_an_adapter_that_does_not_fit_is_refused(bases: dict[str, str], tmp_path
         TheWorldForConditionalGeneration.from_pretrained(tmp_path).load_adapter_tensors(wrong, "this file")
 
 
-# Tensors that two steps on a still picture leave alone, each with its reason.
+# Tensors that two steps on a still image leave alone, each with its reason.
 STAY = {
     "world.vae.encoder": "time_conv",  # at one frame the VAE's temporal downsampling has nothing to fold
     "vlm.model.vision_tower": "k_proj.bias",  # softmax ignores what is added to all keys alike
@@ -224,7 +224,7 @@ def test_what_learns_moves_and_nothing_else(bases: dict[str, str], parts: tuple[
     model, processor = tiny_model(bases, num_world_steps=0, lora=lora, projector="mlp")
     freezing.train_only(model, parts)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    inputs = ask(processor, ["Which bin?", "Is the red ball on the left?"], [picture(0), picture(1)], num_world_steps=0)
+    inputs = ask(processor, ["Which bin?", "Is the red ball on the left?"], [image(0), image(1)], num_world_steps=0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
     for _ in range(2):
         loss = model(**inputs, labels=inputs["input_ids"]).loss
@@ -241,7 +241,7 @@ def test_what_learns_moves_and_nothing_else(bases: dict[str, str], parts: tuple[
 
 def test_labels_are_shifted_and_ignored_where_minus_100(fused) -> None:
     model, processor = fused
-    inputs = ask(processor, ["Which bin?"], [picture()])
+    inputs = ask(processor, ["Which bin?"], [image()])
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[0, -2:] = inputs["input_ids"][0, -2:]
     with torch.no_grad():
@@ -255,7 +255,7 @@ def test_several_beams_and_answers_share_one_future(fused, monkeypatch: pytest.M
     calls = []
     rollout = model.world.rollout
     monkeypatch.setattr(model.world, "rollout", lambda *args, **kwargs: calls.append(1) or rollout(*args, **kwargs))
-    inputs = ask(processor, ["Which bin?"], [picture()])
+    inputs = ask(processor, ["Which bin?"], [image()])
     answers = model.generate(**inputs, max_new_tokens=3, num_beams=2, num_return_sequences=2, do_sample=False)
     assert answers.shape[0] == 2
     assert len(calls) == 1

@@ -121,7 +121,7 @@ def test_a_resampler_reads_each_frame_by_itself_and_where_things_are() -> None:
     changed = (projector(other)[:, 1:-1].unflatten(1, (3, 6)) - tokens).abs().amax(dim=(0, 2, 3)) > 1e-4
     assert changed.tolist() == [False, True, False]
     moved = projector(latents.roll(1, dims=4))[:, 1:-1].unflatten(1, (3, 6))
-    assert (moved - tokens).square().mean().sqrt() > 0.1, "the same cells elsewhere are another picture"
+    assert (moved - tokens).square().mean().sqrt() > 0.1, "the same cells elsewhere are another image"
     assert tokens.std(dim=2).mean() > 0.1, "the tokens of a frame differ from each other"
 
 

@@ -110,7 +110,7 @@ def test_what_is_known_without_a_network_is_what_the_published_config_says(size:
         published = Gemma3Config(**gemma_config(size))
         assert (text, vision) == (published.text_config.to_dict(), published.vision_config.to_dict())
         assert known.mm_tokens_per_image == published.mm_tokens_per_image
-    assert published_gemma("google/gemma-3-1b-it") is None, "it sees no pictures"
+    assert published_gemma("google/gemma-3-1b-it") is None, "it sees no images"
 
 
 # the Gemma 3 report's table 1, in millions (https://arxiv.org/abs/2503.19786): vision, embeddings, and the rest

@@ -1,4 +1,4 @@
-"""Claims about saving: whatever changed since loading is written, and a full export is no larger than its bases."""
+"""Claims about saving: everything that changed since loading is written; a full export keeps the dtype of its bases."""
 
 from __future__ import annotations
 

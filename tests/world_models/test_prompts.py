@@ -275,7 +275,7 @@ def test_prompts_need_the_transformer(published: Path, asked: list[str]) -> None
         world.embed_prompts([CUP])
 
 
-def test_a_loop_over_pictures_asks_once(
+def test_a_loop_over_images_asks_once(
     published: Path, asked: list[str], read: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = CosmosPredict2.from_pretrained(published)

@@ -1,6 +1,6 @@
 """Our rollout against diffusers' own `Cosmos2VideoToWorldPipeline` on the same weights, pixels, prompts and noise.
 
-Several pictures are a video so far: all their latents are kept, and the future is appended. What is done to the
+Several images are a video so far: all their latents are kept, and the future is appended. What is done to the
 pipeline for that is in `benchmarks/stock_pipeline.py`; `benchmarks/full_size.py` compares at full size.
 """
 
@@ -36,21 +36,21 @@ def pipeline_module() -> Iterator[object]:
         yield module
 
 
-def picture(seed: int) -> Image.Image:
+def image(seed: int) -> Image.Image:
     frame = tiny_frames(seed=seed)[0, :, 0].permute(1, 2, 0)
     return Image.fromarray(((frame + 1) * 127.5).round().to(torch.uint8).numpy())
 
 
-def to_frames(pictures: list[Image.Image]) -> Tensor:
-    """(1, 3, F, H, W), F the number of pictures."""
-    pixels = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in pictures], dim=1)
+def to_frames(images: list[Image.Image]) -> Tensor:
+    """(1, 3, F, H, W), F the number of images."""
+    pixels = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in images], dim=1)
     return pixels[None].float() / 127.5 - 1
 
 
 def run_pipeline(
     module: object,
     world: CosmosPredict2,
-    pictures: list[Image.Image],
+    images: list[Image.Image],
     noise: Tensor,
     steps: int,
     guidance: float,
@@ -70,7 +70,7 @@ def run_pipeline(
         module,
         world.vae,
         world.transformer,
-        pictures,
+        images,
         noise,
         size=TINY_SIZE,
         steps=steps,
@@ -83,7 +83,7 @@ def run_pipeline(
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' NumPy use
 @pytest.mark.parametrize(
-    ("num_pictures", "steps", "guidance", "dtype"),
+    ("num_images", "steps", "guidance", "dtype"),
     [
         pytest.param(1, 5, 1.0, torch.float32, id="no guidance"),
         pytest.param(1, 5, 3.0, torch.float32, id="guidance"),
@@ -96,16 +96,16 @@ def run_pipeline(
     ],
 )
 def test_rollout_is_the_pipelines(
-    pipeline_module: object, num_pictures: int, steps: int, guidance: float, dtype: torch.dtype
+    pipeline_module: object, num_images: int, steps: int, guidance: float, dtype: torch.dtype
 ) -> None:
     world = tiny_world().to(dtype)
-    pictures = [picture(seed) for seed in range(num_pictures)]
-    latents = world.encode(to_frames(pictures))
+    images = [image(seed) for seed in range(num_images)]
+    latents = world.encode(to_frames(images))
     given = latents.shape[2]
-    assert given == 1 + (num_pictures - 1) // 4
+    assert given == 1 + (num_images - 1) // 4
     # the pipeline draws noise for the given frames too, and leaves a trace of it there
     noise = torch.cat([torch.randn(1, 4, given, 4, 4), rollout_noise([7], STEPS, (4, 4, 4))], dim=2)
-    theirs = run_pipeline(pipeline_module, world, pictures, noise, steps, guidance)
+    theirs = run_pipeline(pipeline_module, world, images, noise, steps, guidance)
 
     ours = world.rollout(latents, STEPS, seeds=[7], num_inference_steps=steps, guidance_scale=guidance)
 
@@ -119,20 +119,20 @@ def test_rollout_is_the_pipelines(
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("num_pictures", [1, 5])
-def test_a_prompted_rollout_is_the_pipelines(pipeline_module: object, tmp_path: Path, num_pictures: int) -> None:
+@pytest.mark.parametrize("num_images", [1, 5])
+def test_a_prompted_rollout_is_the_pipelines(pipeline_module: object, tmp_path: Path, num_images: int) -> None:
     """From the words on: their tokenizer, T5, zeros behind the prompt, default negative prompt and guidance of 7."""
     folder = tiny_published_folder(tmp_path / "cosmos")
     world = CosmosPredict2.from_pretrained(folder)
-    pictures = [picture(seed) for seed in range(num_pictures)]
-    latents = world.encode(to_frames(pictures))
+    images = [image(seed) for seed in range(num_images)]
+    latents = world.encode(to_frames(images))
     given = latents.shape[2]
     noise = torch.cat([torch.randn(1, 4, given, 4, 4), rollout_noise([7], STEPS, (4, 4, 4))], dim=2)
     prompt = "the cup is pushed to the left"
     theirs = run_pipeline(
         pipeline_module,
         world,
-        pictures,
+        images,
         noise,
         steps=5,
         guidance=7.0,
@@ -157,7 +157,7 @@ def test_a_prompted_rollout_is_the_pipelines(pipeline_module: object, tmp_path: 
 
 def test_first_latent_of_a_padded_clip_is_the_frame_alone(pipeline_module: object) -> None:
     world = tiny_world()
-    frame = to_frames([picture(0)])
+    frame = to_frames([image(0)])
     padded = frame.repeat(1, 1, 9, 1, 1)  # what the pipeline encodes
 
     alone = world.encode(frame)

@@ -129,7 +129,7 @@ class PartChecksums:
         return sums
 
     def changed(self, model: nn.Module) -> set[str]:
-        """Parts whose weights are not those that the model was loaded with, whatever changed them.
+        """Parts whose weights differ from those that the model was loaded with.
 
         After a change of dtype, sums cannot be compared, and the fingerprints decide.
         """

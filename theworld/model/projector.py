@@ -72,7 +72,7 @@ class ResamplerLayer(nn.Module):
 
 
 class Resampler(nn.Module):
-    """A fixed number of tokens per frame, whatever its grid: learned queries attend to the frame's cells.
+    """A fixed number of tokens per frame of any size: learned queries attend to the frame's cells.
 
     This is the resampler of Flamingo (https://arxiv.org/abs/2204.14198) without attention among the queries.
     """

@@ -246,7 +246,7 @@ class CosmosPredict2(WorldModel):
     def needs_guardrail(self) -> bool:
         """Whether NVIDIA's guardrail must check users' prompts and the frames that people see.
 
-        This holds for weights from a repository of NVIDIA's, whatever its files contain, and for any folder unless its
+        This holds for weights from any repository of NVIDIA's, and for any folder unless its
         `rollout_config.json` has `"weights_from": "own"`, as nano's has. Saving keeps that entry, so weights that were
         fine-tuned from NVIDIA's stay NVIDIA's.
         """
