@@ -63,6 +63,15 @@ def test_nothing_changed_is_nothing_saved(bases: dict[str, str], tmp_path: Path)
         assert {freezing.part_of(name) for name in model.model.adapter_tensors()} == {"language"}
 
 
+def test_a_sharded_part_is_not_taken_for_a_changed_one(bases: dict[str, str]) -> None:
+    """ZeRO-3 leaves empty tensors on each rank; the trainer gathers what it trains."""
+    model = build(bases)
+    model.requires_grad_(False)
+    for _, parameter in freezing.parameters_of(model.model, ["vision"]):
+        parameter.data = parameter.data.new_empty(0)
+    assert model.model.adapter_tensors() == {}
+
+
 @pytest.mark.parametrize("size", [1, 3, 7, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_each_weight_counts_in_a_checksum(size: int, dtype: torch.dtype) -> None:

@@ -93,7 +93,7 @@ def fingerprints(model: nn.Module, parts: Iterable[str]) -> dict[str, str]:
     for part in parts:
         digest = hashlib.blake2b(digest_size=16)
         for _, parameter in parameters_of(model, [part]):
-            if not parameter.is_meta:  # offloaded to disk by device_map
+            if not parameter.is_meta and type(parameter.data) is Tensor:  # neither offloaded nor a shard
                 sample = parameter.detach().flatten()[:DIGESTED].to(torch.bfloat16)
                 digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
         digests[part] = digest.hexdigest()
@@ -121,23 +121,31 @@ class PartChecksums:
         self._fingerprints = fingerprints(model, TRAINABLE_PARTS)
 
     @staticmethod
-    def _sums_of(model: nn.Module, part: str) -> dict[torch.dtype, int]:
-        sums: dict[torch.dtype, int] = {}
+    def _sums_of(model: nn.Module, part: str) -> dict[tuple[torch.dtype, int], int]:
+        """Sum of the checksums of a part's parameters, by dtype and number of values."""
+        sums: dict[tuple[torch.dtype, int], int] = {}
         for _, parameter in parameters_of(model, [part]):
-            if not parameter.is_meta:
-                sums[parameter.dtype] = sums.get(parameter.dtype, 0) + checksum(parameter)
+            if not parameter.is_meta and type(parameter.data) is Tensor:  # neither offloaded nor a shard
+                key = (parameter.dtype, parameter.numel())
+                sums[key] = sums.get(key, 0) + checksum(parameter)
         return sums
 
     def changed(self, model: nn.Module) -> set[str]:
         """Parts whose weights differ from those that the model was loaded with.
 
-        After a change of dtype, sums cannot be compared, and the fingerprints decide.
+        After a change of dtype, sums cannot be compared, and the fingerprints decide. Parts that are sharded are left
+        out, because their complete weights are not here.
         """
         changed, now = set(), fingerprints(model, TRAINABLE_PARTS)
         for part, before in self._sums.items():
             sums = self._sums_of(model, part)
-            same = sums == before if sums.keys() == before.keys() else now[part] == self._fingerprints[part]
-            if sums and not same:
+            if sums.keys() == before.keys():
+                same = sums == before
+            else:
+                same = {size for _, size in sums} != {size for _, size in before} or (
+                    now[part] == self._fingerprints[part]
+                )
+            if not same:
                 changed.add(part)
         return changed
 
