@@ -288,5 +288,5 @@ def test_an_encoder_that_does_not_fit_on_the_gpu_runs_on_the_cpu(monkeypatch: py
     encoder = torch.nn.Linear(10, 99)  # 4,356 bytes
     for free, device in ((6000, "cuda:1"), (5000, "cpu")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda where, free=free: (free, 80_000))
-        assert prompts._roomy(torch.device("cuda:1"), encoder) == torch.device(device)
-    assert prompts._roomy(torch.device("cpu"), encoder) == torch.device("cpu")
+        assert prompts._device_with_memory(torch.device("cuda:1"), encoder) == torch.device(device)
+    assert prompts._device_with_memory(torch.device("cpu"), encoder) == torch.device("cpu")
