@@ -125,5 +125,5 @@ def test_a_lora_that_is_not_finite_is_not_merged(bases: dict[str, str]) -> None:
 
 def test_a_trained_model_takes_no_new_lora(bases: dict[str, str], tmp_path: Path) -> None:
     build(bases).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a trained model; lora cannot be changed any more"):
+    with pytest.raises(ValueError, match="is already configured, so lora cannot be changed any more"):
         TheWorld(tmp_path, lora=4)
