@@ -1,7 +1,7 @@
-"""How foresight grows with steps and with unlabelled clips: trains the world stage's transformer anew on few clips.
+"""Measure how foresight depends on training steps and unlabelled clips, with new transformers trained on few clips.
 
-The shipped VAE stays as it is. For each number of clips a fresh transformer trains for the same time, and foresight is
-measured from the first seconds on; at the end also with other numbers of denoise steps.
+The shipped VAE is used. For each number of clips a new transformer is trained for the same time, and foresight is
+measured repeatedly; at the end also with other numbers of denoising steps.
 
 python scripts/foresight_curve.py --clips 1000,5000,20000 --seconds 70 --csv docs/nano/foresight_clips.csv
 """

@@ -1,8 +1,8 @@
-"""What the physics scenes give away without foresight, and what they cost.
+"""Baselines of the physics scenes without a world model, and the cost of rendering.
 
-Per family: the ceiling (share of answers that stay when the start moves half a pixel), a rule of thumb, the commonest
-answer, a small CNN that sees the first picture and learns from labels, the same CNN on the true last picture (is the
-answer visible?), and clips per second. Writes JSON and, between two markers, a table into a Markdown page.
+Per family: the ceiling (share of answers that do not change when the start moves by half a pixel), a simple rule, the
+most frequent answer, a small CNN that learns from labels on the first frame, the same CNN on the true last frame (is
+the answer visible?), and clips per second. Writes JSON, and a table between two markers of a Markdown page.
 
     python scripts/physics_baselines.py --json docs/physics_baselines.json --markdown docs/physics.md
 """
@@ -29,7 +29,7 @@ BEGIN, END = "<!-- baselines: begin -->", "<!-- baselines: end -->"
 
 
 class SmallCNN(nn.Module):
-    """64×64 picture -> outcome: four stride-2 stages, coordinates as two more channels, 0.3 M parameters."""
+    """64×64 image -> outcome: four stride-2 stages, coordinates as two more channels, 0.3 M parameters."""
 
     coordinates: torch.Tensor
 
@@ -48,23 +48,23 @@ class SmallCNN(nn.Module):
         line = torch.linspace(-1, 1, 64)
         self.register_buffer("coordinates", torch.stack(torch.meshgrid(line, line, indexing="ij"))[None])
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:  # (n, 3, 64, 64) -> (n, classes)
-        return self.head(self.stages(torch.cat([pictures, self.coordinates.expand(len(pictures), -1, -1, -1)], 1)))
+    def forward(self, images: torch.Tensor) -> torch.Tensor:  # (n, 3, 64, 64) -> (n, classes)
+        return self.head(self.stages(torch.cat([images, self.coordinates.expand(len(images), -1, -1, -1)], 1)))
 
 
 def flipped_labels(labels: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-    """Labels of the mirrored pictures: left and right change places."""
+    """Labels of the mirrored images: left and right are exchanged."""
     mirror = {"left": "right", "right": "left"}
     table = torch.tensor([list(names).index(mirror.get(name, name)) for name in names])
     return table[labels]
 
 
-def predict(model: nn.Module, pictures: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-    """Class probabilities (n, classes), the mean over a picture and its mirror."""
+def predict(model: nn.Module, images: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+    """Class probabilities (n, classes), the mean over a image and its mirror."""
     model.eval()
     order = flipped_labels(torch.arange(len(names)), names)
     with torch.no_grad():
-        parts = [model(p).softmax(-1) + model(p.flip(-1)).softmax(-1)[:, order] for p in pictures.split(500)]
+        parts = [model(p).softmax(-1) + model(p.flip(-1)).softmax(-1)[:, order] for p in images.split(500)]
     return torch.cat(parts) / 2
 
 
@@ -86,12 +86,12 @@ def fit(
     for step in range(steps):
         model.train()
         chosen = torch.randint(len(train[0]), (64,))
-        pictures, labels = train[0][chosen], train[1][chosen]
+        images, labels = train[0][chosen], train[1][chosen]
         if step % 2:
-            pictures, labels = pictures.flip(-1), flipped_labels(labels, names)
-        dx, dy = (int(v) for v in torch.randint(-1, 2, (2,)))  # a pixel: the answers of a moved picture stay
-        pictures = nn.functional.pad(pictures, (1, 1, 1, 1), mode="replicate")[..., 1 + dy : 65 + dy, 1 + dx : 65 + dx]
-        loss = nn.functional.cross_entropy(model(pictures), labels, label_smoothing=0.05)
+            images, labels = images.flip(-1), flipped_labels(labels, names)
+        dx, dy = (int(v) for v in torch.randint(-1, 2, (2,)))  # one pixel: the answers do not change
+        images = nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")[..., 1 + dy : 65 + dy, 1 + dx : 65 + dx]
+        loss = nn.functional.cross_entropy(model(images), labels, label_smoothing=0.05)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -108,11 +108,11 @@ def fit(
     return kept
 
 
-Pictures = tuple[torch.Tensor, torch.Tensor]
+Images = tuple[torch.Tensor, torch.Tensor]
 
 
-def load(family: str, split: str, count: int) -> tuple[Pictures, Pictures]:
-    """First and last pictures (n, 3, 64, 64) in [-1, 1], each with the outcome labels (n,)."""
+def load(family: str, split: str, count: int) -> tuple[Images, Images]:
+    """First and last images (n, 3, 64, 64) in [-1, 1], each with the outcome labels (n,)."""
     clips = [make_clip(family, split, index) for index in range(count)]
     labels = torch.tensor([outcomes(family).index(clip.outcome) for clip in clips])
     first, last = (
@@ -152,7 +152,7 @@ def measure(family: str, args: argparse.Namespace) -> dict[str, object]:
         runs = [fit(few, validation[0], test[0], names, seed, steps) for seed in range(args.seeds)]
         result[f"cnn_{labels}"] = float(np.mean(runs))
         result[f"cnn_{labels}_seeds"] = runs
-    result[f"last_picture_cnn_{most}"] = fit(train[1], validation[1], test[1], names, 0, args.steps)
+    result[f"last_image_cnn_{most}"] = fit(train[1], validation[1], test[1], names, 0, args.steps)
     return result
 
 
@@ -163,14 +163,14 @@ def table(results: dict[str, dict[str, object]], labels: Sequence[int]) -> str:
         "rule_of_thumb",
         "commonest",
         *(f"cnn_{n}" for n in labels),
-        f"last_picture_cnn_{max(labels)}",
+        f"last_image_cnn_{max(labels)}",
     ]
     heads = [
         "ceiling",
-        "rule of thumb",
-        "commonest",
+        "simple rule",
+        "most frequent",
         *(f"CNN, {n:,} labels" for n in labels),
-        "CNN on the last picture",
+        "CNN on the last frame",
     ]
     lines = ["| family | " + " | ".join(heads) + " | clips/s/core |", "|---|" + "---|" * (len(heads) + 1)]
     for family, row in results.items():

@@ -1,4 +1,4 @@
-"""BatchSampling the curves of docs/nano/ from the CSV files that the recipe of nano wrote there.
+"""Draw the curves of docs/nano/ from the CSV files of nano's recipe.
 
 python scripts/plot_nano.py
 """
@@ -122,7 +122,7 @@ def language(folder: Path) -> plt.Figure:
     right.plot(column(asked, "step"), column(asked, "validation", 100), "o-", ms=3)
     right.axhline(GATE, color="black", ls="--", lw=1, label=f"gate, {GATE} %")
     right.set_ylim(0, 100)
-    right.set_ylabel("right, %; half hide their picture")
+    right.set_ylabel("right, %; half hide their image")
     right.legend(fontsize=8)
     for place in (left, right):
         place.set_xlabel("steps")

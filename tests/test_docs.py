@@ -1,11 +1,11 @@
-"""What the pages show, works: every python and bash block runs, offline, and every local link leads somewhere.
+"""Every python and bash block of the pages runs offline, and every local link has a target.
 
-The blocks of one page run in order in a folder of their own, where the repository's files lie as links; python blocks
-share their names. A block that cannot run here says so on the line before it:
+The blocks of one page run in order in a temporary folder with links to the files of the repository; python blocks
+share their names. A block that cannot run here gives the reason on the line before it:
 
     <!-- not run: it needs the network -->
 
-And one whose commands take long says there what they are run with here, behind their own arguments:
+A block whose commands take long gives additional arguments for the test there:
 
     <!-- run with: --set max_steps=1 -->
 """
@@ -45,7 +45,7 @@ class Block:
 
 
 def blocks_of(text: str) -> list[Block]:
-    """The python and bash blocks of a page, in order; ValueError for a marker that stands before none."""
+    """The python and bash blocks of a page, in order; a ValueError for a marker without a block."""
     blocks: list[Block] = []
     lines = text.splitlines()
     markers: dict[str, str] = {}
@@ -55,7 +55,7 @@ def blocks_of(text: str) -> list[Block]:
         if not fence:
             line = lines[index].strip()
             if markers and line:
-                raise ValueError(f"line {index + 1}: 'not run' or 'run with' stands before no block")
+                raise ValueError(f"line {index + 1}: 'not run' or 'run with' is not followed by a block")
             if found := NOT_RUN.fullmatch(line):
                 markers["not_run"] = found["reason"]
             if found := RUN_WITH.fullmatch(line):
@@ -79,7 +79,7 @@ def name_of(page: Path) -> str:
 
 @pytest.fixture
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that looks like a clone: files are read through links, and what a block writes stays here."""
+    """A folder that looks like a clone: its files are links, and blocks write into the folder only."""
     for entry in REPOSITORY.iterdir():
         if not entry.name.startswith(".") and entry.name not in ("checkpoints", "logs", "runs", "outputs"):
             (tmp_path / entry.name).symlink_to(entry)
@@ -105,7 +105,7 @@ def test_every_block_runs(page: Path, workshop: Path, monkeypatch: pytest.Monkey
 
 
 def run_bash(code: str) -> subprocess.CompletedProcess[bytes]:
-    """Offline, with this Python's programs first, and `make` told that it need not set up."""
+    """Runs bash offline, with the programs of this Python first; `make` installs nothing."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -117,13 +117,13 @@ def run_bash(code: str) -> subprocess.CompletedProcess[bytes]:
 
 
 def commands_of(code: str) -> list[list[str]]:
-    """The words of each command of a block that holds nothing but commands, without comments."""
+    """The words of each command of a block, without comments."""
     lines = code.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def run_here(command: list[str], more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """`theworld …` or `python scripts/train_hf.py …` in this process, which has everything loaded already."""
+    """Runs `theworld …` or `python scripts/train_hf.py …` in this process, which has loaded all modules."""
     program = app
     if command[0] == "theworld":
         arguments = command[1:]
@@ -145,12 +145,12 @@ def run_here(command: list[str], more: list[str], monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_local_links_lead_somewhere(page: Path) -> None:
+def test_local_links_have_targets(page: Path) -> None:
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.DOTALL)
     targets = re.findall(r"\]\(([^)\s]+)[^)]*\)", prose) + re.findall(r'(?:src|href)="([^"]+)"', prose)
     local = [target.split("#")[0] for target in targets if not re.match(r"[a-z]+:", target)]
     missing = [target for target in local if target and not (page.parent / target).exists()]
-    assert missing == [], f"{name_of(page)} points at files that are not there"
+    assert missing == [], f"{name_of(page)} links to missing files"
 
 
 def test_blocks_are_found_with_their_lines_and_markers() -> None:

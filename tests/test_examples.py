@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -72,3 +73,12 @@ def test_inference_does_not_use_an_untrained_projector(family: Path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["inference.py", "--model", str(family / "untrained"), "--device", "cpu"])
     with pytest.raises(SystemExit, match="no trained projector"):
         runpy.run_path(str(EXAMPLES / "inference.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize("target", ["run MODEL=missing", "train-hf CONFIG=missing.json"])
+def test_a_failing_make_target_is_an_error(target: str) -> None:
+    command = ["make", "--silent", *target.split(), f"PYTHON={sys.executable}"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=EXAMPLES.parent)
+    assert result.returncode != 0
+    assert "missing" in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr

@@ -56,17 +56,17 @@ class FrameBuffer:
         self._thread.join()
 
     def available(self) -> int:
-        """Clips `sample` can draw from."""
+        """Number of clips from which `sample` selects."""
         self.check()
         return min(self.filled, self.capacity)
 
     def waiting(self) -> int:
-        """Clips `take` has not handed out yet."""
+        """Number of clips that `take` has not returned yet."""
         self.check()
         return self.filled - self.taken
 
     def sample(self, n: int) -> Tensor:
-        """n random clips, uint8 (n, F, H, W, 3). Only while nothing is being taken: places could be overwritten."""
+        """n random clips, uint8 (n, F, H, W, 3). Only while nothing is taken, because clips could be overwritten."""
         return self._ring[torch.randint(self.available(), (n,), device=self._device)]
 
     def take(self, n: int) -> Tensor:
@@ -80,7 +80,7 @@ class FrameBuffer:
         return clips
 
     def check(self) -> None:
-        """Raises RuntimeError when the filling thread has failed."""
+        """Raises a RuntimeError if the filling thread has failed."""
         if self._failure is not None:
             raise RuntimeError("reading clip shards failed") from self._failure
 
@@ -167,10 +167,10 @@ class LatentBank:
 
 
 def wait_for_clips(clips: Callable[[], int], wanted: int, capacity: int, check: Callable[[], None]) -> None:
-    """Returns when there are `wanted` clips, or as many as fit."""
+    """Waits until there are `wanted` clips, or `capacity` clips."""
     started = time.monotonic()
     while clips() < min(wanted, capacity):
         check()
         time.sleep(POLL_SECONDS)
     if (waited := time.monotonic() - started) > 1:
-        logger.info("waited %.0f s for clips", waited)
+        logger.info("Waited %.0f s for clips", waited)

@@ -1,9 +1,9 @@
-"""Physics clips for training, drawn by worker processes into shard files while the accelerator learns.
+"""Physics clips for training, rendered by worker processes into shard files during training.
 
 A shard is one `.npy` file, uint8 (clips, frames, height, width, 3), the same number of clips of every family. Training
 shards carry no label of any kind, and half of their scenes are unfiltered. Labelled shards (a `.json` with family and
-outcome beside the `.npy`) come from the validation split and serve measurement only. Nothing here imports torch, so
-that a worker starts in a moment.
+outcome next to the `.npy`) come from the validation split and are used for measurement only. This module does not
+import torch, so that workers start quickly.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """What to draw and how much of it may wait.
+    """What is rendered, and how many shards may wait.
 
     Args:
         workers: processes; leave a core or two for the training loop.
-        per_family: clips of each family in a shard.
-        wild_per_family: scenes of each family in a training shard as they were first proposed, clear outcome or not.
-            They cost a third of a `make_clip`, which rejects most proposals, and obey the same physics.
+        per_family: clips per family and shard.
+        wild_per_family: unselected scenes per family and training shard, with or without a clear outcome. They cost a
+            third of a `make_clip`, which rejects most proposals, and follow the same physics.
         max_clips: training clips in all.
-        labelled_per_family: validation clips of each family, drawn after `head_start` training shards.
-        max_waiting: training shards that may lie unread; workers pause beyond it, which bounds the folder's size.
+        labelled_per_family: validation clips per family, rendered after `head_start` training shards.
+        max_waiting: maximum number of unread training shards; then workers pause, which bounds the size of the folder.
     """
 
     workers: int = 14
@@ -58,11 +58,11 @@ class ClipSettings:
 class ClipFactory:
     """Worker processes that fill `folder` with shards; use as a context manager.
 
-    Shard k holds clips k·per_family … (k+1)·per_family - 1 of every family, so a folder is the same whatever the number
-    of workers, and a second run goes on where the first one stopped.
+    Shard k has clips k·per_family … (k+1)·per_family - 1 of every family, so the content of a folder does not depend
+    on the number of workers, and a second run continues where the first one stopped.
 
     Args:
-        folder: where shards go; memory-backed (`/dev/shm`) is best.
+        folder: of the shards; memory-backed (`/dev/shm`) is best.
     """
 
     def __init__(
@@ -98,17 +98,17 @@ class ClipFactory:
                 worker.terminate()
 
     def check(self) -> None:
-        """Raises RuntimeError when a worker has died of an error: training would wait for its clips for ever."""
+        """Raises a RuntimeError if a worker has failed, because training would wait for its clips forever."""
         failed = [worker.exitcode for worker in self._workers if worker.exitcode]
         if failed:
             raise RuntimeError(f"{len(failed)} of {len(self._workers)} clip workers failed, exit codes {failed}.")
 
     def finished(self) -> bool:
-        """True when every shard has been drawn."""
+        """Whether every shard has been rendered."""
         return all(worker.exitcode == 0 for worker in self._workers)
 
     def clips_drawn(self) -> int:
-        """Training clips drawn so far, by this run and any earlier one in the same folder."""
+        """Training clips rendered so far, by this run and any earlier one in the same folder."""
         done = sum(1 for _ in (self.folder / TRAIN).glob("*.done"))
         return done * _shard_size(self.settings, self.families)
 
@@ -123,7 +123,7 @@ class LabelledClips:
 
 
 def load_labelled(folder: Path, settings: ClipSettings, families: tuple[str, ...]) -> LabelledClips | None:
-    """The labelled clips, in a fixed order, or None while some are still being drawn."""
+    """The labelled clips, in a fixed order, or None while some are still being rendered."""
     shards = [folder / LABELLED / f"{index:06d}.npy" for index in range(_labelled_shards(settings))]
     if not all(shard.exists() for shard in shards):
         return None
@@ -136,7 +136,7 @@ def load_labelled(folder: Path, settings: ClipSettings, families: tuple[str, ...
 
 
 def waiting_shards(folder: Path) -> list[Path]:
-    """Training shards drawn and not yet deleted by a reader, oldest first."""
+    """Training shards that were rendered and not yet deleted by a reader, oldest first."""
     return sorted((folder / TRAIN).glob("*.npy"))
 
 
@@ -149,7 +149,7 @@ def _labelled_shards(settings: ClipSettings) -> int:
 
 
 def _plan(settings: ClipSettings, families: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """Shards in the order they are drawn: enough to start training, then those for measurement, then the rest."""
+    """Shards in the order of rendering: enough to start training, then those for measurement, then the rest."""
     train = -(-settings.max_clips // _shard_size(settings, families))
     head = min(settings.head_start, train)
     yield from ((TRAIN, index) for index in range(head))
@@ -167,7 +167,7 @@ def _work(
 ) -> None:
     from theworld.datasets.physics import make_clip, make_wild_frames
 
-    os.nice(10)  # the training loop's launches come first
+    os.nice(10)  # the training loop has priority
     for split, index in itertools.islice(_plan(settings, families), worker, None, settings.workers):
         shard = folder / split / f"{index:06d}.npy"
         done = shard.with_suffix(".done")  # outlives the shard, which its reader deletes

@@ -1,4 +1,4 @@
-"""How well the world model foresees, measured. An instrument: nothing here trains what is shipped.
+"""How well the world model foresees, measured. Used for measurement only; nothing here trains what is shipped.
 
 A small reader learns, from labelled validation clips, to tell the outcome from a clip's true latents. Then it reads
 imagined latents: *foresight* is the share of held-out scenes whose outcome it finds in the future that the model
@@ -132,7 +132,7 @@ class Foresight:
 
     @torch.no_grad()
     def _read(self, latents: Tensor, family: str) -> Tensor:
-        """Class (n,) the reader finds, among the family's own."""
+        """Class (n,) that the reader predicts, among those of the family."""
         logits = self._reader(latents)
         foreign = torch.tensor([name != family for name, _ in self.classes], device=self.device)
         return logits.masked_fill(foreign, -torch.inf).argmax(dim=1)
@@ -145,7 +145,7 @@ class Foresight:
         }
 
     def commonest(self) -> dict[str, float]:
-        """Per family, the share of the commonest outcome: what a guess reaches."""
+        """Per family, the share of the most frequent outcome, which a constant guess reaches."""
         return {
             family: max(Counter(self.labels[places].tolist()).values()) / len(places)
             for family, places in self.held_out.items()
@@ -173,7 +173,7 @@ class Foresight:
         return result
 
     def record(self, file: Path, folder: Path, step: int, clips: int, denoise_steps: Sequence[int]) -> None:
-        """Appends to a CSV, for each number of denoise steps and family: foresight, beside ceiling and commonest."""
+        """Appends foresight, ceiling and most frequent outcome per number of denoising steps and family, as CSV."""
         columns = ("step", "clips", "denoise_steps", "family", "scenes", "foresight", "ceiling", "commonest", "seconds")
         log = CsvLog(file, columns)
         ceiling, commonest = self.ceiling(), self.commonest()
@@ -187,7 +187,7 @@ class Foresight:
 
     @torch.no_grad()
     def contact_sheet(self, file: Path, folder: Path, num_inference_steps: int, scenes: int = 4) -> None:
-        """Writes a PNG: three rows a scene, the true clip, the VAE's reconstruction of it, and the imagined future."""
+        """Writes a PNG with three rows per scene: the true clip, its reconstruction, and the imagined future."""
         world = CosmosPredict2.from_pretrained(folder, parts=("transformer",), dtype=torch.float32).to(self.device)
         rows: list[np.ndarray] = []
         for family in self.families:

@@ -1,12 +1,11 @@
-"""Stage (d): what happens next, from few labels; and the controls that show what imagining was worth.
+"""Stage (d): the model learns what happens next from few labels; and the controls that measure the value of imagining.
 
-`fused` learns its projector and a LoRA from imagined futures of labelled scenes. `matched-control` learns the same
-LoRA and `direct` the whole of Gemma, from the same questions, without any world tokens. Three more learn as `fused`
-does from world tokens that say nothing (`trained-dummy`), of what really happened (`trained-oracle`), or through a
-projector that never learns (`frozen-random-projection`). All see the same scenes, in the same order, for the same
-number of steps.
+`fused` trains its projector and a LoRA on imagined futures of labelled scenes. `matched-control` trains the same LoRA,
+and `direct` all of Gemma, on the same questions without world tokens. Three more are trained like `fused`, with world
+tokens without information (`trained-dummy`), with true futures (`trained-oracle`), or with a frozen, untrained
+projector (`frozen-random-projection`). All see the same scenes, in the same order, for the same number of steps.
 
-The training itself is the recipe that everybody uses (`theworld.training`); here are its settings.
+The training is the general recipe (`theworld.training`); this module has its settings.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TRAINED = "trained"  # folder of a work folder: what the recipe wrote, checkpoints and logs included
+TRAINED = "trained"  # folder of a work folder with the output of the recipe, checkpoints and logs included
 LORA = {
     "r": 8,
     "lora_alpha": 16,
@@ -25,7 +24,7 @@ LORA = {
 TRAINING: dict[str, Any] = {
     "dataset_name": "physics",
     "dataset_options": {
-        "scenes_per_family": 300,  # labelled scenes: the most that the shipped model may see
+        "scenes_per_family": 300,  # the maximum for the shipped model
         "chats_per_scene": 32,
         "what_happens": 3,
         "now": 2,
@@ -50,7 +49,7 @@ TRAINING: dict[str, Any] = {
     "seed": 0,
     "num_workers": 2,
 }
-# keys of TrainingConfig, of `fused` and of what differs from it in one thing
+# keys of TrainingConfig for `fused` and the controls that change one of them
 FUSED: dict[str, Any] = {
     "lora": LORA,
     "num_world_steps": 4,
@@ -66,7 +65,7 @@ DIRECT: dict[str, Any] = {
     "freeze_gemma_language": False,
     "learning_rate": 3e-4,
 }
-# what each kind that goes on from the reader changes of FUSED
+# changes of FUSED for each kind that starts from the reader
 OF_READER: dict[str, dict[str, Any]] = {
     "fused": {},
     "trained-dummy": {"constant_world": True},
@@ -87,7 +86,7 @@ class FusionSettings:
     Args:
         kinds: which of KINDS to train.
         training: keys of `TrainingConfig` for all kinds, see TRAINING.
-        fused: further keys for the kinds that read world tokens.
+        fused: further keys for the kinds with world tokens.
         direct: further keys for `direct`.
     """
 
@@ -100,7 +99,7 @@ class FusionSettings:
         """Keys of TrainingConfig for one kind, in a work folder.
 
         Raises:
-            ValueError: there is no such kind.
+            ValueError: if there is no such kind.
         """
         values = {**self.training, "output_dir": str(work / TRAINED / kind)}
         if kind in OF_READER:
@@ -108,7 +107,7 @@ class FusionSettings:
             return {**values, **self.fused, **OF_READER[kind], **start}
         without = {"matched-control": {"lora": LORA, "enable_world": False}, "direct": self.direct}
         if kind not in without:
-            raise ValueError(f"there is no kind {kind!r} of fusion; choose among {', '.join(KINDS)}.")
+            raise ValueError(f"Unknown kind {kind!r} of fusion; choose one of {', '.join(KINDS)}.")
         return {
             **values, **without[kind], "model_name": str(work / "gemma"), "cosmos_model_name": str(work / "world")
         }  # fmt: skip

@@ -88,7 +88,7 @@ def build_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast, image_size: int, tokens_per_image: int) -> Gemma3Processor:
-    """Gemma 3's processor around a tokenizer, for square pictures of `image_size` pixels."""
+    """Gemma 3's processor around a tokenizer, for square images of `image_size` pixels."""
     image_processor = Gemma3ImageProcessor(
         size={"height": image_size, "width": image_size}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
@@ -129,7 +129,7 @@ def build_model(
     torch.nn.init.normal_(
         model.model.multi_modal_projector.mm_input_projection_weight, std=config.vision_config.hidden_size**-0.5
     )
-    # each sub-layer adds little at first, so that the words and pictures put in are not drowned by six layers of noise
+    # each sub-layer adds little at first, so that the inputs are not hidden by the noise of six layers
     small = (2 * config.text_config.num_hidden_layers) ** -0.5
     for name, parameter in model.named_parameters():
         if name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):

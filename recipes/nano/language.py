@@ -1,11 +1,11 @@
-"""Stage (c): a small Gemma 3 learns to see, and to read world latents, from questions about *now*.
+"""Stage (c): a small Gemma 3 learns to read images and world latents, from questions about the present.
 
-Each chat holds several questions about one picture, coarse and fine; each batch gives the model the picture, the world
-tokens, or both, so that neither way of seeing is neglected. Some batches carry the latents of the following moments as
-well, with questions about now all the same, so that tokens of later moments are told from tokens of now.
+Each chat contains several questions about one image, coarse and fine. Each batch gives the model the image, the world
+tokens, or both, so that it learns to read either. Some batches also contain later latent frames, with questions about
+the present, so that the model learns to distinguish the two.
 
-The training itself is the recipe that everybody uses (`theworld.training`); here are its data, its settings, and the
-gate that its result must pass.
+The training is the general recipe (`theworld.training`); this module has its data, its settings, and the accuracy that
+the result must reach.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from transformers import Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from recipes.nano.gemma import build_config, build_model, build_processor, build_tokenizer
-from recipes.nano.now import NowSamples, draw_pictures, each, encode_pictures, words_of
+from recipes.nano.now import NowSamples, draw_images, encode_images, pool_map, words_of
 from theworld.datasets.collator import BatchSampling, ChatCollator, IndexedSample
 from theworld.datasets.physics import FAMILIES, IMAGE_SIZE
 from theworld.inference.prompting import IGNORED
@@ -32,7 +32,7 @@ from theworld.training.dataset_loading import Datasets
 from theworld.training.trainer import answer_sums
 from theworld.world_models.base import WorldModel
 
-# How the two towers are cut: together 3.9 M parameters, small enough that two copies ship.
+# Sizes of the two towers: together 3.9 M parameters, small enough that two copies ship.
 TEXT = {
     "hidden_size": 192,
     "intermediate_size": 512,
@@ -54,21 +54,21 @@ VISION = {
 }
 TOKENS_PER_IMAGE = 64
 VOCABULARY = 704
-# how a batch of validation is given to the model
+# inputs of a validation batch
 MODES = {
-    "picture": BatchSampling(world_dropout=1.0),
+    "image": BatchSampling(world_dropout=1.0),
     "world": BatchSampling(image_dropout=1.0),
     "both": BatchSampling(),
 }
-GATE_QUESTIONS = 4  # of each validation picture
-PLACES_RMS = 0.7  # of position embeddings, about as large as what they are added to
+GATE_QUESTIONS = 4  # of each validation image
+POSITIONS_RMS = 0.7  # of position embeddings, close to that of the embeddings to which they are added
 
 # keys of TrainingConfig
 TRAINING: dict[str, Any] = {
     "max_steps": 4500,
     "batch_size": 128,
     "gradient_accumulation_steps": 1,
-    # with AdamW alone sides stay at chance for thousands of steps (docs/LOG.md)
+    # with AdamW only, sides stay at chance for thousands of steps (docs/LOG.md)
     "optimizer": "muon",
     "muon_learning_rate": 0.02,
     "learning_rate": 1e-3,
@@ -76,10 +76,10 @@ TRAINING: dict[str, Any] = {
     "warmup_steps": 200,
     "weight_decay": 0.02,
     "adam_beta2": 0.98,
-    # 45 % of batches see the picture alone, 35 % the world tokens alone, 20 % both
+    # 45 % of batches have only the image, 35 % only world tokens, 20 % both
     "world_dropout": 0.45,
     "picture_dropout": 0.35,
-    # of chats about a first picture, a third of all: a quarter of the batches with world tokens look ahead
+    # number of world steps for chats about a first frame; the others always use 0
     "world_steps_mix": {"0": 0.25, "1": 0.25, "2": 0.25, "4": 0.25},
     "freeze_gemma_vision": False,
     "freeze_gemma_language": False,
@@ -97,17 +97,17 @@ TRAINING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class LanguageSettings:
-    """What stage (c) is trained on.
+    """Data and settings of stage (c).
 
     Args:
-        clips_per_family: training clips whose pictures are asked about.
-        frames_per_clip: pictures of each; the first frame is always one of them.
-        turns: questions of each kind (see `recipes.nano.now`) packed into one chat; twelve take 320 tokens.
-        per_kind: questions of each kind kept of a picture.
+        clips_per_family: training clips with questions.
+        frames_per_clip: frames with questions per clip; the first frame is always one of them.
+        turns: questions of each kind (see `recipes.nano.now`) per chat; twelve questions take 320 tokens.
+        per_kind: questions of each kind per image.
         chats_of_first, chats_of_later, late: as in `NowSamples`.
-        validation_clips: clips of each family that the gate is measured on.
-        tokenizer_clips: training clips of each family whose words make the vocabulary.
-        workers: processes that draw clips before training.
+        validation_clips: clips per family for the final accuracy.
+        tokenizer_clips: training clips per family whose words form the vocabulary.
+        workers: processes that render clips before training.
         training: keys of `TrainingConfig`, see TRAINING.
     """
 
@@ -128,28 +128,30 @@ class LanguageSettings:
 def train_tokenizer(clips_per_family: int, workers: int) -> PreTrainedTokenizerFast:
     """A tokenizer over the words of the questions and answers of training clips."""
     tasks = [(family, "train", index) for family in FAMILIES for index in range(clips_per_family)]
-    corpus = [piece for words in each(words_of, tasks, workers) for piece in words]
+    corpus = [piece for words in pool_map(words_of, tasks, workers) for piece in words]
     return build_tokenizer([*corpus, *["user", "model"] * 200], VOCABULARY)
 
 
-def write_fresh_gemma(folder: Path, settings: LanguageSettings, text: dict[str, Any], vision: dict[str, Any]) -> None:
-    """A Gemma 3 that has learned nothing, with a tokenizer and a processor for nano's scenes."""
+def write_untrained_gemma(
+    folder: Path, settings: LanguageSettings, text: dict[str, Any], vision: dict[str, Any]
+) -> None:
+    """Writes an untrained Gemma 3 with a tokenizer and a processor for nano's scenes."""
     tokenizer = train_tokenizer(settings.tokenizer_clips, settings.workers)
     config = build_config(tokenizer, text, {"image_size": IMAGE_SIZE, **vision}, TOKENS_PER_IMAGE)
     gemma = build_model(config, tokenizer, settings.seed)
-    place_positions(gemma)
+    init_positions(gemma)
     gemma.save_pretrained(folder)
     build_processor(tokenizer, IMAGE_SIZE, TOKENS_PER_IMAGE).save_pretrained(folder)
 
 
 @torch.no_grad()
-def place_positions(gemma: Gemma3ForConditionalGeneration, rms: float = PLACES_RMS) -> None:
-    """Starts the position embeddings of the vision tower as sines and cosines of row and column.
+def init_positions(gemma: Gemma3ForConditionalGeneration, rms: float = POSITIONS_RMS) -> None:
+    """Initialises the position embeddings of the vision tower with sinusoids of row and column.
 
-    From zero, what stands where is learned along the order of tokens, that is by rows; columns stay unread for
+    With zeros, the model learns positions from the order of tokens, which gives rows; columns are not learned for
     thousands of steps.
     """
-    # found by its end: where in the tower it stands differs between versions of transformers
+    # the prefix of this name differs between versions of transformers
     (vision,) = (
         parameter
         for name, parameter in gemma.model.vision_tower.named_parameters()
@@ -167,13 +169,13 @@ def place_positions(gemma: Gemma3ForConditionalGeneration, rms: float = PLACES_R
 
 
 def load_now(settings: LanguageSettings, world: WorldModel, temporal_factor: int) -> Datasets:
-    """Training and validation samples; of the latter half hide their picture, and each asks one question."""
-    pictures = draw_pictures(
+    """Training and validation samples; each validation sample has one question, and half of them hide their image."""
+    images = draw_images(
         "train", 0, settings.clips_per_family, settings.frames_per_clip, settings.per_kind, settings.workers
     )
     train = NowSamples(
-        pictures,
-        encode_pictures(pictures, world),
+        images,
+        encode_images(images, world),
         settings.turns,
         settings.chats_of_first,
         settings.chats_of_later,
@@ -186,15 +188,15 @@ def load_now(settings: LanguageSettings, world: WorldModel, temporal_factor: int
 
 
 def validation_samples(settings: LanguageSettings, world: WorldModel, hidden: float = 0.0) -> NowSamples:
-    """Two pictures of each validation clip, each encoded alone, GATE_QUESTIONS chats of one question each.
+    """Two frames per validation clip, encoded separately, with GATE_QUESTIONS chats of one question each.
 
     Args:
-        hidden: share of chats whose picture the world model alone sees.
+        hidden: share of chats whose image only the world model sees.
     """
-    pictures = draw_pictures("validation", 0, settings.validation_clips, 2, GATE_QUESTIONS, settings.workers)
+    images = draw_images("validation", 0, settings.validation_clips, 2, GATE_QUESTIONS, settings.workers)
     return NowSamples(
-        pictures,
-        encode_pictures(pictures, world),
+        images,
+        encode_images(images, world),
         {"benchmark": 1},
         GATE_QUESTIONS,
         GATE_QUESTIONS,
@@ -210,15 +212,15 @@ def now_accuracy(
     samples: NowSamples,
     batch_size: int = 256,
 ) -> dict[str, float]:
-    """Share of now-questions answered exactly: one question a chat, by mode and by mode, family and topic."""
+    """Share of exactly correct answers, by mode and by mode, family and topic; one question per chat."""
     model.eval()
     device = model.device
     right: dict[str, list[bool]] = {}
     for mode, draws in MODES.items():
         collator = ChatCollator(processor, draws)
         for start in range(0, len(samples), batch_size):
-            places = range(start, min(start + batch_size, len(samples)))
-            batch = collator([IndexedSample(place, samples[place]) for place in places])
+            indices = range(start, min(start + batch_size, len(samples)))
+            batch = collator([IndexedSample(index, samples[index]) for index in indices])
             batch.pop("left_out")
             inputs = {name: tensor.to(device) for name, tensor in batch.items()}
             labels = inputs.pop("labels")
@@ -226,19 +228,19 @@ def now_accuracy(
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 logits = model(**inputs, use_cache=False, logits_to_keep=learned).logits
             hits = answer_sums(logits, labels[:, 1:][:, learned], labels)[:, 2] == 1
-            for place, hit in zip(places, hits.tolist(), strict=True):
-                (asked,) = samples.asked(place)
+            for index, hit in zip(indices, hits.tolist(), strict=True):
+                (asked,) = samples.asked(index)
                 right.setdefault(mode, []).append(hit)
                 right.setdefault(f"{mode}/{asked.family}/{asked.topic}", []).append(hit)
     return {key: float(np.mean(hits)) for key, hits in sorted(right.items())}
 
 
 def training_config(values: Mapping[str, Any], device: torch.device, **more: Any) -> TrainingConfig:
-    """A config of nano's recipe: bf16 on a GPU, float32 elsewhere."""
+    """A training config with bf16 on a GPU and float32 elsewhere."""
     precision = "bf16" if device.type == "cuda" else "fp32"
     return TrainingConfig.from_dict({"mixed_precision": precision, **values, **more}, "the settings of nano")
 
 
 def topics_of(accuracy: Mapping[str, float]) -> Sequence[tuple[str, str, str, float]]:
-    """Rows (mode, family, topic, share right) of what `now_accuracy` gives."""
+    """Rows (mode, family, topic, accuracy) of the result of `now_accuracy`."""
     return [(*key.split("/"), right) for key, right in accuracy.items() if "/" in key]  # type: ignore[misc]

@@ -1,9 +1,9 @@
-"""Pictures to read and what is asked about them *now*: the samples of stage (c).
+"""Images with questions about the present: the samples of stage (c).
 
-Three kinds of questions: *benchmark* ones are those of `now_questions`, which the gate is measured on; *cells* and
-*scans* (`theworld.datasets.physics.practice`) are asked in training only.
+There are three kinds of questions: *benchmark* questions are those of `now_questions`, for which the final accuracy is
+measured; *cell* and *scan* questions (`theworld.datasets.physics.practice`) are used in training only.
 
-Shapes: n clips, F pixel frames, p pictures, C latent channels, T latent frames, h×w latent grid.
+Shapes: n clips, F pixel frames, p images, C latent channels, T latent frames, h×w latent grid.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from theworld.world_models.base import WorldModel
 
 
 @dataclass
-class Pictures:
+class Images:
     """Clips with questions about some of their frames.
 
-    `clips` uint8 (n, F, H, W, 3); `entries` name a clip and a frame; `questions` belong to the entries, by kind.
+    `clips` uint8 (n, F, H, W, 3); `entries` are (clip, frame) indices; `questions` has those of each entry, by kind.
     """
 
     clips: np.ndarray
@@ -39,14 +39,14 @@ class Pictures:
 
 @dataclass
 class Latents:
-    """What a world model's encoder makes of pictures: each `alone` (p, C, 1, h, w), and `clips` (n, C, T, h, w)."""
+    """Latents of images: each encoded `alone` (p, C, 1, h, w), and those of whole `clips` (n, C, T, h, w)."""
 
     alone: Tensor
     clips: Tensor
 
 
-def each(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
-    """`function` of every task, in order, by so many processes; by none but this one when `workers` is 0."""
+def pool_map(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
+    """`function` of every task, in order, in `workers` processes; in this process if `workers` is 0."""
     if workers == 0:
         yield from map(function, tasks)
         return
@@ -61,7 +61,7 @@ def draw(
     clip = make_clip(*task)
     rng = np.random.default_rng(task[2])
     count = frames_per_clip - 1
-    ends = rng.permutation(np.arange(4, len(clip.frames), 4))[: count // 2]  # moments that end a latent frame
+    ends = rng.permutation(np.arange(4, len(clip.frames), 4))[: count // 2]  # frames that end a latent frame
     others = np.setdiff1d(np.arange(1, len(clip.frames)), ends)
     later = [*ends, *rng.choice(others, size=count - len(ends), replace=False)]
     drawn = []
@@ -80,55 +80,53 @@ def draw(
     return clip.frames, drawn
 
 
-def draw_pictures(
-    split: str, first: int, per_family: int, frames_per_clip: int, per_kind: int, workers: int
-) -> Pictures:
-    """Pictures and now-questions of clips first … first + per_family - 1 of every family."""
+def draw_images(split: str, first: int, per_family: int, frames_per_clip: int, per_kind: int, workers: int) -> Images:
+    """Images and questions of clips first … first + per_family - 1 of every family."""
     tasks = [(family, split, index) for index in range(first, first + per_family) for family in FAMILIES]
     clips, entries, questions = [], [], []
     for number, (frames, drawn) in enumerate(
-        each(partial(draw, frames_per_clip=frames_per_clip, per_kind=per_kind), tasks, workers)
+        pool_map(partial(draw, frames_per_clip=frames_per_clip, per_kind=per_kind), tasks, workers)
     ):
         clips.append(frames)
         for frame, own in drawn:
             entries.append((number, frame))
             questions.append(own)
-    return Pictures(np.stack(clips), entries, questions)
+    return Images(np.stack(clips), entries, questions)
 
 
 @torch.no_grad()
-def encode_pictures(pictures: Pictures, world: WorldModel) -> Latents:
-    """The latents of all pictures and clips, on the CPU."""
+def encode_images(images: Images, world: WorldModel) -> Latents:
+    """The latents of all images and clips, on the CPU."""
     device = next(world.parameters()).device
 
     def encode(frames: np.ndarray) -> Tensor:
         pixels = (torch.from_numpy(frames).to(device).float() / 127.5 - 1).permute(0, 4, 1, 2, 3)  # (n, 3, F, H, W)
         return world.encode(pixels).float().cpu()
 
-    clip, frame = np.array(pictures.entries).T
-    alone = [encode(pictures.clips[clip[i : i + 512], frame[i : i + 512], None]) for i in range(0, len(clip), 512)]
-    whole = [encode(pictures.clips[i : i + 64]) for i in range(0, len(pictures.clips), 64)]
+    clip, frame = np.array(images.entries).T
+    alone = [encode(images.clips[clip[i : i + 512], frame[i : i + 512], None]) for i in range(0, len(clip), 512)]
+    whole = [encode(images.clips[i : i + 64]) for i in range(0, len(images.clips), 64)]
     return Latents(torch.cat(alone), torch.cat(whole))
 
 
 class NowSamples(SampleDataset):
-    """Chats about pictures, several questions each; every sample brings its latents.
+    """Chats with several questions about one image; every sample contains its latents.
 
     Args:
-        latents: of the pictures.
-        turns: questions of each kind in one chat, in random order; a picture that has fewer gives fewer.
-        chats_of_first, chats_of_later: chats about the first picture of a clip, and about each later one.
-        late: share of the chats about a later picture whose latents are those inside its clip, where they stand for
-            four frames; both are the same moment, but they are not the same numbers.
-        ahead: whether chats about a first picture bring the moments after it as well, for batches that look ahead.
-        hidden: share of chats whose picture the world model alone sees.
-        temporal_factor: frames of one later latent frame.
-        seed: of which questions are drawn.
+        latents: of the images.
+        turns: questions of each kind per chat, in random order; fewer if the image has fewer.
+        chats_of_first, chats_of_later: chats about the first frame of a clip, and about each later one.
+        late: share of the chats about a later frame with the latents from inside its clip, which cover four frames and
+            differ from those of the frame alone.
+        ahead: whether chats about a first frame contain the later latent frames as well.
+        hidden: share of chats whose image only the world model sees.
+        temporal_factor: pixel frames per later latent frame.
+        seed: of the sampled questions.
     """
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: Images,
         latents: Latents,
         turns: Mapping[str, int],
         chats_of_first: int = 1,
@@ -139,7 +137,7 @@ class NowSamples(SampleDataset):
         temporal_factor: int = 4,
         seed: int = 0,
     ) -> None:
-        self.pictures = pictures
+        self.images = images
         self.latents = latents
         self.turns = dict(turns)
         self.late = late
@@ -149,7 +147,7 @@ class NowSamples(SampleDataset):
         self.seed = seed
         self.chats = [
             (entry, chat)
-            for entry, (_, frame) in enumerate(pictures.entries)
+            for entry, (_, frame) in enumerate(images.entries)
             for chat in range(chats_of_later if frame else chats_of_first)
         ]
 
@@ -160,7 +158,7 @@ class NowSamples(SampleDataset):
         """The questions of one chat."""
         entry, chat = self.chats[index]
         rng = np.random.default_rng([self.seed, entry, chat])
-        own = self.pictures.questions[entry]
+        own = self.images.questions[entry]
         drawn = [
             asked for kind, count in self.turns.items() for asked in sample_without_replacement(own[kind], count, rng)
         ]
@@ -170,23 +168,23 @@ class NowSamples(SampleDataset):
         return conversation(1, turns_of(self.asked(index)))
 
     def num_world_steps(self, index: int) -> int | None:
-        first = self.pictures.entries[self.chats[index][0]][1] == 0
+        first = self.images.entries[self.chats[index][0]][1] == 0
         return None if first and self.ahead else 0
 
     def __getitem__(self, index: int) -> Sample:
         entry, chat = self.chats[index]
-        clip, frame = self.pictures.entries[entry]
+        clip, frame = self.images.entries[entry]
         rng = np.random.default_rng([self.seed, entry, chat, 1])
         late, hidden = rng.random() < self.late, rng.random() < self.hidden
         if frame == 0:
-            latents = self.latents.clips[clip]  # of which a batch reads as many moments as it looks ahead
+            latents = self.latents.clips[clip]  # a batch uses as many latent frames as it needs
         elif late and frame % self.temporal_factor == 0:
             latents = self.latents.clips[clip][:, frame // self.temporal_factor][:, None]
         else:
             latents = self.latents.alone[entry]
         return Sample(
             messages=self.messages(index),
-            images=(self.pictures.clips[clip, frame],),
+            images=(self.images.clips[clip, frame],),
             world_latents=latents,
             num_world_steps=self.num_world_steps(index),
             hide_images=bool(hidden),
@@ -195,7 +193,7 @@ class NowSamples(SampleDataset):
 
 
 def words_of(task: tuple[str, str, int]) -> list[str]:
-    """All that is asked and answered about one clip's first and last frame."""
+    """All questions and answers about the first and last frame of a clip."""
     clip = make_clip(*task)
     rng = np.random.default_rng(task[2])
     last = len(clip.frames) - 1

@@ -16,7 +16,7 @@ from theworld.storage.files import atomic_file
 
 
 class StageClock:
-    """A wall-clock budget that can pause, survive a restart, and say when something is due again.
+    """A wall-clock budget that can pause and resume, and that schedules repeated actions.
 
     Args:
         budget: seconds in all.
@@ -55,7 +55,7 @@ class StageClock:
         return max(1, growth)
 
     def rate(self, name: str, value: float) -> float:
-        """Growth of `value` a second since the last call with this name."""
+        """Growth of `value` per second since the last call with this name."""
         now, before = self.spent(), self._times.get(name, 0.0)
         self._times[name] = now
         return self.since(name, value) / max(1e-6, now - before)
@@ -69,7 +69,7 @@ class StageClock:
 
 
 class CsvLog:
-    """A CSV file that grows by a row at a time; an existing one is continued."""
+    """A CSV file that is extended row by row; an existing file is continued."""
 
     def __init__(self, file: Path, columns: Sequence[str]) -> None:
         self._file = file
@@ -111,7 +111,7 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     averaged: dict[str, Tensor] | None = None,
 ) -> None:
-    """Writes a checkpoint, whole or not at all."""
+    """Writes a checkpoint atomically."""
     state = {"step": step, "seconds": seconds, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     if averaged is not None:
         state["averaged"] = averaged

@@ -1,11 +1,11 @@
-"""How nano is made, from nothing, in four stages; each writes a folder that the next one reads.
+"""Trains nano from scratch in four stages; each writes a folder that the next one reads.
 
     world     (a) VAE and (b) transformer, from clips without labels   -> world/, foresight.csv
-    language  (c) Gemma, from questions about now                      -> gemma/, reader/ (its projector)
+    language  (c) Gemma, from questions about the present              -> gemma/, reader/ (its projector)
     fusion    (d) from questions about what happens                    -> fused/ and its controls
 
 `python -m recipes.nano` runs it. Stage (c) needs only the VAE, so it can run at the same time as (b). The shipped
-weights under `theworld/nano/weights/` are the work folder of one run, in bfloat16; their `provenance.json` names that run.
+weights under `theworld/nano/weights/` are the work folder of one run, in bfloat16, which `provenance.json` describes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from recipes.nano.language import (
     topics_of,
     training_config,
     validation_samples,
-    write_fresh_gemma,
+    write_untrained_gemma,
 )
 from recipes.nano.language import TRAINING as LANGUAGE_TRAINING
 from recipes.nano.progress import CsvLog
@@ -66,12 +66,12 @@ STAGES = ("world", "language", "fusion")
 MAX_SHARD = "15MB"
 # of every fusion of nano's bases
 FUSION_CONFIG: dict[str, Any] = {"world_image_size": IMAGE_SIZE, "num_world_steps": 4, "max_world_steps": 4}
-GATE = 0.97  # of now-questions, from the picture alone and from world tokens alone
+GATE = 0.97  # accuracy on questions about the present, from the image only and from world tokens only
 
 
 @dataclass(frozen=True)
 class NanoSettings:
-    """All settings of a run; `shipped_settings` and `laptop_settings` are the two that there are names for.
+    """All settings of a run; `shipped_settings` and `laptop_settings` are the named ones.
 
     Args:
         capacity: clips that the accelerator's memory holds.
@@ -94,7 +94,7 @@ class NanoSettings:
 
 
 def laptop_settings() -> NanoSettings:
-    """A smaller model in about an hour and a half on two CPU cores: the whole way, not the shipped quality."""
+    """A smaller model in about an hour and a half on two CPU cores: all stages, below the shipped quality."""
     world = nano_world_config(4)
     world.vae["base_dim"] = 8
     world.transformer.update(num_attention_heads=2, num_layers=6, adaln_lora_dim=16, patch_size=[1, 2, 2])
@@ -145,15 +145,17 @@ SCALES = {"shipped": shipped_settings, "laptop": laptop_settings}
 
 
 def with_values(settings: NanoSettings, assignments: Sequence[str]) -> NanoSettings:
-    """Settings with some changed, each as `language.steps=4000`; values are JSON, or text where they are not.
+    """Settings with some changed, each as `language.steps=4000`; values are JSON or text.
 
     Raises:
-        ValueError: no such setting (the nearest one is named), or no `=`.
+        ValueError: if there is no such setting, or no `=`.
     """
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise ValueError(f"{assignment!r} is no setting; write it as language.training.max_steps=4000.")
+            raise ValueError(
+                f"{assignment!r} is not a setting; write KEY=VALUE, such as language.training.max_steps=4000."
+            )
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
@@ -168,13 +170,13 @@ def _replaced(settings: Any, key: str, path: Sequence[str], value: Any) -> Any:
     known = [field.name for field in fields(settings)] if is_dataclass(settings) else list(settings)
     if name not in known:
         close = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(known)}."
-        raise ValueError(f"there is no setting {key!r}; {hint}")
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}."
+        raise ValueError(f"Unknown setting {key!r}; {hint}")
     old = settings[name] if isinstance(settings, dict) else getattr(settings, name)
     new = value
     if rest:
         if not (is_dataclass(old) or isinstance(old, dict)):
-            raise ValueError(f"there is no setting {key!r}; {name!r} has no parts.")
+            raise ValueError(f"Unknown setting {key!r}; {name!r} has no parts.")
         new = _replaced(old, key, rest, value)
     elif isinstance(old, tuple) and isinstance(value, list):
         new = tuple(value)
@@ -235,7 +237,7 @@ def run_language(
     """
     language = settings.language
     world = world or work / "world"
-    write_fresh_gemma(work / "fresh", language, settings.text, settings.vision)
+    write_untrained_gemma(work / "fresh", language, settings.text, settings.vision)
     encoder = CosmosPredict2.from_pretrained(world, parts=("encoder",), dtype=torch.float32).to(device)
     config = training_config(
         language.training,
@@ -244,7 +246,7 @@ def run_language(
         cosmos_model_name=str(world),
         projector=settings.projector,
         output_dir=str(work / TRAINED / "language"),
-        # a start of its own: a user's fusion of nano's bases, or its projector drawn anew, must not begin at the one
+        # a separate seed: a new model on nano's bases, or a re-initialised projector, must not start from the values
         # that this language model learns to read
         reset_projector=True,
         seed=100 + language.seed,
@@ -270,18 +272,24 @@ def run_language(
     freezing.train_only(model, ("projector",))
     model.save_pretrained(work / "reader")
     write_json(work / "language.json", {"settings": asdict(language), "gate": GATE, "accuracy": gate})
-    for mode in ("picture", "world"):
+    for mode in ("image", "world"):
         level = logging.INFO if gate[mode] >= GATE else logging.WARNING
-        logger.log(level, "now-questions from the %s alone: %.1f %% (gate %.0f %%)", mode, 100 * gate[mode], 100 * GATE)
+        logger.log(
+            level,
+            "Questions about the present from the %s only: %.1f %% (required: %.0f %%)",
+            mode,
+            100 * gate[mode],
+            100 * GATE,
+        )
     return gate
 
 
 def run_fusion(work: Path, settings: NanoSettings, device: torch.device) -> dict[str, float]:
-    """Stage (d): writes a folder a kind, and returns the share of validation answers that each gets right."""
+    """Stage (d): writes one folder per kind, and returns the validation accuracy of each."""
     results = {}
     for kind in settings.fusion.kinds:
         values = settings.fusion.values(kind, work)
-        if kind not in OF_READER:  # those go on from a trained model that knows them
+        if kind not in OF_READER:  # the others start from a trained model, which has these settings
             values = {**FUSION_CONFIG, "projector": settings.projector, **values}
         config = training_config(values, device)
         remove_trained(work, kind)
@@ -289,28 +297,28 @@ def run_fusion(work: Path, settings: NanoSettings, device: torch.device) -> dict
         results[kind] = write_curve(trained, work / f"{kind}.csv")
         model = TheWorldForConditionalGeneration.from_pretrained(trained, dtype=torch.bfloat16, world_parts=())
         model.config.vlm_name_or_path, model.config.world_name_or_path = "nano/gemma", "nano/cosmos"
-        model.config.vlm_config._name_or_path = "nano/gemma"  # not the folder it lies in today
+        model.config.vlm_config._name_or_path = "nano/gemma"  # instead of the folder of this run
         model.save_pretrained(work / kind)
         write_json(work / f"{kind}.json", {"settings": asdict(settings.fusion), "validation": results[kind]})
-        logger.info("%s: %.1f %% of validation answers right", kind, 100 * results[kind])
+        logger.info("%s: %.1f %% of validation answers correct", kind, 100 * results[kind])
     return results
 
 
 def remove_trained(work: Path, name: str) -> None:
-    """Removes the run that an earlier call of a stage left where this one trains: stages begin anew."""
+    """Removes the training run of an earlier call of a stage, because stages always start from scratch."""
     if (work / TRAINED / name).exists():
         shutil.rmtree(work / TRAINED / name)
 
 
 def write_curve(trained: Path, file: Path) -> float:
-    """The losses and accuracies of a run as CSV, from its last checkpoint's log.
+    """Writes the losses and accuracies of a run as CSV, from the log of its last checkpoint.
 
     Returns:
         The last share of evaluation answers that were right.
     """
     checkpoint = find_last_checkpoint(trained)
     if checkpoint is None:
-        raise ValueError(f"{trained} holds no checkpoint, whose log has the curve of the run.")
+        raise ValueError(f"{trained} has no checkpoint with the log of the run.")
     log = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["log_history"]
     rows: dict[int, dict[str, float]] = {}
     for entry in log:
@@ -326,10 +334,10 @@ def write_curve(trained: Path, file: Path) -> float:
 
 
 def train(work: Path, settings: NanoSettings, stages: Sequence[str], device: torch.device, command: str = "") -> None:
-    """Runs stages in their order; each reads what the ones before it left in `work`, and adds to `provenance.json`."""
+    """Runs stages in order; each reads the results of earlier ones in `work` and extends `provenance.json`."""
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
-        raise ValueError(f"there is no stage {unknown[0]!r}; choose among {', '.join(STAGES)}.")
+        raise ValueError(f"Unknown stage {unknown[0]!r}; choose one of {', '.join(STAGES)}.")
     work.mkdir(parents=True, exist_ok=True)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -395,10 +403,10 @@ def commit_of_code(repository: Path = REPOSITORY) -> str:
 
 
 def publish(work: Path, weights: Path = SHIPPED_WEIGHTS) -> None:
-    """Copies a work folder's models, and how they were made, over the shipped ones.
+    """Replaces the shipped models and their provenance by those of a work folder.
 
     Raises:
-        ValueError: a model is missing in `work`; the shipped ones are as they were.
+        ValueError: if a model is missing in `work`; the shipped ones are then unchanged.
     """
     parts = {"cosmos": "world", "gemma": "gemma", "reader": "reader", **{kind: kind for kind in KINDS}}
     missing = [made for made in (*parts.values(), "provenance.json") if not (work / made).exists()]
@@ -413,7 +421,7 @@ def publish(work: Path, weights: Path = SHIPPED_WEIGHTS) -> None:
 
 
 def name_bases(folder: Path) -> None:
-    """Lets an adapter folder name the shipped bases instead of the folders they lay in while it was trained."""
+    """Replaces the base folders of the training run by the names of the shipped bases."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["vlm_name_or_path"], config["world_name_or_path"] = "nano/gemma", "nano/cosmos"
     config["vlm_config"]["_name_or_path"] = "nano/gemma"

@@ -1,4 +1,4 @@
-"""Stage (a) of nano: a Wan VAE learns to draw physics clips. No labels anywhere.
+"""Stage (a) of nano: a Wan VAE learns to encode and decode physics clips, without labels.
 
 Shapes: n clips, F pixel frames, T latent frames, C latent channels, H x W pixels, h x w latent cells.
 """
@@ -83,13 +83,13 @@ def train_vae(
     Args:
         work: gets `vae/` (the result: a second call returns it), `vae_state.pt` (checkpoint), `vae_loss.csv`, and
             `vae_measure.csv` with what `measure` returned.
-        check: called now and then; raises when clips have stopped coming.
+        check: called repeatedly; raises if the clip workers have failed.
         measure: called every `measure_seconds` with the VAE; None means not ready yet.
     """
     from diffusers import AutoencoderKLWan
 
     if (work / "vae" / "config.json").is_file():
-        logger.info("vae: already trained")
+        logger.info("VAE: already trained")
         return AutoencoderKLWan.from_pretrained(work / "vae", torch_dtype=torch.float32).to(device).eval()
     torch.manual_seed(settings.seed)
     vae = AutoencoderKLWan(**config.vae).to(device).train()

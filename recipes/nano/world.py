@@ -1,7 +1,7 @@
 """Stage (b) of nano: a Cosmos transformer learns, on the VAE's latents, what comes after a first frame. No labels.
 
-Like stage (a) a plain function that trains until its wall-clock budget is spent, writes losses to CSV, and goes on from
-a checkpoint when it is called again on the same folder.
+Like stage (a), this is one function that trains until its wall-clock budget is spent, writes losses to CSV, and resumes
+from a checkpoint when it is called again with the same folder.
 
 Shapes: n clips, T latent frames, C latent channels, h x w latent cells.
 """
@@ -76,12 +76,12 @@ class TransformerSettings:
 
     Args:
         seconds: wall-clock budget of the training loop.
-        world_steps: (num_world_steps, share of steps): mostly whole clips, at times fewer steps, so that rollouts of
-            other lengths are in distribution.
-        encode_every, encode_clips: every so many steps, so many new clips are encoded while there are any.
-        max_clips: places in the latent bank.
+        world_steps: (num_world_steps, share of steps): mostly complete clips, sometimes fewer steps, so that the model
+            has seen rollouts of other lengths.
+        encode_every, encode_clips: every `encode_every` steps, up to `encode_clips` new clips are encoded.
+        max_clips: capacity of the latent bank.
         min_clips: clips to encode before the first step.
-        compile: compile each transformer block (one compilation a length of rollout).
+        compile: compile each transformer block (one compilation per rollout length).
     """
 
     seconds: float = 480.0
@@ -121,7 +121,7 @@ def train_transformer(
         vae: from `train_vae`.
         work: gets `world/` (the result, bf16, read by `CosmosPredict2.from_pretrained`; a second call returns it),
             `transformer_state.pt` (checkpoint), `latents/` and `transformer_loss.csv`.
-        check: called now and then; raises when clips have stopped coming.
+        check: called repeatedly; raises if the clip workers have failed.
         measure: called every `measure_seconds` with a folder of the averaged weights so far, the step, and the clips
             encoded so far. Its time is not counted as training.
     """
@@ -197,7 +197,7 @@ def train_transformer(
         loss = loss_of(length, bank.sample(settings.batch))
         optimizer_step(loss, transformer, optimizer, rate, settings.max_grad_norm)
         step, seen = step + 1, seen + settings.batch
-        decay = min(settings.ema, (1 + step) / (10 + step))  # a young average forgets its random start quickly
+        decay = min(settings.ema, (1 + step) / (10 + step))  # the average forgets its random start quickly
         torch._foreach_lerp_(list(averaged.values()), list(transformer.parameters()), 1.0 - decay)
         total += loss.detach()
         if clock.due("log", settings.log_seconds) or clock.over():

@@ -17,8 +17,8 @@ from recipes.nano.foresight import ForesightSettings
 from recipes.nano.fusion import FUSED, KINDS, FusionSettings
 from recipes.nano.fusion import TRAINING as FUSION_TRAINING
 from recipes.nano.language import TRAINING as LANGUAGE_TRAINING
-from recipes.nano.language import LanguageSettings, place_positions
-from recipes.nano.now import NowSamples, draw_pictures, encode_pictures
+from recipes.nano.language import LanguageSettings, init_positions
+from recipes.nano.now import NowSamples, draw_images, encode_images
 from recipes.nano.recipe import NanoSettings, publish, run_fusion, run_language, run_world, with_values
 from recipes.nano.vae import VAESettings
 from recipes.nano.world import NANO_VAE, TransformerSettings, nano_world_config
@@ -35,7 +35,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_every_place_starts_with_an_embedding_of_its_own(bases: dict[str, str]) -> None:
     model, _ = tiny_model(bases)
-    place_positions(model.vlm, rms=0.7)
+    init_positions(model.vlm, rms=0.7)
     model.projector.init_sinusoidal(0.7)
     (vision,) = (p for name, p in model.vlm.model.vision_tower.named_parameters() if "position_embedding" in name)
     for places in (model.projector.spatial_pos_embed(), vision):
@@ -45,30 +45,30 @@ def test_every_place_starts_with_an_embedding_of_its_own(bases: dict[str, str]) 
 
 
 def test_samples_read_what_they_ask_about(bases: dict[str, str]) -> None:
-    """Latents and pictures belong to the frame that the questions are about, and are the same in every run."""
+    """Latents and images belong to the frame that the questions are about, and are the same in every run."""
     model, _ = tiny_model(bases)
     assert model.world is not None
-    pictures = draw_pictures("train", 0, 1, 5, 4, 0)
-    pictures.clips = np.ascontiguousarray(pictures.clips[:, :, ::2, ::2])  # the tiny world is half as wide
-    latents = encode_pictures(pictures, model.world)
+    images = draw_images("train", 0, 1, 5, 4, 0)
+    images.clips = np.ascontiguousarray(images.clips[:, :, ::2, ::2])  # the tiny world is half as wide
+    latents = encode_images(images, model.world)
     turns = {"benchmark": 2, "cell": 1, "scan": 1}
 
     def samples(**changes: Any) -> NowSamples:
-        return NowSamples(pictures, latents, turns, **{"chats_of_first": 3, "chats_of_later": 2, **changes})
+        return NowSamples(images, latents, turns, **{"chats_of_first": 3, "chats_of_later": 2, **changes})
 
     both, later = samples(ahead=True, late=1.0), samples(late=0.0, hidden=1.0)
     assert len(both) == 3 * (3 + 4 * 2)
     for index in range(len(both)):
         sample, again, alone = both[index], samples(ahead=True, late=1.0)[index], later[index]
         entry, _ = both.chats[index]
-        clip, number = pictures.entries[entry]
+        clip, number = images.entries[entry]
         assert sample.messages == again.messages == both.messages(index)
-        asked = {question for own in pictures.questions[entry].values() for question in own}
+        asked = {question for own in images.questions[entry].values() for question in own}
         assert set(both.asked(index)) <= asked
         assert len(both.asked(index)) == 4
-        assert np.array_equal(sample.images[0], pictures.clips[clip, number])
+        assert np.array_equal(sample.images[0], images.clips[clip, number])
         assert sample.num_world_steps == (0 if number else None)
-        frames = torch.from_numpy(pictures.clips[clip]).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        frames = torch.from_numpy(images.clips[clip]).permute(3, 0, 1, 2)[None] / 127.5 - 1
         inside = model.world.encode(frames)[0]
         if number == 0:
             torch.testing.assert_close(sample.world_latents, inside, atol=1e-4, rtol=1e-4)
@@ -79,7 +79,7 @@ def test_samples_read_what_they_ask_about(bases: dict[str, str]) -> None:
             torch.testing.assert_close(alone.world_latents, here, atol=1e-4, rtol=1e-4)
         assert alone.num_world_steps == 0
         assert (sample.hide_images, alone.hide_images) == (False, True)
-    assert len({tuple(both.asked(index)) for index in range(3)}) > 1, "chats about one picture ask different things"
+    assert len({tuple(both.asked(index)) for index in range(3)}) > 1, "chats about one image have different questions"
 
 
 def test_settings_are_changed_by_name_and_unknown_ones_refused() -> None:
@@ -117,7 +117,7 @@ def test_publishing_needs_every_part_and_names_the_shipped_bases(tmp_path: Path)
     (work / "matched-control").rename(tmp_path / "matched-control")
     with pytest.raises(ValueError, match="has no matched-control to publish"):
         publish(work, weights)
-    assert [path.name for path in weights.iterdir()] == ["gemma"], "what was shipped is as it was"
+    assert [path.name for path in weights.iterdir()] == ["gemma"], "the shipped models are unchanged"
     (tmp_path / "matched-control").rename(work / "matched-control")
     publish(work, weights)
     shipped = {"cosmos", "gemma", "reader", *KINDS, "provenance.json"}
@@ -178,7 +178,7 @@ def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.
     )
     with caplog.at_level(logging.WARNING):
         gate = run_language(tmp_path, settings, torch.device("cpu"))
-    assert {"picture", "world", "both"} <= set(gate)
+    assert {"image", "world", "both"} <= set(gate)
     assert "gate" in caplog.text, "a model that learned nothing does not pass in silence"
     results = run_fusion(tmp_path, settings, torch.device("cpu"))
     assert set(results) == set(KINDS)
@@ -190,7 +190,7 @@ def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.
         "matched-control": ["lora"],
         "direct": ["vision", "language"],
     }
-    for kind in results:  # the names of the shipped bases, put back to where this run's lie
+    for kind in results:  # replaces the names of the shipped bases by the folders of this run
         file = tmp_path / kind / "config.json"
         text = file.read_text().replace("nano/gemma", str(tmp_path / "gemma"))
         file.write_text(text.replace("nano/cosmos", str(tmp_path / "world")))

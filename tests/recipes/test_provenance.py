@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not 
 
 
 def git(folder: Path, *arguments: str) -> str:
-    name = ("-c", "user.name=Somebody", "-c", "user.email=somebody@example.com")
+    name = ("-c", "user.name=Test", "-c", "user.email=test@example.com")
     return subprocess.run(["git", *name, *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
 
 

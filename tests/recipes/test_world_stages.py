@@ -199,7 +199,7 @@ def test_both_stages_run_resume_and_give_a_world_that_rolls_out(
         folder = train_transformer(stage_b, config, vae, frames, work, CPU, measure=measure)
         again = train_vae(stage_a, config, frames, work, CPU)
         assert train_transformer(stage_b, config, again, frames, work, CPU) == folder
-        (folder / "model_index.json").unlink()  # as if the run had died before its last lines: it goes on from there
+        (folder / "model_index.json").unlink()  # as if the run had been killed at its end: it resumes from there
         train_transformer(stage_b, config, again, frames, work, CPU)
     assert len(measured) >= 2
     assert measured[-1] > measured[0] > 0
