@@ -17,6 +17,16 @@ from theworld.media.inputs import ImageOrVideo, LoadedImages
 from theworld.model.call_plan import CallPlan
 from theworld.model.processing import prompts_each
 
+UNTRAINED = (
+    "The projector of this model is untrained, so `generate` shows imagined frames to the language model, or the input "
+    "image alone if num_world_steps is 0; pass mode='tokens' to override. Train the projector, or load a trained model "
+    "with TheWorld.from_pretrained."
+)
+WITHOUT_IMAGE = (
+    "No image was given, so the language model answers from the text alone, without the world model; pass "
+    "enable_world=False if this is intended."
+)
+
 
 def generation_inputs(
     prompts: PromptBuilder,

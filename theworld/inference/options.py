@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 
+from theworld.model.configuration import TheWorldConfig
 from theworld.world_models.base import Progress
 
 MAX_NEW_TOKENS = 128  # of an answer, where a call does not say otherwise
@@ -199,6 +200,19 @@ def check_integer(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise ValueError(f"{name} is {value!r}; it must be an integer.") from None
+
+
+def check_keywords(config: Mapping[str, Any], model_class: type) -> None:
+    """Raises a ValueError for a keyword that neither `model_class` nor TheWorldConfig has.
+
+    transformers would keep it as an unused attribute.
+    """
+    known = [*inspect.signature(TheWorldConfig.__init__).parameters, *inspect.signature(model_class).parameters]
+    for key in config:
+        if key not in known:
+            close = "dtype" if key == "torch_dtype" else next(iter(difflib.get_close_matches(key, known, 1)), None)
+            hint = f"did you mean {close!r}?" if close else "see help(TheWorld) and help(TheWorldConfig)."
+            raise ValueError(f"TheWorld takes no {key!r}; {hint}")
 
 
 def is_number(value: Any) -> bool:

@@ -7,11 +7,9 @@ answer = model.generate("scene.png", "Which bin will the ball land in: left, mid
 from __future__ import annotations
 
 import copy
-import difflib
-import inspect
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, Unpack, overload
@@ -21,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchFeature
 
-from theworld.inference.generation import generation_inputs
+from theworld.inference.generation import UNTRAINED, WITHOUT_IMAGE, generation_inputs
 from theworld.inference.options import (
     MAX_NEW_TOKENS,
     GenerateOptions,
     RolloutOptions,
     check_integer,
+    check_keywords,
     decoding_arguments,
     split_options,
 )
@@ -46,16 +45,6 @@ from theworld.world_models.base import Progress
 from theworld.world_models.configuration import COSMOS_2B
 
 logger = logging.getLogger(__name__)
-
-UNTRAINED = (
-    "The projector of this model is untrained, so `generate` shows imagined frames to the language model, or the input "
-    "image alone if num_world_steps is 0; pass mode='tokens' to override. Train the projector, or load a trained model "
-    "with TheWorld.from_pretrained."
-)
-WITHOUT_IMAGE = (
-    "No image was given, so the language model answers from the text alone, without the world model; pass "
-    "enable_world=False if this is intended."
-)
 
 
 class TheWorld(nn.Module):
@@ -103,7 +92,7 @@ class TheWorld(nn.Module):
     ) -> None:
         super().__init__()
         target, dtype = resolve_device_and_dtype(device, device_map, dtype)
-        check_fields(config)  # before anything is fetched
+        check_keywords(config, type(self))  # before anything is fetched
         if lora is not None:
             config["lora"] = lora
         if isinstance(model_name, ModelSpec):
@@ -503,13 +492,3 @@ class TheWorld(nn.Module):
 def warn_once(text: str) -> None:
     """Logs a warning the first time that it occurs in this process."""
     logger.warning(text)
-
-
-def check_fields(config: Mapping[str, Any]) -> None:
-    """Raises a ValueError for an unknown keyword, which transformers would keep as an unused attribute."""
-    known = [*inspect.signature(TheWorldConfig.__init__).parameters, *inspect.signature(TheWorld.__init__).parameters]
-    for key in config:
-        if key not in known:
-            close = "dtype" if key == "torch_dtype" else next(iter(difflib.get_close_matches(key, known, 1)), None)
-            hint = f"did you mean {close!r}?" if close else "see help(TheWorld) and help(TheWorldConfig)."
-            raise ValueError(f"TheWorld takes no {key!r}; {hint}")
