@@ -15,7 +15,7 @@ def clips() -> list[Clip]:
 
 
 def read(question: Question) -> str:
-    """The answer in words, whatever the form."""
+    """The answer in words, for either form."""
     return question.choices["ABCD".index(question.answer)] if question.form == "choice" else question.answer
 
 
@@ -51,7 +51,7 @@ def test_now_forms_have_the_same_answer_in_the_last_image(clips: list[Clip]) -> 
 
 
 def planted() -> Clip:
-    """Red ball at column 2, row 3 beside nothing; blue box at column 7, row 8; ramp down to the right."""
+    """Red ball at column 2, row 3 next to nothing; blue box at column 7, row 8; ramp down to the right."""
     parts = (
         Part("ground", "black", "box", (64.0, 4.0), 32.0, 62.0),
         Part("ramp", "green", "box", (20.0, 4.0), 35.0, 30.0, 0.4),

@@ -1,4 +1,4 @@
-"""Records become chats, or one sentence that names the record and what is wrong with it."""
+"""Records become chats, or one sentence that names the record and the problem."""
 
 from __future__ import annotations
 

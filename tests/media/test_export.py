@@ -53,7 +53,7 @@ def test_strip(frames: np.ndarray, tmp_path: Path) -> None:
         np.testing.assert_array_equal(strip[:, index * 28 : index * 28 + 24], frames[index])
 
 
-def test_small_pictures_are_enlarged_and_large_ones_are_not(frames: np.ndarray, tmp_path: Path) -> None:
+def test_small_frames_are_enlarged_and_large_ones_are_not(frames: np.ndarray, tmp_path: Path) -> None:
     with Image.open(save_rollout(frames, tmp_path / "small.gif")) as gif:
         assert gif.size == (24 * 16, 16 * 16)
     large = np.zeros((1, 300, 400, 3), dtype=np.uint8)
@@ -61,7 +61,7 @@ def test_small_pictures_are_enlarged_and_large_ones_are_not(frames: np.ndarray, 
         assert strip.size == (400, 300)
 
 
-def test_labels_stand_below_the_picture(frames: np.ndarray, tmp_path: Path) -> None:
+def test_labels_are_below_the_frame(frames: np.ndarray, tmp_path: Path) -> None:
     labels = ["now", "+1", "+2", "+3", "+4"]
     path = save_rollout(frames, tmp_path / "future.png", scale=4, labels=labels)
     strip = np.asarray(Image.open(path))
@@ -79,7 +79,7 @@ def test_the_same_rollout_gives_the_same_file(frames: np.ndarray, tmp_path: Path
         assert first == save_rollout(frames, tmp_path / f"second{extension}").read_bytes()
 
 
-def test_folders_are_made_and_nothing_else_is_left(frames: np.ndarray, tmp_path: Path) -> None:
+def test_folders_are_created_and_nothing_else_is_left(frames: np.ndarray, tmp_path: Path) -> None:
     path = save_rollout(frames, str(tmp_path / "new" / "deep" / "future.gif"))
     assert [entry.name for entry in path.parent.iterdir()] == ["future.gif"]
 
@@ -88,10 +88,10 @@ def test_a_failed_write_keeps_the_old_file(frames: np.ndarray, tmp_path: Path, m
     path = save_rollout(frames, tmp_path / "future.gif")
     before = path.read_bytes()
 
-    def full(self: Path, target: Path) -> None:
+    def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(ValueError, match="No space left"):
         save_rollout(frames[:2], path)
     assert path.read_bytes() == before
@@ -112,21 +112,21 @@ def test_other_extensions_are_refused_with_the_list(frames: np.ndarray, tmp_path
         ({"frames": np.zeros((2, 4, 4, 3), dtype=np.float32)}, "float32"),
         ({"frames": np.zeros((4, 4, 3), dtype=np.uint8)}, r"\(F, H, W, 3\)"),
         ({"frames": np.zeros((0, 4, 4, 3), dtype=np.uint8)}, r"\(0, 4, 4, 3\)"),
-        ({"fps": 0}, "fps=0"),
-        ({"fps": float("inf")}, "fps=inf"),
-        ({"fps": float("nan")}, "fps=nan"),
+        ({"fps": 0}, "fps is 0"),
+        ({"fps": float("inf")}, "fps is inf"),
+        ({"fps": float("nan")}, "fps is nan"),
         ({"fps": 1e9}, "at most 1000"),
-        ({"hold": -1}, "hold=-1"),
-        ({"scale": 0}, "scale=0"),
+        ({"hold": -1}, "hold is -1"),
+        ({"scale": 0}, "scale is 0"),
     ],
 )
-def test_values_that_make_no_sense(frames: np.ndarray, tmp_path: Path, change: dict[str, object], says: str) -> None:
+def test_invalid_values_are_refused(frames: np.ndarray, tmp_path: Path, change: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         save_rollout(**{"frames": frames, "path": tmp_path / "future.gif", **change})  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_is_a_folder(frames: np.ndarray, tmp_path: Path) -> None:
+def test_a_path_that_is_a_folder(frames: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "folder.gif").mkdir()
     with pytest.raises(ValueError, match="cannot be written"):
         save_rollout(frames, tmp_path / "folder.gif")

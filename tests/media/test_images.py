@@ -15,7 +15,7 @@ from theworld.media import files
 from theworld.media.images import load_image, load_images, to_frames, to_pixels
 
 RGB = hnp.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6), st.just(3)))
-# every mode that Pillow can make a picture of
+# every mode that Pillow can create an image in
 MODES = (
     "1",
     "L",
@@ -42,16 +42,16 @@ def values(image: Image.Image) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     """6 wide, 4 high, no two pixels alike."""
     return Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3) * 3)
 
 
-# --- every form gives the same picture ---
+# --- every form gives the same image ---
 
 
 @given(pixels=RGB)
-def test_every_form_of_a_picture_gives_the_same_pixels(pixels: np.ndarray) -> None:
+def test_every_form_of_an_image_gives_the_same_pixels(pixels: np.ndarray) -> None:
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)  # (C, H, W)
     forms = {
         "PIL": Image.fromarray(pixels),
@@ -71,10 +71,10 @@ def test_every_form_of_a_picture_gives_the_same_pixels(pixels: np.ndarray) -> No
         np.testing.assert_array_equal(np.asarray(image), expected, err_msg=form)
 
 
-def test_paths_as_text_and_as_path(picture: Image.Image, tmp_path: Path) -> None:
-    path = tmp_path / "a picture.png"
-    picture.save(path)
-    assert values(load_image(path)) == values(load_image(str(path))) == values(picture)
+def test_paths_as_text_and_as_path(image: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "an image.png"
+    image.save(path)
+    assert values(load_image(path)) == values(load_image(str(path))) == values(image)
 
 
 @given(mode=st.sampled_from(MODES), pixels=RGB)
@@ -90,7 +90,7 @@ def test_every_pil_mode_becomes_rgb_and_leaves_the_source_alone(mode: str, pixel
         np.testing.assert_array_equal(np.asarray(image.convert("L")), np.asarray(source.convert("L")))
 
 
-def test_transparency_lies_over_white() -> None:
+def test_transparency_is_laid_over_white() -> None:
     pixels = np.array([[[200, 0, 0, 0], [200, 0, 0, 255]]], dtype=np.uint8)  # clear, opaque
     rgba = Image.fromarray(pixels)
     palette = Image.new("P", (2, 1))
@@ -114,10 +114,10 @@ def test_deep_grey_keeps_its_scale() -> None:
     assert values(load_image(bytes_as_float)) == expected
 
 
-def test_exif_rotation_is_applied_once(picture: Image.Image) -> None:
+def test_exif_rotation_is_applied_once(image: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned a quarter
-    upright = load_image(encode(picture, exif=exif))
+    upright = load_image(encode(image, exif=exif))
     assert upright.size == (4, 6)
     assert load_image(upright).size == (4, 6)
 
@@ -129,26 +129,26 @@ def test_an_animation_gives_its_first_frame() -> None:
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
-def test_file_formats(picture: Image.Image, file_format: str) -> None:
-    assert load_image(encode(picture, file_format)).size == picture.size
+def test_file_formats(image: Image.Image, file_format: str) -> None:
+    assert load_image(encode(image, file_format)).size == image.size
 
 
-# --- several pictures ---
+# --- several images ---
 
 
-def test_lists_and_batches(picture: Image.Image) -> None:
-    pixels = np.asarray(picture)
+def test_lists_and_batches(image: Image.Image) -> None:
+    pixels = np.asarray(image)
     batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1).expand(3, -1, -1, -1)
-    assert [image.size for image in load_images([picture, pixels, batch[0]])] == [(6, 4)] * 3
+    assert [loaded.size for loaded in load_images([image, pixels, batch[0]])] == [(6, 4)] * 3
     assert [image.size for image in load_images(batch)] == [(6, 4)] * 3
     assert [image.size for image in load_images(np.stack([pixels, pixels]))] == [(6, 4)] * 2
-    assert len(load_images(picture)) == 1
+    assert len(load_images(image)) == 1
     with pytest.raises(ValueError, match="holds 3"):
         load_image(batch)
     with pytest.raises(ValueError, match=r"^Image 2 of 2: "):
-        load_images([picture, b""])
+        load_images([image, b""])
     with pytest.raises(FileNotFoundError, match=r"^Image 1 of 2: "):
-        load_images(["nowhere.png", picture])
+        load_images(["nowhere.png", image])
 
 
 # --- frames for the world model ---
@@ -164,11 +164,11 @@ def test_frames_and_pixels_are_inverses(pixels: np.ndarray) -> None:
     np.testing.assert_array_equal(to_pixels(frames)[0, 0], square)
 
 
-def test_frames_are_those_of_diffusers(picture: Image.Image) -> None:
+def test_frames_are_those_of_diffusers(image: Image.Image) -> None:
     from diffusers.video_processor import VideoProcessor
 
-    theirs = VideoProcessor(vae_scale_factor=8).preprocess(picture, height=16, width=16)  # (1, 3, 16, 16)
-    torch.testing.assert_close(to_frames(picture, 16)[:, :, 0], theirs, rtol=0, atol=0)
+    theirs = VideoProcessor(vae_scale_factor=8).preprocess(image, height=16, width=16)  # (1, 3, 16, 16)
+    torch.testing.assert_close(to_frames(image, 16)[:, :, 0], theirs, rtol=0, atol=0)
 
 
 def test_shrinking_is_antialiased() -> None:
@@ -177,10 +177,10 @@ def test_shrinking_is_antialiased() -> None:
     assert to_frames(stripes, 8).abs().max() < 0.2  # grey; picking every eighth pixel would give black
 
 
-def test_clips(picture: Image.Image) -> None:
+def test_clips(image: Image.Image) -> None:
     clip = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
-    assert to_frames([picture, picture], 8).shape == (2, 3, 1, 8, 8)  # two pictures
-    assert to_frames(clip, 8).shape == (5, 3, 1, 8, 8)  # a batch of pictures
+    assert to_frames([image, image], 8).shape == (2, 3, 1, 8, 8)  # two images
+    assert to_frames(clip, 8).shape == (5, 3, 1, 8, 8)  # a batch of images
     assert to_frames([clip, list(clip)], 8).shape == (2, 3, 5, 8, 8)  # two clips
     np.testing.assert_array_equal(to_pixels(to_frames([clip], 8))[0], clip)
     with pytest.raises(ValueError, match="same number of frames"):
@@ -188,7 +188,7 @@ def test_clips(picture: Image.Image) -> None:
     with pytest.raises(ValueError, match="No image was given"):
         to_frames([], 8)
     with pytest.raises(ValueError, match="must be at least 1 pixel"):
-        to_frames(picture, 0)
+        to_frames(image, 0)
 
 
 def test_pixels_outside_the_range_are_clipped() -> None:
@@ -199,11 +199,11 @@ def test_pixels_outside_the_range_are_clipped() -> None:
 # --- what cannot be read ---
 
 
-def test_files_that_cannot_be_read(picture: Image.Image, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read(image: Image.Image, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file 'nowhere\.png'") as error:
         load_image("nowhere.png")
     one_sentence(error)
-    contents = {"empty": b"", "text": b"not an image", "cut": encode(picture.resize((64, 64)))[:200]}
+    contents = {"empty": b"", "text": b"not an image", "cut": encode(image.resize((64, 64)))[:200]}
     expected = {"empty": "is empty", "text": "not an image", "cut": "damaged or cut short"}
     for name, content in contents.items():
         path = tmp_path / f"{name}.png"
@@ -214,7 +214,7 @@ def test_files_that_cannot_be_read(picture: Image.Image, tmp_path: Path) -> None
             one_sentence(error)
     with pytest.raises(ValueError, match="is a directory"):
         load_image(tmp_path)
-    for name in ("a" * 5000, "https://example.org/cat.png", "nul\0byte", "~nobody-of-this-name/cat.png"):
+    for name in ("a" * 5000, "https://example.org/cat.png", "nul\0byte", "~no-such-user/cat.png"):
         with pytest.raises((ValueError, FileNotFoundError), match=r"\.$"):
             load_image(name)
 
@@ -239,7 +239,7 @@ def test_bombs_are_refused_from_the_header(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_header_that_lies_about_a_vast_picture_is_refused() -> None:
+def test_a_header_with_a_false_huge_size_is_refused() -> None:
     header = bytearray(encode(Image.new("1", (8, 8)), "BMP"))
     header[18:26] = (60_000).to_bytes(4, "little") * 2
     with pytest.raises(ValueError, match="make it smaller"):
@@ -267,7 +267,7 @@ def test_a_header_that_lies_about_a_vast_picture_is_refused() -> None:
         (3, "Expected an image, got int"),
     ],
 )
-def test_values_that_mean_no_picture(source: object, says: str | None) -> None:
+def test_values_that_are_not_an_image(source: object, says: str | None) -> None:
     with pytest.raises(ValueError, match=says or "2 channels") as error:
         load_image(source)  # type: ignore[arg-type]
     one_sentence(error)
@@ -279,7 +279,7 @@ def test_values_that_mean_no_picture(source: object, says: str | None) -> None:
     noise=st.binary(min_size=0, max_size=8),
     keep=st.booleans(),
 )
-def test_damaged_files_give_a_picture_or_one_sentence(
+def test_damaged_files_give_an_image_or_one_sentence(
     file_format: str, position: float, noise: bytes, keep: bool
 ) -> None:
     content = encode(Image.effect_noise((24, 24), 60).convert("RGB"), file_format)
@@ -288,7 +288,7 @@ def test_damaged_files_give_a_picture_or_one_sentence(
     try:
         result = load_image(damaged)
     except ValueError as error:
-        assert str(error).endswith(".")  # noqa: PT017  # either outcome is right, and nothing else is
+        assert str(error).endswith(".")  # noqa: PT017  # both outcomes are right, and no other is
     else:
         assert result.mode == "RGB"
 

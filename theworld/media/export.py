@@ -1,4 +1,4 @@
-"""A rollout as something to look at: an animated GIF, an MP4, or a strip of frames as PNG, by the file's extension."""
+"""Writes rollouts as files: an animated GIF, an MP4, or a strip of frames as PNG, chosen by the extension."""
 
 import io
 import math
@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from theworld.storage.files import atomic_file
 
-# Pictures are enlarged (by whole numbers, pixel for pixel) until their shorter side is about this long.
+# Frames are enlarged (by integers, pixel for pixel) until their shorter side is about this long.
 VISIBLE_SIDE = 256
-# A strip is enlarged no further than this width allows.
+# The largest width of a strip after enlarging.
 STRIP_WIDTH = 2400
 STRIP_GAP = 4
-# More than any player shows. The frames that an MP4 holds at its start would fill the memory.
+# More than any player shows; the held first frame of an MP4 would fill the memory.
 MAX_FPS = 1000
 
 
@@ -30,43 +30,46 @@ def save_rollout(
     hold: float = 0.5,
     labels: Sequence[str] | None = None,
 ) -> Path:
-    """Write `frames` uint8 (F, H, W, 3) RGB to `path` as .gif, .mp4 or .png, and return the path.
+    """Writes `frames` uint8 (F, H, W, 3) RGB to `path` as .gif, .mp4 or .png, atomically, and returns the path.
 
-    `fps` frames a second, in their order; the first stays `hold` seconds longer, so that the eye finds the start (GIF
-    and MP4). The PNG is one strip, left to right. `scale` enlarges each pixel to scale x scale; by default as far as
-    makes a small picture visible. `labels`, one for each frame, are written in a band below it. Folders that are
-    missing are made. The file appears complete or not at all.
+    Args:
+        frames: in order of time; a PNG shows them from left to right.
+        fps: frames per second of GIF and MP4.
+        scale: enlarges each pixel to scale x scale; None chooses a scale at which small frames are easy to see.
+        hold: how many seconds longer the first frame is shown, so that the start is easy to find (GIF and MP4).
+        labels: one text per frame, which is written below it.
 
-    Raises ValueError for another extension, frames of another shape or type, values that make no sense, a number of
-    labels that is not F, and a place that cannot be written.
+    Raises:
+        ValueError: if the extension, the shape or type of the frames, a value or the number of labels is not valid, or
+            if the file cannot be written.
     """
     path = Path(os.path.expanduser(path))
     write = WRITERS[rollout_extension(path)]
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
         raise ValueError(
-            f"A rollout is uint8 (F, H, W, 3) and this is {frames.dtype} {frames.shape}: "
-            "theworld.media.images.to_pixels makes one from the world model's frames."
+            f"A rollout must be uint8 (F, H, W, 3), and this is {frames.dtype} {frames.shape}: "
+            "theworld.media.images.to_pixels converts frames of the world model."
         )
     if not 0 < fps <= MAX_FPS:  # written so that NaN fails
-        raise ValueError(f"fps={fps} frames a second cannot be shown: pass a number above 0, at most {MAX_FPS}.")
+        raise ValueError(f"fps is {fps}, and must be above 0 and at most {MAX_FPS}.")
     if not (math.isfinite(hold) and hold >= 0):
-        raise ValueError(f"hold={hold} seconds cannot be shown: pass 0 or more.")
+        raise ValueError(f"hold is {hold} seconds, and must be 0 or more.")
     if scale is not None and scale < 1:
-        raise ValueError(f"scale={scale} would leave no picture: pass 1 or more.")
+        raise ValueError(f"scale is {scale}, and must be 1 or more.")
     if labels is not None and len(labels) != len(frames):
-        raise ValueError(f"There are {len(labels)} labels for {len(frames)} frames: pass one for each.")
+        raise ValueError(f"Got {len(labels)} labels for {len(frames)} frames: pass one per frame.")
     if scale is None:
         scale = _visible_scale(frames, is_strip=path.suffix.lower() == ".png")
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     if labels is not None:
         frames = np.stack([_with_label(frame, label) for frame, label in zip(frames, labels, strict=True)])
-    _write_whole(path, write(frames, fps, hold))
+    _write(path, write(frames, fps, hold))
     return path
 
 
 def moment_labels(num_past_frames: int, num_frames: int) -> list[str]:
-    """What to write below the frames of a rollout: which were seen and which are imagined, counted from now."""
+    """The labels of a rollout's frames: which were seen and which are imagined, counted from now."""
     before = [f"seen {number}" for number in range(-num_past_frames, 0)]
     after = [f"imagined +{number}" for number in range(1, num_frames - num_past_frames)]
     return [*before, "now", *after]
@@ -75,7 +78,8 @@ def moment_labels(num_past_frames: int, num_frames: int) -> list[str]:
 def rollout_extension(path: str | os.PathLike[str]) -> str:
     """The extension of `path`: ".gif", ".mp4" or ".png".
 
-    Raises ValueError for any other; a command asks before it starts to imagine.
+    Raises:
+        ValueError: if it is any other; commands check it before they imagine.
     """
     extension = Path(path).suffix.lower()
     if extension not in WRITERS:
@@ -96,29 +100,29 @@ def _visible_scale(frames: np.ndarray, is_strip: bool) -> int:
 def _with_label(frame: np.ndarray, label: str) -> np.ndarray:
     height, width, _ = frame.shape
     text_size = max(11, min(20, width // 14))
-    picture = Image.new("RGB", (width, height + text_size + 8), "white")
-    picture.paste(Image.fromarray(frame), (0, 0))
-    ImageDraw.Draw(picture).text((4, height + 3), label, fill="black", font=ImageFont.load_default(text_size))
-    return np.asarray(picture)
+    labelled = Image.new("RGB", (width, height + text_size + 8), "white")
+    labelled.paste(Image.fromarray(frame), (0, 0))
+    ImageDraw.Draw(labelled).text((4, height + 3), label, fill="black", font=ImageFont.load_default(text_size))
+    return np.asarray(labelled)
 
 
 def _gif(frames: np.ndarray, fps: float, hold: float) -> bytes:
-    pictures = [Image.fromarray(frame) for frame in frames]
-    step = max(20, round(1000 / fps))  # ms; viewers slow down what is shorter
+    images = [Image.fromarray(frame) for frame in frames]
+    step = max(20, round(1000 / fps))  # ms; viewers slow down shorter ones
     file = io.BytesIO()
-    pictures[0].save(
+    images[0].save(
         file,
         format="GIF",
         save_all=True,
-        append_images=pictures[1:],
-        duration=[step + round(1000 * hold)] + [step] * (len(pictures) - 1),
+        append_images=images[1:],
+        duration=[step + round(1000 * hold)] + [step] * (len(images) - 1),
         loop=0,
     )
     return file.getvalue()
 
 
 def _mp4(frames: np.ndarray, fps: float, hold: float) -> bytes:
-    # H.264's 4:2:0 colour needs even sides, and the encoder crashes rather than say so.
+    # H.264's 4:2:0 colour needs even sides; the encoder crashes otherwise.
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     frames = np.concatenate([frames[:1].repeat(round(hold * fps), axis=0), frames])
     encoded: bytes = iio.imwrite("<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=fps)
@@ -140,12 +144,11 @@ def _strip(frames: np.ndarray, fps: float, hold: float) -> bytes:
 WRITERS: dict[str, Callable[[np.ndarray, float, float], bytes]] = {".gif": _gif, ".mp4": _mp4, ".png": _strip}
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside the place and rename, so that nobody ever sees half a file."""
+def _write(path: Path, content: bytes) -> None:
     try:
         with atomic_file(path) as unfinished:
             unfinished.write_bytes(content)
     except OSError as error:
         raise ValueError(
-            f"{str(path)!r} cannot be written ({error.strerror or error}): choose another place."
+            f"{str(path)!r} cannot be written ({error.strerror or error}): choose another path."
         ) from error

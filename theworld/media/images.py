@@ -1,8 +1,8 @@
 """Images in any form -> RGB: one gate for decoding, size limits and rotation.
 
-Whatever the caller passes (PIL, path, bytes, NumPy, torch, lists of them) becomes a PIL image in mode RGB, and what
-cannot be read becomes one sentence that says what is wrong, where, and what to do. `to_frames` makes the world model's
-frames of such images, and `to_pixels` makes frames pixels again. Videos are in `theworld.media.video`.
+Every form of image (PIL, path, bytes, NumPy, torch, lists of them) becomes a PIL image in mode RGB, and what cannot be
+read becomes an error of one sentence that names the file, the problem and the remedy. `to_frames` converts such images
+to frames of the world model, and `to_pixels` converts frames back to pixels. Videos are in `theworld.media.video`.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def _grey(values: np.ndarray) -> Image.Image:
 
 
 def images_from_array(array: np.ndarray | torch.Tensor) -> list[Image.Image]:
-    """The images of an array or a tensor: one, or as many as its leading batch dimension has entries."""
+    """The images of an array or a tensor: one, or one per entry of its leading batch dimension."""
     name = f"The {describe_array(array)}"
     order, other = ("(C, H, W)", "(H, W, C)") if is_tensor(array) else ("(H, W, C)", "(C, H, W)")
     values = _to_numpy(array) if is_tensor(array) else np.asarray(array)

@@ -150,8 +150,8 @@ def load_video(source: Video | VideoSource, keep: int = KEPT_FRAMES) -> Video:
 
     `source` is the path or the bytes of a video (MP4, MOV, WebM, Matroska, AVI) or an animation (GIF, APNG, animated
     WebP or AVIF); a folder of images, in natural order of their names; a list of images of one size, each as in
-    `load_image`; a NumPy array (F, H, W, C) or a torch tensor (F, C, H, W). An image is a video of one frame. Every
-    frame counts, whatever the frame rate.
+    `load_image`; a NumPy array (F, H, W, C) or a torch tensor (F, C, H, W). An image is a video of one frame. Frames
+    are counted, not seconds.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -276,7 +276,7 @@ class TheWorldProcessor(Gemma3Processor):
 
 
 def prompts_each(world_prompt: str | Sequence[str] | None, count: int | None) -> list[str]:
-    """One stripped world prompt for each of `count` (None: as many as were passed); empty for the default prompt."""
+    """One stripped world prompt for each of `count` (None: one per prompt passed); empty for the default prompt."""
     if world_prompt is None or isinstance(world_prompt, str):
         return [(world_prompt or "").strip()] * (1 if count is None else count)
     prompts = [(prompt or "").strip() for prompt in world_prompt]
