@@ -1,4 +1,4 @@
-"""Train with Hugging Face Trainer: `theworld train` as a script, with the one function to replace for your own data.
+"""Train with Hugging Face's Trainer: `theworld train` as a script, with one function to replace for your own data.
 
 python scripts/train_hf.py --config configs/nano_projector.json
 torchrun --nproc_per_node=4 scripts/train_hf.py --config configs/default.json
@@ -16,9 +16,9 @@ from theworld.training.config import TrainingConfig
 
 
 def load_datasets(config: TrainingConfig) -> dataset_loading.Datasets:
-    """Training and evaluation samples (None for the latter where nothing is evaluated).
+    """Training samples, and evaluation samples or None.
 
-    As it stands it reads what the config names. For data of your own, return any sequences of records instead:
+    By default this loads the dataset of the config. For your own data, return sequences of records instead:
 
         from datasets import load_dataset
         from theworld import HFDatasetWrapper, TheWorldDataset
@@ -28,7 +28,7 @@ def load_datasets(config: TrainingConfig) -> dataset_loading.Datasets:
         evaluation = TheWorldDataset([{"image": "cat.jpg", "text": "What is this?", "label": "A cat"}])
         return train, evaluation
 
-    Or leave this file alone and put a function of this name into a file of yours: --dataset my_data.py
+    Alternatively, define a function of this name in a file of your own: --dataset my_data.py
     """
     return dataset_loading.load_datasets(config)
 
@@ -44,7 +44,7 @@ def main(
     changes: train.Changes = None,
     debug: options.Debug = False,
 ) -> None:
-    """Train a model: defaults, then the config, then these options.
+    """Train a model: defaults, then the config, then these options. Every key of a config is an option as well.
 
     Example: python scripts/train_hf.py --config configs/default.json --output_dir runs/first
     """
@@ -58,5 +58,5 @@ def main(
 if __name__ == "__main__":
     token.hide_token()
     program = typer.Typer(add_completion=False)
-    program.command(cls=train.KeysBehindSet)(main)
+    program.command(cls=train.ConfigCommand)(main)
     program()

@@ -72,7 +72,7 @@ OF_READER: dict[str, dict[str, Any]] = {
     "trained-oracle": {"true_futures": 1.0},
     "frozen-random-projection": {
         "reset_projector": True,
-        "projector_places": "waves",
+        "projector_positions": "sinusoidal",
         "freeze_projector": True,
     },
 }

@@ -29,7 +29,7 @@ from theworld.model.processing import TheWorldProcessor
 from theworld.model.projector import sinusoidal_embedding
 from theworld.training.config import TrainingConfig
 from theworld.training.dataset_loading import Datasets
-from theworld.training.trainer import answer_sums
+from theworld.training.loss import answer_sums
 from theworld.world_models.base import WorldModel
 
 # Sizes of the two towers: together 3.9 M parameters, small enough that two copies ship.
@@ -78,12 +78,12 @@ TRAINING: dict[str, Any] = {
     "adam_beta2": 0.98,
     # 45 % of batches have only the image, 35 % only world tokens, 20 % both
     "world_dropout": 0.45,
-    "picture_dropout": 0.35,
+    "image_dropout": 0.35,
     # number of world steps for chats about a first frame; the others always use 0
     "world_steps_mix": {"0": 0.25, "1": 0.25, "2": 0.25, "4": 0.25},
     "freeze_gemma_vision": False,
     "freeze_gemma_language": False,
-    "projector_places": "waves",
+    "projector_positions": "sinusoidal",
     "max_seq_length": None,
     "eval_steps": 1000,
     "eval_batch_size": 256,

@@ -51,8 +51,8 @@ from theworld.model import freezing
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
 from theworld.storage.hub import SHIPPED_WEIGHTS
+from theworld.training.checkpointing import STATE_FILE, find_last_checkpoint
 from theworld.training.recipe import train as train_recipe
-from theworld.training.trainer import STATE_FILE, find_last_checkpoint
 from theworld.world_models.configuration import CosmosPredict2Config
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 

@@ -1,7 +1,8 @@
-"""Tiny bases, chats about them, and configs that train on them in a second or two."""
+"""Tiny base models, chats, and configs that train on them in a second or two."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,29 +22,37 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return tiny_bases(tmp_path_factory.mktemp("bases"))
 
 
-def picture(seed: int) -> np.ndarray:
-    """A smooth random picture (32, 32, 3) uint8."""
+def image(seed: int) -> np.ndarray:
+    """A smooth random image (32, 32, 3) uint8."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return coarse.repeat(TINY_SIZE // 4, axis=0).repeat(TINY_SIZE // 4, axis=1)
 
 
 def records(count: int, first: int = 0) -> list[Record]:
-    """Questions about random pictures, one turn each, with true frames after each picture."""
+    """Questions about random images, one turn each, with true future frames."""
     answers = ("left", "middle", "right")
     return [
         {
-            "image": picture(number),
+            "image": image(number),
             "text": "Which bin will the ball land in?",
             "label": answers[number % 3],
-            "future_frames": [picture(1000 * (number + 1) + frame) for frame in range(16)],
+            "future_frames": [image(1000 * (number + 1) + frame) for frame in range(16)],
         }
         for number in range(first, first + count)
     ]
 
 
+def wait_for(condition: Callable[[], bool], seconds: float = 280.0) -> None:
+    """Waits for an event. The limit is only for tests that have failed: busy cores delay events."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the event did not happen"
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def settings(bases: dict[str, str], tmp_path: Path) -> Callable[..., TrainingConfig]:
-    """Makes configs of tiny runs; what is not named is as small and plain as can be."""
+    """Makes configs of tiny runs."""
 
     def make(**changes: Any) -> TrainingConfig:
         values: dict[str, Any] = {
@@ -68,5 +77,5 @@ def settings(bases: dict[str, str], tmp_path: Path) -> Callable[..., TrainingCon
 
 
 def load(train: int = 6, evaluation: int = 2) -> Callable[[TrainingConfig], tuple[list[Record], list[Record]]]:
-    """A `load_datasets` of random pictures."""
+    """A `load_datasets` with random images."""
     return lambda config: (records(train), records(evaluation, first=100))

@@ -1,4 +1,4 @@
-"""Every key of the source document has its default, unknown ones are fatal, and each reaches what it configures."""
+"""Defaults of the source document, the order of precedence, other names of keys, and errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from theworld.training.config import TrainingConfig
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs").glob("[!e]*.json"))  # eval_*.json is for scripts/evaluate_blink.py
 
-# what the source document says of each key, where it says a default
+# defaults in the source document
 DOCUMENT: dict[str, Any] = {
     "model_name": "google/gemma-3-4b-it",
     "cosmos_model_name": "nvidia/Cosmos-Predict2-2B-Video2World",
@@ -57,7 +57,7 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
-def test_the_documents_keys_have_its_defaults() -> None:
+def test_keys_of_the_source_document_have_its_defaults() -> None:
     config = TrainingConfig()
     for key, value in DOCUMENT.items():
         assert getattr(config, key) == value, key
@@ -68,12 +68,100 @@ def test_every_config_is_read(path: Path) -> None:
     assert TrainingConfig.read(path).to_dict().items() >= json.loads(path.read_text()).items()
 
 
-def test_the_order_is_defaults_file_changes_options(tmp_path: Path) -> None:
+def test_precedence_is_defaults_file_changes_options(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     file.write_text(json.dumps({"batch_size": 2, "learning_rate": 1e-3, "output_dir": "from-file"}))
     config = TrainingConfig.read(file, ["learning_rate=2e-3", "seed=7"], output_dir="from-option", num_samples=None)
     assert (config.batch_size, config.learning_rate, config.seed, config.output_dir) == (2, 2e-3, 7, "from-option")
     assert (config.num_epochs, config.num_samples) == (3, None)
+
+
+def test_names_of_transformers_and_former_names_mean_our_keys() -> None:
+    given: dict[str, Any] = {
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 3,
+        "num_train_epochs": 5,
+        "lr_scheduler_type": "cosine",
+        "dataloader_num_workers": 1,
+        "gradient_checkpointing": True,
+        "run_name": "mine",
+        "hub_token": "hf_secret",
+        "bf16": False,
+        "fp16": True,
+        "eval_strategy": "steps",
+        "max_steps": -1,
+        "report_to": ["wandb"],
+        "picture_dropout": 0.25,
+        "projector_places": "waves",
+    }
+    expected = TrainingConfig(
+        batch_size=2,
+        eval_batch_size=3,
+        num_epochs=5,
+        lr_scheduler="cosine",
+        num_workers=1,
+        use_gradient_checkpointing=True,
+        wandb_run_name="mine",
+        hf_token="hf_secret",
+        mixed_precision="fp16",
+        do_eval=True,
+        max_steps=None,
+        log_to_wandb=True,
+        log_to_tensorboard=False,
+        image_dropout=0.25,
+        projector_positions="sinusoidal",
+    )
+    assert TrainingConfig.from_dict(given) == expected
+    assert TrainingConfig.from_dict({"bf16": False}).mixed_precision == "fp32"
+    same = TrainingConfig.from_dict({"per_device_train_batch_size": 2, "batch_size": 2})
+    assert same.batch_size == 2
+
+
+def test_the_command_line_overrides_the_file_under_any_name(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"batch_size": 2, "optim": "sgd", "report_to": "mlflow", "do_eval": True}))
+    config = TrainingConfig.read(
+        file,
+        ["per_device_train_batch_size=3", "optim=adafactor", 'lr_scheduler_kwargs={"num_cycles": 2}', "bf16=False"],
+    )
+    assert (config.batch_size, config.mixed_precision) == (3, "fp32")
+    assert config.trainer_arguments == {
+        "optim": "adafactor",
+        "report_to": ["mlflow"],
+        "lr_scheduler_kwargs": {"num_cycles": 2},
+    }
+    assert TrainingConfig.read(file, ["eval_strategy=no"]).do_eval is False
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"optim": "adafactor", "optim_args": "scale_parameter=False", "adam_epsilon": 1e-6},
+        {"report_to": ["mlflow", "wandb"]},
+        {"report_to": "all"},
+        {"eval_strategy": "epoch", "save_strategy": "epoch"},
+        {"deepspeed": {"zero_optimization": {"stage": 1}}, "warmup_steps": 0.1},
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2}},
+    ],
+)
+def test_a_saved_config_is_read_as_the_same(tmp_path: Path, values: dict[str, Any]) -> None:
+    config = TrainingConfig.from_dict(values)
+    config.write(tmp_path / "run.json")
+    assert TrainingConfig.read(tmp_path / "run.json") == config
+
+
+def test_options_of_another_dataset_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The config of the README, with a dataset of one's own on the command line."""
+    caplog.set_level("INFO", logger="theworld")
+    path = REPOSITORY / "configs" / "nano_projector.json"
+    config = TrainingConfig.read(path, dataset_name="chats.jsonl")
+    assert (config.dataset_name, config.train_dataset_path, config.dataset_options) == ("jsonl", "chats.jsonl", {})
+    assert "dataset_options of the config belong to physics and are not used for chats.jsonl" in caplog.text
+    own = TrainingConfig.read(path, ['dataset_options={"split": "a"}'], dataset_name="me/data")
+    assert own.dataset_options == {"split": "a"}
+    caplog.clear()
+    assert TrainingConfig.read(path, dataset_name="physics").dataset_options != {}
+    assert caplog.text == ""
 
 
 def test_changes_are_json_or_text() -> None:
@@ -83,7 +171,7 @@ def test_changes_are_json_or_text() -> None:
     assert config.steps_shares == {0: 0.25, 4: 0.75}
 
 
-def test_a_json_lines_file_is_a_dataset_wherever_it_is_named(tmp_path: Path) -> None:
+def test_a_json_lines_file_can_be_given_as_dataset_name(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     file.write_text(json.dumps({"dataset_name": "data/train.jsonl"}))
     other = tmp_path / "other.json"
@@ -104,9 +192,13 @@ def test_a_json_lines_file_is_a_dataset_wherever_it_is_named(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"lerning_rate": 1}, "has a key 'lerning_rate' that nobody reads; did you mean 'learning_rate'"),
-        ({"frobnicate": 1}, "known are model_name, "),
-        ({"batch_size": 0}, "batch_size is 0; give 1 or more"),
+        ({"lerning_rate": 1}, "Unknown key 'lerning_rate' in "),
+        ({"lerning_rate": 1}, "; did you mean 'learning_rate'?"),
+        ({"lr_scheduler_kwarg": {}}, "; did you mean 'lr_scheduler_kwargs'?"),
+        ({"evaluation_strategy": "steps"}, "; did you mean 'eval_strategy'?"),
+        ({"frobnicate": 1}, "known keys are model_name, "),
+        ({"frobnicate": 1}, ", and those of transformers.TrainingArguments."),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"batch_size": 2.5}, "batch_size is 2.5; give a whole number"),
         ({"batch_size": True}, "batch_size is True; give a whole number"),
         ({"do_eval": 1}, "do_eval is 1; give true or false"),
@@ -115,22 +207,40 @@ def test_a_json_lines_file_is_a_dataset_wherever_it_is_named(tmp_path: Path) -> 
         ({"learning_rate": float("nan")}, "learning_rate is nan; it must be above 0"),
         ({"mixed_precision": "int8"}, "choose one of bf16, fp16, fp32, no"),
         ({"hub_strategy": "always"}, "choose one of end, every_save"),
-        ({"true_futures": 1.5}, "a share lies between 0 and 1"),
-        ({"world_dropout": 0.7, "picture_dropout": 0.6}, "add up to more than 1"),
+        ({"true_futures": 1.5}, "true_futures is 1.5; it must be in [0, 1]"),
+        ({"world_dropout": 0.7, "image_dropout": 0.6}, "add up to more than 1"),
         ({"world_steps_mix": {"four": 1}}, "give numbers of world steps"),
         ({"world_steps_mix": {}}, "world_steps_mix is empty"),
         ({"streaming": True}, "streaming needs max_steps"),
         (
             {"dataset_name": "a.jsonl", "train_dataset_path": "b.jsonl"},
-            "dataset_name is 'a.jsonl' and train_dataset_path 'b.jsonl', two files to train on; leave one of them out",
+            "dataset_name is 'a.jsonl' and train_dataset_path is 'b.jsonl', two files to train on; remove one of them",
         ),
         ({"push_to_hub": True}, "push_to_hub needs hub_model_id"),
-        ({"freeze_cosmos_vae": False, "num_world_steps": 4}, "no gradient comes back through a rollout"),
-        ({"freeze_cosmos_vae": False, "world_steps_mix": {"0": 1, "2": 1}}, "with 2 world steps, but no gradient"),
-        ({"freeze_cosmos_vae": False, "latent_cache": "cache"}, "leave latent_cache out"),
+        ({"freeze_cosmos_vae": False, "num_world_steps": 4}, "a rollout passes no gradient"),
+        (
+            {"freeze_cosmos_vae": False, "world_steps_mix": {"0": 1, "2": 1}},
+            "with 2 world steps, but a rollout passes no gradient",
+        ),
+        (
+            {"per_device_train_batch_size": 2, "batch_size": 3},
+            "gives per_device_train_batch_size and batch_size, which",
+        ),
+        ({"bf16": True, "fp16": True}, "gives bf16 and fp16, which contradict each other"),
+        (
+            {"report_to": "wandb", "log_to_wandb": False},
+            "gives report_to and log_to_wandb, which contradict each other",
+        ),
+        ({"eval_strategy": "no", "do_eval": True}, "gives eval_strategy and do_eval, which contradict each other"),
+        ({"picture_dropout": 0.1, "image_dropout": 0.2}, "gives picture_dropout and image_dropout, which contradict"),
+        ({"adam_epsilon": "small"}, "adam_epsilon is 'small'; give a number"),
+        ({"lr_scheduler_kwargs": 3}, "lr_scheduler_kwargs is 3; give a JSON object or text or null"),
+        ({"optim": "sgd", "optimizer": "muon"}, "optimizer is 'muon', but optim is 'sgd'; remove one of them"),
+        ({"use_liger_kernel": True}, "sets use_liger_kernel, which TheWorld does not support: Liger's kernels"),
+        ({"freeze_cosmos_vae": False, "latent_cache": "cache"}, "remove latent_cache"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(tmp_path: Path, content: dict[str, Any], words: str) -> None:
+def test_wrong_values_are_errors_of_one_sentence(tmp_path: Path, content: dict[str, Any], words: str) -> None:
     file = tmp_path / "run.json"
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=re.escape(words)) as error:
@@ -151,7 +261,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, text: str | None, words: st
     assert "run.json" in str(error.value)
 
 
-def test_the_token_is_nowhere_but_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_token_is_moved_to_the_environment_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     config = TrainingConfig.read(None, ["hf_token=12345"])  # text, although it looks like a number
     assert config.hf_token == "12345"
@@ -162,3 +272,6 @@ def test_the_token_is_nowhere_but_in_the_environment(monkeypatch: pytest.MonkeyP
         assert "12345" not in shown
     with pytest.raises(ValueError, match=r"^hf_token is of another type; give text or null\.$"):
         TrainingConfig(hf_token=["12345"])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="gives hub_token and hf_token, which contradict each other") as error:
+        TrainingConfig.from_dict({"hub_token": "12345", "hf_token": "67890"})
+    assert "12345" not in str(error.value)

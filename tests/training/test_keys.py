@@ -1,4 +1,4 @@
-"""Each key of a config reaches what it configures; a key that nobody reads fails here."""
+"""Each key of a config takes effect; a key that is not used fails here."""
 
 from __future__ import annotations
 
@@ -15,38 +15,43 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.training.conftest import load, picture, records
+from tests.training.conftest import image, load, records
 from theworld.datasets import datacomp
 from theworld.datasets.samples import TheWorldDataset
 from theworld.storage.adapters import read_tensors
 from theworld.storage.hub import resolve
 from theworld.training import dataset_loading, recipe
-from theworld.training.checkpointing import find_checkpoint
+from theworld.training.checkpointing import checkpoints_in, find_checkpoint
 from theworld.training.config import TrainingConfig
-from theworld.training.model_setup import build_model, describe, frozen_dtype, learning_parts, world_parts
+from theworld.training.model_setup import build_model, describe, frozen_dtype, trainable_parts, world_parts
 from theworld.training.muon import MuonWithAdamW
-from theworld.training.trainer import TheWorldTrainer, checkpoints_in
+from theworld.training.trainer import TheWorldTrainer
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 
 Settings = Callable[..., TrainingConfig]
-FIELDS = {field.name for field in dataclasses.fields(TrainingConfig)}
-# read through a property or method of the config
-THROUGH = {"autocast": "mixed_precision", "steps_shares": "world_steps_mix", "move_token": "hf_token"}
+FIELDS = {field.name for field in dataclasses.fields(TrainingConfig)} - {"trainer_arguments"}
+# keys that are read through properties or methods of the config
+THROUGH = {
+    "autocast": ("mixed_precision",),
+    "steps_shares": ("world_steps_mix",),
+    "move_token": ("hf_token",),
+    "trackers": ("log_to_tensorboard", "log_to_wandb"),
+}
 
 
 class Watched(TrainingConfig):
-    """Remembers which of its keys somebody else has looked at."""
+    """Records which of its keys other modules read."""
 
     read: set[str] = set()
 
     def __getattribute__(self, name: str) -> Any:
         reader = sys._getframe(1).f_globals["__name__"]
         if reader not in ("theworld.training.config", "dataclasses", "copy") and (name in FIELDS or name in THROUGH):
-            Watched.read.add(THROUGH.get(name, name))
+            Watched.read.update(THROUGH.get(name, (name,)))
         return super().__getattribute__(name)
 
 
-def test_every_key_is_read(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_key_is_used(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Watched.read = set()
     jsonl = write_jsonl(tmp_path)
     config = settings(dataset_name="jsonl", train_dataset_path=jsonl, eval_dataset_path=jsonl, do_eval=True, lora=2)
@@ -63,7 +68,7 @@ def test_every_key_is_read(settings: Settings, tmp_path: Path, monkeypatch: pyte
 
 
 def write_jsonl(folder: Path) -> str:
-    Image.fromarray(picture(0)).save(folder / "a.png")
+    Image.fromarray(image(0)).save(folder / "a.png")
     file = folder / "chats.jsonl"
     line = json.dumps({"image": "a.png", "text": "Which bin will the ball land in?", "label": "left"})
     file.write_text(f"{line}\n" * 4)
@@ -87,7 +92,7 @@ def world_config(name: str) -> Callable[[TrainingConfig], Any]:
 
 
 def parts(config: TrainingConfig) -> Any:
-    return learning_parts(config, describe(config).config)
+    return trainable_parts(config, describe(config).config)
 
 
 def environment(name: str) -> Callable[[TrainingConfig], Any]:
@@ -99,7 +104,7 @@ def environment(name: str) -> Callable[[TrainingConfig], Any]:
     return read
 
 
-# key -> (another value, what it changes, what that is then)
+# key -> (another value, what it changes, the result)
 REACHES: dict[str, tuple[Any, Callable[[TrainingConfig], Any], Any]] = {
     "num_world_steps": (3, model_config("num_world_steps"), 3),
     "max_world_steps": (3, model_config("max_world_steps"), 3),
@@ -121,7 +126,7 @@ REACHES: dict[str, tuple[Any, Callable[[TrainingConfig], Any], Any]] = {
     "true_futures": (0.25, draws("true_futures"), 0.25),
     "world_steps_mix": ({"1": 1}, draws("steps_shares"), {1: 1.0}),
     "world_dropout": (0.25, draws("world_dropout"), 0.25),
-    "picture_dropout": (0.25, draws("image_dropout"), 0.25),
+    "image_dropout": (0.25, draws("image_dropout"), 0.25),
     "latent_cache": ("cache", lambda config: world_parts(config, describe(config).config), ()),
     "constant_world": (True, draws("constant_world"), True),
     "freeze_projector": (True, parts, ("lora",)),
@@ -154,7 +159,7 @@ REACHES: dict[str, tuple[Any, Callable[[TrainingConfig], Any], Any]] = {
     "hub_private_repo": (True, arguments("hub_private_repo"), True),
     "hf_token": ("hf_secret", environment("HF_TOKEN"), "hf_secret"),
 }
-WITH: dict[str, dict[str, Any]] = {  # what a key needs beside it
+WITH: dict[str, dict[str, Any]] = {  # other keys that a key needs
     "projector_hidden_size": {"projector": "mlp"},
     "resampler_tokens": {"projector": "resampler"},
     "push_to_hub": {"hub_model_id": "me/mine"},
@@ -163,7 +168,7 @@ WITH: dict[str, dict[str, Any]] = {  # what a key needs beside it
 
 
 @pytest.mark.parametrize("key", REACHES)
-def test_a_key_changes_what_it_says(settings: Settings, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_takes_effect(settings: Settings, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "before")
     monkeypatch.setenv("WANDB_PROJECT", "before")
     value, reach, expected = REACHES[key]
@@ -171,45 +176,45 @@ def test_a_key_changes_what_it_says(settings: Settings, key: str, monkeypatch: p
     assert reach(settings(**{**WITH.get(key, {}), key: value})) == expected
 
 
-# these are shown to work by the test of this name
+# tests of the remaining keys
 ELSEWHERE = {
-    "model_name": "test_the_bases_are_those_that_are_named",
-    "cosmos_model_name": "test_the_bases_are_those_that_are_named",
+    "model_name": "test_the_bases_are_loaded_by_name",
+    "cosmos_model_name": "test_the_bases_are_loaded_by_name",
     "enable_world": "test_a_control_without_world",
-    "reset_projector": "test_a_projector_is_drawn_anew",
-    "projector_places": "test_a_projector_is_drawn_anew",
-    "freeze_lora": "test_a_lora_that_is_there_stays_as_it_is",
-    "world_prompt": "test_a_prompt_is_asked_of_the_world",
-    "use_gradient_checkpointing": "test_checkpointing_keeps_less_and_changes_nothing",
+    "reset_projector": "test_a_projector_is_reinitialised",
+    "projector_positions": "test_a_projector_is_reinitialised",
+    "freeze_lora": "test_a_lora_can_be_frozen",
+    "world_prompt": "test_the_prompt_reaches_the_world_model",
+    "use_gradient_checkpointing": "test_gradient_checkpointing_saves_memory_and_changes_nothing",
     "latent_batch_size": "test_a_cache_is_filled_in_batches",
     "optimizer": "test_muon_and_its_rate",
     "muon_learning_rate": "test_muon_and_its_rate",
-    "save_total_limit": "test_old_checkpoints_go",
-    "resume_from_checkpoint": "test_a_place_to_go_on_from",
-    "num_eval_samples": "test_how_many_samples",
-    "num_samples": "test_how_many_samples",
-    "max_seq_length": "test_how_many_samples",
-    "shown_samples": "test_how_many_samples",
+    "save_total_limit": "test_old_checkpoints_are_removed",
+    "resume_from_checkpoint": "test_a_checkpoint_to_resume_from",
+    "num_eval_samples": "test_limits_on_samples",
+    "num_samples": "test_limits_on_samples",
+    "max_seq_length": "test_limits_on_samples",
+    "shown_samples": "test_limits_on_samples",
     "streaming": "test_a_stream_is_read_by_one_process",
-    "dataset_name": "test_the_dataset_is_the_one_that_is_named",
-    "dataset_options": "test_the_dataset_is_the_one_that_is_named",
-    "train_dataset_path": "test_the_dataset_is_the_one_that_is_named",
-    "eval_dataset_path": "test_the_dataset_is_the_one_that_is_named",
-    "train_split": "test_fields_and_splits_of_a_hub_dataset",
-    "eval_split": "test_fields_and_splits_of_a_hub_dataset",
-    "image_key": "test_fields_and_splits_of_a_hub_dataset",
-    "text_key": "test_fields_and_splits_of_a_hub_dataset",
-    "label_key": "test_fields_and_splits_of_a_hub_dataset",
-    "question_template": "test_fields_and_splits_of_a_hub_dataset",
+    "dataset_name": "test_the_dataset_is_loaded_by_name",
+    "dataset_options": "test_the_dataset_is_loaded_by_name",
+    "train_dataset_path": "test_the_dataset_is_loaded_by_name",
+    "eval_dataset_path": "test_the_dataset_is_loaded_by_name",
+    "train_split": "test_columns_and_splits_of_a_hub_dataset",
+    "eval_split": "test_columns_and_splits_of_a_hub_dataset",
+    "image_key": "test_columns_and_splits_of_a_hub_dataset",
+    "text_key": "test_columns_and_splits_of_a_hub_dataset",
+    "label_key": "test_columns_and_splits_of_a_hub_dataset",
+    "question_template": "test_columns_and_splits_of_a_hub_dataset",
 }
 
 
-def test_no_key_is_forgotten() -> None:
+def test_every_key_has_a_test() -> None:
     assert set(REACHES) | set(ELSEWHERE) == FIELDS
     assert all(name in globals() for name in ELSEWHERE.values())
 
 
-def test_the_bases_are_those_that_are_named(settings: Settings, bases: dict[str, str]) -> None:
+def test_the_bases_are_loaded_by_name(settings: Settings, bases: dict[str, str]) -> None:
     model = build_model(settings(), describe(settings()))
     assert model.config.vlm_name_or_path == bases["vlm_name_or_path"]
     assert model.config.world_name_or_path == bases["world_name_or_path"]
@@ -222,22 +227,22 @@ def test_a_control_without_world(settings: Settings) -> None:
     config = settings(enable_world=False, lora=2)
     folder = recipe.train(config, load())
     assert json.loads((folder / "config.json").read_text())["trained_parts"] == ["lora"]
-    with pytest.raises(ValueError, match="nothing is left to learn"):
+    with pytest.raises(ValueError, match="No trainable parameters"):
         recipe.train(settings(enable_world=False, output_dir=config.output_dir + "-none"), load())
     fused = recipe.train(settings(output_dir=config.output_dir + "-fused"), load())
     later = settings(model_name=str(fused), enable_world=False, lora=2)
-    assert learning_parts(later, describe(later).config) == ("lora",), "a trained model's world can be left out too"
+    assert trainable_parts(later, describe(later).config) == ("lora",), "also for a trained model"
     assert build_model(later, describe(later)).world is None
 
 
-def test_a_projector_is_drawn_anew(settings: Settings) -> None:
+def test_a_projector_is_reinitialised(settings: Settings) -> None:
     folder = str(recipe.train(settings(), load()))
     kept, fresh, placed = (
         build_model(config, describe(config)).projector
         for config in (
             settings(model_name=folder),
             settings(model_name=folder, reset_projector=True),
-            settings(model_name=folder, reset_projector=True, projector_places="waves"),
+            settings(model_name=folder, reset_projector=True, projector_positions="sinusoidal"),
         )
     )
     assert kept.row.any()
@@ -247,12 +252,12 @@ def test_a_projector_is_drawn_anew(settings: Settings) -> None:
     assert torch.equal(fresh.projection.weight, placed.projection.weight)
 
 
-def test_a_projector_drawn_anew_is_not_the_draw_that_nano_learned_to_read() -> None:
-    """nano's projector is still close to draw 0, where its stage (c) began: to start there is to start near the end."""
+def test_a_reinitialised_projector_is_far_from_that_of_nano() -> None:
+    """nano's projector is still close to its own initial weights (seed 0): starting there would be no new start."""
     name = "projector.projection.2.weight"
     shipped = read_tensors(resolve("nano"))[name].float()
     for seed in (0, 1):
-        config = TrainingConfig(model_name="nano", reset_projector=True, latent_cache="none is opened", seed=seed)
+        config = TrainingConfig(model_name="nano", reset_projector=True, latent_cache="not used", seed=seed)
         drawn = build_model(config, describe(config))
         assert abs(cosine(shipped, drawn.get_parameter(name))) < 0.1
     fusion = TrainingConfig(
@@ -267,35 +272,27 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return torch.nn.functional.cosine_similarity(one.flatten(), other.detach().flatten(), dim=0).item()
 
 
-def test_a_lora_that_is_there_stays_as_it_is(settings: Settings) -> None:
+def test_a_lora_can_be_frozen(settings: Settings) -> None:
     folder = str(recipe.train(settings(lora=2), load()))
     config = settings(model_name=folder)
-    assert learning_parts(config, describe(config).config) == ("projector", "lora")
+    assert trainable_parts(config, describe(config).config) == ("projector", "lora")
     frozen = settings(model_name=folder, freeze_lora=True)
-    assert learning_parts(frozen, describe(frozen).config) == ("projector",)
+    assert trainable_parts(frozen, describe(frozen).config) == ("projector",)
 
 
-def test_a_prompt_is_asked_of_the_world(settings: Settings) -> None:
+def test_the_prompt_reaches_the_world_model(settings: Settings) -> None:
     config = settings(world_prompt="it falls", num_world_steps=1)
     collator = recipe.new_collator(config, describe(config))
     sample = TheWorldDataset(records(1))[0]
     assert [request.prompt for request in collator.all_requests(sample)] == ["it falls"]
 
 
-def test_checkpointing_keeps_less_and_changes_nothing(settings: Settings) -> None:
-    """Fewer bytes are kept for backward, and the gradients are the same."""
-    kept, gradients = [], []
+def test_gradient_checkpointing_saves_memory_and_changes_nothing(settings: Settings, tmp_path: Path) -> None:
+    kept, weights = [], []
     for checkpointing in (False, True):
-        config = settings(lora=2, use_gradient_checkpointing=checkpointing)
-        described = describe(config)
-        model = build_model(config, described)
-        model.train()
-        collator = recipe.new_collator(config, described)
-        placed, _ = recipe.place_samples(config, load(), collator)
-        batch = collator([placed[0], placed[1]])
-        requests = batch.pop("world_requests")
-        batch.pop("left_out")
-        batch["world_latents"] = torch.stack([torch.ones(4, 1, 4, 4) for _ in requests])
+        config = settings(
+            lora=2, max_steps=1, use_gradient_checkpointing=checkpointing, output_dir=str(tmp_path / str(checkpointing))
+        )
         bytes_kept = []
 
         def pack(tensor: torch.Tensor, bytes_kept: list[int] = bytes_kept) -> torch.Tensor:
@@ -303,23 +300,22 @@ def test_checkpointing_keeps_less_and_changes_nothing(settings: Settings) -> Non
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = model(**batch, use_cache=False).loss
+            folder = recipe.train(config, load())
         kept.append(sum(bytes_kept))
-        loss.backward()
-        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        weights.append(read_tensors(str(folder)))
     assert kept[1] < kept[0] / 2
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-6, rtol=1e-5)
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], atol=1e-6, rtol=1e-5)
 
 
-def test_old_checkpoints_go(settings: Settings) -> None:
+def test_old_checkpoints_are_removed(settings: Settings) -> None:
     config = settings(save_steps=1, max_steps=4, save_total_limit=2)
     recipe.train(config, load())
     assert [path.name for path in checkpoints_in(config.output_dir)] == ["checkpoint-3", "checkpoint-4"]
 
 
-def test_a_place_to_go_on_from(settings: Settings) -> None:
+def test_a_checkpoint_to_resume_from(settings: Settings) -> None:
     config = settings(save_steps=1, max_steps=1)
     recipe.train(config, load())
     found = find_checkpoint(settings(resume_from_checkpoint=str(Path(config.output_dir) / "checkpoint-1")))
@@ -346,27 +342,29 @@ def test_muon_and_its_rate(settings: Settings) -> None:
         config = settings(lora=2, optimizer=optimizer, muon_learning_rate=0.5, learning_rate=0.25, warmup_steps=0)
         described = describe(config)
         collator = recipe.new_collator(config, described)
-        training, _ = recipe.place_samples(config, load(), collator)
+        training, _ = recipe.index_samples(config, load(), collator)
         model = build_model(config, described)
-        trainer = TheWorldTrainer(model, recipe.training_arguments(config), config, collator, training)
+        trainer = TheWorldTrainer(model, config, collator, training)
         made = trainer.create_optimizer()
         assert isinstance(made, MuonWithAdamW) == (optimizer == "muon")
         rates[optimizer] = {group["lr"] for group in made.param_groups}
     assert rates == {"adamw": {0.25}, "muon": {0.25, 0.5}}
 
 
-def test_how_many_samples(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+def test_limits_on_samples(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     chats = records(5)
     chats[1]["text"] = "Which bin will the ball land in? " * 20
     both = lambda config: (chats, chats)  # noqa: E731
     config = settings(num_samples=4, num_eval_samples=3, shown_samples=2, do_eval=True, max_seq_length=60)
-    placed, held_out = recipe.place_samples(config, both, recipe.new_collator(config, describe(config)))
+    placed, held_out = recipe.index_samples(config, both, recipe.new_collator(config, describe(config)))
     assert (placed.kept, held_out.kept) == ([0, 2, 3], [0, 2])
     assert len(recipe.shown_samples(config, held_out)) == 2
     assert "1 of 4 training samples have more than 60 text tokens and are left out" in caplog.text
     config = settings(max_seq_length=3)
-    with pytest.raises(ValueError, match=r"none of the 5 training samples has at most 3 text tokens .* raise max_seq"):
-        recipe.place_samples(config, both, recipe.new_collator(config, describe(config)))
+    with pytest.raises(
+        ValueError, match=r"None of the 5 training samples has at most 3 text tokens .* increase max_seq"
+    ):
+        recipe.index_samples(config, both, recipe.new_collator(config, describe(config)))
 
 
 def test_a_stream_is_read_by_one_process(settings: Settings) -> None:
@@ -374,7 +372,7 @@ def test_a_stream_is_read_by_one_process(settings: Settings) -> None:
     assert recipe.training_arguments(settings(num_workers=4)).dataloader_num_workers == 4
 
 
-def test_the_dataset_is_the_one_that_is_named(settings: Settings, tmp_path: Path) -> None:
+def test_the_dataset_is_loaded_by_name(settings: Settings, tmp_path: Path) -> None:
     jsonl = write_jsonl(tmp_path)
     named = {"dataset_name": "jsonl", "train_dataset_path": jsonl}
     train, evaluation = dataset_loading.load_datasets(settings(**named))
@@ -387,9 +385,14 @@ def test_the_dataset_is_the_one_that_is_named(settings: Settings, tmp_path: Path
         settings(dataset_name="physics", dataset_options=options, do_eval=True)
     )
     assert (len(train), len(evaluation)) == (6, 3)
-    with pytest.raises(ValueError, match=r"dataset_options of physics do not fit .*scenes.*; it takes config, "):
-        dataset_loading.load_datasets(settings(dataset_name="physics", dataset_options={"scenes": 1}))
-    with pytest.raises(ValueError, match="there is no dataset 'phsyics'; did you mean 'physics'"):
+    said = r"has 'scenes_family', but physics takes scenes_per_family, .*; did you mean 'scenes_per_family'"
+    with pytest.raises(ValueError, match=said):
+        dataset_loading.load_datasets(settings(dataset_name="physics", dataset_options={"scenes_family": 1}))
+    with pytest.raises(
+        ValueError, match=r"dataset_options has 'scenes_per_family', but jsonl takes no options; remove"
+    ):
+        dataset_loading.load_datasets(settings(**named, dataset_options={"scenes_per_family": 1}))
+    with pytest.raises(ValueError, match="Unknown dataset 'phsyics'; did you mean 'physics'"):
         dataset_loading.load_datasets(settings(dataset_name="phsyics"))
     with pytest.raises(ValueError, match="needs train_dataset_path"):
         dataset_loading.load_datasets(settings(dataset_name="jsonl"))
@@ -400,15 +403,15 @@ def test_the_dataset_is_the_one_that_is_named(settings: Settings, tmp_path: Path
     train, _ = dataset_loading.load_datasets(settings(dataset_name=str(own), train_split="b"))
     assert train == [{"text": "a", "label": "b"}]
     own.write_text("def load_data(config):\n    return None\n")
-    with pytest.raises(ValueError, match=r"mine\.py defines no load_datasets\(config\)"):
+    with pytest.raises(ValueError, match=r"mine\.py does not define load_datasets\(config\)"):
         dataset_loading.load_datasets(settings(dataset_name=str(own)))
 
 
-def test_fields_and_splits_of_a_hub_dataset(settings: Settings, tmp_path: Path) -> None:
+def test_columns_and_splits_of_a_hub_dataset(settings: Settings, tmp_path: Path) -> None:
     def split(word: str) -> datasets.Dataset:
         rows = {
-            "photo": [Image.fromarray(picture(0))] * 2,
-            "second": [Image.fromarray(picture(1)), None],
+            "photo": [Image.fromarray(image(0))] * 2,
+            "second": [Image.fromarray(image(1)), None],
             "asked": [f"{word}?"] * 2,
             "said": [word] * 2,
         }
@@ -444,10 +447,10 @@ def test_fields_and_splits_of_a_hub_dataset(settings: Settings, tmp_path: Path) 
         dataset_loading.load_datasets(settings(**named, question_template="Say {that}."))[0][0]
 
 
-def test_captions_of_the_web(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_from_the_web(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"url": f"address-{n}", "text": f"caption {n}"} for n in range(6)]
     monkeypatch.setattr(dataset_loading, "load_split", lambda *arguments, **keywords: rows)
-    monkeypatch.setattr(datacomp, "fetch", lambda url: None if url.endswith("1") else Image.fromarray(picture(0)))
+    monkeypatch.setattr(datacomp, "fetch", lambda url: None if url.endswith("1") else Image.fromarray(image(0)))
     train, _ = dataset_loading.load_datasets(settings(dataset_name="datacomp", num_samples=3))
     assert [train[index].answers() for index in range(len(train))] == [["caption 0"], ["caption 2"], ["caption 3"]]
     streamed, _ = dataset_loading.load_datasets(settings(dataset_name="datacomp", streaming=True, max_steps=1))

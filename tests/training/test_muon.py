@@ -1,4 +1,4 @@
-"""Muon and AdamW as one optimizer: what each takes, and that a state put back goes on as if nothing had happened."""
+"""Muon and AdamW as one optimizer: which parameters each updates, and that a restored state continues exactly."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def step(model: nn.Module, optimizer: MuonWithAdamW, seed: int) -> None:
     optimizer.step()
 
 
-def test_everything_moves_and_a_schedule_reaches_both() -> None:
+def test_all_parameters_change_and_a_schedule_applies_to_both() -> None:
     model, optimizer = small_model()
     before = copy.deepcopy(model.state_dict())
     step(model, optimizer, 0)
@@ -42,7 +42,7 @@ def test_everything_moves_and_a_schedule_reaches_both() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_state_put_back_goes_on_the_same_way() -> None:
+def test_a_restored_state_continues_exactly() -> None:
     model, optimizer = small_model()
     step(model, optimizer, 0)
     other, again = small_model()
@@ -50,7 +50,7 @@ def test_a_state_put_back_goes_on_the_same_way() -> None:
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for groups in (optimizer.param_groups, again.param_groups):
         for group in groups:
-            group["lr"] *= 0.5  # a schedule finds the groups of the state that was put back
+            group["lr"] *= 0.5  # a schedule changes the groups of the restored state
     for seed in (1, 2):
         step(model, optimizer, seed)
         step(other, again, seed)

@@ -1,4 +1,4 @@
-"""A run that cannot push says so in one sentence, before a weight is read."""
+"""A run that cannot push ends with one sentence before weights are loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Settings = Callable[..., TrainingConfig]
 
 @pytest.fixture(autouse=True)
 def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(recipe, "build_model", lambda *_: pytest.fail("the weights were read first"))
+    monkeypatch.setattr(recipe, "build_model", lambda *_: pytest.fail("the weights were loaded first"))
     hub_answers.cache_clear()
     yield
     hub_answers.cache_clear()
@@ -39,8 +39,8 @@ def refusal(config: TrainingConfig) -> str:
     return str(error.value)
 
 
-def test_an_examples_repository_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"still the example 'your-username/x'; put your own name there"):
+def test_the_repository_of_an_example_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"is the example 'your-username/x'; replace it by your own repository"):
         TrainingConfig(push_to_hub=True, hub_model_id="your-username/x")
     TrainingConfig(push_to_hub=False, hub_model_id="your-username/x")
 
@@ -53,7 +53,7 @@ def test_offline(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_token(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with LoopbackHub({}) as server:
         server.use(monkeypatch, tmp_path)
-        assert "needs a token: set HF_TOKEN to one that may write" in refusal(pushed(settings))
+        assert "needs a token: set HF_TOKEN to one with write access" in refusal(pushed(settings))
 
 
 def test_an_unknown_token(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -62,14 +62,14 @@ def test_an_unknown_token(settings: Settings, monkeypatch: pytest.MonkeyPatch, t
         assert "does not know this token" in refusal(pushed(settings))
 
 
-def test_nobody_answers(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_hub(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path, ACCEPTED)
     said = refusal(pushed(settings))
     assert "it does not answer: check the network and http://127.0.0.1:9, or set push_to_hub to false" in said
 
 
-def test_a_token_that_may_not_write(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_token_without_write_access(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[tuple[str, Any]] = []
 
     def refuse(self: HfApi, repo_id: str, **keywords: Any) -> None:
@@ -81,16 +81,16 @@ def test_a_token_that_may_not_write(settings: Settings, monkeypatch: pytest.Monk
     with LoopbackHub({}) as server:
         server.use(monkeypatch, tmp_path, ACCEPTED)
         said = refusal(settings(push_to_hub=True, hub_model_id="me/mine", hub_private_repo=True))
-        with pytest.raises(ValueError, match="gives no evaluation samples"):
+        with pytest.raises(ValueError, match="has no evaluation samples"):
             recipe.train(
                 settings(push_to_hub=True, hub_model_id="me/other", do_eval=True), lambda _: (records(2), None)
             )
-    assert asked == [("me/mine", True)], "what is wrong with the data leaves nothing on the Hub"
+    assert asked == [("me/mine", True)], "an error in the data creates no repository"
     assert "The Hub does not let this token write to me/mine (403)" in said
 
 
-def test_a_name_that_is_none(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_invalid_repository_name(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with LoopbackHub({}) as server:
         server.use(monkeypatch, tmp_path, ACCEPTED)
         said = refusal(settings(push_to_hub=True, hub_model_id="me/mine/too"))
-    assert "hub_model_id 'me/mine/too' is no name of a repository" in said
+    assert "hub_model_id 'me/mine/too' is not a valid repository name" in said

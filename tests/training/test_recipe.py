@@ -1,4 +1,4 @@
-"""The recipe from config to trained model: what learns, in which precision, in stages, and what is written down."""
+"""The recipe from config to trained model: trainable parts, precision, stages, latents, logs and warnings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib
 import json
 import math
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.training.conftest import load, records
+from tests.training.conftest import load, records, wait_for
 from theworld import TheWorld
 from theworld.model import freezing
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.training import recipe
+from theworld.training.checkpointing import find_last_checkpoint
 from theworld.training.config import TrainingConfig
 from theworld.training.model_setup import build_model, describe
-from theworld.training.trainer import find_last_checkpoint
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 
 Settings = Callable[..., TrainingConfig]
@@ -39,7 +38,7 @@ def losses(output_dir: str | Path) -> list[float]:
 
 
 def test_a_trained_model_answers(settings: Settings) -> None:
-    """Two samples, learned by heart: the folder that comes out is a model, and it says what it was taught."""
+    """Overfitted to two samples, the saved model gives their answers."""
     config = settings(max_steps=60, learning_rate=5e-3, freeze_gemma_language=False, save_steps=60, num_world_steps=1)
     folder = recipe.train(config, load(train=2))
     assert losses(folder)[-1] < 0.05 < losses(folder)[0]
@@ -60,7 +59,7 @@ def test_a_trained_model_answers(settings: Settings) -> None:
         ({"freeze_cosmos_vae": False}, {"projector", "vae_encoder"}),
     ],
 )
-def test_exactly_what_is_unfrozen_moves(settings: Settings, changes: dict[str, Any], moves: set[str]) -> None:
+def test_exactly_the_unfrozen_parts_change(settings: Settings, changes: dict[str, Any], moves: set[str]) -> None:
     config = settings(**changes, max_steps=3, weight_decay=0.1)
     before = dict(build_model(config, describe(config)).named_parameters())
     folder = recipe.train(config, load())
@@ -73,8 +72,8 @@ def test_exactly_what_is_unfrozen_moves(settings: Settings, changes: dict[str, A
                 still.add(name)
         else:
             assert torch.equal(parameter, before[name]), name
-    # weight decay moves what has no gradient; at one moment that is the temporal rows of later ones and the VAE's
-    # convolutions over time, which start at zero or see zeros, so they are told from the others by name
+    # Weight decay changes parameters without a gradient, unless they are zero: with one frame that excludes the
+    # temporal rows of later ones and the VAE's convolutions over time.
     assert {name for name in still if "time_conv" not in name and not name.startswith("projector.")} == set()
 
 
@@ -83,8 +82,8 @@ def test_an_unfrozen_vae_receives_gradients(settings: Settings) -> None:
     described = describe(config)
     model = build_model(config, described)
     collator = recipe.new_collator(config, described)
-    training, _ = recipe.place_samples(config, load(), collator)
-    trainer = recipe.TheWorldTrainer(model, recipe.training_arguments(config), config, collator, training)
+    training, _ = recipe.index_samples(config, load(), collator)
+    trainer = recipe.TheWorldTrainer(model, config, collator, training)
     inputs = trainer._prepare_inputs(collator([training[0], training[1]]))
     assert "world_frames" in inputs
     trainer.compute_loss(model, inputs, num_items_in_batch=1).backward()
@@ -96,22 +95,22 @@ def test_an_unfrozen_vae_receives_gradients(settings: Settings) -> None:
     assert without == []
 
 
-def test_controls_whose_world_tells_nothing(settings: Settings, tmp_path: Path) -> None:
-    """Constant world tokens, and a projector that stays untrained: one key each, saved and loaded."""
+def test_controls_without_information_from_the_world_model(settings: Settings, tmp_path: Path) -> None:
+    """Constant world tokens, and an untrained projector: one key each, saved and loaded."""
     folder = recipe.train(settings(lora=2, constant_world=True), load())
     model = TheWorld.from_pretrained(folder).model
-    assert model.projector.row.any(), "places of constant tokens learn"
+    assert model.projector.row.any(), "position embeddings of constant tokens are trained"
     untrained = settings(lora=2, freeze_projector=True, output_dir=str(tmp_path / "frozen"))
     before = build_model(untrained, describe(untrained)).projector.state_dict()
     loaded = TheWorld.from_pretrained(recipe.train(untrained, load())).model
     after = loaded.projector.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert any(parameter.any() for name, parameter in loaded.named_parameters() if ".lora_B." in name)
-    assert loaded.config.reads_world_tokens, "the LoRA has learned what they mean"
+    assert loaded.config.reads_world_tokens, "the LoRA was trained with them"
 
 
-def test_stages_start_from_the_last(settings: Settings, tmp_path: Path) -> None:
-    """Projector, then a LoRA as well, then the language model: each one command on the folder of the one before."""
+def test_each_stage_starts_from_the_one_before(settings: Settings, tmp_path: Path) -> None:
+    """Projector, then a LoRA as well, then the language model: each stage starts from the folder of the one before."""
     first = recipe.train(settings(output_dir=str(tmp_path / "1")), load())
     second_config = settings(model_name=str(first), lora=2, output_dir=str(tmp_path / "2"))
     start = build_model(second_config, describe(second_config))
@@ -141,7 +140,7 @@ def test_stages_start_from_the_last(settings: Settings, tmp_path: Path) -> None:
         ({"world_steps_mix": {"9": 1}}, "num_world_steps is 9; this model takes 0 to 4"),
     ],
 )
-def test_what_a_trained_model_cannot_take(
+def test_settings_that_a_trained_model_refuses(
     settings: Settings, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     first = recipe.train(settings(), load())
@@ -155,7 +154,7 @@ def test_another_lora_is_refused(settings: Settings, tmp_path: Path) -> None:
         recipe.train(settings(model_name=str(first), lora=4, output_dir=str(tmp_path / "2")), load())
 
 
-def test_bf16_keeps_what_learns_in_float32(settings: Settings) -> None:
+def test_bf16_keeps_trainable_parameters_in_float32(settings: Settings) -> None:
     config = settings(mixed_precision="bf16", lora=2, max_steps=3, num_world_steps=1)
     model = build_model(config, describe(config))
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
@@ -166,8 +165,8 @@ def test_bf16_keeps_what_learns_in_float32(settings: Settings) -> None:
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float32}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is told so")
-def test_precisions_that_a_cpu_does_not_have(settings: Settings) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_precisions_that_a_cpu_does_not_support(settings: Settings) -> None:
     with pytest.raises(ValueError, match="fp16 needs a GPU, and there is none; use bf16 or fp32"):
         recipe.train(settings(mixed_precision="fp16"), load())
     with pytest.raises(ValueError, match="set mixed_precision to fp32"):
@@ -231,8 +230,8 @@ def test_with_a_full_cache_the_world_model_is_never_loaded(
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_sample_without_a_true_future_imagines_one(settings: Settings, tmp_path: Path, cached: bool) -> None:
-    """Also where all others read theirs, so that the run did not load what imagines."""
+def test_a_sample_without_a_true_future_gets_a_rollout(settings: Settings, tmp_path: Path, cached: bool) -> None:
+    """Also if all other samples have one, so that the run has not loaded the transformer."""
     chats = records(2)
     del chats[1]["future_frames"]
     config = settings(
@@ -247,10 +246,10 @@ def test_a_cache_needs_a_folder(settings: Settings) -> None:
         recipe.fill(settings(), load())
 
 
-# --------------------------------------------------------------------------------------------------- what is written
+# --------------------------------------------------------------------------------------------------------------- logs
 
 
-def test_logs_lie_in_the_runs_folder(settings: Settings) -> None:
+def test_logs_are_in_the_output_folder(settings: Settings) -> None:
     folder = recipe.train(settings(log_to_tensorboard=True, do_eval=True, eval_steps=1, num_world_steps=1), load())
     events = EventAccumulator(str(folder / "logs"), size_guidance={"images": 0, "tensors": 0})
     events.Reload()
@@ -270,13 +269,13 @@ def test_samples_are_shown_at_each_evaluation(settings: Settings) -> None:
         assert isinstance(line["answer"], str)
         assert line["strip"] == "imagined-0.png"
     strip = np.asarray(Image.open(folder / "samples" / "imagined-0.png"))
-    assert strip.shape[1] > 3 * strip.shape[0] - 20  # now, and two world steps beside it
+    assert strip.shape[1] > 3 * strip.shape[0] - 20  # now, and two world steps
 
 
-def test_weights_and_biases_gets_figures_and_samples(
+def test_weights_and_biases_gets_metrics_and_samples(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the library itself, offline: its folder holds what `wandb sync` would send."""
+    """With the library itself, offline: its folder holds what `wandb sync` would upload."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     for folder in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(folder, str(tmp_path))
@@ -290,9 +289,7 @@ def test_weights_and_biases_gets_figures_and_samples(
         wandb.finish()
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     (history,) = folder.glob("run-*.wandb")
-    until = time.monotonic() + 20
-    while b"imagined-1.png" not in history.read_bytes() and time.monotonic() < until:
-        time.sleep(0.1)  # its service writes the last of it shortly after `finish` has returned
+    wait_for(lambda: b"imagined-1.png" in history.read_bytes())  # its service writes on after `finish` has returned
     sent = history.read_bytes()
     assert all(key in sent for key in (b"train/loss", b"eval/loss", b"eval/answers_right", b"samples"))
     (table,) = (folder / "files" / "media").rglob("samples*.table.json")
@@ -311,27 +308,27 @@ def test_a_tracker_that_is_not_installed_is_named(settings: Settings, monkeypatc
         recipe.train(settings(log_to_wandb=True), load())
 
 
-def test_what_learns_and_how_long_samples_are_is_said(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+def test_trainable_parts_and_lengths_of_samples_are_logged(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", logger="theworld")
     recipe.train(settings(num_world_steps=1, world_steps_mix={"0": 1, "2": 1}), load())
     model = build_model(settings(), describe(settings()))
     rows = freezing.count_parameters(model)
     trainable = sum(row.trainable for row in rows)
-    assert f"learns: projector, {trainable:,} parameters" in caplog.text
-    text, picture, world = 2048, 16 + 2, 3 * 16 + 2
-    line = (
-        f"up to {text + picture + world:,} tokens: 2,048 of text, {picture} of the picture, {world} of the world at 2"
-    )
-    assert line in caplog.text
+    assert f"trainable: projector, {trainable:,} parameters" in caplog.text
+    text, image, world = 2048, 16 + 2, 3 * 16 + 2
+    lengths = f"2,048 of text, {image} of the image, {world} of the world model at 2 steps"
+    assert f"up to {text + image + world:,} tokens: {lengths}" in caplog.text
     assert "6 training samples, none for evaluation" in caplog.text
 
 
 def test_a_dataset_without_evaluation_samples(settings: Settings) -> None:
-    with pytest.raises(ValueError, match=r"do_eval is true, but .* gives no evaluation samples; set it to false"):
+    with pytest.raises(ValueError, match=r"do_eval is true, but .* has no evaluation samples; set it to false"):
         recipe.train(settings(do_eval=True), lambda config: (records(2), None))
 
 
-# ------------------------------------------------------------------------------------------------------ what is said
+# ----------------------------------------------------------------------------------------------------------- warnings
 
 
 @pytest.mark.parametrize(
@@ -342,50 +339,55 @@ def test_a_dataset_without_evaluation_samples(settings: Settings) -> None:
         ({"warmup_steps": 3, "max_steps": 4}, False),
         ({"warmup_steps": 0, "max_steps": 1}, False),
         ({"warmup_steps": 4, "max_steps": 4, "lr_scheduler": "constant"}, False),
+        ({"warmup_steps": 0.5, "max_steps": 4}, False),
     ],
 )
-def test_a_rate_that_never_gets_up_is_said(
+def test_a_learning_rate_that_never_reaches_its_peak_is_warned_of(
     settings: Settings, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], said: bool
 ) -> None:
     config = settings(**changes)
     recipe.train(config, load())
     steps = config.max_steps or 3  # six samples, two at once
-    line = f"warmup_steps is {config.warmup_steps} and the run has {steps} steps, so the rate never gets up; set"
+    line = f"warmup_steps is {config.warmup_steps} and the run has {steps} steps, so the learning rate never reaches"
     assert (line in caplog.text) == said
     last = find_last_checkpoint(config.output_dir)
     assert last is not None
     history = json.loads((last / "trainer_state.json").read_text())["log_history"]
     peak = max(entry["learning_rate"] for entry in history if "learning_rate" in entry)
-    assert (peak < config.learning_rate) == said, "the line is said where it is true"
+    assert (peak < config.learning_rate) == said, "the warning is true"
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="a machine without a GPU is told so")
-def test_bf16_on_a_cpu_is_advised_against(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    recipe.check_trackers(settings(mixed_precision="fp32"))
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_fp32_is_advised_on_a_cpu_without_bfloat16(
+    settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool
+) -> None:
+    monkeypatch.setattr(recipe, "cpu_has_bfloat16", lambda: has_bfloat16)
+    recipe.check_machine(settings(mixed_precision="fp32"))
     assert caplog.text == ""
-    recipe.check_trackers(settings(mixed_precision="bf16"))
-    assert "a CPU is often faster with fp32, if memory allows" in caplog.text
+    recipe.check_machine(settings(mixed_precision="bf16"))
+    assert ("this CPU has no bfloat16 instructions: fp32 is faster" in caplog.text) == (not has_bfloat16)
 
 
 @pytest.mark.parametrize("mix", [None, {"1": 0.5, "4": 0.5}])
-def test_a_true_future_that_is_too_short_is_said_first(
+def test_a_true_future_that_is_too_short_is_an_early_error(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, mix: dict[str, float] | None
 ) -> None:
     chats = records(4)
     chats[2]["future_frames"] = chats[2]["future_frames"][:15]
 
-    def place(**changes: Any) -> None:
+    def index(**changes: Any) -> None:
         config = settings(**{"num_world_steps": 4 if mix is None else 1, "world_steps_mix": mix, **changes})
         collator = recipe.new_collator(config, describe(config))
-        recipe.place_samples(config, lambda config: (chats, None), collator)
+        recipe.index_samples(config, lambda config: (chats, None), collator)
 
-    said = "training sample 2 has 15 future frames, and 4 world steps need 16: give it more, use fewer steps, or set true_futures"
+    said = "training sample 2 has 15 future frames, and 4 world steps need 16: give it more, use fewer steps, or set"
     with pytest.raises(ValueError, match=said):
-        place(true_futures=0.5)
-    place(true_futures=0.0)
-    place(true_futures=1.0, num_world_steps=3, world_steps_mix=None)
-    place(true_futures=1.0, num_samples=2)  # which leaves it out
-    place(true_futures=1.0, enable_world=False, lora=2)
-    place(true_futures=1.0, constant_world=True)
-    del chats[2]["future_frames"]  # nobody knows it: it is imagined
-    place(true_futures=1.0)
+        index(true_futures=0.5)
+    index(true_futures=0.0)
+    index(true_futures=1.0, num_world_steps=3, world_steps_mix=None)
+    index(true_futures=1.0, num_samples=2)  # without this sample
+    index(true_futures=1.0, enable_world=False, lora=2)
+    index(true_futures=1.0, constant_world=True)
+    del chats[2]["future_frames"]  # replaced by a rollout
+    index(true_futures=1.0)

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and resumed ends as the run that was not: the same losses, the same weights."""
+"""A run that is killed at any moment and resumed ends with the losses and weights of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
-import time
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,14 @@ from transformers import TrainerCallback
 
 from tests.training.conftest import load
 from theworld.training import recipe
-from theworld.training.callbacks import StopWhenAsked
+from theworld.training.callbacks import TERMINATED, StopOnSigterm
+from theworld.training.checkpointing import find_last_checkpoint
 from theworld.training.config import TrainingConfig
-from theworld.training.trainer import find_last_checkpoint
 
 Settings = Callable[..., TrainingConfig]
 
-# everything that draws: a LoRA with dropout, steps, futures, batches without world
-DRAWING: dict[str, Any] = {
+# everything that is random: a LoRA with dropout, world steps, futures, batches without world tokens
+RANDOM: dict[str, Any] = {
     "lora": {"r": 2, "lora_dropout": 0.2},
     "world_steps_mix": {"0": 0.5, "1": 0.5},
     "world_dropout": 0.2,
@@ -40,18 +38,40 @@ DRAWING: dict[str, Any] = {
 }
 
 
-class Begun(TrainerCallback):
-    """Leaves a file where training begins, so that a test knows when the moments are that matter."""
+EVENTS = (
+    "on_step_begin",
+    "on_pre_optimizer_step",
+    "on_optimizer_step",
+    "on_substep_end",
+    "on_step_end",
+    "on_log",
+    "on_save",
+)
 
-    def __init__(self, file: str) -> None:
-        self.file = Path(file)
 
-    def on_train_begin(self, *arguments: Any, **keywords: Any) -> None:
-        self.file.touch()
+class SignalAt(TrainerCallback):
+    """Sends a signal to its own process at an event of the run, so that a test does not depend on the speed of it.
+
+    Args:
+        number: the signal.
+        count: the number of events after which it is sent.
+        events: names of the events that are counted.
+    """
+
+    def __init__(self, number: int, count: int, events: Sequence[str] = EVENTS) -> None:
+        self.number = number
+        self.left = count
+        for event in events:
+            setattr(self, event, self._count)
+
+    def _count(self, *arguments: Any, **keywords: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
 
 
-def run(values: dict[str, Any], begun: str) -> None:
-    """One process of a run."""
+def run(values: dict[str, Any], *signal_at: Any) -> None:
+    """One process of a run, which sends itself a signal if the arguments of a SignalAt are given."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -59,33 +79,26 @@ def run(values: dict[str, Any], begun: str) -> None:
 
     class Watched(plain):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any, callbacks: list[TrainerCallback], **keywords: Any) -> None:
-            super().__init__(*arguments, callbacks=[*callbacks, Begun(begun)], **keywords)
+            more = [SignalAt(*signal_at)] if signal_at else []
+            super().__init__(*arguments, callbacks=[*callbacks, *more], **keywords)
 
     recipe.TheWorldTrainer = Watched  # type: ignore[misc]
     recipe.train(TrainingConfig.from_dict(values), load())
 
 
-def start(values: dict[str, Any], begun: Path) -> BaseProcess:
-    begun.unlink(missing_ok=True)
+def exit_code(values: dict[str, Any], *signal_at: Any) -> int | None:
+    """The exit code of a run in a process of its own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["theworld.training.recipe", "diffusers.models", "tests.training.conftest"])
-    process = context.Process(target=run, args=(values, str(begun)))
+    process = context.Process(target=run, args=(values, *signal_at))
     process.start()
-    return process
+    process.join()
+    return process.exitcode
 
 
-def finish(values: dict[str, Any], begun: Path) -> None:
-    """A run to its end, in a process like those that are killed: another number of threads adds up in another order."""
-    process = start(values, begun)
-    process.join(300)
-    assert process.exitcode == 0
-
-
-def wait_until_it_trains(process: BaseProcess, begun: Path) -> None:
-    until = time.monotonic() + 120
-    while not begun.exists() and process.is_alive():
-        assert time.monotonic() < until
-        time.sleep(0.005)
+def finish(values: dict[str, Any]) -> None:
+    """A run to its end, in a process like those that are killed: sums depend on the number of threads."""
+    assert exit_code(values) == 0
 
 
 def outcome(output_dir: str) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
@@ -110,66 +123,60 @@ def differences(one: str, other: str) -> list[str]:
     return different if history == other_history else [*different, "what was logged"]
 
 
-def kill_at_random_moments(settings: Settings, folder: Path, kills: int, steps: int, **values: Any) -> tuple[str, str]:
-    """The folders of a run that nothing interrupted, and of one that was killed and resumed as often as asked."""
-    plain = settings(**{**DRAWING, **values, "max_steps": steps, "output_dir": str(folder / "whole")})
+def kill_at_random_events(settings: Settings, folder: Path, kills: int, steps: int, **values: Any) -> tuple[str, str]:
+    """The folders of an uninterrupted run, and of one that was killed and resumed several times."""
+    plain = settings(**{**RANDOM, **values, "max_steps": steps, "output_dir": str(folder / "whole")})
     killed = {**plain.to_dict(), "output_dir": str(folder / "killed"), "resume_from_checkpoint": "last"}
-    moments = random.Random(0)
-    begun = folder / "begun"
-    finish(plain.to_dict(), begun)
+    events = random.Random(0)
+    finish(plain.to_dict())
     for _ in range(kills):
-        process = start(killed, begun)
-        wait_until_it_trains(process, begun)
-        time.sleep(moments.uniform(0.0, 0.5))
-        assert process.is_alive(), "the run is over before it could be killed as often as was asked"
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-    finish(killed, begun)
+        assert exit_code(killed, signal.SIGKILL, events.randint(1, 7 * steps // kills)) == -signal.SIGKILL
+    finish(killed)
     return plain.output_dir, killed["output_dir"]
 
 
-def test_killed_at_random_moments(settings: Settings, tmp_path: Path) -> None:
-    whole, killed = kill_at_random_moments(settings, tmp_path, kills=4, steps=24)
+def test_killed_at_random_events(settings: Settings, tmp_path: Path) -> None:
+    whole, killed = kill_at_random_events(settings, tmp_path, kills=4, steps=12)
     assert differences(whole, killed) == []
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments(settings: Settings, tmp_path: Path) -> None:
-    whole, killed = kill_at_random_moments(settings, tmp_path, kills=20, steps=100)
+def test_killed_at_twenty_random_events(settings: Settings, tmp_path: Path) -> None:
+    whole, killed = kill_at_random_events(settings, tmp_path, kills=20, steps=100)
     assert differences(whole, killed) == []
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_with_workers_and_a_cache(settings: Settings, tmp_path: Path) -> None:
+def test_killed_at_random_events_with_workers_and_a_cache(settings: Settings, tmp_path: Path) -> None:
     values = {"num_workers": 2, "latent_cache": str(tmp_path / "cache")}
-    whole, killed = kill_at_random_moments(settings, tmp_path, kills=5, steps=40, **values)
+    whole, killed = kill_at_random_events(settings, tmp_path, kills=5, steps=40, **values)
     assert differences(whole, killed) == []
 
 
-@pytest.mark.parametrize("moment", ["_save", "_save_optimizer_and_scheduler", "_save_rng_state", "put_in_place"])
+@pytest.mark.parametrize("moment", ["_save", "_save_optimizer_and_scheduler", "_save_rng_state", "publish"])
 def test_killed_while_saving(settings: Settings, tmp_path: Path, moment: str) -> None:
-    """Before and after each part of a checkpoint is written."""
-    plain = settings(**{**DRAWING, "max_steps": 4, "output_dir": str(tmp_path / "whole")})
-    finish(plain.to_dict(), tmp_path / "begun")
+    """Before each part of a checkpoint is written."""
+    plain = settings(**{**RANDOM, "max_steps": 4, "output_dir": str(tmp_path / "whole")})
+    finish(plain.to_dict())
     killed = {**plain.to_dict(), "output_dir": str(tmp_path / "killed"), "resume_from_checkpoint": "last"}
     context = multiprocessing.get_context("forkserver")
     process = context.Process(target=run_into, args=(killed, moment))
     process.start()
-    process.join(120)
+    process.join()
     assert process.exitcode == -signal.SIGKILL
     before = find_last_checkpoint(tmp_path / "killed")
     assert before is not None
     assert before.name == "checkpoint-1"
-    finish(killed, tmp_path / "begun")
+    finish(killed)
     assert differences(str(tmp_path / "whole"), str(tmp_path / "killed")) == []
 
 
 def run_into(values: dict[str, Any], moment: str) -> None:
-    """A run that is killed the second time it comes to `moment`."""
-    from theworld.training import trainer
+    """A run that is killed when it calls `moment` for the second time."""
+    from theworld.training import checkpointing, trainer
 
     torch.set_num_threads(1)
-    owner = trainer if moment == "put_in_place" else trainer.TheWorldTrainer
+    owner = checkpointing if moment == "publish" else trainer.TheWorldTrainer
     whole = getattr(owner, moment)
     calls = []
 
@@ -184,11 +191,11 @@ def run_into(values: dict[str, Any], moment: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resuming_from_an_earlier_checkpoint_takes_the_same_way(
+def test_resuming_from_an_earlier_checkpoint_gives_the_same_result(
     settings: Settings, tmp_path: Path, optimizer: str
 ) -> None:
-    """Also across the end of an epoch (three steps here), and over checkpoints that are there already."""
-    values = {**DRAWING, "save_total_limit": None, "max_steps": 8, "gradient_accumulation_steps": 1}
+    """Also across the end of an epoch (three steps here), and over existing checkpoints."""
+    values = {**RANDOM, "save_total_limit": None, "max_steps": 8, "gradient_accumulation_steps": 1}
     values |= {"optimizer": optimizer, "lora": 2}
     recipe.train(settings(**values, output_dir=str(tmp_path / "whole")), load())
     for step in (2, 3, 7):
@@ -201,23 +208,15 @@ def test_resuming_from_an_earlier_checkpoint_takes_the_same_way(
         assert differences(str(tmp_path / "whole"), str(tmp_path / f"again-{step}")) == []
 
 
-def test_sigterm_saves_and_ends_well(settings: Settings, tmp_path: Path) -> None:
-    plain = settings(**{**DRAWING, "max_steps": 30, "save_steps": 1000, "output_dir": str(tmp_path / "whole")})
-    finish({**plain.to_dict(), "save_steps": 30}, tmp_path / "begun")
+def test_sigterm_saves_after_the_step_and_the_run_can_be_resumed(settings: Settings, tmp_path: Path) -> None:
+    plain = settings(**{**RANDOM, "max_steps": 8, "save_steps": 1000, "output_dir": str(tmp_path / "whole")})
+    finish({**plain.to_dict(), "save_steps": 8})
     stopped = {**plain.to_dict(), "output_dir": str(tmp_path / "stopped"), "resume_from_checkpoint": "last"}
-    begun = tmp_path / "begun"
-    process = start(stopped, begun)
-    wait_until_it_trains(process, begun)
-    time.sleep(0.5)
-    asked = time.monotonic()
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(30)
-    assert process.exitcode == 0
-    assert time.monotonic() - asked < 30
+    assert exit_code(stopped, signal.SIGTERM, 5, ("on_step_begin",)) == 0
     saved = find_last_checkpoint(tmp_path / "stopped")
     assert saved is not None
-    assert 0 < int(saved.name.removeprefix("checkpoint-")) < 30
-    finish({**stopped, "save_steps": 30}, begun)
+    assert saved.name == "checkpoint-5"
+    finish({**stopped, "save_steps": 8})
     weights, history = outcome(str(tmp_path / "whole"))
     resumed_weights, resumed_history = outcome(str(tmp_path / "stopped"))
     assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
@@ -225,20 +224,38 @@ def test_sigterm_saves_and_ends_well(settings: Settings, tmp_path: Path) -> None
     assert losses == [entry["loss"] for entry in resumed_history if "loss" in entry]
 
 
-def test_sigterm_before_the_first_step_ends_at_once() -> None:
-    with StopWhenAsked(), pytest.raises(SystemExit) as ended:
+@pytest.mark.parametrize("event", ["on_init_end", "on_train_begin", "on_train_end"])
+def test_sigterm_outside_of_the_steps(settings: Settings, tmp_path: Path, event: str) -> None:
+    """Before the first step nothing is saved, which the exit code shows. After the last one the model is saved."""
+    config = settings(max_steps=2, save_steps=2)
+    code = exit_code(config.to_dict(), signal.SIGTERM, 1, (event,))
+    last = find_last_checkpoint(config.output_dir)
+    if event == "on_init_end":
+        assert (code, last) == (TERMINATED, None)
+        return
+    assert code == 0
+    assert last is not None
+    assert last.name == ("checkpoint-1" if event == "on_train_begin" else "checkpoint-2")
+    assert (Path(config.output_dir) / "model.safetensors").exists() == (event == "on_train_end")
+
+
+def test_sigterm_before_the_first_step_is_an_error_of_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    with StopOnSigterm(), pytest.raises(SystemExit) as ended:
         signal.raise_signal(signal.SIGTERM)
-    assert ended.value.code == 0
+    assert ended.value.code == TERMINATED == 143
+    assert [record.getMessage() for record in caplog.records] == [
+        "SIGTERM received before the first step: nothing was trained, and no checkpoint was written"
+    ]
 
 
-def test_places_to_go_on_from(settings: Settings, tmp_path: Path) -> None:
+def test_names_of_checkpoints(settings: Settings, tmp_path: Path) -> None:
     config = settings(save_steps=1)
     recipe.train(config, load())
     last = Path(config.output_dir) / "checkpoint-2"
     from theworld.training.checkpointing import find_checkpoint
 
-    def found(place: str | None) -> Path | None:
-        return find_checkpoint(settings(resume_from_checkpoint=place))
+    def found(name: str | None) -> Path | None:
+        return find_checkpoint(settings(resume_from_checkpoint=name))
 
     assert found(None) is None
     assert found("last") == last
@@ -248,13 +265,13 @@ def test_places_to_go_on_from(settings: Settings, tmp_path: Path) -> None:
     elsewhere = settings(output_dir=str(tmp_path / "new"), resume_from_checkpoint="last")
     assert find_checkpoint(elsewhere) is None
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no state of training to go on from; to start anew"):
+    with pytest.raises(ValueError, match="has no training state to resume from; to start from its weights"):
         found(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="There is no folder runs/nowhere/else"):
         found("runs/nowhere/else")
 
 
-def test_other_settings_are_named(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_settings_are_logged(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     recipe.train(settings(save_steps=1), load())
     recipe.train(settings(save_steps=2, max_steps=3, batch_size=1, resume_from_checkpoint="last"), load())
     (line,) = [record.getMessage() for record in caplog.records if "other settings" in record.getMessage()]
@@ -263,12 +280,12 @@ def test_other_settings_are_named(settings: Settings, caplog: pytest.LogCaptureF
     assert "save_steps" not in line
 
 
-# ------------------------------------------------------------------------------- what a checkpoint itself brings back
+# ------------------------------------------------------------------------------- settings that a checkpoint restores
 
 
-def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For runs that must be refused before weights are read."""
-    monkeypatch.setattr(recipe, "build_model", lambda *_: pytest.fail("the weights were read first"))
+def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For runs that must be refused before weights are loaded."""
+    monkeypatch.setattr(recipe, "build_model", lambda *_: pytest.fail("the weights were loaded first"))
 
 
 @pytest.mark.parametrize(
@@ -281,21 +298,23 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("muon_learning_rate", 0.5),
         ("freeze_projector", True),
         ("freeze_gemma_vision", False),
-        ("projector_places", "waves"),
+        ("projector_positions", "sinusoidal"),
+        ("adam_epsilon", 1e-6),
     ],
 )
-def test_what_the_checkpoint_brings_back_is_refused_first(
+def test_new_values_for_restored_settings_are_refused_first(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, key: str, value: Any
 ) -> None:
     first = settings(lora=2, optimizer="muon")
     recipe.train(first, load())
-    nothing_is_read(monkeypatch)
+    nothing_is_loaded(monkeypatch)
     again = settings(**{"lora": 2, "optimizer": "muon", "resume_from_checkpoint": "last", "max_steps": 3, key: value})
     with pytest.raises(ValueError, match=f"^{key} was .* and is now ") as error:
         recipe.train(again, load())
-    assert f"{key} was {getattr(first, key)!r} and is now {value!r}, but" in str(error.value)
+    before = first.to_dict().get(key)
+    assert f"{key} was {before!r} and is now {value!r}, but" in str(error.value)
     assert f"model_name={Path(first.output_dir) / 'checkpoint-2'} and another output_dir" in str(error.value)
-    assert json.loads((Path(first.output_dir) / "training_config.json").read_text())[key] == getattr(first, key)
+    assert json.loads((Path(first.output_dir) / "training_config.json").read_text()).get(key) == before
 
 
 def rates(output_dir: str) -> list[float]:
@@ -303,8 +322,10 @@ def rates(output_dir: str) -> list[float]:
     return [entry["learning_rate"] for entry in history if "learning_rate" in entry]
 
 
-def test_why_these_are_refused(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the refusal a new rate, decay or beta is not used: the run ends as if nobody had asked for it."""
+def test_new_values_for_restored_settings_would_have_no_effect(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the refusal a new learning rate, decay or beta is not used."""
     values: dict[str, Any] = {"save_steps": 2, "max_steps": 4}
     recipe.train(settings(**values), load())
     monkeypatch.setattr(recipe, "check_changes", lambda *_: None)
@@ -322,10 +343,10 @@ def test_why_these_are_refused(settings: Settings, tmp_path: Path, monkeypatch: 
     [{"lr_scheduler": "cosine"}, {"warmup_steps": 5}, {"max_steps": 8}],
     ids=lambda changes: next(iter(changes)),
 )
-def test_a_schedule_may_change_between_two_halves(
+def test_a_schedule_may_change_on_resuming(
     settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
 ) -> None:
-    """From the step after next on, rates are those of a whole run with the new schedule."""
+    """From the step after next, learning rates equal those of a run with the new schedule from the beginning."""
     values: dict[str, Any] = {"save_steps": 2, "max_steps": 6, "lr_scheduler": "linear"}
     recipe.train(settings(**values), load())
     recipe.train(settings(**{**values, **changes, "output_dir": str(tmp_path / "whole")}), load())
@@ -340,31 +361,29 @@ def test_a_schedule_may_change_between_two_halves(
     assert rates(str(tmp_path / "again"))[3:] != rates(str(tmp_path / "run"))[3:]
 
 
-# ---------------------------------------------------------------------------------------------------- one run a folder
+# -------------------------------------------------------------------------------------------------- one run per folder
 
 
 def test_two_runs_do_not_share_a_folder(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe.train(settings(save_steps=1), load())
     recipe.train(settings(save_steps=1, output_dir=str(tmp_path / "other")), load())
     with monkeypatch.context() as patch:
-        nothing_is_read(patch)
-        said = (
-            r"holds checkpoints of another run \(the last is checkpoint-2\); go on with that run by --resume_from last"
-        )
-        for place in (None, str(tmp_path / "other"), str(tmp_path / "other" / "checkpoint-1")):
+        nothing_is_loaded(patch)
+        said = r"holds checkpoints of another run \(the last is checkpoint-2\); resume that run with --resume_from last"
+        for name in (None, str(tmp_path / "other"), str(tmp_path / "other" / "checkpoint-1")):
             with pytest.raises(ValueError, match=said):
-                recipe.train(settings(resume_from_checkpoint=place), load())
-    # its own checkpoints, however they are named, and a folder without any
+                recipe.train(settings(resume_from_checkpoint=name), load())
+    # the same run under any of its names, and a folder without checkpoints
     monkeypatch.chdir(tmp_path)
-    for number, place in enumerate(("last", "run", str(tmp_path / "run" / "checkpoint-1")), start=3):
+    for number, name in enumerate(("last", "run", str(tmp_path / "run" / "checkpoint-1")), start=3):
         values: dict[str, Any] = {"save_steps": 1, "save_total_limit": None, "max_steps": number}
-        recipe.train(settings(**values, resume_from_checkpoint=place), load())
+        recipe.train(settings(**values, resume_from_checkpoint=name), load())
     recipe.train(settings(output_dir=str(tmp_path / "new"), resume_from_checkpoint="last"), load())
     recipe.train(settings(output_dir=str(tmp_path / "newer"), resume_from_checkpoint="run", max_steps=6), load())
 
 
-@pytest.mark.parametrize("place", ["scene.png", "scene.png/run"])
-def test_an_output_dir_that_is_a_file_is_one_sentence(settings: Settings, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("name", ["scene.png", "scene.png/run"])
+def test_an_output_dir_that_is_a_file_is_one_sentence(settings: Settings, tmp_path: Path, name: str) -> None:
     (tmp_path / "scene.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"^output_dir is \S+, but \S+/scene\.png is a file; give a folder, or a new"):
-        recipe.train(settings(output_dir=str(tmp_path / place)), load())
+    with pytest.raises(ValueError, match=r"^output_dir is \S+, but \S+/scene\.png is a file; choose another"):
+        recipe.train(settings(output_dir=str(tmp_path / name)), load())

@@ -1,4 +1,4 @@
-"""Every sample once an epoch, in an order that seed and epoch decide; streams leave out what is too long."""
+"""Every sample once per epoch, in an order that depends on seed and epoch; streams leave out long samples."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from theworld.training.model_setup import describe
 from theworld.training.samplers import EpochOrder, IndexedStream
 
 
-def test_an_epoch_is_a_shuffle_that_can_be_repeated() -> None:
+def test_an_epoch_is_a_reproducible_shuffle() -> None:
     order = EpochOrder([None] * 10, 4, seed=3)
     first = list(order)
     assert sorted(first) == list(range(10)) != first
     assert list(order) == first == list(EpochOrder([None] * 10, 4, seed=3))
     order.set_epoch(2)
     later = list(order)
-    assert sorted(later) == list(range(20, 30))  # no place is taken twice in a run
-    assert [place - 20 for place in later] != first
+    assert sorted(later) == list(range(20, 30))  # indices are unique in a run
+    assert [index - 20 for index in later] != first
     assert list(EpochOrder([None] * 10, 4, seed=4)) != first
 
 
-def test_samples_that_look_differently_far_are_in_different_batches() -> None:
+def test_samples_with_different_world_steps_are_in_different_batches() -> None:
     groups = [None, 0, None, 0, None, 0, 0, None, None, 0, 2]
     order = EpochOrder(groups, 2, seed=0)
     batches = []
     for epoch in range(6):
         order.set_epoch(epoch)
-        places = list(order)
-        assert len(places) == len(order) == 8
-        batches += [tuple(place % 11 for place in places[start : start + 2]) for start in range(0, 8, 2)]
+        indices = list(order)
+        assert len(indices) == len(order) == 8
+        batches += [tuple(index % 11 for index in indices[start : start + 2]) for start in range(0, 8, 2)]
     assert all(groups[a] == groups[b] for a, b in batches)
     used = {index for batch in batches for index in batch}
-    assert used == set(range(10))  # whoever waits has its turn in another epoch; one alone makes no batch
+    assert used == set(range(10))  # those left out are used in another epoch; a single sample fills no batch
     kinds = [groups[a] for a, _ in batches[:4]]
     assert kinds != sorted(kinds, key=str)
-    with pytest.raises(ValueError, match="take a smaller batch_size"):
+    with pytest.raises(ValueError, match="set a smaller batch_size"):
         EpochOrder([0, None], 2, seed=0)
 
 
-def test_a_stream_goes_round_and_counts_what_it_leaves_out(settings: Callable[..., TrainingConfig]) -> None:
+def test_a_stream_repeats_and_counts_what_it_leaves_out(settings: Callable[..., TrainingConfig]) -> None:
     config = settings()
     collator = recipe.new_collator(config, describe(config))
     chats = records(3)
@@ -58,7 +58,7 @@ def test_a_stream_goes_round_and_counts_what_it_leaves_out(settings: Callable[..
         next(iter(IndexedStream(StreamedSamples(chats), collator, 3)))
 
 
-def test_a_stream_trains_and_says_what_was_left_out(
+def test_training_on_a_stream_logs_what_was_left_out(
     settings: Callable[..., TrainingConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     chats = records(3)

@@ -1,4 +1,4 @@
-"""The loss, evaluation, and checkpoints that are whole or not there."""
+"""The loss, evaluation, and checkpoints that are complete or absent."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.training.conftest import load, records
 from theworld.datasets.samples import TheWorldDataset
-from theworld.training import recipe, trainer
+from theworld.training import checkpointing, recipe
+from theworld.training.checkpointing import checkpoints_in, find_last_checkpoint
 from theworld.training.config import TrainingConfig
+from theworld.training.loss import answer_sums
 from theworld.training.model_setup import build_model, describe
 from theworld.training.samplers import IndexedSamples
-from theworld.training.trainer import TheWorldTrainer, answer_sums, checkpoints_in, find_last_checkpoint
+from theworld.training.trainer import TheWorldTrainer
 
 Settings = Callable[..., TrainingConfig]
 
@@ -33,7 +35,7 @@ def new_trainer(config: TrainingConfig, chats: list[dict[str, Any]]) -> TheWorld
     placed = IndexedSamples(dataset, range(len(dataset)))
     held_out = IndexedSamples(dataset, range(len(dataset)), still=True)
     model = build_model(config, described)
-    return TheWorldTrainer(model, recipe.training_arguments(config), config, collator, placed, held_out)
+    return TheWorldTrainer(model, config, collator, placed, held_out)
 
 
 def batch_of(made: TheWorldTrainer, places: range) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def batch_of(made: TheWorldTrainer, places: range) -> dict[str, Any]:
 
 
 def test_the_loss_is_the_models_own(settings: Settings) -> None:
-    """Logits where something is learned, and nowhere else: the same loss and gradients as all of them give."""
+    """Logits at labelled positions only give the same loss and gradients as all logits."""
     made = new_trainer(settings(num_world_steps=1), records(3))
     inputs = batch_of(made, range(3))
     learned = int((inputs["labels"][:, 1:] != -100).sum())
@@ -59,7 +61,7 @@ def test_the_loss_is_the_models_own(settings: Settings) -> None:
 
 
 def test_accumulating_is_one_large_batch(settings: Settings) -> None:
-    """Answers of unequal length: the mean is over all tokens of a step, not over the means of its forwards."""
+    """With answers of unequal length, the mean is over all tokens of a step, not over the means of its batches."""
     chats = records(4)
     chats[1]["label"] = "the middle bin, left of the right one"
     weights = []
@@ -73,8 +75,8 @@ def test_accumulating_is_one_large_batch(settings: Settings) -> None:
         torch.testing.assert_close(other, weights[0], atol=1e-6, rtol=1e-5)
 
 
-def test_a_batch_without_world_still_gives_the_projector_a_gradient(settings: Settings) -> None:
-    """Of zero: or a process that drew such a batch would keep the others waiting for ever."""
+def test_a_batch_without_world_tokens_gives_the_projector_a_zero_gradient(settings: Settings) -> None:
+    """Without one, the other processes of DDP would wait for ever."""
     made = new_trainer(settings(world_dropout=1.0), records(2))
     inputs = batch_of(made, range(2))
     assert not {"world_latents", "world_frames"} & set(inputs)
@@ -85,7 +87,7 @@ def test_a_batch_without_world_still_gives_the_projector_a_gradient(settings: Se
         assert not parameter.grad.any()
 
 
-def test_sums_of_answers_tell_each_answer_apart() -> None:
+def test_sums_are_computed_per_answer() -> None:
     """Two answers in the first sample, the second of them wrong; one right answer in the second sample."""
     labels = torch.tensor([[-100, 5, 6, -100, 7, -100], [-100, -100, -100, 8, 9, -100]])
     targets = labels[:, 1:]
@@ -119,7 +121,7 @@ def test_evaluation_is_the_mean_over_tokens_and_answers(settings: Settings) -> N
     assert metrics["eval_answers"] == 3
 
 
-def test_evaluation_draws_no_random_numbers(settings: Settings) -> None:
+def test_evaluation_keeps_the_random_states(settings: Settings) -> None:
     made = new_trainer(settings(), records(2))
     before = (torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
     made.evaluate()
@@ -127,7 +129,7 @@ def test_evaluation_draws_no_random_numbers(settings: Settings) -> None:
     assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
 
 
-def test_a_checkpoint_holds_all_that_a_run_needs(settings: Settings) -> None:
+def test_the_content_of_a_checkpoint(settings: Settings) -> None:
     config = settings(save_steps=1, save_total_limit=1)
     recipe.train(config, load())
     (folder,) = checkpoints_in(config.output_dir)
@@ -151,7 +153,7 @@ def test_a_checkpoint_holds_all_that_a_run_needs(settings: Settings) -> None:
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
 def test_a_checkpoint_with_other_tensors_is_refused(settings: Settings, change: str) -> None:
-    """Trainer's own way of resuming would pass over all of these."""
+    """Trainer's own way of resuming ignores all of these."""
     config = settings(save_steps=2)
     recipe.train(config, load())
     file = find_last_checkpoint(config.output_dir) / "model.safetensors"
@@ -168,7 +170,7 @@ def test_a_checkpoint_with_other_tensors_is_refused(settings: Settings, change: 
 
 
 @pytest.mark.parametrize("where", ["_save", "_save_optimizer_and_scheduler", "_save_rng_state"])
-def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(
+def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     config = settings(save_steps=1)
@@ -183,7 +185,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(
 
     monkeypatch.setattr(TheWorldTrainer, where, full)
     with pytest.raises(
-        ValueError, match=r"checkpoint-2 could not be written \(No space left on device\); .*-1 is whole"
+        ValueError, match=r"checkpoint-2 could not be written \(No space left on device\); .*-1 is complete"
     ):
         recipe.train(config, load())
     (last,) = checkpoints_in(config.output_dir)
@@ -191,7 +193,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(
     assert not list(Path(config.output_dir).glob(".*"))
 
 
-def test_what_a_killed_run_left_behind_is_removed(settings: Settings) -> None:
+def test_incomplete_checkpoints_of_a_killed_run_are_removed(settings: Settings) -> None:
     config = settings(save_steps=1)
     left = Path(config.output_dir) / ".checkpoint-1.writing"
     left.mkdir(parents=True)
@@ -201,11 +203,11 @@ def test_what_a_killed_run_left_behind_is_removed(settings: Settings) -> None:
     assert len(checkpoints_in(config.output_dir)) == 2
 
 
-def test_a_folder_without_state_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_without_training_state_is_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-x").mkdir()
     assert checkpoints_in(tmp_path) == []
     for step in (2, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / trainer.STATE_FILE).write_text("{}")
+        (tmp_path / f"checkpoint-{step}" / checkpointing.STATE_FILE).write_text("{}")
     assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"

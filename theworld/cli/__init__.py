@@ -86,8 +86,8 @@ app.command("doctor")(doctor.doctor)
 app.command("eval")(eval.evaluate)
 app.command("compare")(compare.compare)
 app.add_typer(nano.app, name="nano")
-app.command("train", cls=train.KeysBehindSet)(train.train)
-app.command("cache", cls=train.KeysBehindSet)(cache.cache)
+app.command("train", cls=train.ConfigCommand)(train.train)
+app.command("cache", cls=train.ConfigCommand)(cache.cache)
 
 
 def main() -> None:

@@ -81,15 +81,17 @@ def counting() -> Iterator[Step]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    tasks: dict[str, TaskID] = {}
+    shown: dict[str, tuple[TaskID, int]] = {}  # the bars, and where each began: a resumed run begins in the middle
     with Progress(*columns, console=console, transient=True) as bars:
 
         def step(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total, rate="")
-            task = bars.tasks[list(tasks).index(what)]
-            seconds = task.elapsed or 0.0
-            bars.update(tasks[what], completed=done, rate=f"{done / seconds:.1f}/s" if seconds > 0 else "")
+            if what not in shown:
+                shown[what] = (bars.add_task(what, total=total, completed=done, rate=""), done)
+            task, begin = shown[what]
+            seconds = next(bar.elapsed for bar in bars.tasks if bar.id == task) or 0.0
+            bars.update(task, completed=done, rate=f"{(done - begin) / seconds:.1f}/s" if seconds > 0 else "")
+            if done >= total:  # only what is going on is shown
+                bars.remove_task(shown.pop(what)[0])
 
         yield step
 
@@ -99,15 +101,17 @@ class _Lines:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.started: dict[str, float] = {}
+        self.started: dict[str, tuple[float, int]] = {}
         self.last = time.monotonic()
 
     def step(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        started = self.started.setdefault(what, now)
+        started, begin = self.started.setdefault(what, (now, done))
+        if done >= total:
+            self.started.pop(what)
         if now - self.last < LINE_EVERY:
             return
         self.last = now
-        rate = done / (now - started) if now > started else 0.0
+        rate = (done - begin) / (now - started) if now > started else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
         self.console.print(f"{what}: {done}/{total}{left}", markup=False)

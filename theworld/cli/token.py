@@ -1,7 +1,7 @@
-"""A Hugging Face token on the command line: out of everybody's sight before anything else happens.
+"""Keeps a Hugging Face token that was given on the command line out of the process list and of logged command lines.
 
-Every user of a machine can read the command lines of all processes (`ps`), but not their environments. So a token that
-was given as an option moves to the environment, and the program starts anew without it.
+Every user of a machine can read the command lines of all processes, and trackers such as Weights & Biases upload the
+command line of a run. The token is therefore moved to the environment, and the program is executed again without it.
 """
 
 from __future__ import annotations
@@ -10,35 +10,38 @@ import os
 import sys
 from collections.abc import Sequence
 
-OPTION = "--hf_token"
-SETTING = "hf_token="  # behind --set
+NAMES = ("hf_token", "hub_token")
 
 
 def without_token(arguments: Sequence[str]) -> tuple[list[str], str | None]:
-    """The arguments without a token, and the token; None where there is none."""
+    """The arguments without a token, and the token or None.
+
+    It may be given as `--hf_token TOKEN` or `--set hf_token=TOKEN`, with `=`, hyphens, or Trainer's name `hub_token`.
+    """
     kept: list[str] = []
     token = None
     position = 0
     while position < len(arguments):
         argument = arguments[position]
-        following = arguments[position + 1] if position + 1 < len(arguments) else ""
+        following = arguments[position + 1 : position + 2]
         option, equals, value = argument.partition("=")
-        if argument == OPTION and following:
-            token, position = following, position + 2
-        elif option == OPTION and equals:
-            token, position = value, position + 1
-        elif argument == "--set" and following.startswith(SETTING):
-            token, position = following.removeprefix(SETTING), position + 2
-        elif option == "--set" and value.startswith(SETTING):
-            token, position = value.removeprefix(SETTING), position + 1
+        name = option.removeprefix("--").replace("-", "_")
+        text = value if equals else "".join(following)
+        key, _, setting = text.partition("=")
+        if option.startswith("--") and name in NAMES and text:
+            token = text
+        elif option == "--set" and key.strip() in NAMES:
+            token = setting
         else:
             kept.append(argument)
             position += 1
+            continue
+        position += 1 if equals else 2
     return kept, token
 
 
 def hide_token() -> None:
-    """Starts this program anew without the token that its command line holds, if it does; else returns."""
+    """Executes this program again without the token on its command line, if there is one."""
     kept, token = without_token(sys.orig_argv[1:])
     if token is None:
         return

@@ -1,12 +1,10 @@
-"""theworld train: a config, and what the command line changes in it, to a trained model."""
+"""theworld train: trains a model from a config and the changes to it on the command line."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import shlex
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperCommand
@@ -22,20 +20,20 @@ ResumeFrom = Annotated[
     str | None,
     typer.Option(
         "--resume_from",
-        metavar="PLACE",
-        help="Go on from a checkpoint folder, a run's folder (its last one), `last` (of the output folder, if there is "
-        "one), or a Hub id.",
+        metavar="NAME",
+        help="Resume from a checkpoint folder, a run's folder (its last checkpoint), `last` (the last checkpoint of "
+        "the output folder, if there is one), or a Hub id.",
     ),
 ]
 OutputDir = Annotated[
-    str | None, typer.Option("--output_dir", metavar="DIR", help="Model, checkpoints and logs go here.")
+    str | None, typer.Option("--output_dir", metavar="DIR", help="Folder of the model, checkpoints and logs.")
 ]
 HfToken = Annotated[
     str | None,
     typer.Option(
         "--hf_token",
         metavar="TOKEN",
-        help="Moved to the environment, out of the process list; better set HF_TOKEN there yourself.",
+        help="Hugging Face token. Prefer the HF_TOKEN environment variable.",
     ),
 ]
 DatasetName = Annotated[
@@ -46,41 +44,56 @@ DatasetName = Annotated[
         help="physics, jsonl, datacomp, a .jsonl file, a .py file with a load_datasets(config), a folder, or a Hub id.",
     ),
 ]
-NumSamples = Annotated[int | None, typer.Option("--num_samples", metavar="K", help="At most so many training samples.")]
+NumSamples = Annotated[
+    int | None, typer.Option("--num_samples", metavar="K", help="Limit on the number of training samples.")
+]
 Streaming = Annotated[
-    bool | None, typer.Option("--streaming/--no-streaming", help="Read the dataset as it comes; needs max_steps.")
+    bool | None, typer.Option("--streaming/--no-streaming", help="Stream the dataset (requires max_steps).")
 ]
 Changes = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change any key of the config, as learning_rate=1e-3; may be repeated."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set any key of the config, as learning_rate=1e-3 (repeatable); --learning_rate 1e-3 does the same.",
     ),
 ]
 
 
-class KeysBehindSet(TyperCommand):
-    """A verb that takes a config: a key of it given as an option of its own is told how to write it."""
+class ConfigCommand(TyperCommand):
+    """A command whose config keys are options as well: `--learning_rate 1e-3` means `--set learning_rate=1e-3`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        known = {option for each in self.get_params(ctx) for option in (*each.opts, *each.secondary_opts)}
-        for place, argument in enumerate(args):
-            option, equals, value = argument.partition("=")
-            key = option.removeprefix("--").replace("-", "_")
-            if argument == "--":  # no options behind it
-                break
-            if not option.startswith("--") or {option, f"--{key}"} & known or key not in keys():
-                continue
-            if not equals:
-                value = args[place + 1] if place + 1 < len(args) and not args[place + 1].startswith("--") else "VALUE"
-            ctx.fail(f"No such option: {option}; write --set {shlex.quote(f'{key}={value}')}.")
-        return super().parse_args(ctx, args)
+        known = {
+            option for parameter in self.get_params(ctx) for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        return super().parse_args(ctx, keys_as_set(args, known))
 
 
-def keys() -> set[str]:
-    """The keys of a config; asked only where somebody may mean one."""
-    from theworld.training.config import TrainingConfig
+def keys_as_set(arguments: list[str], known: set[str]) -> list[str]:
+    """The arguments with every unknown `--key value` and `--key=value` as `--set key=value`.
 
-    return {each.name for each in dataclasses.fields(TrainingConfig)}
+    A key without a value, at the end or before another option, is set to true.
+    """
+    changed: list[str] = []
+    index = 0
+    while index < len(arguments):
+        option, equals, value = arguments[index].partition("=")
+        index += 1
+        if option == "--":  # positional arguments follow
+            return [*changed, option, *arguments[index:]]
+        if not option.startswith("--") or option in known:
+            changed.append(f"{option}{equals}{value}")
+            if option in known and not equals and index < len(arguments) and not arguments[index].startswith("--"):
+                changed.append(arguments[index])  # possibly its value, which may look like anything
+                index += 1
+            continue
+        if not equals:
+            has_value = index < len(arguments) and not arguments[index].startswith("--")
+            value = arguments[index] if has_value else "true"
+            index += has_value
+        changed += ["--set", f"{option.removeprefix('--').replace('-', '_')}={value}"]
+    return changed
 
 
 def train(
@@ -96,10 +109,11 @@ def train(
 ) -> None:
     """Train a model: defaults, then CONFIG, then these options.
 
-    SIGTERM saves and ends with exit code 0, Ctrl-C ends at once; a run that was stopped or killed goes on with
-    --resume_from last, as if it had not been. Keys and their meanings: docs/training_infrastructure_design.md.
+    Every key of a config is an option, and so is every field of transformers.TrainingArguments: --learning_rate 1e-3,
+    --optim adafactor. SIGTERM saves a checkpoint and ends the run with exit code 0, Ctrl-C ends it at once;
+    --resume_from last resumes it with the same result. Keys: docs/training_infrastructure_design.md.
 
-    Example: theworld train configs/nano_projector.json --set output_dir=runs/projector
+    Example: theworld train configs/nano_projector.json --output_dir runs/projector --learning_rate 5e-3
     """
     run(read_config(config, resume_from, output_dir, hf_token, dataset, num_samples, streaming, changes))
 
@@ -115,6 +129,7 @@ def read_config(
     changes: list[str] | None,
 ) -> TrainingConfig:
     """The config of a command line."""
+    log_to_stderr()
     from theworld.training.config import TrainingConfig
 
     return TrainingConfig.read(
@@ -130,37 +145,49 @@ def read_config(
 
 
 def run(config: TrainingConfig, load: LoadDatasets | None = None) -> None:
-    """Trains, and says where the model is.
+    """Trains a model and prints its folder.
 
     Args:
-        load: gives the samples; None means what the config names.
+        load: loads the samples; None loads the dataset of the config.
     """
     from theworld.training.dataset_loading import load_datasets
     from theworld.training.recipe import train as train_model
 
-    log_to_stderr()
     try:
         with counting() as step:
             folder = train_model(config, load or load_datasets, progress=step)
     except KeyboardInterrupt:
         if sys.stderr.isatty():
-            say("")  # below the bar, and what Ctrl-C shows
+            say("")  # a new line after ^C
         say(what_is_saved(config))
         raise
     typer.echo(folder)
 
 
 def what_is_saved(config: TrainingConfig) -> str:
-    """What a run that was broken off has left."""
-    from theworld.training.trainer import find_last_checkpoint
+    """A sentence on what an interrupted run has saved."""
+    from theworld.training.checkpointing import find_last_checkpoint
 
     last = find_last_checkpoint(config.output_dir)
     if last is None:
         return f"Stopped; nothing was saved in {config.output_dir} yet."
-    return f"Stopped; {last} is whole, and the same command with --resume_from last goes on from it."
+    return f"Stopped; the last checkpoint is {last}. Resume with the same command and --resume_from last."
+
+
+class StderrHandler(logging.StreamHandler):
+    """Writes to what is stderr at the time, so that lines go above a progress bar, which replaces it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
 
 
 def log_to_stderr() -> None:
-    """Our own lines, and only those: libraries say no more than their warnings."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    """Logs our own lines, and the warnings of libraries."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[StderrHandler()]
+    )
     logging.getLogger("theworld").setLevel(logging.INFO)

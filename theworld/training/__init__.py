@@ -1,1 +1,1 @@
-"""Training on Hugging Face's Trainer: the configuration, the recipe, and what makes a run safe to kill."""
+"""Training with Hugging Face's Trainer: the configuration, the recipe, and checkpoints that survive interruption."""

@@ -1,11 +1,11 @@
-"""What happens beside training: ending it when asked to, and showing what the model answers and what it imagined."""
+"""Callbacks of a run: stopping on SIGTERM, log lines and progress, and sample answers with their imagined futures."""
 
 from __future__ import annotations
 
 import json
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,59 +18,76 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from theworld.datasets.collator import ChatCollator
 from theworld.datasets.samples import Sample
 from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.training.hf_arguments import LOGS
 from theworld.training.trainer import EvaluationStopped, TheWorldTrainer
 
 logger = logging.getLogger(__name__)
 
-LOGS = "logs"  # inside output_dir
+Progress = Callable[[str, int, int], None]
 MAX_NEW_TOKENS = 64  # of an answer that is shown
+TERMINATED = 128 + signal.SIGTERM  # the exit code that a shell gives to a process ended by SIGTERM
 
 
-class StopWhenAsked(TrainerCallback):
-    """On SIGTERM the run saves and ends with exit code 0: after the step it is in, or at once before there is one."""
+class StopOnSigterm(TrainerCallback):
+    """Saves a checkpoint and ends the run on SIGTERM, after the current step, with exit code 0.
+
+    Before the first step there is nothing to save: the process ends at once, with an exit code that is not 0. While the
+    final model is being saved, the signal changes nothing.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
-        self.training = False
-        self._before: Any = None
+        self.requested = False
+        self.phase = "before"  # then "training", then "after"
+        self._previous: Any = None
 
-    def __enter__(self) -> StopWhenAsked:
-        self._before = signal.signal(signal.SIGTERM, self._take)
+    def __enter__(self) -> StopOnSigterm:
+        self._previous = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        signal.signal(signal.SIGTERM, self._previous)
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        if not self.training:
-            logger.warning("stopped before the first step; there is nothing to save")
-            raise SystemExit(0)
-        logger.warning("asked to stop: saving after this step")
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.phase == "before":
+            logger.error("SIGTERM received before the first step: nothing was trained, and no checkpoint was written")
+            raise SystemExit(TERMINATED)
+        if self.phase == "after":
+            logger.warning("SIGTERM received after the last step: the run ends when the model is saved")
+            return
+        self.requested = True
+        logger.warning("SIGTERM received: saving a checkpoint after this step")
 
     def on_train_begin(self, *arguments: Any, **keywords: Any) -> None:
-        self.training = True
+        self.phase = "training"
 
     def on_train_end(self, *arguments: Any, **keywords: Any) -> None:
-        self.training = False
+        self.phase = "after"
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **keywords: Any
     ) -> None:
-        if self.asked:
-            control.should_evaluate = False  # it might take longer than whoever asked will wait
+        if self.requested:
+            control.should_evaluate = False  # it may take longer than the grace period after SIGTERM
             control.should_save = control.should_training_stop = True
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **keywords: Any
     ) -> None:
-        if self.asked:
+        if self.requested:
             control.should_save = control.should_training_stop = True
             raise EvaluationStopped
 
 
-class LogLines(TrainerCallback):
-    """Figures as lines of the log, where there is no terminal to draw a bar on."""
+class Report(TrainerCallback):
+    """Writes metrics to the log and reports the progress of training and of each evaluation.
+
+    Args:
+        progress: called with what is counted, how many are done, and of how many.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.evaluated = 0  # batches of the current evaluation
 
     def on_log(
         self,
@@ -81,18 +98,36 @@ class LogLines(TrainerCallback):
         **keywords: Any,
     ) -> None:
         if state.is_world_process_zero:
-            figures = " ".join(f"{name} {value:.5g}" for name, value in logs.items())
-            logger.info("step %d of %d: %s", state.global_step, state.max_steps, figures)
+            metrics = " ".join(f"{name} {value:.5g}" for name, value in logs.items())
+            logger.info("step %d of %d: %s", state.global_step, state.max_steps, metrics)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **keywords: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.progress("Training", state.global_step, state.max_steps)
+
+    on_step_end = on_train_begin
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **keywords: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.evaluated += 1
+            self.progress("Evaluation", self.evaluated, len(keywords["eval_dataloader"]))
+
+    def on_evaluate(self, *arguments: Any, **keywords: Any) -> None:
+        self.evaluated = 0
 
 
 class ShownSamples(TrainerCallback):
-    """Writes, at each evaluation, what the model answers to some samples beside their truth and their imagined future.
+    """Writes the model's answers to some samples at each evaluation, with the true answers and the imagined futures.
 
     Args:
-        trainer: gives batches and latents.
-        samples: the ones shown.
-        strips: a picture file of each one's imagined future, or None where it cannot be shown.
-        folder: `step-N.jsonl` goes here.
+        trainer: makes batches and latents.
+        samples: the samples.
+        strips: an image file with the imagined future of each sample; None if it cannot be shown.
+        folder: for `step-N.jsonl`.
     """
 
     def __init__(
@@ -134,7 +169,7 @@ class ShownSamples(TrainerCallback):
 
     @torch.no_grad()
     def answers(self, model: TheWorldForConditionalGeneration, collator: ChatCollator) -> list[str]:
-        """Greedy answers, one a sample, each asked alone."""
+        """Greedy answers, one per sample, each generated in a batch of its own."""
         texts = []
         for sample in self.samples:
             inputs = self.trainer._prepare_inputs(collator.prompts([sample]))
@@ -149,11 +184,11 @@ class ShownSamples(TrainerCallback):
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(log_dir=str(Path(args.output_dir) / LOGS)) as writer:
-            for number, (line, strip) in enumerate(zip(lines, self.strips, strict=True)):
-                words = f"{line['question']}\n\nanswer: {line['answer']}\n\ntruth: {line['truth']}"
-                writer.add_text(f"samples/{number}", words, step)
+            for index, (line, strip) in enumerate(zip(lines, self.strips, strict=True)):
+                text = f"{line['question']}\n\nanswer: {line['answer']}\n\ntruth: {line['truth']}"
+                writer.add_text(f"samples/{index}", text, step)
                 if strip is not None:
-                    writer.add_image(f"imagined/{number}", np.asarray(Image.open(strip)), step, dataformats="HWC")
+                    writer.add_image(f"imagined/{index}", np.asarray(Image.open(strip)), step, dataformats="HWC")
 
     def _to_wandb(self, args: TrainingArguments, step: int, lines: Sequence[dict[str, Any]]) -> None:
         if "wandb" not in args.report_to:
@@ -169,6 +204,6 @@ class ShownSamples(TrainerCallback):
 
 
 def last_question(sample: Sample) -> str:
-    """The words of a sample's last question."""
-    asked = [message for message in sample.messages if message["role"] == "user"][-1]
-    return " ".join(part["text"] for part in asked["content"] if part["type"] == "text")
+    """The text of a sample's last question."""
+    message = [message for message in sample.messages if message["role"] == "user"][-1]
+    return " ".join(part["text"] for part in message["content"] if part["type"] == "text")

@@ -1,74 +1,184 @@
-"""Where a run goes on from: a checkpoint here, the last one of a run, or one on the Hub."""
+"""The checkpoints of a run: how they are written and removed, and which one a run resumes from.
+
+A checkpoint is complete or absent: `checkpoint-N/` is written under another name and renamed when all of it is on the
+disk.
+"""
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import is_offline_mode, snapshot_download
 
 from theworld.storage.hub import check_name, hub_errors
-from theworld.training.config import TrainingConfig, read_json
-from theworld.training.trainer import CONFIG_FILE, STATE_FILE, find_last_checkpoint
+from theworld.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
+CONFIG_FILE = "training_config.json"
+STATE_FILE = "trainer_state.json"
+PREFIX = "checkpoint-"
+PARTIAL_SUFFIX = ".writing"  # of a checkpoint that is being written or removed
 LAST = "last"
 HUB_CHECKPOINT = "last-checkpoint"  # where hub_strategy "checkpoint" puts it
-# settings that may change between two halves of a run without changing what is learned
+
+# Settings that may change when a run is resumed, since what is learned does not depend on them; and the first words of
+# the names of others.
 FREE = {
-    "output_dir", "resume_from_checkpoint", "save_steps", "save_total_limit", "do_eval", "eval_steps",
-    "eval_batch_size", "num_eval_samples", "shown_samples", "logging_steps", "log_to_tensorboard", "log_to_wandb",
-    "wandb_project", "wandb_run_name", "num_workers", "latent_cache", "push_to_hub", "hub_model_id", "hub_strategy",
-    "hub_private_repo", "use_gradient_checkpointing",
+    "output_dir", "resume_from_checkpoint", "do_eval", "num_eval_samples", "shown_samples", "num_workers",
+    "latent_cache", "push_to_hub", "use_gradient_checkpointing", "gradient_checkpointing_kwargs", "disable_tqdm",
+    "report_to",
 }  # fmt: skip
-# what goes on as the checkpoint has it: its optimizer and schedule bring their rates, betas and decay, and fit no other
-# parts than those that learned; its weights take the place of a projector that is drawn anew
+FREE_PREFIXES = ("dataloader_", "ddp_", "eval_", "hub_", "log_", "logging_", "save_", "trackio_", "wandb_")
+# Settings that the checkpoint restores, so that a new value would have no effect: its optimizer and schedule bring
+# their rates, betas and decay and fit these trainable parts only, and its weights replace a re-initialised projector.
 RESTORED = (
-    "optimizer", "learning_rate", "muon_learning_rate", "weight_decay", "adam_beta2", "freeze_gemma_vision",
-    "freeze_gemma_language", "freeze_cosmos_vae", "freeze_lora", "freeze_projector", "reset_projector",
-    "projector_places",
+    "optimizer", "learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "optim", "optim_args", "optim_target_modules", "freeze_gemma_vision", "freeze_gemma_language", "freeze_cosmos_vae",
+    "freeze_lora", "freeze_projector", "reset_projector", "projector_positions",
 )  # fmt: skip
 
 
+# -------------------------------------------------------------------------------------------------------------- folders
+
+
+def checkpoints_in(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """The checkpoints of a run, earliest first."""
+    found = [
+        path
+        for path in Path(output_dir).glob(f"{PREFIX}*")
+        if path.name.removeprefix(PREFIX).isdecimal() and (path / STATE_FILE).is_file()
+    ]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+
+
+def find_last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
+    return next(iter(reversed(checkpoints_in(output_dir))), None)
+
+
+def partial_folder(checkpoint: Path) -> Path:
+    """The folder that a checkpoint is written in before it gets its name."""
+    return checkpoint.with_name(f".{checkpoint.name}{PARTIAL_SUFFIX}")
+
+
+def publish(checkpoint: Path) -> None:
+    """Renames the finished partial folder to `checkpoint`, once all of it is on the disk."""
+    partial = partial_folder(checkpoint)
+    for file in partial.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    if checkpoint.exists():  # the run was resumed from an earlier one
+        remove(checkpoint)
+    partial.rename(checkpoint)
+
+
+def remove(checkpoint: Path) -> None:
+    """Removes a checkpoint. It is renamed first, so that no incomplete one is ever found."""
+    partial = checkpoint.with_name(f".{checkpoint.name}.removed{PARTIAL_SUFFIX}")
+    if partial.exists():
+        shutil.rmtree(partial)
+    checkpoint.rename(partial)
+    shutil.rmtree(partial)
+
+
+def remove_older(output_dir: Path, keep: int) -> None:
+    """Removes all checkpoints but the last `keep`."""
+    for checkpoint in checkpoints_in(output_dir)[:-keep]:
+        remove(checkpoint)
+
+
+def remove_partial(output_dir: str | os.PathLike[str]) -> None:
+    """Removes what a killed run had not finished writing or removing."""
+    for folder in Path(output_dir).glob(f".{PREFIX}*{PARTIAL_SUFFIX}"):
+        shutil.rmtree(folder)
+
+
+# ------------------------------------------------------------------------------------------------------------ full disk
+
+
+@contextmanager
+def disk_full_as_error(output_dir: str | os.PathLike[str]) -> Iterator[None]:
+    """Within the context, a full disk is a ValueError of one sentence, whichever library reports it.
+
+    TensorBoard writes in a thread whose error is raised again with the next metric. The thread's own traceback would
+    report it twice.
+    """
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.exc_value, OSError):
+            before(arguments)
+
+    before, threading.excepthook = threading.excepthook, hook
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise not_written(Path(output_dir), error) from error
+    finally:
+        threading.excepthook = before
+
+
+def not_written(folder: Path, error: Exception) -> ValueError:
+    """The error for a checkpoint or an output folder that could not be written."""
+    last = find_last_checkpoint(folder.parent if folder.name.startswith(PREFIX) else folder)
+    kept = f"{last} is complete" if last else "there is no earlier checkpoint"
+    return ValueError(f"{folder} could not be written ({write_failure(error)}); {kept}. Free some space, then resume.")
+
+
+def write_failure(error: Exception) -> str:
+    """Why a file could not be written; torch and safetensors report a full disk in their own ways."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"the disk is probably full: {' '.join(str(error).split()).rstrip('.')}"
+
+
+# ------------------------------------------------------------------------------------------------------------- resuming
+
+
 def make_output(config: TrainingConfig) -> Path:
-    """The output folder of a run.
+    """Makes the output folder of a run.
 
     Raises:
-        ValueError: a file lies there, or on the way.
+        ValueError: if its path, or a part of it, is a file.
     """
     output = Path(config.output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        places = (output, *output.parents)
-        file = next((place for place in places if place.exists() and not place.is_dir()), output)
-        raise ValueError(f"output_dir is {output}, but {file} is a file; give a folder, or a new name.") from error
+        file = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), output)
+        raise ValueError(f"output_dir is {output}, but {file} is a file; choose another folder.") from error
     return output
 
 
 def find_checkpoint(config: TrainingConfig) -> Path | None:
-    """The checkpoint folder that `resume_from_checkpoint` means; None where a run starts anew.
+    """The checkpoint folder that `resume_from_checkpoint` names; None for a new run.
 
     Raises:
-        ValueError: a place without one.
+        ValueError: if there is no checkpoint.
     """
-    wanted = config.resume_from_checkpoint
-    if wanted is None:
+    name = config.resume_from_checkpoint
+    if name is None:
         return None
-    if wanted == LAST:
+    if name == LAST:
         found = find_last_checkpoint(config.output_dir)
-        logger.info("no checkpoint in %s yet" if found is None else "going on from %s", found or config.output_dir)
+        logger.info("no checkpoint in %s yet" if found is None else "resuming from %s", found or config.output_dir)
         return found
-    folder = Path(wanted)
+    folder = Path(name)
     if not folder.is_dir():
-        folder = download(wanted)
-    for place in (folder, folder / HUB_CHECKPOINT, find_last_checkpoint(folder)):
-        if place is not None and (place / STATE_FILE).is_file():
-            return place
-    raise ValueError(
-        f"{wanted} holds no state of training to go on from; to start anew from the model in it, set model_name to it."
-    )
+        folder = download(name)
+    for path in (folder, folder / HUB_CHECKPOINT, find_last_checkpoint(folder)):
+        if path is not None and (path / STATE_FILE).is_file():
+            return path
+    raise ValueError(f"{name} has no training state to resume from; to start from its weights, set model_name to it.")
 
 
 def download(name: str) -> Path:
@@ -82,40 +192,41 @@ def check_output(config: TrainingConfig, checkpoint: Path | None) -> None:
     """Keeps two runs out of one folder, where each would remove the other's checkpoints.
 
     Args:
-        checkpoint: where this run goes on from; None where it starts anew.
+        checkpoint: where this run resumes from; None for a new run.
 
     Raises:
-        ValueError: the output folder holds checkpoints, and the run goes on from none of them.
+        ValueError: if the output folder holds checkpoints, and the run resumes from none of them.
     """
     output = Path(config.output_dir)
     last = find_last_checkpoint(output)
     if last is None or (checkpoint is not None and checkpoint.resolve().parent == output.resolve()):
         return
     raise ValueError(
-        f"output_dir {output} holds checkpoints of another run (the last is {last.name}); go on with that run by "
+        f"output_dir {output} holds checkpoints of another run (the last is {last.name}); resume that run with "
         "--resume_from last, choose another output_dir, or remove them."
     )
 
 
 def check_changes(config: TrainingConfig, checkpoint: Path) -> None:
-    """Says which settings are not those that the checkpoint was made with, where that changes what is learned.
+    """Warns of settings that differ from those of the checkpoint and change what is learned.
 
     Raises:
-        ValueError: one of them would not come into effect, since the checkpoint's own takes its place.
+        ValueError: if the new value of a setting would have no effect, since the checkpoint restores the old one.
     """
     file = checkpoint / CONFIG_FILE
     if not file.is_file():
         return
-    before, now = read_json(file), config.to_dict()
+    before, now = TrainingConfig.read(file).to_dict(), config.to_dict()
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     unused = () if config.optimizer == "muon" else ("muon_learning_rate",)
-    kept = [key for key in RESTORED if key in before and before[key] != now[key] and key not in unused]
-    if kept:
-        words = ", ".join(f"{key} was {before[key]!r} and is now {now[key]!r}" for key in kept)
+    restored = [key for key in changed if key in RESTORED and key not in unused]
+    if restored:
+        words = ", ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in restored)
         raise ValueError(
-            f"{words}, but a run goes on with what {checkpoint} keeps of it; set it back, or start a new stage: "
+            f"{words}, but {checkpoint} restores the old value; set it back, or start a new stage with "
             f"model_name={checkpoint} and another output_dir, without --resume_from."
         )
-    changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
-    if changed:
-        words = ", ".join(f"{key} ({before.get(key)!r}, now {now[key]!r})" for key in changed)
-        logger.warning("this run goes on with other settings than %s was made with: %s", checkpoint, words)
+    differing = [key for key in changed if key not in FREE and not key.startswith(FREE_PREFIXES)]
+    if differing:
+        words = ", ".join(f"{key} ({before.get(key)!r}, now {now.get(key)!r})" for key in differing)
+        logger.warning("this run resumes with other settings than those of %s: %s", checkpoint, words)

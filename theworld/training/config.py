@@ -1,16 +1,15 @@
 """TrainingConfig: every setting of a run, from its defaults, a JSON file and the command line, in that order.
 
 An unknown key is an error that names the nearest known one. The token is the one value that is never written, shown or
-compared: `hf_token` goes into the environment and nowhere else.
+compared: `hf_token` is moved to the environment and kept nowhere else.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
+import logging
 import os
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from theworld.storage.files import read_json_file
+from theworld.training.config_keys import ALIASES, SECRET, TRACKERS, assignments, canonical, checked, trainer_fields
 from theworld.world_models.configuration import COSMOS_2B
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = ("bf16", "fp16", "fp32", "no")  # "no" is accelerate's word for fp32
 HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
-SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
-PLACES = ("zeros", "waves")
+POSITIONS = ("zeros", "sinusoidal")
 OPTIMIZERS = ("adamw", "muon")
-PLACEHOLDER_OWNER = "your-username/"  # of the examples in configs/
-SECRET = "hf_token"
+PLACEHOLDER_OWNER = "your-username/"  # in the examples of configs/
 JSON_LINES = ".jsonl"
 
 
@@ -34,93 +34,103 @@ JSON_LINES = ".jsonl"
 class TrainingConfig:
     """All settings of a training run; `configs/*.json` hold some, the rest have these defaults.
 
-    The model. What is marked * belongs to a fresh fusion; a trained model keeps its own, and another value is an error.
+    Any other field of `transformers.TrainingArguments` is accepted as a key as well (see `trainer_arguments`), and so
+    are that class's own names for the keys below, such as `per_device_train_batch_size` for `batch_size`.
+
+    The model. Keys marked * apply to a new fusion; a trained model keeps its own values, and another one is an error.
 
     Args:
-        model_name: a Gemma 3 (Hub id or folder) to fuse afresh, or a trained TheWorld model to go on from (`nano`, a
-            folder, a Hub id).
+        model_name: a Gemma 3 (Hub id or folder) to fuse with a world model, or a trained TheWorld model to continue
+            from (`nano`, a folder, a Hub id).
         cosmos_model_name: * world model.
-        num_world_steps: future latent frames a call imagines; None means 0, or a trained model's own.
-        max_world_steps, max_past_steps: * rows of the temporal embedding after and before now; 0 past steps read no
-            videos.
-        freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae: False lets that part learn beside the projector.
+        num_world_steps: future latent frames of a call; None means 0, or the number of the trained model.
+        max_world_steps, max_past_steps: * rows of the temporal embedding after and before now; a model with 0 past
+            steps reads no videos.
+        freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae: False makes that part trainable in addition to
+            the projector.
         enable_world: False trains a model that never sees world tokens (a control).
-        constant_world: True gives zeros in the place of all latents, so that world tokens carry nothing (a control).
+        constant_world: True replaces all latents by zeros, so that world tokens carry no information (a control).
         projector, projector_hidden_size, resampler_tokens, spatial_merge, world_image_size, world_images: * as in
             TheWorldConfig.
-        reset_projector: draws the projector of a trained model anew, from `seed`.
-        projector_places: how a fresh or reset projector tells where a cell is: `zeros`, which learns it, or `waves`.
-        lora: LoRA on the language model, its rank or peft's settings; on a trained model without one it is added.
-        freeze_lora: True keeps the LoRA of a trained model as it is.
-        freeze_projector: True keeps the projector as it is; in a fresh fusion it stays untrained (a control).
+        reset_projector: re-initialises the projector of a trained model, from `seed`.
+        projector_positions: initial position embeddings of a new or re-initialised projector, `zeros` or `sinusoidal`.
+        lora: LoRA on the language model, as its rank or as peft's settings; a trained model without LoRA gets one.
+        freeze_lora: True keeps the LoRA of a trained model fixed.
+        freeze_projector: True keeps the projector fixed; that of a new fusion stays untrained (a control).
 
     The future.
 
     Args:
-        num_inference_steps, guidance_scale: of a rollout; None means the world model's own.
-        world_seed: another number imagines other futures.
-        world_prompt: what the imagined future shows.
-        futures_per_image: imagined futures of each picture, with different seeds, of which training draws one.
-        true_futures: share of samples that read their true future in place of an imagined one, where they have it.
-        world_steps_mix: numbers of world steps that batches draw from and how often, `{"0": 0.5, "4": 0.5}`; None
-            means `num_world_steps` always. Evaluation always takes `num_world_steps`.
-        world_dropout: share of batches with the world off, so that the model can also answer without.
-        picture_dropout: share of batches whose pictures are seen by the world model alone.
-        latent_cache: folder of world latents, shared by runs; they are computed once, and training does not load the
+        num_inference_steps, guidance_scale: of a rollout; None means the defaults of the world model.
+        world_seed: random seed of the rollouts.
+        world_prompt: text that describes the imagined future.
+        futures_per_image: rollouts with different seeds per image, from which training samples one.
+        true_futures: share of samples, in [0, 1], that use their true future instead of a rollout, if they have one.
+        world_steps_mix: numbers of world steps that are sampled per batch, with their weights, as
+            `{"0": 0.5, "4": 0.5}`; None means always `num_world_steps`. Evaluation always uses `num_world_steps`.
+        world_dropout: share of batches, in [0, 1], without world tokens, so that the model can also answer without.
+        image_dropout: share of batches, in [0, 1], whose images only the world model sees.
+        latent_cache: folder of world latents that runs share; they are computed once, and training does not load the
             world model. None computes them in every step.
-        latent_batch_size: pictures that the world model works on at once when it fills the cache.
+        latent_batch_size: images per batch of the world model while the cache is filled.
 
-    Learning.
+    Optimisation.
 
     Args:
-        learning_rate, warmup_steps, lr_scheduler, weight_decay, adam_beta2, max_grad_norm: of AdamW; the rate rises
-            over `warmup_steps` steps and falls as `lr_scheduler` says.
-        optimizer: `adamw`, or `muon` for the matrices inside the layers and AdamW for the rest.
-        muon_learning_rate: peak rate of Muon.
-        batch_size: samples of one forward on one device.
-        gradient_accumulation_steps: forwards of one step; the loss is the mean over all their answer tokens.
-        num_epochs, max_steps: length of the run; `max_steps` wins where it is given.
-        use_gradient_checkpointing: keeps less for backward and computes it again.
-        mixed_precision: `bf16`, `fp16` or `fp32`. What learns is always kept in float32; what is frozen is in bfloat16
-            under `bf16`. `fp16` needs a GPU.
-        seed: of the order of samples and of what is drawn for each batch.
+        learning_rate, weight_decay, adam_beta2, max_grad_norm: of AdamW.
+        lr_scheduler: a schedule of transformers, such as `linear`, `cosine` or `constant`.
+        warmup_steps: steps of warm-up; below 1 it is a share of all steps.
+        optimizer: `adamw` (or what `optim` names), or `muon` for the matrices inside the layers and AdamW for the rest.
+        muon_learning_rate: peak learning rate of Muon.
+        batch_size: samples per forward pass and device.
+        gradient_accumulation_steps: forward passes per step; the loss is the mean over all their answer tokens.
+        num_epochs, max_steps: length of the run; `max_steps` takes precedence.
+        use_gradient_checkpointing: recomputes activations in the backward pass to save memory.
+        mixed_precision: `bf16`, `fp16` or `fp32`. Trainable parameters are always kept in float32, frozen ones in
+            bfloat16 under `bf16`. `fp16` needs a GPU.
+        seed: of the order of samples and of all that is sampled per batch.
 
     Saving, evaluating and logging.
 
     Args:
-        output_dir: the trained model, `checkpoint-N/`, `logs/` and `samples/`.
-        save_steps, save_total_limit: a checkpoint every so many steps; how many are kept.
-        resume_from_checkpoint: a checkpoint's folder, a run's folder (its last checkpoint), `last` (of `output_dir`,
-            if there is one), or a Hub id.
-        do_eval, eval_steps, eval_batch_size, num_eval_samples: evaluation while training; None means `batch_size`, and
-            all samples.
+        output_dir: folder of the trained model, `checkpoint-N/`, `logs/` and `samples/`.
+        save_steps, save_total_limit: steps between checkpoints, and how many are kept; None keeps all.
+        resume_from_checkpoint: a checkpoint folder, a run's folder (its last checkpoint), `last` (the last checkpoint
+            of `output_dir`, if there is one), or a Hub id.
+        do_eval, eval_steps, eval_batch_size, num_eval_samples: evaluation during training; None means `batch_size`,
+            and all samples.
         shown_samples: evaluation samples whose answers and imagined futures are written at each evaluation.
-        logging_steps, log_to_tensorboard, log_to_wandb, wandb_project, wandb_run_name: where figures go.
+        logging_steps, log_to_tensorboard, log_to_wandb, wandb_project, wandb_run_name: how often metrics are logged,
+            and where to.
 
     Data.
 
     Args:
         dataset_name: a name in `theworld.training.dataset_loading.DATASETS`, a `.jsonl` file, a `.py` file with a
-            `load_datasets(config)`, or a dataset on the Hub.
+            `load_datasets(config)`, a folder, or a dataset on the Hub.
         dataset_options: further arguments of that dataset.
         train_dataset_path, eval_dataset_path: files of `jsonl`.
         train_split, eval_split: of a dataset with splits.
-        image_key, text_key, label_key: the fields of a Hub dataset; several image fields are separated by commas.
-        question_template: the question where a dataset has none; `{field}` is replaced by that field.
-        num_samples: at most so many training samples.
-        streaming: reads the dataset as it comes, in its own order; needs `max_steps`.
-        max_seq_length: most text tokens of a sample, picture and world tokens not counted; a longer one is left out.
-            None takes samples of any length and counts none beforehand.
+        image_key, text_key, label_key: columns of a Hub dataset; several image columns are separated by commas.
+        question_template: the question, if the dataset has none; `{field}` is replaced by the value of that column.
+        num_samples: limit on the number of training samples.
+        streaming: streams the dataset in its own order; requires `max_steps`.
+        max_seq_length: limit on the text tokens of a sample, not counting image and world tokens; longer samples are
+            left out. None accepts any length.
         num_workers: processes that prepare batches.
 
     The Hub.
 
     Args:
-        push_to_hub, hub_model_id, hub_strategy, hub_private_repo: upload while training.
-        hf_token: moved into the environment (HF_TOKEN), where libraries look for it; never stored.
+        push_to_hub, hub_model_id, hub_strategy, hub_private_repo: upload during training.
+        hf_token: moved to the environment (HF_TOKEN), where Hugging Face's libraries look for it; never stored.
+
+    Args:
+        trainer_arguments: fields of `transformers.TrainingArguments` without a key above, such as `optim` or
+            `deepspeed`. In JSON files and on the command line they are keys like all others.
 
     Raises:
-        ValueError: a value of another type or outside its range, or settings that exclude each other.
+        ValueError: if a value has a wrong type or is out of range, or if settings exclude each other.
     """
 
     model_name: str = "google/gemma-3-4b-it"
@@ -140,7 +150,7 @@ class TrainingConfig:
     world_image_size: int | None = None
     world_images: str = "first"
     reset_projector: bool = False
-    projector_places: str = "zeros"
+    projector_positions: str = "zeros"
     lora: int | dict[str, Any] | None = None
     freeze_lora: bool = False
     freeze_projector: bool = False
@@ -153,7 +163,7 @@ class TrainingConfig:
     true_futures: float = 0.0
     world_steps_mix: dict[str, float] | None = None
     world_dropout: float = 0.0
-    picture_dropout: float = 0.0
+    image_dropout: float = 0.0
     latent_cache: str | None = None
     latent_batch_size: int = 16
 
@@ -161,7 +171,7 @@ class TrainingConfig:
     muon_learning_rate: float = 0.02
     learning_rate: float = 1e-4
     lr_scheduler: str = "linear"
-    warmup_steps: int = 100
+    warmup_steps: int | float = 100
     weight_decay: float = 0.01
     adam_beta2: float = 0.999
     max_grad_norm: float = 1.0
@@ -174,15 +184,15 @@ class TrainingConfig:
     seed: int = 0
 
     output_dir: str = "./checkpoints"
-    save_steps: int = 500
+    save_steps: int | float = 500
     save_total_limit: int | None = 3
     resume_from_checkpoint: str | None = None
     do_eval: bool = False
-    eval_steps: int = 500
+    eval_steps: int | float = 500
     eval_batch_size: int | None = None
     num_eval_samples: int | None = None
     shown_samples: int = 4
-    logging_steps: int = 10
+    logging_steps: int | float = 10
     log_to_tensorboard: bool = True
     log_to_wandb: bool = False
     wandb_project: str = "theworld-training"
@@ -209,21 +219,29 @@ class TrainingConfig:
     hub_private_repo: bool = False
     hf_token: str | None = field(default=None, repr=False)
 
+    trainer_arguments: dict[str, Any] = field(default_factory=dict)
+
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
-        for each in dataclasses.fields(self):
-            setattr(self, each.name, checked(each.name, getattr(self, each.name), hints[each.name]))
+        for known in dataclasses.fields(self):
+            setattr(self, known.name, checked(known.name, getattr(self, known.name), hints[known.name]))
+        for name, value in self.trainer_arguments.items():
+            if name in hints or name in ALIASES or name not in trainer_fields():
+                raise ValueError(
+                    f"trainer_arguments has {name!r}, which is not a field that it can hold; use from_dict."
+                )
+            self.trainer_arguments[name] = checked(name, value, trainer_fields()[name])
         self._name_file()
         self._check()
 
     def _name_file(self) -> None:
-        """A `.jsonl` file as `dataset_name` is short for `jsonl` and where it lies."""
+        """Replaces a `.jsonl` file as `dataset_name` by `jsonl` and the path of the file."""
         if not self.dataset_name.endswith(JSON_LINES):
             return
         if self.train_dataset_path is not None:
             raise ValueError(
-                f"dataset_name is {self.dataset_name!r} and train_dataset_path {self.train_dataset_path!r}, two files "
-                "to train on; leave one of them out."
+                f"dataset_name is {self.dataset_name!r} and train_dataset_path is {self.train_dataset_path!r}, two "
+                "files to train on; remove one of them."
             )
         self.dataset_name, self.train_dataset_path = "jsonl", self.dataset_name
 
@@ -234,109 +252,134 @@ class TrainingConfig:
         for names, least in LEAST.items():
             for name in names.split():
                 value = getattr(self, name)
-                if value is not None and value < least:
-                    raise ValueError(f"{name} is {value}; give {least} or more.")
-        for name in ("true_futures", "world_dropout", "picture_dropout"):
+                if value is not None and not value >= least:
+                    raise ValueError(f"{name} is {value}; it must be at least {least}.")
+        for name in ("true_futures", "world_dropout", "image_dropout"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; a share lies between 0 and 1.")
-        if self.world_dropout + self.picture_dropout > 1:
-            raise ValueError("world_dropout and picture_dropout add up to more than 1; no batch can be without both.")
-        for name in ("learning_rate", "muon_learning_rate"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1].")
+        if self.world_dropout + self.image_dropout > 1:
+            raise ValueError("world_dropout and image_dropout add up to more than 1; reduce one of them.")
+        for name in ("learning_rate", "muon_learning_rate", "save_steps", "eval_steps", "logging_steps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
         if not 0 < self.adam_beta2 < 1:
-            raise ValueError(f"adam_beta2 is {self.adam_beta2}; it must lie between 0 and 1.")
+            raise ValueError(f"adam_beta2 is {self.adam_beta2}; it must be between 0 and 1.")
+        if self.optimizer == "muon" and "optim" in self.trainer_arguments:
+            raise ValueError(
+                f"optimizer is 'muon', but optim is {self.trainer_arguments['optim']!r}; remove one of them."
+            )
         if self.streaming and self.max_steps is None:
-            raise ValueError("a streamed dataset has no length, so streaming needs max_steps; set it.")
+            raise ValueError("A streamed dataset has no length, so streaming needs max_steps; set it.")
+        self._check_hub()
+        self._check_mix()
+        self._check_vae()
+
+    def _check_hub(self) -> None:
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("push_to_hub needs hub_model_id, the repository to push to (owner/name).")
         if self.push_to_hub and str(self.hub_model_id).startswith(PLACEHOLDER_OWNER):
             raise ValueError(
-                f"hub_model_id is still the example {self.hub_model_id!r}; put your own name there, or set push_to_hub "
-                "to false."
+                f"hub_model_id is the example {self.hub_model_id!r}; replace it by your own repository, or set "
+                "push_to_hub to false."
             )
-        for steps, share in (self.world_steps_mix or {}).items():
-            if not steps.isdecimal() or isinstance(share, bool) or not isinstance(share, int | float) or share <= 0:
+
+    def _check_mix(self) -> None:
+        for steps, weight in (self.world_steps_mix or {}).items():
+            if not steps.isdecimal() or isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
                 raise ValueError(
-                    f"world_steps_mix has {steps!r}: {share!r}; give numbers of world steps and how often each is "
-                    'drawn, such as {"0": 0.5, "4": 0.5}.'
+                    f"world_steps_mix has {steps!r}: {weight!r}; give numbers of world steps and their weights, such "
+                    'as {"0": 0.5, "4": 0.5}.'
                 )
         if self.world_steps_mix is not None and not self.world_steps_mix:
-            raise ValueError("world_steps_mix is empty; leave it out, or name at least one number of world steps.")
-        self._check_vae()
+            raise ValueError("world_steps_mix is empty; remove it, or give at least one number of world steps.")
 
     def _check_vae(self) -> None:
         if self.freeze_cosmos_vae:
             return
         if self.constant_world:
-            raise ValueError("with constant_world the VAE encoder sees nothing to learn from; set freeze_cosmos_vae.")
+            raise ValueError("With constant_world the VAE encoder gets no input to learn from; set freeze_cosmos_vae.")
         if self.latent_cache is not None:
-            raise ValueError("a VAE encoder that learns changes its latents in every step; leave latent_cache out.")
-        imagined = max([self.num_world_steps or 0, *(int(steps) for steps in self.world_steps_mix or {})])
-        if imagined > 0:
+            raise ValueError("A trainable VAE encoder changes the latents in every step; remove latent_cache.")
+        steps = max([self.num_world_steps or 0, *(int(steps) for steps in self.world_steps_mix or {})])
+        if steps > 0:
             raise ValueError(
-                f"freeze_cosmos_vae is false with {imagined} world steps, but no gradient comes back through a "
-                "rollout; set num_world_steps to 0 to train the VAE encoder, or freeze it."
+                f"freeze_cosmos_vae is false with {steps} world steps, but a rollout passes no gradient to the VAE "
+                "encoder; set num_world_steps to 0 to train it, or freeze it."
             )
         if self.num_world_steps is None:
-            self.num_world_steps = 0  # rather than a trained model's own number, which could not be learned from
+            self.num_world_steps = 0  # a trained model's own number might need a rollout
 
-    # ------------------------------------------------------------------------------------------------- what follows
+    # -------------------------------------------------------------------------------------------------------- derived
 
     @property
     def steps_shares(self) -> dict[int, float]:
-        """Numbers of world steps that batches draw from, and their shares; empty without a mix."""
+        """Numbers of world steps that batches sample from, with their shares; empty without a mix."""
         mix = self.world_steps_mix or {}
         total = sum(mix.values())
-        return {int(steps): share / total for steps, share in mix.items()}
+        return {int(steps): weight / total for steps, weight in mix.items()}
 
     @property
     def autocast(self) -> str:
         """`bf16`, `fp16` or `no`, as accelerate calls it."""
         return "no" if self.mixed_precision == "fp32" else self.mixed_precision
 
-    # ---------------------------------------------------------------------------------------------- reading, writing
+    @property
+    def trackers(self) -> list[str]:
+        """Where metrics are logged, as in `TrainingArguments.report_to`."""
+        others = self.trainer_arguments.get("report_to", [])
+        return others if "all" in others else [*(t for t, switch in TRACKERS.items() if getattr(self, switch)), *others]
+
+    # -------------------------------------------------------------------------------------------- reading and writing
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str = "the config") -> TrainingConfig:
-        """A config of some keys; the rest have their defaults.
+    def from_dict(cls, values: Mapping[str, Any], source: str = "the config") -> TrainingConfig:
+        """A config with some settings, under any of their names; the rest have their defaults.
 
         Raises:
-            ValueError: a key that nobody reads, with the nearest one that is known, or a value that does not fit.
+            ValueError: if a key is unknown (the nearest known one is suggested), or if a value does not fit.
         """
-        known = [each.name for each in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                close = difflib.get_close_matches(key, known, 1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
-                raise ValueError(f"{where} has a key {key!r} that nobody reads; {hint}")
-        return cls(**values)
+        return cls._from_canonical(canonical(values, own_keys(), source))
+
+    @classmethod
+    def _from_canonical(cls, settings: Mapping[str, Any]) -> TrainingConfig:
+        known = own_keys()
+        own = {key: value for key, value in settings.items() if key in known}
+        return cls(**own, trainer_arguments={key: value for key, value in settings.items() if key not in known})
 
     @classmethod
     def read(cls, path: str | os.PathLike[str] | None, changes: Sequence[str] = (), **values: Any) -> TrainingConfig:
         """Defaults, then a JSON file, then `key=value` changes, then `values` that are not None.
 
+        Options and files of the dataset in the file are not used for another dataset.
+
         Args:
             path: None takes the defaults alone.
-            changes: as `learning_rate=1e-3`; values are JSON, or text where they are not.
+            changes: as `learning_rate=1e-3`; values are JSON, or text if they are not valid JSON.
         """
-        content: dict[str, Any] = {} if path is None else read_json(path)
-        cls.from_dict(content, str(path))  # said of the file, not of the command line
+        content: dict[str, Any] = {} if path is None else canonical(read_json(path), own_keys(), str(path))
+        in_file = cls._from_canonical(content)  # what is wrong in the file is reported first
         given = {**assignments(changes), **{key: value for key, value in values.items() if value is not None}}
-        if str(given.get("dataset_name")).endswith(JSON_LINES):
-            content.pop("train_dataset_path", None)  # the file's own, in whose place this one comes
-        return cls.from_dict({**content, **given}, "the command line")
+        given = canonical(given, own_keys(), "the command line")
+        dataset = given.get("dataset_name", in_file.dataset_name)
+        if dataset != in_file.dataset_name:
+            if not str(dataset).endswith(JSON_LINES) or in_file.dataset_name != "jsonl":
+                drop_dataset_options(content, in_file.dataset_name, dataset)
+            if str(dataset).endswith(JSON_LINES):
+                content.pop("train_dataset_path", None)
+        return cls._from_canonical({**content, **given})
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting but the token."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key != SECRET}
+        values = {key: value for key, value in dataclasses.asdict(self).items() if key != SECRET}
+        others = values.pop("trainer_arguments")
+        return {**values, **others, **({"report_to": self.trackers} if "report_to" in others else {})}
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes a file that `read` takes."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def move_token(self) -> None:
-        """Puts `hf_token` where Hugging Face's libraries look for it, and forgets it here."""
+        """Moves `hf_token` to the environment, where Hugging Face's libraries look for it."""
         if self.hf_token is not None:
             os.environ["HF_TOKEN"] = self.hf_token
             self.hf_token = None
@@ -345,75 +388,34 @@ class TrainingConfig:
 CHOICES = {
     "mixed_precision": PRECISIONS,
     "hub_strategy": HUB_STRATEGIES,
-    "lr_scheduler": SCHEDULES,
-    "projector_places": PLACES,
+    "projector_positions": POSITIONS,
     "optimizer": OPTIMIZERS,
 }
-# the smallest value of whole numbers and rates
+# the smallest allowed values
 LEAST = {
     "max_world_steps max_past_steps num_world_steps warmup_steps weight_decay num_workers shown_samples max_grad_norm "
     "num_epochs": 0,
-    "batch_size gradient_accumulation_steps save_steps eval_steps logging_steps max_seq_length max_steps num_samples "
-    "eval_batch_size num_eval_samples save_total_limit futures_per_image resampler_tokens latent_batch_size": 1,
+    "batch_size gradient_accumulation_steps max_seq_length max_steps num_samples eval_batch_size num_eval_samples "
+    "save_total_limit futures_per_image resampler_tokens latent_batch_size": 1,
 }
 
 
-def checked(name: str, value: Any, wanted: Any) -> Any:
-    """`value` as the type that a field is annotated with; a whole number will do for a float.
-
-    Raises:
-        ValueError: another type; a secret is not repeated.
-    """
-    options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-    kinds = tuple(typing.get_origin(option) or option for option in options)
-    if isinstance(value, bool) and bool not in kinds:
-        fits = False
-    elif float in kinds and isinstance(value, int):
-        fits, value = True, float(value)
-    else:
-        fits = isinstance(value, kinds)
-    if not fits:
-        shown = "of another type" if name == SECRET else repr(value)
-        words = {
-            str: "text",
-            int: "a whole number",
-            float: "a number",
-            bool: "true or false",
-            dict: "a JSON object",
-            types.NoneType: "null",
-        }
-        raise ValueError(f"{name} is {shown}; give {' or '.join(words[kind] for kind in kinds)}.")
-    return value
+def own_keys() -> list[str]:
+    """The keys of a config that are not passed on to `TrainingArguments` under their own names."""
+    return [known.name for known in dataclasses.fields(TrainingConfig) if known.name != "trainer_arguments"]
 
 
-def assignments(changes: Sequence[str]) -> dict[str, Any]:
-    """`["seed=1", "output_dir=runs/a"]` as a dict.
-
-    Raises:
-        ValueError: one without `=`.
-    """
-    values: dict[str, Any] = {}
-    for change in changes:
-        key, equals, text = change.partition("=")
-        if not equals:
-            raise ValueError(f"{change!r} is no setting; write it as learning_rate=1e-3.")
-        values[key.strip()] = text if key.strip() == SECRET else parsed(text)
-    return values
-
-
-def parsed(text: str) -> Any:
-    """A value of the command line: JSON, or text where it is not; NaN and Infinity are no JSON."""
-    try:
-        return json.loads(text, parse_constant=lambda name: name)
-    except json.JSONDecodeError:
-        return text
+def drop_dataset_options(content: dict[str, Any], former: str, dataset: str) -> None:
+    """Removes the options of a file's dataset, for a run on another one."""
+    if content.pop("dataset_options", None):
+        logger.info("the dataset_options of the config belong to %s and are not used for %s", former, dataset)
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        ValueError: no such file, or it holds something else.
+        ValueError: if there is no such file, or if it holds anything else.
     """
     file = Path(path)
     if not file.is_file():

@@ -1,4 +1,4 @@
-"""Where samples come from: the datasets that a config can name, and the one function that a user replaces."""
+"""Loading of samples: the datasets that a config can name, and the one function to replace for your own data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from theworld.datasets.physics.samples import LABELLED_FROM, TO_READ, PhysicsSam
 from theworld.datasets.samples import FieldMapping, SampleDataset, TheWorldDataset
 from theworld.training.config import TrainingConfig
 
-# training and evaluation samples; the latter None where there are none
+# training samples, and evaluation samples or None
 Datasets = tuple[Dataset, Dataset | None]
 LoadDatasets = Callable[[TrainingConfig], Datasets]
 
@@ -35,7 +35,7 @@ def load_physics(
     to_read: Mapping[str, int] = TO_READ,
     eval_scenes_per_family: int = 20,
 ) -> Datasets:
-    """Physics scenes, made as they are asked for; what happens in them is known."""
+    """Simulated physics scenes, rendered when they are needed; their true futures are known."""
     train = PhysicsSamples(
         config.train_split,
         scenes_per_family,
@@ -57,24 +57,26 @@ def load_jsonl(config: TrainingConfig) -> Datasets:
     evaluation = None
     if config.do_eval:
         if config.eval_dataset_path is None:
-            raise ValueError("do_eval needs eval_dataset_path, a second JSON Lines file; set it, or do_eval to false.")
+            raise ValueError(
+                "do_eval needs eval_dataset_path, a second JSON Lines file; set it, or set do_eval to false."
+            )
         evaluation = JsonlDataset(config.eval_dataset_path)
     return JsonlDataset(config.train_dataset_path, config.num_samples), evaluation
 
 
 def load_datacomp(config: TrainingConfig, **options: Any) -> Datasets:
-    """DataComp's captions, streamed, with their pictures fetched from the web."""
+    """DataComp's captions, streamed, with their images downloaded from the web."""
     rows = load_split(options.pop("repository", HUB_ID), config.train_split, streaming=True, **options)
     train = datacomp(rows, config.num_samples, config.question_template)
     if config.streaming:
         return train, None
     if config.num_samples is None:
         raise ValueError("datacomp has more than a billion rows; set num_samples, or streaming with max_steps.")
-    return TheWorldDataset(list(train), origin="datacomp picture"), None
+    return TheWorldDataset(list(train), origin="datacomp image"), None
 
 
 def load_hub(config: TrainingConfig, **options: Any) -> Datasets:
-    """A dataset of the Hub or a folder, by field mapping."""
+    """A dataset of the Hub or a folder, with the column names of the config."""
     fields = FieldMapping(config.image_key, config.text_key, config.label_key, config.question_template)
     split = load_split(config.dataset_name, config.train_split, config.streaming, **options)
     train = mapped(split, fields, config.streaming, config.num_samples)
@@ -91,39 +93,52 @@ DATASETS: dict[str, Callable[..., Datasets]] = {
 
 
 def load_datasets(config: TrainingConfig) -> Datasets:
-    """Training and evaluation samples of a config: what to replace for data of your own.
+    """Training and evaluation samples of a config. Replace this function for your own data.
 
     Returns:
-        Any sequences of records (see `theworld.datasets.samples.TheWorldDataset`) or samples, or an iterable dataset
-        for training; None where nothing is evaluated.
+        Sequences of records (see `theworld.datasets.samples.TheWorldDataset`) or of samples, or an iterable dataset
+        for training; None instead of evaluation samples if there are none.
 
     Raises:
-        ValueError: no such dataset, or options that it does not take.
+        ValueError: if there is no such dataset, or if it does not have one of the options.
     """
     name = config.dataset_name
     if name.endswith(".py"):
-        return own_load_datasets(name)(config)
+        return load_datasets_from(name)(config)
     if name in DATASETS:
         load = DATASETS[name]
     elif "/" in name or Path(name).is_dir():
         load = load_hub
     else:
         close = difflib.get_close_matches(name, DATASETS, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(DATASETS)},"
-        raise ValueError(f"there is no dataset {name!r}; {hint} a .jsonl or .py file, a folder, and Hub ids.")
-    try:
-        inspect.signature(load).bind(config, **config.dataset_options)
-    except TypeError as error:
-        known = ", ".join(inspect.signature(load).parameters)
-        raise ValueError(f"dataset_options of {name} do not fit ({error}); it takes {known}.") from error
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"Unknown dataset {name!r}; {hint}Give {', '.join(DATASETS)}, a .jsonl or .py file, a folder, or a Hub id."
+        )
+    check_options(name, load, config.dataset_options)
     return load(config, **config.dataset_options)
 
 
-def own_load_datasets(path: str) -> LoadDatasets:
-    """The `load_datasets` of a person's own file.
+def check_options(name: str, load: Callable[..., Datasets], options: Mapping[str, Any]) -> None:
+    """Raises a ValueError for an option that a dataset does not have."""
+    parameters = inspect.signature(load).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise ValueError(
+                f"dataset_options has {option!r}, but {name} takes {', '.join(known) or 'no options'}; remove it{hint}"
+            )
+
+
+def load_datasets_from(path: str) -> LoadDatasets:
+    """The function `load_datasets` of a Python file.
 
     Raises:
-        ValueError: no such file, or none in it.
+        ValueError: if there is no such file, or if it does not define the function.
     """
     if not Path(path).is_file():
         raise ValueError(f"There is no file {path}; --dataset takes a Python file with a load_datasets(config).")
@@ -133,13 +148,15 @@ def own_load_datasets(path: str) -> LoadDatasets:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not callable(vars(module).get("load_datasets")):
-        raise ValueError(f"{path} defines no load_datasets(config); it must return training and evaluation samples.")
+        raise ValueError(
+            f"{path} does not define load_datasets(config), which must return training and evaluation samples."
+        )
     found: LoadDatasets = module.load_datasets
     return found
 
 
 def as_samples(dataset: Any, origin: str) -> SampleDataset | IterableDataset:
-    """What `load_datasets` returned, as samples; plain lists of records are wrapped."""
+    """The samples that `load_datasets` returned; plain lists of records are wrapped."""
     if isinstance(dataset, SampleDataset | IterableDataset):
         return dataset
     return TheWorldDataset(dataset, origin=origin)

@@ -21,7 +21,7 @@ from theworld.inference.latent_cache import LatentCache, WorldRequest, compute_w
 from theworld.media.export import save_rollout
 from theworld.storage.hub import resolve
 from theworld.training.config import TrainingConfig
-from theworld.training.model_setup import Described, frozen_dtype, world_parts_of_draws
+from theworld.training.model_setup import Described, frozen_dtype, world_parts_for_latents
 from theworld.training.samplers import IndexedSamples
 from theworld.world_models import world_model_class
 from theworld.world_models.base import WorldModel
@@ -112,7 +112,7 @@ def fill_cache(
     frames = [request for request in shown_requests(collator, shown) if FRAMES + request.key not in cache]
     if first is None and not frames:
         return 0
-    world = load_world(config, described, world_parts_of_draws(config, described.config))
+    world = load_world(config, described, world_parts_for_latents(config, described.config))
     count = 0
     if first is not None:
         compute = compute_with(world, described.config.world_config)

@@ -1,7 +1,7 @@
-"""Muon for the matrices inside the layers and AdamW for the rest, as one optimizer that Trainer can drive and save.
+"""Muon for the matrices inside the layers and AdamW for the rest, as one optimizer that Trainer can use and save.
 
-Muon (https://kellerjordan.github.io/posts/muon) makes the update of a matrix orthogonal. Embeddings, norms, projectors
-and whatever is no matrix inside a layer are not what it is for.
+Muon (https://kellerjordan.github.io/posts/muon) orthogonalises the update of a matrix. It is not meant for embeddings,
+norms, projectors and other parameters outside the layers.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import nn
 
 
 def inside_layers(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon takes a parameter: a matrix inside one of a tower's layers."""
+    """Whether Muon updates a parameter: a matrix inside one of the layers of a tower."""
     return ".layers." in name and parameter.ndim == 2
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Two optimizers that step together; their groups are those of both, so schedules and clipping see all.
+    """Two optimizers that step together. Its parameter groups are those of both, so that schedules apply to all.
 
     Args:
         matrices: for Muon.
@@ -38,12 +38,15 @@ class MuonWithAdamW(torch.optim.Optimizer):
     ) -> None:
         self.muon = torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay)
         self.adamw = torch.optim.AdamW(rest, **adamw)
-        # the constructor fills in defaults that AdamW lacks; the groups themselves are the two optimizers' own
+        # The constructor fills in missing defaults; the groups are the objects of the two optimizers themselves.
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
         self._share_groups()
 
     def _share_groups(self) -> None:
-        self.param_groups = [*self.adamw.param_groups, *self.muon.param_groups]  # logs show the rate of the first
+        self.param_groups = [
+            *self.adamw.param_groups,
+            *self.muon.param_groups,
+        ]  # the log shows the learning rate of the first group
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -60,7 +63,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self.muon.load_state_dict(state_dict["muon"])
         self.adamw.load_state_dict(state_dict["adamw"])
         self._share_groups()

@@ -1,21 +1,19 @@
-"""The recipe: a config in, a trained model out. Read it from top to bottom.
+"""The recipe: from a config to a trained model. Read it from top to bottom.
 
-Model and data are read before anything large is loaded, so that what is wrong is said at once. All that a run writes
-lies in `output_dir`: the model, `checkpoint-N/`, `logs/` and `samples/`.
+Settings, configurations and data are checked before weights are loaded, so that errors come early. A run writes to
+`output_dir` only: the model, `checkpoint-N/`, `logs/` and `samples/`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
+import platform
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.utils.data import IterableDataset
-from transformers import PrinterCallback, TrainingArguments
 
 from theworld.datasets.collator import BatchSampling, ChatCollator, short_future
 from theworld.datasets.samples import Sample
@@ -23,84 +21,88 @@ from theworld.inference.latent_cache import LatentCache
 from theworld.model import freezing
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
-from theworld.training.callbacks import LOGS, LogLines, ShownSamples, StopWhenAsked
-from theworld.training.checkpointing import check_changes, check_output, find_checkpoint, make_output
+from theworld.training.callbacks import Progress, Report, ShownSamples, StopOnSigterm
+from theworld.training.checkpointing import (
+    check_changes,
+    check_output,
+    disk_full_as_error,
+    find_checkpoint,
+    make_output,
+    remove_partial,
+)
 from theworld.training.config import TrainingConfig
 from theworld.training.dataset_loading import LoadDatasets, as_samples, load_datasets
+from theworld.training.hf_arguments import training_arguments
 from theworld.training.latent_precompute import fill_cache, open_cache, write_strips
 from theworld.training.model_setup import Described, build_model, describe
 from theworld.training.push import check_hub, make_repository
-from theworld.training.samplers import IndexedSamples, IndexedStream, fitting
-from theworld.training.trainer import TheWorldTrainer, full_disk_told, remove_unfinished
+from theworld.training.samplers import IndexedSamples, IndexedStream, filter_by_length
+from theworld.training.trainer import TheWorldTrainer
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
-
 
 def no_progress(what: str, done: int, total: int) -> None:
-    """For callers who do not watch."""
+    """Reports no progress."""
 
 
 def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: Progress = no_progress) -> Path:
-    """Trains as the config says.
+    """Trains a model as described by a config.
 
     Args:
-        load: gives training and evaluation samples.
-        progress: called with (what is counted, done, of how many) before training itself.
+        load: loads training and evaluation samples.
+        progress: called with what is counted, how many are done, and of how many.
 
     Returns:
         The folder of the trained model.
 
     Raises:
-        ValueError: settings, data, a model or a checkpoint that do not fit, or no room to write; one sentence.
+        ValueError: if settings, data, a model or a checkpoint do not fit, or if the disk is full.
     """
     config.move_token()
-    check_trackers(config)
+    training_arguments(config)  # refused now rather than after the weights are loaded
+    check_machine(config)
     check_hub(config)
     output = make_output(config)
     resume = find_checkpoint(config)
     check_output(config, resume)
     if resume is not None:
         check_changes(config, resume)
-    remove_unfinished(output)
-    with StopWhenAsked() as stop:
-        # 1. what the model is, and what is asked about it
+    remove_partial(output)
+    with StopOnSigterm() as stop:
+        # 1. the model's configuration, and the data
         described = describe(config)
         collator = new_collator(config, described)
-        training, evaluation = place_samples(config, load, collator)
+        training, evaluation = index_samples(config, load, collator)
         shown = shown_samples(config, evaluation)
         make_repository(config)
 
-        # 2. the world's latents, once for all runs
+        # 2. world latents, computed once for all runs
         collator.cache = open_cache(config, described)
         if collator.cache is not None:
-            sets = [each for each in (training, evaluation) if isinstance(each, IndexedSamples)]
+            sets = [samples for samples in (training, evaluation) if isinstance(samples, IndexedSamples)]
             new = fill_cache(config, described, collator, sets, shown, progress)
             logger.info("%d entries in %s, %d of them new", len(collator.cache), collator.cache.folder, new)
 
-        # 3. the model, and what of it learns
+        # 3. the model and its trainable parts
         model = build_model(config, described)
         report(config, model, training, evaluation)
 
         # 4. training
-        trainer = TheWorldTrainer(
-            model, training_arguments(config), config, collator, training, evaluation, callbacks=[stop]
-        )
-        if trainer.args.disable_tqdm:
-            trainer.remove_callback(PrinterCallback)  # which prints to stdout, where results go
-            trainer.add_callback(LogLines())
+        quiet = config.trainer_arguments.get("disable_tqdm", False)
+        callbacks = [stop, Report(no_progress if quiet else progress)]
+        trainer = TheWorldTrainer(model, config, collator, training, evaluation, callbacks=callbacks)
         if shown:
             strips = write_strips(shown, collator, model.world, output / "samples")
             trainer.add_callback(ShownSamples(trainer, shown, strips, output / "samples"))
-        with full_disk_told(output):
+        with disk_full_as_error(output):
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         if trainer.left_out:
             logger.warning(
                 "%d samples of the stream had more than %d text tokens and were left out",
                 trainer.left_out, config.max_seq_length,
             )  # fmt: skip
-        if not stop.asked:
+        if not stop.requested:
             trainer.save_model()
     return output
 
@@ -108,33 +110,33 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
 def fill(
     config: TrainingConfig, load: LoadDatasets = load_datasets, progress: Progress = no_progress
 ) -> tuple[LatentCache, int]:
-    """Computes the world latents that `train` would ask for, and trains nothing.
+    """Computes the world latents that `train` would need, without training.
 
     Returns:
-        The cache, and how many of its entries are new.
+        The cache, and the number of its new entries.
 
     Raises:
-        ValueError: as `train`, or a config without a cache.
+        ValueError: as in `train`, or if the config has no cache.
     """
     config.move_token()
     described = describe(config)
     collator = new_collator(config, described)
     collator.cache = open_cache(config, described)
     if collator.cache is None:
-        raise ValueError("this config has no latent_cache (or no world); set latent_cache to a folder.")
-    training, evaluation = place_samples(config, load, collator)
-    sets = [each for each in (training, evaluation) if isinstance(each, IndexedSamples)]
+        raise ValueError("This config has no latent_cache (or no world model); set latent_cache to a folder.")
+    training, evaluation = index_samples(config, load, collator)
+    sets = [samples for samples in (training, evaluation) if isinstance(samples, IndexedSamples)]
     return collator.cache, fill_cache(config, described, collator, sets, shown_samples(config, evaluation), progress)
 
 
 def new_collator(config: TrainingConfig, described: Described) -> ChatCollator:
-    """Makes this run's batches."""
+    """The collator of this run."""
     processor = TheWorldProcessor.from_config(described.config, described.inside)
     draws = BatchSampling(
         num_world_steps=described.config.num_world_steps,
         steps_shares=config.steps_shares,
         world_dropout=config.world_dropout,
-        image_dropout=config.picture_dropout,
+        image_dropout=config.image_dropout,
         true_futures=config.true_futures,
         constant_world=config.constant_world,
         first_seed=config.world_seed,
@@ -144,34 +146,34 @@ def new_collator(config: TrainingConfig, described: Described) -> ChatCollator:
     return ChatCollator(processor, draws, world_prompt=config.world_prompt)
 
 
-def place_samples(
+def index_samples(
     config: TrainingConfig, load: LoadDatasets, collator: ChatCollator
 ) -> tuple[IndexedSamples | IndexedStream, IndexedSamples | None]:
-    """Training and evaluation samples in their places, without those that are too long."""
+    """Training and evaluation samples with their indices, without those that are too long."""
     loaded, held_out = load(config)
     training: IndexedSamples | IndexedStream
     dataset = as_samples(loaded, "training sample")
     if isinstance(dataset, IterableDataset):
         if config.max_steps is None or config.latent_cache is not None:
-            raise ValueError("a streamed dataset has no length: set max_steps, and leave latent_cache out.")
+            raise ValueError("A streamed dataset has no length: set max_steps, and remove latent_cache.")
         training = IndexedStream(dataset, collator, config.max_seq_length)
     else:
-        kept = fitting(dataset, collator, config.max_seq_length, "training", config.num_samples)
+        kept = filter_by_length(dataset, collator, config.max_seq_length, "training", config.num_samples)
         training = IndexedSamples(dataset, kept)
         check_futures(training, collator)
     if not config.do_eval:
         return training, None
     if held_out is None:
-        raise ValueError(f"do_eval is true, but {config.dataset_name} gives no evaluation samples; set it to false.")
+        raise ValueError(f"do_eval is true, but {config.dataset_name} has no evaluation samples; set it to false.")
     dataset = as_samples(held_out, "evaluation sample")
     if isinstance(dataset, IterableDataset):
-        raise ValueError("evaluation samples must have a length; give a list or a dataset that is not streamed.")
-    kept = fitting(dataset, collator, config.max_seq_length, "evaluation", config.num_eval_samples)
+        raise ValueError("Evaluation samples must have a length; give a list or a dataset that is not streamed.")
+    kept = filter_by_length(dataset, collator, config.max_seq_length, "evaluation", config.num_eval_samples)
     return training, IndexedSamples(dataset, kept, still=True)
 
 
 def check_futures(training: IndexedSamples, collator: ChatCollator) -> None:
-    """Raises a ValueError for a sample whose true future is to be read and too short, where its length is known."""
+    """Raises a ValueError if a sample whose true future may be used is known to have too few future frames."""
     draws, model = collator.sampling, collator.processor.config
     if not draws.true_futures or draws.constant_world or not model.enable_world:
         return
@@ -185,80 +187,44 @@ def check_futures(training: IndexedSamples, collator: ChatCollator) -> None:
 
 
 def shown_samples(config: TrainingConfig, evaluation: IndexedSamples | None) -> list[Sample]:
-    """The evaluation samples whose answers are written down."""
+    """The evaluation samples whose answers are written at each evaluation."""
     return (
         [] if evaluation is None else [evaluation.sample(i) for i in range(min(config.shown_samples, len(evaluation)))]
     )
 
 
-def training_arguments(config: TrainingConfig) -> TrainingArguments:
-    """What Trainer is told; the token is not among it, since libraries find it in the environment."""
-    trackers = {"tensorboard": config.log_to_tensorboard, "wandb": config.log_to_wandb}
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(config.output_dir) / LOGS)  # Trainer takes it from there alone
-    os.environ["WANDB_PROJECT"] = config.wandb_project
-    return TrainingArguments(
-        output_dir=config.output_dir,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        adam_beta2=config.adam_beta2,
-        max_grad_norm=config.max_grad_norm,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.eval_batch_size or config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        num_train_epochs=config.num_epochs,
-        max_steps=-1 if config.max_steps is None else config.max_steps,
-        use_cpu=not torch.accelerator.is_available(),  # Trainer takes bf16 on a CPU only when told that it is one
-        bf16=config.autocast == "bf16",
-        fp16=config.autocast == "fp16",
-        seed=config.seed,
-        save_strategy="steps",
-        save_steps=config.save_steps,
-        save_total_limit=None,  # TheWorldTrainer removes old checkpoints itself
-        eval_strategy="steps" if config.do_eval else "no",
-        eval_steps=config.eval_steps,
-        logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,  # a loss that is no number is shown as what it is
-        report_to=[name for name, wanted in trackers.items() if wanted] or "none",
-        run_name=config.wandb_run_name,
-        # one process reads a stream: several would each need to know which part is theirs
-        dataloader_num_workers=min(config.num_workers, 1) if config.streaming else config.num_workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=not sys.stderr.isatty(),
-        remove_unused_columns=False,  # the collator makes the columns
-        accelerator_config={"dispatch_batches": False},
-        ddp_find_unused_parameters=not config.freeze_cosmos_vae,  # its time convolutions see no single frame
-        push_to_hub=config.push_to_hub,
-        hub_model_id=config.hub_model_id,
-        hub_strategy=config.hub_strategy,
-        hub_private_repo=config.hub_private_repo,
-    )
-
-
-def check_trackers(config: TrainingConfig) -> None:
-    """Says which precision would be faster here.
+def check_machine(config: TrainingConfig) -> None:
+    """Advises on the precision.
 
     Raises:
-        ValueError: a tracker that is not installed, or a precision that this machine does not have.
+        ValueError: if a tracker is not installed, or if this machine does not support the precision.
     """
-    if config.log_to_wandb:
+    if "wandb" in config.trackers:
         try:
             import wandb  # noqa: F401
         except ImportError as error:
             raise ValueError(
                 "log_to_wandb needs Weights & Biases, which is not installed: install it with `uv pip install --python "
-                f"{shlex.quote(sys.executable)} wandb`, or pip where there is one, or set log_to_wandb to false."
+                f"{shlex.quote(sys.executable)} wandb`, or with pip, or set log_to_wandb to false."
             ) from error
     if config.autocast == "fp16" and not torch.cuda.is_available():
         raise ValueError("mixed_precision fp16 needs a GPU, and there is none; use bf16 or fp32.")
     if config.autocast == "bf16" and not config.freeze_cosmos_vae and not torch.cuda.is_available():
         raise ValueError(
-            "on a CPU the VAE encoder's gradients in bfloat16 are not finite; set mixed_precision to fp32 to train it."
+            "On a CPU the gradients of the VAE encoder in bfloat16 are not finite; set mixed_precision to fp32 to "
+            "train it."
         )
-    if config.autocast == "bf16" and not torch.accelerator.is_available():
-        # measured with nano (docs/LOG.md), on cores that have bfloat16; a large model may not fit in float32
-        logger.warning("mixed_precision is bf16 and there is no GPU: a CPU is often faster with fp32, if memory allows")
+    if config.autocast == "bf16" and not torch.accelerator.is_available() and not cpu_has_bfloat16():
+        logger.warning(
+            "mixed_precision is bf16, but this CPU has no bfloat16 instructions: fp32 is faster, if memory allows"
+        )
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU has bfloat16 instructions; True if it is not known."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def report(
@@ -267,23 +233,24 @@ def report(
     training: IndexedSamples | IndexedStream,
     evaluation: IndexedSamples | None,
 ) -> None:
-    """Says what learns, how long a sample can be, and how much data there is."""
+    """Logs the trainable parts, the largest length of a sample, and the amount of data."""
     counts = freezing.count_parameters(model)
     for row in counts:
         if row.trainable:
-            logger.info("learns: %s, %s parameters", row.part, f"{row.trainable:,}")
+            logger.info("trainable: %s, %s parameters", row.part, f"{row.trainable:,}")
     trainable, total = sum(row.trainable for row in counts), sum(row.total for row in counts)
     logger.info(
-        "in all %s of %s parameters in memory, %.4f %%", f"{trainable:,}", f"{total:,}", 100 * trainable / total
-    )
-    picture = model.config.vlm_config.mm_tokens_per_image + 2
+        "%s of %s parameters in memory are trainable, %.4f %%",
+        f"{trainable:,}", f"{total:,}", 100 * trainable / total,
+    )  # fmt: skip
+    image = model.config.vlm_config.mm_tokens_per_image + 2
     steps = max([model.config.num_world_steps, *config.steps_shares])
     world = model.config.world_token_count(steps, model.config.max_past_steps) if model.config.enable_world else 0
     limit = config.max_seq_length
     logger.info(
-        "a sample with one picture has up to %s tokens: %s of text, %s of the picture, %s of the world at %d steps",
-        "any number of" if limit is None else f"{limit + picture + world:,}",
-        "any number" if limit is None else f"{limit:,}", picture, f"{world:,}", steps,
+        "a sample with one image has up to %s tokens: %s of text, %s of the image, %s of the world model at %d steps",
+        "any number of" if limit is None else f"{limit + image + world:,}",
+        "any number" if limit is None else f"{limit:,}", image, f"{world:,}", steps,
     )  # fmt: skip
     sizes = "a stream of" if isinstance(training, IndexedStream) else f"{len(training):,}"
     held_out = "none" if evaluation is None else f"{len(evaluation):,}"

@@ -1,7 +1,7 @@
 """Which samples a run uses, and in which order: the same in every run of one seed, and after every resume.
 
-Each sample of a run has a place, a number that no other one has: epoch · samples + where it stands in the dataset. What
-is drawn for it depends on its place alone, so nothing but the number of batches done has to be remembered.
+Each use of a sample in a run has a unique index: epoch · number of samples + position in the dataset. All that is
+sampled for it depends on this index only, so that resuming needs no more than the number of finished batches.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ LENGTHS_AT_ONCE = 1000
 
 
 class IndexedSamples(Dataset):
-    """The kept samples of a dataset, asked for by their places.
+    """The samples of a dataset that a run uses, by their unique indices.
 
     Args:
-        kept: indices of the samples that are used.
-        still: for evaluation, where nothing is drawn.
+        kept: positions in the dataset of the samples that are used.
+        still: for evaluation, where nothing is sampled.
     """
 
     def __init__(self, dataset: SampleDataset, kept: Sequence[int], still: bool = False) -> None:
@@ -39,34 +39,37 @@ class IndexedSamples(Dataset):
         return len(self.kept)
 
     def groups(self) -> list[int | None]:
-        """How far ahead each kept sample looks by its own will."""
-        return [self.dataset.num_world_steps(index) for index in self.kept]
+        """Each sample's own number of world steps, if it has one; only equal ones may share a batch."""
+        return [self.dataset.num_world_steps(position) for position in self.kept]
 
     def sample(self, index: int) -> Sample:
-        """One of the kept samples."""
+        """The sample at this position among the used ones."""
         found: Sample = self.dataset[self.kept[index]]
         return found
 
     def scenes(self) -> list[int]:
-        """One place of every scene, the first."""
+        """The index of the first sample of every scene."""
         first: dict[Hashable, int] = {}
-        for place, index in enumerate(self.kept):
-            first.setdefault(self.dataset.scene(index), place)
+        for index, position in enumerate(self.kept):
+            first.setdefault(self.dataset.scene(position), index)
         return list(first.values())
 
-    def __getitem__(self, place: int) -> IndexedSample:
-        return IndexedSample(place, self.sample(place % len(self.kept)), self.still)
+    def __getitem__(self, index: int) -> IndexedSample:
+        return IndexedSample(index, self.sample(index % len(self.kept)), self.still)
 
 
 class EpochOrder(Sampler[int]):
-    """The places of one epoch, shuffled by seed and epoch.
+    """The indices of one epoch, shuffled by seed and epoch.
 
-    Samples that look differently far ahead are in different batches. The last samples of such a group, too few for a
-    batch, wait for another epoch, which shuffles anew.
+    Samples with different numbers of world steps are in different batches. The last samples of such a group, too few
+    for a batch, are left out in this epoch; another epoch has another order.
 
     Args:
-        groups: for each sample, which group it is of; samples of one group may share a batch.
-        batch_size: of all processes together, times what is accumulated in one.
+        groups: the group of each sample; only samples of one group share a batch.
+        batch_size: of all processes together.
+
+    Raises:
+        ValueError: if no group fills a batch.
     """
 
     def __init__(self, groups: Sequence[Any], batch_size: int, seed: int) -> None:
@@ -78,12 +81,12 @@ class EpochOrder(Sampler[int]):
         self.seed = seed
         self.epoch = 0
         if len(self.members) > 1:
-            self.length = sum(len(own) // batch_size * batch_size for own in self.members.values())
+            self.length = sum(len(group) // batch_size * batch_size for group in self.members.values())
         else:
             self.length = self.total
         if self.length == 0:
             raise ValueError(
-                f"no group of samples that look equally far ahead has {batch_size} of them; take a smaller batch_size."
+                f"No group of samples with equal num_world_steps has {batch_size} of them; set a smaller batch_size."
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -94,7 +97,7 @@ class EpochOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        orders = [rng.permutation(own) for own in self.members.values()]
+        orders = [rng.permutation(group) for group in self.members.values()]
         if len(orders) > 1:
             batches = [
                 order[start : start + self.batch_size]
@@ -106,10 +109,13 @@ class EpochOrder(Sampler[int]):
 
 
 class IndexedStream(IterableDataset):
-    """A stream's samples in its own order, over and over; what is too long is left out and counted as it passes.
+    """The samples of a stream in its order, repeated without end; longer ones are left out and counted.
 
     Args:
-        max_text_tokens: of a sample that is used.
+        max_text_tokens: limit on the text tokens of a sample; None accepts any length.
+
+    Raises:
+        ValueError: if no sample is short enough.
     """
 
     def __init__(self, dataset: IterableDataset, collator: ChatCollator, max_text_tokens: int | None) -> None:
@@ -118,40 +124,40 @@ class IndexedStream(IterableDataset):
         self.max_text_tokens = max_text_tokens
 
     def __iter__(self) -> Iterator[IndexedSample]:
-        place = left_out = 0
+        index = left_out = 0
         for _ in itertools.count():
-            before = place
+            before = index
             for sample in self.dataset:
                 limit = self.max_text_tokens
                 if limit is not None and self.collator.text_lengths([sample.messages])[0] > limit:
                     left_out += 1
                     continue
-                yield IndexedSample(place, sample, left_out=left_out)
-                place, left_out = place + 1, 0
-            if place == before:
+                yield IndexedSample(index, sample, left_out=left_out)
+                index, left_out = index + 1, 0
+            if index == before:
                 raise ValueError(
-                    f"the stream has no sample of at most {self.max_text_tokens} text tokens; raise max_seq_length."
+                    f"The stream has no sample of at most {self.max_text_tokens} text tokens; increase max_seq_length."
                 )
 
 
-def fitting(
+def filter_by_length(
     dataset: SampleDataset, collator: ChatCollator, max_text_tokens: int | None, name: str, most: int | None = None
 ) -> list[int]:
-    """Indices of the samples whose text fits; the others are counted in the log, and no sample is ever cut.
+    """Positions of the samples with at most `max_text_tokens`. The log counts the others; samples are never truncated.
 
     Args:
-        max_text_tokens: None looks at no length.
-        most: looks at so many samples, the first ones.
+        max_text_tokens: None accepts any length.
+        most: considers only the first samples, up to this number.
 
     Raises:
-        ValueError: none fits, or there is none.
+        ValueError: if no sample is short enough, or if there are none.
     """
     kept: list[int] = []
     longest = 0
     total = len(dataset) if most is None else min(most, len(dataset))
     if max_text_tokens is None:
         if not total:
-            raise ValueError(f"there are no {name} samples; give some.")
+            raise ValueError(f"There are no {name} samples; check the dataset.")
         return list(range(total))
     for start in range(0, total, LENGTHS_AT_ONCE):
         indices = range(start, min(start + LENGTHS_AT_ONCE, total))
@@ -160,8 +166,8 @@ def fitting(
         longest = max(longest, *lengths)
     if not kept:
         raise ValueError(
-            f"none of the {total} {name} samples has at most {max_text_tokens} text tokens (the longest has "
-            f"{longest}); raise max_seq_length, or give samples."
+            f"None of the {total} {name} samples has at most {max_text_tokens} text tokens (the longest has "
+            f"{longest}); increase max_seq_length."
         )
     if len(kept) < total:
         logger.warning(
