@@ -48,7 +48,7 @@ def main(
 
     Example: python scripts/train_hf.py --config configs/default.json --output_dir runs/first
     """
-    with errors.errors_told(lambda: debug):
+    with errors.user_facing_errors(lambda: debug):
         settings = train.read_config(
             config, resume_from, output_dir, hf_token, dataset, num_samples, streaming, changes
         )

@@ -545,7 +545,7 @@ def test_a_rollout_that_does_not_fit_on_the_disk(family: Path, picture: Path, tm
     with files_of_at_most(300):
         said = fail("imagine", picture, "-o", output, "--steps", "1", "--model", family / "fused")
     assert output.name in said
-    assert "choose another place" in said
+    assert "choose another path" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -554,14 +554,14 @@ def test_results_that_do_not_fit_on_the_disk(family: Path, tmp_path: Path) -> No
     with files_of_at_most(100):
         result = run(*arguments, "--json", tmp_path / "results.json")
     assert result.exit_code == 1
-    assert "make room, or choose another place" in result.stderr
+    assert "free some space, or choose another path" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_scene_that_does_not_fit_on_the_disk(tmp_path: Path) -> None:
     for options in (("-o", tmp_path / "a.png"), ("--truth", tmp_path / "a.gif")):
         with files_of_at_most(50):
-            assert "choose another place" in fail("nano", "scene", "drop", *options)
+            assert "choose another path" in fail("nano", "scene", "drop", *options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -609,7 +609,7 @@ def test_a_full_disk_behind_stdout(arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
         done = run_into(full, *arguments)
     assert done.returncode == 1
-    assert done.stderr.strip() == "Error: No space left on device; make room, or choose another place."
+    assert done.stderr.strip() == "Error: No space left on device; free some space, or choose another path."
 
 
 @pytest.mark.parametrize("arguments", WRITES, ids=" ".join)

@@ -264,7 +264,7 @@ def test_a_video_has_tokens_for_its_past(tmp_path_factory: pytest.TempPathFactor
     (plain,) = samples({**records(1)[0]})
     with pytest.raises(ValueError, match="group your questions"):
         collator([IndexedSample(0, chat), IndexedSample(1, plain)])
-    with pytest.raises(ValueError, match=r"record 0 .*reads pictures only|this model reads pictures only"):
+    with pytest.raises(ValueError, match=r"record 0 .*reads images only|this model reads images only"):
         collator_of(tiny_config(bases, world_image_size=TINY_SIZE))([IndexedSample(0, chat)])
 
 

@@ -288,7 +288,7 @@ def test_an_untrained_model_shows_frames_by_itself(bases: dict[str, str]) -> Non
     ("call", "says"),
     [
         ({"image": clip_of(1)[0], "video": clip_of()}, "image and video were both given"),
-        ({"video": clip_of(3)}, "a video of 3 frames is too short to have a past"),
+        ({"video": clip_of(3)}, "A video of 3 frames is too short to have a past"),
         ({"video": np.zeros((140_000, 1, 1, 3), np.uint8)}, "more than 131,072 frames"),
         ({"video": "nowhere.mp4"}, "no file 'nowhere.mp4'"),
         ({"video": b"not a video"}, "is not a video that can be read"),
@@ -320,7 +320,7 @@ def test_a_model_without_a_past_reads_no_video(bases: dict[str, str]) -> None:
         lambda: plain.imagine(video=clip_of()),
         lambda: plain.seen(clip_of()),
     ):
-        with pytest.raises(ValueError, match="reads pictures only; give its last frame as a picture"):
+        with pytest.raises(ValueError, match="reads images only; give its last frame as an image"):
             call()
 
 
@@ -414,7 +414,7 @@ def test_imagine_shows_the_past_as_seen_and_the_future_as_imagined(
         ((QUESTION, "--video", "clip.gif", "--frames"), "both given"),
         ((QUESTION, "--video", "nowhere.mp4"), "There is no file"),
         ((QUESTION, "--video", "broken.mp4"), "damaged or cut short"),
-        (("00.png", "01.png", QUESTION, "--frames"), "a video of 2 frames is too short to have a past"),
+        (("00.png", "01.png", QUESTION, "--frames"), "A video of 2 frames is too short to have a past"),
         (("clip.mp4", QUESTION), "is a video and was passed as an image: pass it as the video"),
     ],
 )
@@ -467,7 +467,7 @@ def test_nano_reads_no_video_and_says_so(folder: Path, tmp_path: Path) -> None:
     for words in (("ask", QUESTION), ("imagine", "-o", str(tmp_path / "future.gif"))):
         done = CliRunner().invoke(app, [*words, "--video", str(folder / "clip.gif")])
         assert (done.exit_code, done.stdout) == (1, "")
-        assert "a video of 11 frames was given, and this model reads pictures only" in done.stderr
+        assert "Got a video of 11 frames, and this model reads images only" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["ask", "imagine"])

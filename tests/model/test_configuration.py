@@ -20,7 +20,7 @@ def config(**values: object) -> TheWorldConfig:
 def test_a_picture_is_as_large_as_the_world_model_takes() -> None:
     assert TheWorldConfig().world_image_size == 224, "of the published pair, 240 cells of 8 pixels a side"
     assert config(world_image_size=None).world_image_size == 64, "8 cells of 8 pixels a side"
-    with pytest.raises(ValueError, match="imagines pictures of at most 64 pixels a side"):
+    with pytest.raises(ValueError, match="imagines images of at most 64 pixels per side"):
         config(world_image_size=72)
 
 
@@ -36,7 +36,7 @@ def test_a_video_has_as_much_past_as_fits(num_frames: int, most: int, past: int)
 
 @pytest.mark.parametrize(
     ("num_frames", "most", "says"),
-    [(2, 4, "give 5 frames or more"), (4, 4, "too short to have a past"), (5, 0, "reads pictures only")],
+    [(2, 4, "give 5 frames or more"), (4, 4, "too short to have a past"), (5, 0, "reads images only")],
 )
 def test_a_past_that_could_not_be_read_is_refused(num_frames: int, most: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):

@@ -131,7 +131,7 @@ NORM, FIRST = "language_model.model.norm.weight", "language_model.model.layers.0
         ({NORM: None, FIRST: None}, r"2 tensors missing \(first: model.language_model.layers.0.mlp.up_proj.weight\)"),
         ({"language_model.model.layers.3.mlp.up_proj.weight": torch.zeros(48, 32)}, r"0 tensors missing, 1 unexpected"),
         ({"vision_tower.vision_model.head.probe": torch.zeros(1)}, r"1 unexpected \(first: .*head.probe\)\."),
-        ({NORM: torch.zeros(31)}, r"model.language_model.norm.weight is \(31,\) there and \(32,\) by the config"),
+        ({NORM: torch.zeros(31)}, r"model.language_model.norm.weight is \(31,\) in the file and \(32,\) by the config"),
         ({"language_model.model.embed_tokens.weight": None}, r"1 tensors missing \(first: .*embed_tokens.weight\)"),
     ],
 )

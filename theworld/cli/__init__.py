@@ -1,4 +1,4 @@
-"""The `theworld` command: one file per verb; each imports what it needs when it runs, so that --help is instant."""
+"""The `theworld` command: one file per subcommand, which imports libraries only when it runs, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from typer.core import TyperGroup
 
 from theworld.cli import ask, cache, compare, doctor, eval, imagine, info, nano, train
 from theworld.cli.console import say_error
-from theworld.cli.errors import errors_told, one_sentence
+from theworld.cli.errors import one_sentence, user_facing_errors
 from theworld.cli.token import hide_token
 
 
-class Verbs(TyperGroup):
-    """Turns what went wrong into one sentence and exit code 1; `--debug` shows the traceback instead."""
+class Commands(TyperGroup):
+    """Turns errors into one sentence and exit code 1; `--debug` shows the traceback instead."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Also around what is written outside a verb: --help, --version, and what Python holds back until the end."""
-        if sys.stdout is None:  # closed by whoever started us: >&-
+        """Also covers output outside a subcommand: --help, --version, and what Python buffers until the end."""
+        if sys.stdout is None:  # closed by the caller: >&-
             sys.stdout = nowhere()
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a terminal without our × or → shows a question mark
+            sys.stdout.reconfigure(errors="replace")  # a terminal that has no × or → shows a question mark
         try:
             try:
                 return super().main(*args, **options)
             finally:
                 sys.stdout.flush()
         except OSError as error:
-            if error.errno is None or error.filename is not None:  # not of stdout: --debug wants it as it is
+            if error.errno is None or error.filename is not None:  # not of stdout: left to --debug
                 raise
-            # when it ends, Python would try again to write the rest, and complain in its own way
+            # at exit Python would try to write the rest again, and print its own message
             sys.stdout = nowhere()
-            if error.errno != errno.EPIPE:  # whoever read has gone, and wants nothing more
+            if error.errno != errno.EPIPE:  # the reader has closed the pipe, so there is nothing to report
                 say_error(one_sentence(error))
             sys.exit(1)
 
     def invoke(self, ctx: Any) -> Any:
-        with errors_told(lambda: bool(ctx.meta.get("theworld.debug"))):
+        with user_facing_errors(lambda: bool(ctx.meta.get("theworld.debug"))):
             return super().invoke(ctx)
 
 
 def nowhere() -> TextIO:
-    """A stdout that takes everything and keeps nothing."""
+    """A stdout that discards everything."""
     return open(os.devnull, "w", encoding="utf-8")
 
 
 app = typer.Typer(
     name="theworld",
-    cls=Verbs,
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="A vision-language model that sees a few moments ahead.",
+    help="A vision-language model that imagines the next moments before it answers.",
 )
 
 
@@ -69,13 +69,12 @@ def show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def before_any_verb(
+def before_any_command(
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    # logging stays as Python has it, warnings on stderr: only the first set-up counts, and `nano train` has one;
-    # but every retry of a download would be a line before our own sentence
+    # Logging keeps Python's defaults (warnings on stderr), but each retry of a download would be a line of its own.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 

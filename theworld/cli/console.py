@@ -1,4 +1,4 @@
-"""What people see while they wait, on stderr; results go to stdout and nowhere else."""
+"""Progress and messages on stderr; results go to stdout only."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PLAIN_WIDTH = 140  # columns of a table in a file or a pipe
-LINE_EVERY = 10.0  # seconds between plain lines where there is no terminal to draw a bar on
+LINE_EVERY = 10.0  # seconds between lines if there is no terminal for a progress bar
 
 Step = Callable[[str, int, int], None]
 
 
 def stderr() -> Console:
-    """A console on today's stderr (a test may have replaced it)."""
+    """A console on the current stderr, which a test may have replaced."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def stdout() -> Console:
-    """A console for tables: as wide as the terminal, and wide enough for every table where there is none."""
+    """A console for tables: as wide as the terminal, or wide enough for every table if there is none."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
+    """Prints one line on stderr."""
     stderr().print(text, markup=False)
 
 
@@ -56,7 +56,7 @@ def say_error(text: str) -> None:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """A spinner while something of unknown length runs; nothing where there is no terminal."""
+    """Shows a spinner while something of unknown duration runs; nothing if there is no terminal."""
     console = stderr()
     if not console.is_terminal:
         yield
@@ -67,7 +67,7 @@ def waiting(what: str) -> Iterator[None]:
 
 @contextmanager
 def counting() -> Iterator[Step]:
-    """Yields step(what, done, total): a bar with rate and time left; a line now and then where there is no terminal."""
+    """Yields step(what, done, total), which updates a progress bar, or prints lines if there is no terminal."""
     console = stderr()
     if not console.is_terminal:
         yield _Lines(console).step
@@ -97,7 +97,7 @@ def counting() -> Iterator[Step]:
 
 
 class _Lines:
-    """Progress where nothing can be redrawn: a line every LINE_EVERY seconds."""
+    """Progress without a terminal: one line every LINE_EVERY seconds."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

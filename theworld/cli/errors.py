@@ -1,4 +1,4 @@
-"""What went wrong, as people are told: one sentence, exit code 1."""
+"""Errors as users see them: one sentence and exit code 1."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import typer
 
 from theworld.cli.console import say_error
 
-NO_MEMORY = "not enough memory for this model; try fewer --steps, or a smaller model or --batch-size."
+NO_MEMORY = "Not enough memory for this model; try fewer --steps, or a smaller model or --batch-size."
 
 
 @contextmanager
-def errors_told(debug: Callable[[], bool]) -> Iterator[None]:
-    """Inside, what a person can do something about becomes one sentence and exit code 1; with `debug`, a traceback."""
+def user_facing_errors(debug: Callable[[], bool]) -> Iterator[None]:
+    """Turns errors that a user can fix into one sentence and exit code 1; with `debug`, they are raised unchanged."""
     try:
         yield
         return
@@ -32,14 +32,14 @@ def errors_told(debug: Callable[[], bool]) -> Iterator[None]:
 
 
 def one_sentence(error: BaseException) -> str:
-    """An error as people should read it: what a system call says, with the file it was about."""
+    """The text of an error; for a failed system call, its reason and the file."""
     if isinstance(error, MemoryError):
         return NO_MEMORY
     if isinstance(error, OSError) and error.strerror:
-        said = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return f"{said}; make room, or choose another place."
-        return f"{said}; check its permissions." if error.errno in (errno.EACCES, errno.EPERM) else said
+            return f"{reason}; free some space, or choose another path."
+        return f"{reason}; check its permissions." if error.errno in (errno.EACCES, errno.EPERM) else reason
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -21,17 +21,17 @@ def nano() -> None:
 def scene(
     family: Annotated[str, typer.Argument(metavar="FAMILY", help="drop, contact or tower.")],
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the first picture (.png).")
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the first image (.png).")
     ] = None,
     truth: Annotated[
         str | None, typer.Option("--truth", metavar="FILE", help="Write what happens (.gif, .mp4 or .png strip).")
     ] = None,
     split: Annotated[str, typer.Option("--split", help="train, validation, test or hard.")] = "test",
-    index: Annotated[int, typer.Option("--index", min=0, help="Which scene of the split.")] = 0,
+    index: Annotated[int, typer.Option("--index", min=0, help="Number of the scene in the split.")] = 0,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Make a scene that nano knows: its first picture, questions about what happens, and the right answers.
+    """Simulate a scene that nano knows: its first image, questions about what happens next, and the correct answers.
 
     Example: theworld nano scene drop --index 3 -o scene.png --truth truth.gif
     """
@@ -44,7 +44,7 @@ def scene(
     clip = make_clip(family, split, index)
     questions = next_questions(clip)
     if output is not None:
-        write_picture(clip.frames[0], output)
+        write_image(clip.frames[0], output)
     if truth is not None:
         from theworld.media.export import save_rollout
 
@@ -55,7 +55,7 @@ def scene(
             "split": split,
             "index": index,
             "outcome": clip.outcome,
-            "picture": output,
+            "image": output,
             "truth": truth,
             "questions": [
                 {"question": q.text, "answer": q.answer, "topic": q.topic, "form": q.form} for q in questions
@@ -69,8 +69,8 @@ def scene(
         typer.echo(f"{question.text}  →  {question.answer}")
 
 
-def write_picture(pixels: object, path: str) -> None:
-    """A picture (H, W, 3) uint8 as PNG, exactly as it is: a model reads it back unchanged."""
+def write_image(pixels: object, path: str) -> None:
+    """Writes an image (H, W, 3) uint8 as PNG, so that a model reads the same pixels."""
     from pathlib import Path
 
     from PIL import Image
@@ -79,6 +79,6 @@ def write_picture(pixels: object, path: str) -> None:
 
     target = Path(path)
     if target.suffix.lower() != ".png":
-        raise ValueError(f"{path} does not end in .png; other formats would change the picture.")
+        raise ValueError(f"{path} does not end in .png; other formats would change the pixels.")
     with atomic_file(target) as unfinished:
         Image.fromarray(pixels).save(unfinished, format="PNG")  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""What a call needs of each repository, and whether it can be had: files, sizes, licences; no weight is fetched.
+"""Preflight check of repositories: required files, sizes and access, without downloading weights.
 
-A repository is a folder, a shipped model, or a Hub id. Of a Hub id, the Hub is asked for the list of files with their
-sizes and for the head of one file, which it refuses where the licence is not accepted; the cache is looked at for what
-is here already. Without a network the cache alone decides.
+A repository is a folder, a shipped model or a Hub id. For a Hub id, the Hub is asked for the list of files with their
+sizes and for the head of one file, which it refuses if the licence is not accepted; the local cache is searched for
+files that are already there. Without a network, only the cache is used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from theworld.world_models.base import PROMPT_EMBEDS
 from theworld.world_models.cosmos_components import file_patterns
 from theworld.world_models.prompts import ENCODER_FILES
 
-# Patterns without a slash are of the top folder. What is not required is taken where it is there.
+# Patterns without a slash match in the top folder. Files that are not required are used if they exist.
 ADAPTER_FILES = (CONFIG_FILE, ADAPTER_FILE)
 GEMMA_REQUIRED = ("config.json", "model*.safetensors")
 GEMMA_FILES = (
@@ -58,19 +58,19 @@ CONFIG_FILES = (CONFIG_FILE, "model_index.json")
 
 @dataclass
 class Need:
-    """Files that a call reads of one repository or folder.
+    """Files that a call reads from one repository or folder.
 
     Args:
-        role: what it is to the call.
-        name: as people write it.
-        place: a folder, or the Hub id again.
-        files: patterns of everything that is read.
-        required: patterns of which each must match a file.
+        role: what the call uses it for.
+        name: as the user wrote it.
+        path: its folder, or its Hub id.
+        files: patterns of all files that are read.
+        required: patterns that must each match a file.
     """
 
     role: str
     name: str
-    place: str
+    path: str
     files: tuple[str, ...]
     required: tuple[str, ...]
     revision: str | None = None
@@ -78,10 +78,10 @@ class Need:
 
 @dataclass
 class Found:
-    """What was found of a `Need`; sizes in bytes.
+    """What was found for a `Need`; sizes in bytes.
 
-    `where` is shipped, folder, cache or hub; `access` one of ok, gated, unknown (no such repository, or a private
-    one), unreachable, incomplete; `problem` a sentence that says what to do, None where there is none.
+    `where` is shipped, folder, cache or hub; `access` is ok, gated, unknown (no such repository, or a private one),
+    unreachable or incomplete; `problem` is a sentence that says what to do, or None.
     """
 
     need: Need
@@ -101,7 +101,7 @@ class Found:
 
 
 def config_need(name: str) -> Need:
-    """Only what says what a repository is."""
+    """The files that tell what kind of model a repository holds."""
     return Need("config", name, resolve(name), CONFIG_FILES, ())
 
 
@@ -120,28 +120,28 @@ def world_need(name: str, parts: Sequence[str], model: str | None = None, revisi
 
 
 def text_encoder_need(world: Need) -> Need:
-    """What embeds a world's default prompt, once, where its folder came without the embeddings."""
+    """The text encoder, which embeds the default prompt once if the world model's folder has no embeddings."""
     prefix = world.files[0].removesuffix("model_index.json")  # of a base inside another repository
     files = tuple(prefix + pattern for pattern in ENCODER_FILES)
-    return Need("its text encoder", world.name, world.place, files, files, world.revision)
+    return Need("its text encoder", world.name, world.path, files, files, world.revision)
 
 
 def _base(
     role: str, name: str, model: str | None, revision: str | None, files: tuple[str, ...], required: tuple[str, ...]
 ) -> Need:
-    """A base of the trained `model`; one whose name starts with `./` lies inside it, folder or repository."""
+    """A base of the trained `model`; if its name starts with `./`, it is inside the model's folder or repository."""
     if model is None or not name.startswith("./"):
         return Need(role, name, resolve(name), files, required, revision)
-    place = resolve(model)
-    if Path(place).is_dir():
-        return Need(role, name, resolve(name, place), files, required)
+    path = resolve(model)
+    if Path(path).is_dir():
+        return Need(role, name, resolve(name, path), files, required)
     inside = name.removeprefix("./")
     files, required = (tuple(f"{inside}/{pattern}" for pattern in patterns) for patterns in (files, required))
-    return Need(role, name, place, files, required)
+    return Need(role, name, path, files, required)
 
 
 def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """The names that match a pattern; `*` does not reach into sub-folders."""
+    """The names that match a pattern; `*` does not match across folders."""
     return [
         name
         for name in names
@@ -150,12 +150,12 @@ def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
 
 def look(need: Need) -> Found:
-    """Finds what a call needs, on the disk or on the Hub; reads no weights and fetches none."""
-    if Path(need.place).is_dir():
-        shipped = is_shipped(need.place)
-        return _in_folder(need, Path(need.place), "shipped" if shipped else "folder")
-    if not may_be_on_hub(need.place):
-        problem = f"There is no folder {need.place}, and it is no Hub id such as owner/name: check the name."
+    """Looks for the files of a need, on disk or on the Hub, without reading or downloading weights."""
+    if Path(need.path).is_dir():
+        shipped = is_shipped(need.path)
+        return _in_folder(need, Path(need.path), "shipped" if shipped else "folder")
+    if not may_be_on_hub(need.path):
+        problem = f"There is no folder {need.path}, and it is not a Hub id such as owner/name: check the name."
         return Found(need, "folder", "unknown", problem)
     if constants.HF_HUB_OFFLINE:
         return _in_cache(need, "HF_HUB_OFFLINE is set: unset it")
@@ -182,7 +182,7 @@ def _in_folder(need: Need, folder: Path, where: str) -> Found:
 
 
 def _indexed(folder: Path, names: Iterable[str]) -> list[str]:
-    """The shards that a folder's index files name."""
+    """The shards that are named in a folder's index files."""
     shards: set[str] = set()
     for name in names:
         if name.endswith(".index.json"):
@@ -195,10 +195,10 @@ def _indexed(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 def _in_cache(need: Need, remedy: str) -> Found:
-    """What the cache holds, where the Hub cannot be asked."""
+    """What the local cache contains, if the Hub cannot be asked."""
     try:
         folder = snapshot_download(
-            need.place, revision=need.revision, allow_patterns=list(need.files), local_files_only=True
+            need.path, revision=need.revision, allow_patterns=list(need.files), local_files_only=True
         )
     except (LocalEntryNotFoundError, HFValidationError):
         found = Found(need, "hub", "unreachable")
@@ -207,33 +207,33 @@ def _in_cache(need: Need, remedy: str) -> Found:
     if found.problem or found.access != "ok":
         found.access = "unreachable"
         found.problem = (
-            f"{need.name} is not whole in the cache and the Hub cannot be asked: {remedy}, or name a folder."
+            f"{need.name} is not complete in the cache and the Hub cannot be asked: {remedy}, or name a folder."
         )
     return found
 
 
 def _on_hub(need: Need) -> Found:
     api = HfApi()
-    page = f"{constants.ENDPOINT}/{need.place}"
+    page = f"{constants.ENDPOINT}/{need.path}"
     found = Found(need, "hub")
     try:
-        info = api.model_info(need.place, revision=need.revision, files_metadata=True, timeout=HUB_TIMEOUT)
+        info = api.model_info(need.path, revision=need.revision, files_metadata=True, timeout=HUB_TIMEOUT)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         names = matching(sizes, need.files)
         found.names = {name: sizes[name] for name in names}
-        found.here = sum(sizes[name] for name in names if _is_cached(need.place, name, info.sha))
+        found.here = sum(sizes[name] for name in names if _is_cached(need.path, name, info.sha))
         lacking = [pattern for pattern in need.required if not matching(sizes, [pattern])]
         if lacking:
             found.access = "incomplete"
-            found.problem = f"{need.name} on the Hub has no {lacking[0]}: it is not the model that is meant."
+            found.problem = f"{need.name} on the Hub has no {lacking[0]}: check the name."
             return found
-        if names:  # the list is public also where the files are not
-            api.get_hf_file_metadata(url=hf_hub_url(need.place, names[0], revision=need.revision), timeout=HUB_TIMEOUT)
+        if names:  # the list is public even if the files are not
+            api.get_hf_file_metadata(url=hf_hub_url(need.path, names[0], revision=need.revision), timeout=HUB_TIMEOUT)
     except GatedRepoError:  # before its base class, RepositoryNotFoundError
         found.access = "gated"
         found.problem = (
             f"{need.name} is gated and its licence is not accepted by the account of this token: accept it at {page} "
-            "(a fine-grained token also needs leave to read gated repositories)."
+            "(a fine-grained token also needs permission to read gated repositories)."
             if get_token()
             else f"{need.name} is gated and there is no token: accept its licence at {page}, then run `hf auth login`."
         )
@@ -273,7 +273,7 @@ def _is_cached(repository: str, name: str, commit: str | None) -> bool:
 
 
 def token_problem() -> str | None:
-    """What is wrong with the token, where there is one and the Hub can be asked."""
+    """The problem with the token, if there is a token and the Hub can be asked."""
     if constants.HF_HUB_OFFLINE or not get_token() or not hub_answers(constants.ENDPOINT):
         return None
     try:
@@ -282,7 +282,7 @@ def token_problem() -> str | None:
         if error.response.status_code == 401:
             return "The Hub does not know this token (HF_TOKEN or `hf auth login`): log in again, or unset it."
     except (TransportError, OSError):
-        return None  # said for each repository
+        return None  # reported for each repository
     return None
 
 
@@ -291,7 +291,7 @@ def cache_folder() -> Path:
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes free where a folder is, or would be."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -1,7 +1,7 @@
-"""What a TheWorld model is: its two base models, the latent grid between them, and how latents become tokens.
+"""The configuration of a TheWorld model: its two base models, the latent grid, and how latents become tokens.
 
-The latent grid and `world_token_count` live here and nowhere else: the processor counts placeholders with them, the
-model checks features against them, and `theworld info` prints them.
+The latent grid and `world_token_count` are defined only here: the processor counts placeholders with them, the model
+checks features against them, and `theworld info` prints them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from theworld.world_models.configuration import COSMOS_2B, CosmosPredict2Config,
 
 PROJECTORS = ("linear", "mlp", "resampler")
 WORLD_IMAGES = ("first", "all")
-WORLD_IMAGE_SIZE = 224  # pixels a side that a fresh fusion's world model sees
+WORLD_IMAGE_SIZE = 224  # pixels per side that the world model of a new fusion sees
 SPATIAL_MERGES = (1, 2, 4)
 
 
@@ -30,29 +30,29 @@ class TheWorldConfig(PreTrainedConfig):
         vlm_config, world_config: the two base models.
         vlm_name_or_path, vlm_revision, world_name_or_path, world_revision: where their weights come from; an adapter
             checkpoint stores these instead of the weights.
-        enable_world: off gives Gemma's own logits, bit for bit.
-        num_world_steps: future latent frames a call imagines unless it says otherwise (one is 4 pixel frames).
+        enable_world: False gives Gemma's own logits, bit for bit.
+        num_world_steps: default number of future latent frames to imagine (one is 4 pixel frames).
         max_world_steps: rows of the temporal embedding after now.
         max_past_steps: rows of the temporal embedding before now: past latent frames of a video that are read at most.
-            0 takes pictures and no videos.
-        world_image_size: side, in pixels, of the square picture the world model sees; None means 224, or the most that
-            the world model takes.
-        world_images: which pictures and videos of a question get world tokens, `first` or `all`.
-        projector: `linear` (the source document's), `mlp`, or `resampler` (a fixed number of tokens a latent frame).
-        spatial_merge: 1, 2 or 4; neighbouring cells along each side that fold into one token (space-to-depth).
+            0 accepts images and no videos.
+        world_image_size: side, in pixels, of the square image that the world model sees; None means 224, or the largest
+            that the world model accepts.
+        world_images: which images and videos of a question get world tokens, `first` or `all`.
+        projector: `linear` (the source document's), `mlp`, or `resampler` (a fixed number of tokens per latent frame).
+        spatial_merge: 1, 2 or 4; neighbouring cells along each side that are merged into one token (space-to-depth).
         projector_hidden_size: width inside `mlp` and `resampler`; None means the language model's width, and a quarter
             of it inside `resampler`.
-        resampler_tokens: world tokens a latent frame that `resampler` makes.
+        resampler_tokens: world tokens per latent frame of `resampler`.
         world_token_id: id of the world placeholder; None means the row after Gemma's image token, which the published
             tokenizer leaves free, so that no embedding is resized.
-        lora: LoRA on the language model: its rank, or `{"r": …, "lora_alpha": …, "target_modules": […]}`, or None. What
-            is left out: rank 16, alpha twice the rank, all linear layers.
+        lora: LoRA on the language model: its rank, or `{"r": …, "lora_alpha": …, "target_modules": […]}`, or None.
+            Defaults: rank 16, alpha twice the rank, all linear layers.
         trained_parts: parts (see `theworld.model.freezing`) whose weights an adapter of this model holds.
-        reads_world_tokens: whether the language model has learned what its world tokens mean; a fresh fusion that was
-            saved holds a projector, and has not. None means that it has if `trained_parts` names the projector.
+        reads_world_tokens: whether the projector was trained, so that the language model can read world tokens. The
+            projector of a new fusion that was saved is not. None means that it was if `trained_parts` contains it.
 
     Raises:
-        ValueError: a value outside its range, naming the value and the range.
+        ValueError: if a value is outside its range; the message names both.
     """
 
     model_type = "theworld"
@@ -90,8 +90,8 @@ class TheWorldConfig(PreTrainedConfig):
         vlm = Gemma3Config(**vlm_config) if isinstance(vlm_config, dict) else vlm_config or Gemma3Config()
         if isinstance(world_config, dict):
             world_config = CosmosPredict2Config(**world_config)
-        # copies: PreTrainedConfig sets the attention implementation of its sub-configs, and a loaded model that shares
-        # its config with us would lose its own, and with it, silently, its masks
+        # Copies, because PreTrainedConfig sets the attention implementation of its sub-configs: a loaded model that
+        # shared its config with us would silently lose its own, and with it its masks.
         self.vlm_config = copy.deepcopy(vlm)
         self.world_config = copy.deepcopy(world_config or CosmosPredict2Config())
         if world_image_size is None:
@@ -142,8 +142,8 @@ class TheWorldConfig(PreTrainedConfig):
             )
         if self.enable_world and self.max_world_steps and self.world_image_size > self.world_config.largest_image():
             raise ValueError(
-                f"world_image_size is {self.world_image_size}, and this world model imagines pictures of at most "
-                f"{self.world_config.largest_image()} pixels a side; give a number up to that."
+                f"world_image_size is {self.world_image_size}, and this world model imagines images of at most "
+                f"{self.world_config.largest_image()} pixels per side; give a number up to that."
             )
         side, _ = self.world_grid()
         if side % self.spatial_merge:
@@ -175,21 +175,21 @@ class TheWorldConfig(PreTrainedConfig):
     def past_steps_of(self, num_frames: int) -> int:
         """Past latent frames P of a video of `num_frames` that ends now: its last `num_pixel_frames(0, P)` are read.
 
-        P is as large as the video and `max_past_steps` allow. One frame is a picture, and has no past.
+        P is as large as the video and `max_past_steps` allow. One frame is an image, and has no past.
 
         Raises:
-            ValueError: there are frames before now, and none of them would be read.
+            ValueError: if there are frames before now, and none of them would be read.
         """
         factor = self.world_config.temporal_factor
         if num_frames > 1 and self.max_past_steps == 0:
             raise ValueError(
-                f"a video of {num_frames:,} frames was given, and this model reads pictures only; give its last frame "
-                "as a picture, or use a model that was made with max_past_steps=1 or more."
+                f"Got a video of {num_frames:,} frames, and this model reads images only; give its last frame as an "
+                "image, or use a model with max_past_steps of 1 or more."
             )
         if 1 < num_frames <= factor:
             raise ValueError(
-                f"a video of {num_frames} frames is too short to have a past: a past world step is {factor} frames "
-                f"before now; give {1 + factor} frames or more, or the last one as a picture."
+                f"A video of {num_frames} frames is too short to have a past: one past world step is {factor} frames; "
+                f"give {1 + factor} frames or more, or the last frame as an image."
             )
         return min((num_frames - 1) // factor, self.max_past_steps)
 
@@ -210,7 +210,7 @@ class TheWorldConfig(PreTrainedConfig):
         return h * w // self.spatial_merge**2
 
     def world_token_count(self, num_world_steps: int, num_past_steps: int = 0) -> int:
-        """Placeholders one picture or video takes: the world tokens of T = P + 1 + N latent frames, and two boundaries.
+        """Placeholders of one image or video: the world tokens of T = P + 1 + N latent frames, and two boundaries.
 
         Args:
             num_world_steps: N, imagined latent frames.
@@ -219,5 +219,5 @@ class TheWorldConfig(PreTrainedConfig):
         return (num_past_steps + 1 + num_world_steps) * self.world_tokens_per_frame() + 2
 
     def num_pixel_frames(self, num_world_steps: int, num_past_steps: int = 0) -> int:
-        """Pixel frames that T = P + 1 + N latent frames decode to, and that P + 1 of them are encoded from (N = 0)."""
+        """Pixel frames that T = P + 1 + N latent frames decode to; for N = 0, those that are encoded."""
         return 1 + self.world_config.temporal_factor * (num_past_steps + num_world_steps)

@@ -1,6 +1,6 @@
-"""What a model is put together from, strictly: every stored tensor is one of the model's, and the other way round.
+"""Strict loading of base models and adapters: the stored tensors are exactly those of the model.
 
-transformers logs missing and unexpected tensors and goes on with random ones; here either is an error.
+transformers logs missing and unexpected tensors and continues with random ones; here either is an error.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from theworld.world_models.base import PARTS, WorldModel
 logger = logging.getLogger(__name__)
 
 COMMIT = re.compile("[0-9a-f]{40}")
-# keys that published configs hold and transformers keeps as plain attributes, after reading them or for no reader;
-# vision_use_head is published as false, which is what transformers before its day does
+# keys of published configs that transformers keeps as plain attributes, whether it reads them or not; vision_use_head is
+# published as false, which matches the default of older transformers versions
 GEMMA_KEYS_KEPT = {"model_type", "eos_token_id", "cache_implementation", "sliding_window_pattern", "vision_use_head"}
 VLM_FOLDER, WORLD_FOLDER = "vlm", "world"  # of a full export
 
@@ -52,7 +52,7 @@ def gemma_config(values: Mapping[str, Any], name_or_path: str, revision: str | N
         )
     commit = revision if revision and COMMIT.fullmatch(revision) else None
     config = Gemma3Config.from_dict(copy.deepcopy(dict(values)), name_or_path=name_or_path, _commit_hash=commit)
-    unread = sorted(keys_nobody_reads(values, config))
+    unread = sorted(unused_keys(values, config))
     if unread:
         logger.warning(
             "The config of %s has keys that transformers %s does not read: %s. They are ignored; if the model's "
@@ -64,18 +64,18 @@ def gemma_config(values: Mapping[str, Any], name_or_path: str, revision: str | N
     return config
 
 
-def keys_nobody_reads(values: Mapping[str, Any], config: PreTrainedConfig) -> Iterator[str]:
-    """Keys of a config.json that `config`, made of it, only carries along; those of its parts as `text_config.key`.
+def unused_keys(values: Mapping[str, Any], config: PreTrainedConfig) -> Iterator[str]:
+    """Keys of a `config.json` that `config`, which was made from it, does not use; nested ones as `text_config.key`.
 
-    transformers turns a key it does not know into an attribute. In a base model's config that is no typing error, as it
-    would be in ours, but a newer version's key: the model may be what it was, or not quite.
+    transformers turns an unknown key into an attribute. In the config of a base model this is not a typing error, as it
+    would be in ours, but the key of a newer version, whose model may differ.
     """
-    fresh = type(config)()
+    default = type(config)()
     for key, value in values.items():
         part = vars(config).get(key)
         if isinstance(part, PreTrainedConfig) and isinstance(value, dict):
-            yield from (f"{key}.{inner}" for inner in keys_nobody_reads(value, part))
-        elif key in vars(config) and key not in {*vars(fresh), *dir(fresh), *GEMMA_KEYS_KEPT}:
+            yield from (f"{key}.{inner}" for inner in unused_keys(value, part))
+        elif key in vars(config) and key not in {*vars(default), *dir(default), *GEMMA_KEYS_KEPT}:
             yield key
 
 
@@ -86,16 +86,16 @@ def load_gemma(
     config: Gemma3Config | None = None,
     **arguments: Any,
 ) -> Gemma3ForConditionalGeneration:
-    """Gemma 3 with exactly the tensors of its repository, under today's names or the earlier `language_model.model.*`.
+    """Loads a Gemma 3 with exactly the tensors of its repository, under current or earlier names of transformers.
 
     Args:
-        dtype: None keeps the stored type.
+        dtype: None keeps the stored dtype.
         config: its configuration, if it has been read already.
         arguments: passed to transformers (`device_map`, `attn_implementation`, …).
 
     Raises:
-        ValueError: a tensor too many, too few (the head may be missing where it is tied to the embeddings) or of
-            another shape; a missing or damaged file.
+        ValueError: if a tensor is missing (except a head that is tied to the embeddings), unexpected or of another
+            shape, or a file is missing or damaged.
     """
     if config is None:
         values = read_json(name_or_path, revision=revision)
@@ -110,7 +110,7 @@ def load_gemma(
                 **arguments,
                 "output_loading_info": True,
                 "ignore_mismatched_sizes": True,
-            },  # collected, and refused below
+            },  # collected and reported below
         )
     except SafetensorError as error:
         raise ValueError(
@@ -121,7 +121,7 @@ def load_gemma(
         raise ValueError(f"The weights of {name_or_path} cannot be read: {reason}.") from error
     for name, stored, built in sorted(found["mismatched_keys"]):
         raise ValueError(
-            f"The weights of {name_or_path} do not fit the config beside them: {name} is {tuple(stored)} there and "
+            f"The weights of {name_or_path} do not fit its config: {name} is {tuple(stored)} in the file and "
             f"{tuple(built)} by the config."
         )
     tied = model.config.tie_word_embeddings
@@ -129,14 +129,14 @@ def load_gemma(
     unexpected = sorted(found["unexpected_keys"])
     if missing or unexpected:
         raise ValueError(
-            f"The weights of {name_or_path} do not fit the config beside them: {len(missing)} tensors missing"
+            f"The weights of {name_or_path} do not fit its config: {len(missing)} tensors missing"
             f"{first(missing)}, {len(unexpected)} unexpected{first(unexpected)}."
         )
     parameters = list(model.parameters())
     if model.get_input_embeddings().weight.is_meta and not all(parameter.is_meta for parameter in parameters):
         raise ValueError(
             f"device_map puts the input embeddings of {name_or_path} on disk; keep model.language_model.embed_tokens "
-            "on a device, since world tokens join them there."
+            "on a device, where world tokens are inserted."
         )
     return model
 
@@ -179,7 +179,7 @@ def load_bases(
 def read_adapter(
     name: str, checkpoint_name: str | None = None, revision: str | None = None, config: TheWorldConfig | None = None
 ) -> tuple[TheWorldConfig, dict[str, Tensor], str | None]:
-    """An adapter's config and tensors, and the folder that base names starting with `./` are relative to.
+    """Reads an adapter: its config, its tensors, and the folder that base names starting with `./` are relative to.
 
     Args:
         name: `nano`, a folder, or a Hub id.
@@ -187,7 +187,7 @@ def read_adapter(
         config: used instead of the adapter's own.
 
     Raises:
-        ValueError: unreadable, damaged, or no TheWorld model.
+        ValueError: if it cannot be read, is damaged or is not a TheWorld model.
     """
     model = resolve(name)
     subfolder, filename = split_checkpoint_name(checkpoint_name)
@@ -203,14 +203,14 @@ def read_adapter(
 def write_bases(
     folder: Path, config: TheWorldConfig, vlm: Gemma3ForConditionalGeneration, world: WorldModel | None
 ) -> None:
-    """Writes the weights of both bases into `folder`, and names them so in `config`."""
+    """Writes the weights of both bases into `folder`, and points `config` to them."""
     if config.lora is not None:
         raise ValueError(
-            "a full export needs the LoRA in the weights: call merge_lora() first, or save the adapter alone."
+            "A full export needs the LoRA merged into the weights: call merge_lora() first, or save the adapter alone."
         )
     vlm.save_pretrained(folder / VLM_FOLDER)
     config.vlm_name_or_path, config.vlm_revision = f"./{VLM_FOLDER}", None
     if world is not None:
-        world.load_parts(*PARTS)  # an export without its decoder could never show what it imagines
+        world.load_parts(*PARTS)  # without its decoder an export could not show imagined frames
         world.save_pretrained(folder / WORLD_FOLDER)
         config.world_name_or_path, config.world_revision = f"./{WORLD_FOLDER}", None
