@@ -504,7 +504,7 @@ def test_without_a_network_the_cache_is_enough_and_at_once(
         waited.clear()
         result = run("ask", picture, QUESTION, "--model", model, "--no-world", *short)
         assert result.exit_code == 0, result.output
-        assert "http://127.0.0.1:9 does not answer, so only the local cache is used." in result.stderr
+        assert "http://127.0.0.1:9 does not answer, so only the local cache was used." in result.stderr
         assert sum(waited) == 1
 
 

@@ -364,7 +364,7 @@ def test_ask_takes_a_video_and_frames(model: TheWorld, folder: Path) -> None:
     images = sorted(folder.glob("[0-9]*.png"))
     code, out, err = run(folder, "ask", "--frames", *images, QUESTION, *short)
     assert (code, out.strip()) == (0, answer(clip_of(11))), err
-    assert "Video: the last 9 of its 11 frames are read; the last one is now." in err
+    assert "Video: the last 9 of its 11 frames are read; the last one is the present." in err
     assert "reads world tokens of 2 past world steps, now and 1 world step." in err
     assert out.strip() != model.generate(images[-1], QUESTION, 5, num_world_steps=1, mode="tokens")
     video = folder / "clip.mp4"
@@ -377,9 +377,9 @@ def test_ask_takes_a_video_and_frames(model: TheWorld, folder: Path) -> None:
 def test_ask_shows_a_video_as_frames_or_its_last_one_alone(model: TheWorld, folder: Path) -> None:
     command = ("ask", QUESTION, "--video", folder / "clip.gif", "--max-new-tokens", 5, "--steps", 1)
     _, _, err = run(folder, *command, "--mode", "frames")
-    assert "sees 2 past frames and 1 imagined frame as further pictures." in " ".join(err.split())
+    assert "sees 2 past frames and 1 imagined frame as further images." in " ".join(err.split())
     _, out, err = run(folder, *command, "--no-world")
-    assert "Video: of its 11 frames the last one is read." in err
+    assert "Video: only the last of its 11 frames is read." in err
     assert out.strip() == model.generate(load_video(folder / "clip.gif").now, QUESTION, 5, enable_world=False)
 
 

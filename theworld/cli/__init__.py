@@ -1,4 +1,4 @@
-"""The `theworld` command: one file per subcommand, which imports libraries only when it runs, so that --help is fast."""
+"""The `theworld` command: one file per subcommand, which imports libraries when it runs, so that --help is fast."""
 
 from __future__ import annotations
 

@@ -69,6 +69,12 @@ def load(
                 f"{spec.name}, or one of its base models, is a pickle file that holds more than tensors. Nothing in it "
                 "was executed; use safetensors."
             ) from error
+    from huggingface_hub import constants
+
+    from theworld.storage.hub import hub_answers
+
+    if hub_answers.cache_info().currsize and not hub_answers(constants.ENDPOINT):  # asked by go_offline_if_unreachable
+        say(f"Note: {constants.ENDPOINT} does not answer, so only the local cache was used.")
     return model
 
 
@@ -86,7 +92,6 @@ def go_offline_if_unreachable(name: str, base_dir: str | None = None) -> None:
     if constants.HF_HUB_OFFLINE or not may_be_on_hub(resolve(name, base_dir)) or hub_answers(constants.ENDPOINT):
         return
     constants.HF_HUB_OFFLINE = True
-    say(f"Note: {constants.ENDPOINT} does not answer, so only the local cache is used.")
 
 
 def check_files(*paths: str) -> None:

@@ -32,8 +32,8 @@ from theworld.world_models.base import PARTS, WorldModel
 logger = logging.getLogger(__name__)
 
 COMMIT = re.compile("[0-9a-f]{40}")
-# keys of published configs that transformers keeps as plain attributes, whether it reads them or not; vision_use_head is
-# published as false, which matches the default of older transformers versions
+# keys of published configs that transformers keeps as plain attributes, read or not; vision_use_head is published as
+# false, which matches the default of older transformers versions
 GEMMA_KEYS_KEPT = {"model_type", "eos_token_id", "cache_implementation", "sliding_window_pattern", "vision_use_head"}
 VLM_FOLDER, WORLD_FOLDER = "vlm", "world"  # of a full export
 
