@@ -239,9 +239,9 @@ def test_a_folder_that_is_no_model(picture: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"num_world_step": 2}, "no 'num_world_step'; did you mean 'num_world_steps'?"),
-        ({"projecter": "mlp"}, "no 'projecter'; did you mean 'projector'?"),
-        ({"zzz": 1}, "no 'zzz'; known are vlm_config"),
+        ({"num_world_step": 2}, "no key 'num_world_step'; did you mean 'num_world_steps'?"),
+        ({"projecter": "mlp"}, "no key 'projecter'; did you mean 'projector'?"),
+        ({"zzz": 1}, "no key 'zzz'; known are vlm_config"),
         ({"num_world_steps": "four"}, "num_world_steps is 'four'; give a whole number"),
         ({"max_world_steps": None}, "max_world_steps is None; it must be an integer"),
         ({"world_image_size": 33}, "must be a multiple of"),
@@ -260,7 +260,7 @@ def test_a_world_config_that_is_wrong(own: Path, picture: Path) -> None:
     config = own / "fused" / "config.json"
     world = json.loads(config.read_text())["world_config"]
     change(config, world_config={**world, "guidance": 2.0})
-    assert "no 'guidance'; did you mean 'guidance_scale'?" in ask(own / "fused", picture)
+    assert "no key 'guidance'; did you mean 'guidance_scale'?" in ask(own / "fused", picture)
 
 
 def tampered(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
