@@ -90,6 +90,16 @@ def test_the_lock_covers_what_the_project_asks_for() -> None:
         assert names <= locked
 
 
+def test_every_extra_is_used_by_code() -> None:
+    """An extra that nothing imports promises a feature that does not exist, and may keep `uv sync` from resolving."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    source = "".join(path.read_text("utf-8") for path in (REPOSITORY / "theworld").rglob("*.py"))
+    for name, requirements in project["optional-dependencies"].items():
+        for requirement in requirements:
+            module = re.split(r"[<>=\[;]", requirement)[0].strip().replace("-", "_")
+            assert re.search(rf"^\s*(from|import) {module}\b", source, flags=re.MULTILINE), f"{name}: {requirement}"
+
+
 # --- the cache of the base models ---
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import tiny_bases, tiny_config
-from tests.training.conftest import picture, records
+from tests.training.conftest import image, records
 from tests.world_models.tiny import TINY_SIZE, tiny_world
 from theworld.datasets.collator import BatchSampling, ChatCollator, IndexedSample
 from theworld.datasets.samples import Sample, TheWorldDataset
@@ -53,8 +53,8 @@ def learned(batch: dict[str, Any], row: int) -> list[int]:
 def test_labels_of_several_turns_are_exactly_the_answers_and_their_ends(config: TheWorldConfig) -> None:
     collator = collator_of(config)
     pairs = (("Is the red ball on the left?", "yes"), ("Which bin will the ball land in?", "the middle one"))
-    short = samples({"image": picture(1), "text": "Is the red ball on the left?", "label": "no"})
-    long = samples({"images": [picture(0)], "messages": turns(*pairs)})
+    short = samples({"image": image(1), "text": "Is the red ball on the left?", "label": "no"})
+    long = samples({"images": [image(0)], "messages": turns(*pairs)})
     batch = collator([IndexedSample(0, long[0]), IndexedSample(1, short[0])])
     tokenizer = collator.processor.tokenizer
 
@@ -74,9 +74,7 @@ def test_labels_of_several_turns_are_exactly_the_answers_and_their_ends(config: 
 def test_a_chat_is_the_ids_of_its_pieces(config: TheWorldConfig) -> None:
     collator = collator_of(config)
     pairs = (("Is the red ball on the left?", "yes"), ("Which bin will the ball land in?", "left"))
-    chats = samples(
-        {"image": picture(0), "messages": turns(*pairs)}, {"image": picture(1), "messages": turns(pairs[0])}
-    )
+    chats = samples({"image": image(0), "messages": turns(*pairs)}, {"image": image(1), "messages": turns(pairs[0])})
     batch = collator([IndexedSample(index, chat) for index, chat in enumerate(chats)])
     processor = collator.processor
     world = WORLD_TOKEN * processor.config.world_token_count(2)
@@ -128,7 +126,7 @@ def test_several_images_and_a_system_turn(config: TheWorldConfig) -> None:
     later = turns(("Which?", "left"), ("And now?", "right"), num_images=2)
     later[2]["content"].insert(0, {"type": "image"})
     messages = [{"role": "system", "content": "Be brief."}, *later]
-    batch = collator([IndexedSample(0, samples({"images": [picture(n) for n in range(3)], "messages": messages})[0])])
+    batch = collator([IndexedSample(0, samples({"images": [image(n) for n in range(3)], "messages": messages})[0])])
     text = collator.processor.tokenizer.decode(batch["input_ids"][0])
     assert text.startswith("<bos><start_of_turn>user\nBe brief.\n\n")
     assert text.count("<start_of_image>") == 3
@@ -152,7 +150,7 @@ def test_control_tokens_of_turns_in_the_text_are_refused(config: TheWorldConfig)
 
 def test_text_lengths_count_text_and_not_images(config: TheWorldConfig) -> None:
     collator = collator_of(config)
-    chat = samples({"image": picture(0), "text": "What?", "label": "yes"})[0]
+    chat = samples({"image": image(0), "text": "What?", "label": "yes"})[0]
     batch = collator([IndexedSample(0, chat)])
     config_ = collator.processor.config
     around = len(
@@ -247,8 +245,8 @@ def test_a_video_has_tokens_for_its_past(tmp_path_factory: pytest.TempPathFactor
     """Five frames are a past moment and now: T = 1 + 1 + N; Gemma sees the last of them."""
     bases = tiny_bases(tmp_path_factory.mktemp("past"))
     config = tiny_config(bases, world_image_size=TINY_SIZE, max_world_steps=4, max_past_steps=2, num_world_steps=1)
-    frames = [picture(number) for number in range(5)]
-    record = {"frames": frames, "text": "What?", "label": "yes", "future_frames": [picture(n) for n in range(5, 9)]}
+    frames = [image(number) for number in range(5)]
+    record = {"frames": frames, "text": "What?", "label": "yes", "future_frames": [image(n) for n in range(5, 9)]}
     (chat,) = samples(record)
     collator = collator_of(config, num_world_steps=1)
     batch = collator([IndexedSample(0, chat)])
@@ -329,7 +327,7 @@ def test_equal_requests_are_computed_once() -> None:
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_constant_world_requests_nothing_and_carries_no_information(config: TheWorldConfig, steps: int) -> None:
     collator = collator_of(config, constant_world=True, num_world_steps=steps)
-    (chat,) = samples({"image": picture(0), "text": "Is it red?", "label": "yes"})
+    (chat,) = samples({"image": image(0), "text": "Is it red?", "label": "yes"})
     for deterministic in (False, True):
         batch = collator([IndexedSample(0, chat, deterministic), IndexedSample(1, chat, deterministic)])
         assert "world_requests" not in batch

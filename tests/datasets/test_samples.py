@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.conftest import picture
+from tests.training.conftest import image
 from theworld import TheWorldDataset
 from theworld.datasets.jsonl import JsonlDataset
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
@@ -39,7 +39,7 @@ def test_a_chat_in_transformers_form() -> None:
         {"role": "user", "content": "And now?"},
         {"role": "assistant", "content": "The second."},
     ]
-    sample = TheWorldDataset([{"image": picture(0), "messages": messages}])[0]
+    sample = TheWorldDataset([{"image": image(0), "messages": messages}])[0]
     assert sample.answers() == ["The first.", "The second."]
     assert sample.messages[1]["content"] == [{"type": "image"}, {"type": "text", "text": "Which?"}]
     assert sample.messages[3]["content"] == [{"type": "text", "text": "And now?"}]
@@ -58,7 +58,7 @@ def turn(role: str, text: str = "a") -> dict[str, Any]:
         ({"label": "A cat"}, "record 0 has no text"),
         ({"text": 3, "label": "A cat"}, "has no text, or it is not a text"),
         ({**PLAIN, "lable": 1}, "has an unknown key 'lable'"),
-        ({**PLAIN, "image": picture(0), "images": [picture(0)]}, "has image and images"),
+        ({**PLAIN, "image": image(0), "images": [image(0)]}, "has image and images"),
         ({**PLAIN, "label": " "}, "has an empty answer"),
         ({**PLAIN, "messages": []}, "has both messages and text or label"),
         ({"messages": []}, "has turns of no role"),
@@ -71,7 +71,7 @@ def turn(role: str, text: str = "a") -> dict[str, Any]:
             {"messages": [turn("user"), {"role": "assistant", "content": [{"type": "image"}]}]},
             "has an image in a turn",
         ),
-        ({"image": picture(0), "messages": [turn("user"), turn("assistant")]}, "has 1 image, and its messages have 0"),
+        ({"image": image(0), "messages": [turn("user"), turn("assistant")]}, "has 1 image, and its messages have 0"),
     ],
 )
 def test_an_invalid_chat_is_named(record: Any, words: str) -> None:
@@ -103,8 +103,8 @@ def write(folder: Path, *lines: Any) -> Path:
 
 def test_lines_of_each_kind(tmp_path: Path) -> None:
     for number in range(3):
-        Image.fromarray(picture(number)).save(tmp_path / f"{number}.png")
-    frames = np.stack([picture(number) for number in range(12)])
+        Image.fromarray(image(number)).save(tmp_path / f"{number}.png")
+    frames = np.stack([image(number) for number in range(12)])
     iio.imwrite(tmp_path / "clip.gif", frames, loop=0)
     parts = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]
     file = write(
@@ -141,6 +141,7 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
         ("[1]", "line 2 is not a JSON object"),
         ({"image": "0.png", "text": "What?"}, "line 2 has no label"),
         ({"vido": "clip.gif", **PLAIN}, "line 2 has an unknown key 'vido'"),
+        ({"vido": "clip.gif", **PLAIN}, ", video, now, stride, past."),
         ({"image": "none.png", **PLAIN}, "line 2: image names FOLDER/none.png, and there is no such file"),
         ({"images": ["0.png", "none.png"], **PLAIN}, "line 2: images names FOLDER/none.png, and"),
         ({"frames": ["0.png", "none.png"], **PLAIN}, "line 2: frames names FOLDER/none.png, and"),
@@ -188,7 +189,7 @@ def test_a_file_that_is_missing_or_empty(tmp_path: Path) -> None:
     ],
 )
 def test_a_video_that_is_too_short_or_none(tmp_path: Path, record: dict[str, Any], words: str) -> None:
-    iio.imwrite(tmp_path / "clip.gif", np.stack([picture(0), picture(1)]), loop=0)
+    iio.imwrite(tmp_path / "clip.gif", np.stack([image(0), image(1)]), loop=0)
     dataset = JsonlDataset(write(tmp_path, record))
     with pytest.raises(ValueError, match=".") as error:  # noqa: RUF043
         dataset[0]

@@ -58,9 +58,7 @@ class JsonlDataset(TheWorldDataset):
     def messages(self, index: int) -> list[Message]:
         _, record = self.lines[index]
         num_images = 1 if "video" in record else None
-        return chat_of(
-            {key: value for key, value in record.items() if key not in VIDEO_KEYS}, self.where(index), num_images
-        )
+        return chat_of(record, self.where(index), num_images, VIDEO_KEYS)
 
     def __getitem__(self, index: int) -> Sample:
         record = dict(self.lines[index][1])

@@ -281,15 +281,19 @@ def to_sample(record: Mapping[str, Any] | Sample, origin: str, folder: Path | No
     )
 
 
-def chat_of(record: Mapping[str, Any], origin: str, num_images: int | None = None) -> list[Message]:
+def chat_of(
+    record: Mapping[str, Any], origin: str, num_images: int | None = None, more_keys: Sequence[str] = ()
+) -> list[Message]:
     """The chat of a record, read without opening an image.
 
     Args:
         num_images: how many images the record has; None counts them.
+        more_keys: keys that the record may have in addition to RECORD_KEYS.
     """
-    unknown = [key for key in record if key not in RECORD_KEYS]
+    known = (*RECORD_KEYS, *more_keys)
+    unknown = [key for key in record if key not in known]
     if unknown:
-        raise ValueError(f"{origin} has an unknown key {unknown[0]!r}; the known keys are {', '.join(RECORD_KEYS)}.")
+        raise ValueError(f"{origin} has an unknown key {unknown[0]!r}; the known keys are {', '.join(known)}.")
     count = len(images_of(record, origin, None)) if num_images is None else num_images
     if "messages" in record:
         if "text" in record or "label" in record:
