@@ -93,9 +93,9 @@ def test_a_chat_is_the_ids_of_its_pieces(config: TheWorldConfig) -> None:
             assert seen["labels"][row, :length].tolist() == labels
             assert (seen["labels"][row, length:] == -100).all()
             assert seen["attention_mask"][row].tolist() == [1] * length + [0] * (seen["input_ids"].shape[1] - length)
-            image = processor.tokenizer.image_token_id
+            image_id = processor.tokenizer.image_token_id
             if "token_type_ids" in seen:
-                assert seen["token_type_ids"][row, :length].tolist() == [int(token == image) for token in ids]
+                assert seen["token_type_ids"][row, :length].tolist() == [int(token == image_id) for token in ids]
     assert "pixel_values" in batch
     assert "pixel_values" not in seen
 
