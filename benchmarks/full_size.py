@@ -1,19 +1,19 @@
-"""The whole product at full size: Gemma 3 4B and Cosmos-Predict2 2B, from a photograph to an answer, on one GPU.
+"""Measures the complete product at full size: Gemma 3 4B and Cosmos-Predict2 2B, from image to answer, on one GPU.
 
     python -m benchmarks.full_size --folder /tmp/full-size
 
-The weights are random, in exactly the published repositories' layout (`benchmarks/random_weights.py`), so answers are
-noise; sizes, times and memory are the real ones, and so is whether two programs compute the same. Sections:
+The weights are random, in the exact layout of the published repositories (`benchmarks/random_weights.py`): answers are
+noise, while sizes, times, memory and the parity of two programs are real. Sections:
 
-    make      both repositories, and an adapter as training leaves one
+    make      both repositories, and an adapter as training saves one
     answers   one process: times of each stage, peak memory of each call against what `theworld info` predicts
-    parity    world off against stock Gemma 3, bit for bit; latents against diffusers' pipeline
+    parity    disabled world model against stock Gemma 3, bit for bit; latents against diffusers' pipeline
     training  steps of AdamW under each freeze setting: peak memory against the prediction, seconds
     describe  `theworld info` and `theworld doctor`; the table of parameters against the published counts
-    commands  the commands a person types, each a new process
+    commands  the commands of the documentation, each in a new process
 
-Each section is a process of its own and writes its findings as it goes, so that what is cut off leaves the rest.
-`--size tiny` does all of it with models of a few thousand parameters on a CPU, where memory is counted.
+Each section is a separate process that saves its findings continuously, so an interrupted run keeps the rest.
+`--size tiny` runs everything with models of a few thousand parameters on a CPU, where memory is counted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from benchmarks.full_size_run import PHOTO, QUESTION, REPEATS, REPOSITORY, Run, 
 from benchmarks.full_size_sections import answers, commands, describe, make, training
 from theworld.inspection.provenance import versions
 
-# section -> (what it does, seconds without which it is not begun at full size)
+# section -> (function, seconds that must be left to start it at full size)
 SECTIONS: dict[str, tuple[Callable[[Run], dict[str, Any]], float]] = {
     "make": (make, 0),
     "answers": (answers, 70),
@@ -50,11 +50,11 @@ SECTIONS: dict[str, tuple[Callable[[Run], dict[str, Any]], float]] = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------- the conductor
+# ----------------------------------------------------------------------------------------------------------- the runner
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the sections, each in a process of its own, and puts their findings together after each."""
+    """Runs each section in a separate process, and merges their findings after each."""
     options = parser().parse_args(arguments)
     folder = options.folder.absolute()
     device = torch.device(options.device)
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_section(name: str, run: Run, options: argparse.Namespace, left: float) -> str | None:
-    """Runs one section in a new process; a sentence when it did not end well."""
+    """Runs one section in a new process; returns a sentence if it failed."""
     run.piece(name).unlink(missing_ok=True)
     command = [sys.executable, "-u", "-m", "benchmarks.full_size", "--here", "--sections", name]
     command += ["--size", run.size, "--folder", str(run.folder), "--device", str(run.device)]
@@ -101,12 +101,12 @@ def run_section(name: str, run: Run, options: argparse.Namespace, left: float) -
     try:
         ended = subprocess.run(command, cwd=REPOSITORY, timeout=max(left, 1), check=False)
     except subprocess.TimeoutExpired:
-        return "cut off at the end of the budget"
-    return f"exit code {ended.returncode}; its last lines say why" if ended.returncode else None
+        return "stopped at the end of the budget"
+    return f"exit code {ended.returncode}; see its last lines" if ended.returncode else None
 
 
 def provenance(run: Run, options: argparse.Namespace) -> dict[str, Any]:
-    """When, where and with what; a checkout's commit, or what --commit says where there is no repository."""
+    """Date, machine, versions, and the commit of the checkout or of --commit."""
     commit = options.commit
     if commit is None:
         git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
@@ -127,7 +127,7 @@ def provenance(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def write(report: Mapping[str, Any], folder: Path, results: Path) -> None:
-    """The report as JSON, and as Markdown beside it."""
+    """Writes the report as JSON and as Markdown."""
     from benchmarks.full_size_report import markdown
 
     results.parent.mkdir(parents=True, exist_ok=True)
@@ -147,15 +147,17 @@ def write(report: Mapping[str, Any], folder: Path, results: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--folder", type=Path, required=True, help="where models and pieces are written; must be empty")
+    made.add_argument("--folder", type=Path, required=True, help="for models and intermediate files; must be empty")
     made.add_argument("--size", choices=("full", "tiny"), default="full")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    made.add_argument("--sections", default="", help="some of them, with commas; default: all")
-    made.add_argument("--budget-seconds", type=float, default=540, help="what no longer fits is left out, and said")
-    made.add_argument("--repeats", type=int, default=REPEATS, help="of every timed call, after one to warm up")
+    made.add_argument("--sections", default="", help="comma-separated list; default: all")
+    made.add_argument(
+        "--budget-seconds", type=float, default=540, help="sections that do not fit are left out and reported"
+    )
+    made.add_argument("--repeats", type=int, default=REPEATS, help="of every timed call, after a warm-up call")
     made.add_argument("--photo", type=Path, default=PHOTO)
     made.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "full_size.json")
-    made.add_argument("--commit", help="of this checkout, where it is a copy without git")
+    made.add_argument("--commit", help="commit, for a copy without git")
     made.add_argument("--here", action="store_true", help="run the sections in this process and write no report")
     made.add_argument("--until", type=float, default=0.0, help=argparse.SUPPRESS)
     return made

@@ -12,7 +12,7 @@ from benchmarks.full_size_run import FLOAT32_TOLERANCE, NEW_TOKENS, QUESTION, Ru
 
 
 def parity(run: Run) -> dict[str, Any]:
-    """World off against stock Gemma 3, and a rollout against diffusers' pipeline."""
+    """The disabled world model against stock Gemma 3, and a rollout against diffusers' pipeline."""
     content: dict[str, Any] = {}
     content["world_off"] = gemma_parity(run)
     run.keep("parity", content)
@@ -27,7 +27,7 @@ def parity(run: Run) -> dict[str, Any]:
 
 @torch.no_grad()
 def gemma_parity(run: Run) -> dict[str, Any]:
-    """Logits and a greedy answer of the fused model with its world off, and of Gemma 3 as transformers loads it."""
+    """Logits and a greedy answer of the fused model with the world model disabled, and of Gemma 3 in transformers."""
     from PIL import Image
     from transformers import AutoProcessor, Gemma3ForConditionalGeneration
 
@@ -54,14 +54,14 @@ def gemma_parity(run: Run) -> dict[str, Any]:
         "logits_finite": bool(theirs.isfinite().all()),
         "logits_shape": list(theirs.shape),
         "answers_equal": ours_answer == processor.batch_decode(ids, skip_special_tokens=True)[0].strip(),
-        # so that equality is no accident: what world tokens change at the last position
+        # shows that the comparison is sensitive: what world tokens change at the last position
         "world_on_changes_logits_by": float((with_world - ours[:, -1]).abs().max()),
     }
 
 
 @torch.no_grad()
 def latents_parity(run: Run) -> dict[str, Any]:
-    """The same photograph, prompts and noise through our rollout and through the pipeline, in each type."""
+    """The same photograph, prompts and noise in our rollout and in the pipeline, for each dtype."""
     from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
     from PIL import Image
 
@@ -86,7 +86,7 @@ def latents_parity(run: Run) -> dict[str, Any]:
         assert world.negative_prompt_embeds is not None
         latents = world.encode(to_frames([photo], side).to(run.device))
         cells = (latents.shape[1], latents.shape[3], latents.shape[4])
-        # unit noise for the given frame too: the pipeline draws it, and leaves a trace of it there
+        # unit noise for the given frame too: the pipeline samples it, and a trace of it remains there
         noise = torch.cat([rollout_noise([1], 1, cells), rollout_noise([7], run.steps, cells)], dim=2).to(run.device)
         for guidance in (1.0, world.config.guidance_scale):
             steps = world.config.num_inference_steps

@@ -27,7 +27,7 @@ STEPS = {"full": 4, "tiny": 1}  # world steps of every call that imagines
 NEW_TOKENS = 32
 REPEATS = 3
 
-# parameters as the published repositories have them, by the components of `theworld info`
+# parameters of the published repositories, by the components of `theworld info`
 PUBLISHED = {
     "projection": 43_520,
     "vision tower": 416_866_032,
@@ -46,7 +46,7 @@ VAE_COMPONENTS = ("VAE encoder", "VAE decoder", "VAE latent convolutions")
 FLOAT32_TOLERANCE = 1e-4
 WITHIN = 0.15  # of measured memory
 
-# call -> (whether it imagines, mode, pictures at once)
+# call -> (whether it imagines, mode, images per batch)
 CALLS: dict[str, tuple[bool, str, int]] = {
     "now, tokens": (False, "tokens", 1),
     "now, tokens, 4 pictures": (False, "tokens", 4),
@@ -58,7 +58,7 @@ CALLS: dict[str, tuple[bool, str, int]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What a training step learns, on how many pictures at once, and how."""
+    """Trainable parts, batch size and options of a training step."""
 
     learns: tuple[str, ...]
     batch: int
@@ -66,7 +66,7 @@ class Setting:
     imagines: bool = False
 
 
-# the source document's four rows are marked
+# an asterisk marks the four rows of the source document
 TRAINING = {
     "projector, B=1": Setting(("projector",), 1),
     "projector, B=4 *": Setting(("projector",), 4),
@@ -75,13 +75,13 @@ TRAINING = {
     "+ vision, B=4 *": Setting(("projector", "vision"), 4),
     "+ vision, B=4, checkpointing *": Setting(("projector", "vision"), 4, checkpointing=True),
     "all, B=1, checkpointing *": Setting(("projector", "vision", "language", "vae_encoder"), 1, checkpointing=True),
-    "projector, B=1, future": Setting(("projector",), 1, imagines=True),  # last: it loads the world transformer
+    "projector, B=1, future": Setting(("projector",), 1, imagines=True),  # last, because it loads the world transformer
 }
 
 
 @dataclass
 class Run:
-    """What every section needs; `until` is the second, on this machine's clock, by which all has to be over."""
+    """Settings of a run; `until` is the time, as `time.time()`, at which everything must have ended."""
 
     size: str
     folder: Path
@@ -114,11 +114,11 @@ class Run:
         return self.folder / f"{section}.json"
 
     def keep(self, section: str, content: Mapping[str, Any]) -> None:
-        """Writes what a section has found so far."""
+        """Writes the findings of a section so far."""
         self.piece(section).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
     def fits(self, seconds: float) -> bool:
-        """Whether this many seconds are left; what does not fit is left out and said."""
+        """Whether this many seconds are left; what does not fit is left out and reported."""
         return time.time() + (seconds if self.size == "full" else 0) < self.until
 
 
@@ -135,7 +135,7 @@ def finish(device: torch.device) -> None:
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device, repeats: int = 1) -> list[float]:
-    """Wall time of each of `repeats` calls, until the GPU is done."""
+    """Wall time of each of `repeats` calls, GPU work included."""
     found = []
     for _ in range(repeats):
         finish(device)
@@ -147,7 +147,7 @@ def seconds_of(call: Callable[[], Any], device: torch.device, repeats: int = 1) 
 
 
 def milliseconds(call: Callable[[], Any], run: Run) -> dict[str, Any]:
-    """Median and all of `run.repeats` calls, after one to warm up."""
+    """Median and all times of `run.repeats` calls, after a warm-up call."""
     call()
     found = [1000 * seconds for seconds in seconds_of(call, run.device, run.repeats)]
     return {"median_ms": round(statistics.median(found), 2), "all_ms": [round(value, 2) for value in found]}
@@ -179,7 +179,7 @@ def peak_of(device: torch.device, module: torch.nn.Module) -> Iterator[dict[str,
 
 
 def against(prediction: memory.Prediction, measured: int) -> dict[str, Any]:
-    """A prediction beside a measurement, in bytes."""
+    """A prediction compared with a measurement, in bytes."""
     ratio = prediction.peak / measured
     return {
         "predicted": prediction.peak,
@@ -202,6 +202,6 @@ def fused(run: Run) -> TheWorld:
 
 
 def text_tokens(model: TheWorld, images: Any, questions: Any, steps: int) -> int:
-    """Tokens of a prompt that are neither a picture's nor the world's."""
+    """Tokens of a prompt that belong to neither an image nor the world."""
     length = int(model.prepare(images, questions, num_world_steps=steps)["input_ids"].shape[1])
     return length - memory.sequence_length(model.config, steps, text_tokens=0)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def make(run: Run) -> dict[str, Any]:
-    """Writes the two repositories, and an adapter of a fresh projector, as training would save one."""
+    """Writes the two repositories, and an adapter with an untrained projector, as training would save one."""
     from benchmarks.random_weights import SIZES, make_cosmos, make_gemma
 
     size = SIZES[run.size]
@@ -56,7 +56,7 @@ def make(run: Run) -> dict[str, Any]:
         name: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         for name, folder in (("gemma", run.gemma), ("cosmos", run.cosmos))
     }
-    # the same components under a folder that says whose weights they are: nobody's but this script's
+    # the same components in a folder whose weights do not need NVIDIA's guardrail
     own = run.folder / "cosmos-own"
     own.mkdir()
     for entry in run.cosmos.iterdir():
@@ -101,7 +101,7 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def answers(run: Run) -> dict[str, Any]:
-    """Loads once and asks in every way: times of the stages, and memory against the prediction."""
+    """Loads once and answers in every mode: times of the stages, and memory against the prediction."""
     from PIL import Image
 
     from theworld import TheWorld
@@ -125,7 +125,7 @@ def answers(run: Run) -> dict[str, Any]:
         steps = run.steps if imagines else 0
         asked = {"max_new_tokens": NEW_TOKENS, "num_world_steps": steps, "mode": mode}
         said: list[Any] = []
-        # the first call reads the parts of the world model that are new to it
+        # the first call loads parts of the world model
         first = seconds_of(lambda: said.append(model.generate(images, questions, **asked)), run.device)[0]  # noqa: B023
         with peak_of(run.device, model) as peak:
             repeats = run.repeats if pictures == 1 else 1
@@ -145,7 +145,7 @@ def answers(run: Run) -> dict[str, Any]:
         content["calls"][name] = {
             "num_world_steps": steps,
             "answer": written[0],
-            "alike": len(set(written)) == 1,  # the same picture and question several times
+            "alike": len(set(written)) == 1,  # the same image and question several times
             "first_seconds": round(first, 3),
             "median_seconds": round(statistics.median(times), 3),
             "all_seconds": [round(value, 3) for value in times],
@@ -170,7 +170,7 @@ def answers(run: Run) -> dict[str, Any]:
 
 @torch.no_grad()
 def stages(run: Run, model: TheWorld, photo: Any, found: dict[str, Any]) -> None:
-    """Milliseconds of each stage by itself, at N = 0 and N = run.steps."""
+    """Milliseconds of each stage on its own, at N = 0 and N = run.steps."""
     inner = model.model
     inputs = model.prepare(photo, QUESTION, num_world_steps=run.steps)
     frames, seeds = inputs["world_frames"].to(run.device), inputs["world_seeds"].tolist()
@@ -193,7 +193,9 @@ def stages(run: Run, model: TheWorld, photo: Any, found: dict[str, Any]) -> None
             given.pop(name)
         given["world_latents"] = latents[:, :, : 1 + steps]
         length = int(given["input_ids"].shape[1])
-        blind = {name: value for name, value in given.items() if name != "pixel_values"}  # SigLIP stands by itself
+        blind = {
+            name: value for name, value in given.items() if name != "pixel_values"
+        }  # SigLIP is measured separately
         found[f"prefill, {length:,} tokens"] = milliseconds(
             lambda: inner(**blind, use_cache=True, logits_to_keep=1), run  # noqa: B023
         )
@@ -210,7 +212,7 @@ def stages(run: Run, model: TheWorld, photo: Any, found: dict[str, Any]) -> None
 
 
 def commands(run: Run) -> dict[str, Any]:
-    """What a person types, each a new process: seconds from start to end."""
+    """The commands of the documentation, each in a new process: seconds from start to end."""
     content: dict[str, Any] = {}
     ask = ("ask", run.photo, QUESTION, "--json", "--max-new-tokens", NEW_TOKENS)
     bases = ("--model", run.gemma, "--world-model", run.cosmos)
@@ -244,14 +246,14 @@ def commands(run: Run) -> dict[str, Any]:
 
 
 def theworld(run: Run, *arguments: object) -> dict[str, Any]:
-    """Runs the command line in a new process; `card_bytes` is what it took of the GPU at most, None without one."""
+    """Runs the command line in a new process; `card_bytes` is its peak of GPU memory, None without a GPU."""
     words = [str(argument) for argument in arguments]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH", "")))),
         "HF_HUB_OFFLINE": "1",
     }
-    environment.pop("HF_ENDPOINT", None)  # doctor would name a mirror of this machine's
+    environment.pop("HF_ENDPOINT", None)  # doctor would print the address of a mirror
     in_use: list[int] = []
     done = threading.Event()
 
@@ -286,7 +288,7 @@ def theworld(run: Run, *arguments: object) -> dict[str, Any]:
 
 
 def training(run: Run) -> dict[str, Any]:
-    """Three steps of AdamW in each setting; the peak is over all of them, the seconds are the last one's."""
+    """Three steps of AdamW in each setting: the peak over all of them, and the seconds of the last one."""
     from PIL import Image
 
     from theworld import TheWorld
@@ -339,7 +341,7 @@ def training(run: Run) -> dict[str, Any]:
 
 
 def train_steps(run: Run, model: TheWorld, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Three steps of the optimiser that HF Trainer takes by default."""
+    """Three steps of the default optimiser of Hugging Face's Trainer."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-5, fused=True)
     losses: list[float] = []

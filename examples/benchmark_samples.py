@@ -1,10 +1,10 @@
-"""A few questions about nano's scenes in the layout of every benchmark that `theworld eval` knows.
+"""Writes a few questions about nano's scenes in the layout of every benchmark that `theworld eval` knows.
 
     python examples/benchmark_samples.py samples
     theworld eval physbench --data samples/physbench --arms fused,no-world --steps 4
 
-So that a whole evaluation can be tried before anything is downloaded, and so that one sees how a set of one's own may
-lie on the disk. The scenes say nothing about the abilities that those benchmarks measure.
+With them an evaluation can be tried without a download, and they show the layouts that your own questions may have. The
+scenes do not test the abilities that those benchmarks measure.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ FRAMES_PER_SECOND = 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="one folder a benchmark is made in it")
+    parser.add_argument("folder", type=Path, help="gets one folder per benchmark")
     folder: Path = parser.parse_args().folder
-    asked = [
+    pairs = [
         (clip, next(question for question in next_questions(clip) if question.form == "choice"))
         for family in ("drop", "contact", "tower")
         for clip in (make_clip(family, "test", index) for index in range(SCENES))
     ]
     for name, write in WRITERS.items():
-        place = folder / name
-        place.mkdir(parents=True, exist_ok=True)
-        write(place, asked)
-        print(place)
+        path = folder / name
+        path.mkdir(parents=True, exist_ok=True)
+        write(path, pairs)
+        print(path)
 
 
-Asked = list[tuple[Clip, Question]]
+Pairs = list[tuple[Clip, Question]]
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """A picture (H, W, 3) uint8 as a file."""
+    """An image (H, W, 3) uint8 as PNG bytes."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
-def pictures(folder: Path, frames: np.ndarray, first: int = 0) -> list[str]:
-    """Frames (F, H, W, 3) as numbered files, by their names."""
+def write_frames(folder: Path, frames: np.ndarray, first: int = 0) -> list[str]:
+    """Writes frames (F, H, W, 3) to numbered files and returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"frame_{number:03d}.png" for number in range(first, first + len(frames))]
     for name, frame in zip(names, frames, strict=True):
@@ -65,7 +65,7 @@ def pictures(folder: Path, frames: np.ndarray, first: int = 0) -> list[str]:
 
 
 def video(file: Path, frames: np.ndarray) -> str:
-    """Frames as an MP4, by its name."""
+    """Writes frames to an MP4 and returns its name."""
     file.parent.mkdir(parents=True, exist_ok=True)
     iio.imwrite(file, frames, plugin="pyav", codec="libx264", fps=FRAMES_PER_SECOND)
     return file.name
@@ -75,7 +75,7 @@ def rows_to(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def bare(question: Question) -> str:
+def question_only(question: Question) -> str:
     """A question without its choices."""
     return question.text.partition(" (A)")[0]
 
@@ -84,11 +84,11 @@ def lettered(question: Question) -> dict[str, str]:
     return dict(zip("ABC", question.choices, strict=False))
 
 
-def write_mcq(folder: Path, asked: Asked) -> None:
-    """Rows of one's own: a picture, choices, and what really happened."""
+def write_mcq(folder: Path, pairs: Pairs) -> None:
+    """Your own rows: an image, choices, and the true future."""
     rows = []
-    for number, (clip, question) in enumerate(asked):
-        names = [f"{number}/{name}" for name in pictures(folder / str(number), clip.frames)]
+    for number, (clip, question) in enumerate(pairs):
+        names = [f"{number}/{name}" for name in write_frames(folder / str(number), clip.frames)]
         rows.append(
             {
                 "id": question.id,
@@ -103,14 +103,14 @@ def write_mcq(folder: Path, asked: Asked) -> None:
     rows_to(folder / "test.jsonl", rows)
 
 
-def write_blink(folder: Path, asked: Asked) -> None:
-    """A folder a task, parquet, up to four pictures a question."""
-    for place, task in enumerate(TASKS):
-        clip, question = asked[place % len(asked)]
+def write_blink(folder: Path, pairs: Pairs) -> None:
+    """One folder per task, Parquet, up to four images per question."""
+    for index, task in enumerate(TASKS):
+        clip, question = pairs[index % len(pairs)]
         row = {
             "idx": f"val_{task}_1",
             "sub_task": task,
-            "question": bare(question),
+            "question": question_only(question),
             "prompt": question.text,
             "choices": list(question.choices),
             "answer": f"({question.answer})",
@@ -123,31 +123,31 @@ def write_blink(folder: Path, asked: Asked) -> None:
         pyarrow.parquet.write_table(table, folder / task / "val-00000-of-00001.parquet")
 
 
-def write_sat(folder: Path, asked: Asked) -> None:
+def write_sat(folder: Path, pairs: Pairs) -> None:
     rows = [
         {
             "image_bytes": [{"bytes": png(clip.frames[0]), "path": None}],
-            "question": bare(question),
+            "question": question_only(question),
             "answers": list(question.choices),
             "question_type": clip.family,
             "correct_answer": lettered(question)[question.answer],
         }
-        for clip, question in asked
+        for clip, question in pairs
     ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "test.parquet")
 
 
-def write_openworldqa(folder: Path, asked: Asked) -> None:
-    """Folders of frames; what lies behind the anchor frame is the future."""
+def write_openworldqa(folder: Path, pairs: Pairs) -> None:
+    """Folders of frames; those after the anchor frame are the future."""
     rows = []
-    for number, (clip, question) in enumerate(asked):
-        names = pictures(folder / "frames" / str(number), clip.frames)
+    for number, (clip, question) in enumerate(pairs):
+        names = write_frames(folder / "frames" / str(number), clip.frames)
         rows.append(
             {
                 "sample_id": f"WLA_C1_{clip.family}_{number:04d}",
                 "video_path": f"frames/{number}",
                 "anchor_frame": Path(names[0]).stem,
-                "question": bare(question),
+                "question": question_only(question),
                 "options": lettered(question),
                 "answer": question.answer,
             }
@@ -155,38 +155,38 @@ def write_openworldqa(folder: Path, asked: Asked) -> None:
     rows_to(folder / "test.jsonl", rows)
 
 
-def write_pai_bench(folder: Path, asked: Asked) -> None:
+def write_pai_bench(folder: Path, pairs: Pairs) -> None:
     rows = [
         {
             "video_path": "videos/" + video(folder / "videos" / f"{number}.mp4", clip.frames[:1]),
-            "question": f"{bare(question)} Please answer directly with only the letter of the correct option.",
+            "question": f"{question_only(question)} Please answer directly with only the letter of the correct option.",
             "index2ans": lettered(question),
             "answer": question.answer,
             "category": clip.family,
         }
-        for number, (clip, question) in enumerate(asked)
+        for number, (clip, question) in enumerate(pairs)
     ]
     rows_to(folder / "test.jsonl", rows)
 
 
-def write_futurebench(folder: Path, asked: Asked) -> None:
+def write_futurebench(folder: Path, pairs: Pairs) -> None:
     rows = [
         {
             "id": number,
             "question_type": clip.family,
             "video_path": "/data/video_dataset/"
             + video(folder / "first_part_video" / f"{number}.mp4", clip.frames[:1]),
-            "qa": {"Question": bare(question), "Options": lettered(question), "Answer": question.answer},
+            "qa": {"Question": question_only(question), "Options": lettered(question), "Answer": question.answer},
         }
-        for number, (clip, question) in enumerate(asked)
+        for number, (clip, question) in enumerate(pairs)
     ]
     rows_to(folder / "futurebench.jsonl", rows)
 
 
-def write_physbench(folder: Path, asked: Asked) -> None:
-    """Choices stand in the question."""
+def write_physbench(folder: Path, pairs: Pairs) -> None:
+    """The question contains the choices."""
     rows = []
-    for number, (clip, question) in enumerate(asked):
+    for number, (clip, question) in enumerate(pairs):
         (folder / "image").mkdir(exist_ok=True)
         (folder / "image" / f"{number}.png").write_bytes(png(clip.frames[0]))
         choices = "\n".join(f"{letter}. {words}" for letter, words in lettered(question).items())
@@ -196,17 +196,17 @@ def write_physbench(folder: Path, asked: Asked) -> None:
                 "split": "val",
                 "task_type": clip.family,
                 "file_name": [f"{number}.png"],
-                "question": f"<image>\n{bare(question)}\n{choices}\n",
+                "question": f"<image>\n{question_only(question)}\n{choices}\n",
                 "answer": question.answer,
             }
         )
     (folder / "test.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
-def write_physion(folder: Path, asked: Asked) -> None:
+def write_physion(folder: Path, pairs: Pairs) -> None:
     rows = []
-    for number, (clip, question) in enumerate(asked):
-        names = [f"{number}/{name}" for name in pictures(folder / str(number), clip.frames[1:], first=1)]
+    for number, (clip, question) in enumerate(pairs):
+        names = [f"{number}/{name}" for name in write_frames(folder / str(number), clip.frames[1:], first=1)]
         rows.append(
             {
                 "stimulus": question.id,
@@ -219,7 +219,7 @@ def write_physion(folder: Path, asked: Asked) -> None:
     rows_to(folder / "test.jsonl", rows)
 
 
-WRITERS: dict[str, Callable[[Path, Asked], None]] = {
+WRITERS: dict[str, Callable[[Path, Pairs], None]] = {
     "mcq": write_mcq,
     "blink": write_blink,
     "sat": write_sat,

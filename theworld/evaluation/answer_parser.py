@@ -1,13 +1,13 @@
-"""Which choice a free-text answer commits to.
+"""Parses which choice a free-text answer commits to.
 
-An answer may be a bare letter, a choice's own words, or a page of reasoning that weighs one choice and settles on
-another. Reading goes in three steps:
+An answer may be a bare letter, a choice's text, or long reasoning that considers one choice and decides on another.
+Parsing has three steps:
 
-1. `_plain`: what is only dress goes (markdown, LaTeX, special tokens, full-width signs, thoughts in tags).
-2. `_marked`: every mention of a choice becomes a mark, strong (`⟦B⟧`) for its letter and weak (`⟨B⟩`) for its words.
-3. `_commitment`: what is said around the marks decides: a letter that is chosen, concluded or called right, the last
-   one where there are several; else how the answer begins; else the only choice it mentions. A choice that is denied,
-   put under an if, or named together with another is no commitment.
+1. `_plain` removes formatting (Markdown, LaTeX, special tokens, full-width characters, thoughts in tags).
+2. `_marked` replaces every mention of a choice by a mark, strong (`⟦B⟧`) for its letter and weak (`⟨B⟩`) for its text.
+3. `_commitment` decides by the words around the marks: a letter that is chosen, concluded or called correct, the last
+   one if there are several; else the beginning of the answer; else the only choice mentioned. A choice that is denied,
+   conditional, or named together with another is not a commitment.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _LATEX = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mathit)\s*\{([^{}]*)\}")
 
 
 def _any(words: str) -> str:
-    """One of several phrases, which are written with | between them and blanks for readers."""
+    """A pattern for one of several phrases, separated by |; spaces match any white space."""
     return "(?:" + "|".join(word.strip() for word in words.split("|")) + ")"
 
 
-# nouns that stand before the letter of a choice
+# nouns before the letter of a choice
 _NOUN = _any(
     "options?|choices?|answers?|letters?|alternatives?|candidates?|points?|box(?:es)?|pictures?|images?"
     "|figures?|photos?|regions?|circles?|statements?|panels?|objects?"
 )
-# what follows a bare "A" when it is a letter and no article
+# words after a bare "A" that is a letter and not an article
 _VERB = _any(
     "is|was|has|are|appears?|seems?|looks|corresponds?|match(?:es)?|fits?|would|must be|should be|can be|cannot|can't"
     "|isn't|and|or|because|since|as|but|due|than|wins|lies|best|most|instead|over|then|only"
@@ -53,7 +53,7 @@ _NONE = re.compile(
     re.I,
 )
 
-# before a mark: not this one
+# before a mark: denies it
 _DENIAL = re.compile(
     rf"""\b{_any(
         "not|n't|cannot|can't|isn't|doesn't|don't|won't|wouldn't|never|neither|nor|unable|impossible|difficult|hard"
@@ -64,7 +64,7 @@ _DENIAL = re.compile(
     )}\b""",
     re.I,
 )
-# behind a mark: it does not match, it is wrong
+# after a mark: denies it
 _DENIED_AFTER = re.compile(
     rf"^[\"'\s]*(?:{_NOUN}\s+)?(?:[\w']+\s+){{0,4}}?"
     rf"(?:{_any('is|are|was|were|does|do|did|can|could|would|will|should|seems?|appears?|looks?')}\s+)?"
@@ -76,7 +76,7 @@ _DENIED_AFTER = re.compile(
     + r"\b",
     re.I,
 )
-# behind a mark: it is not the answer
+# after a mark: it is not the answer
 _WRONG = re.compile(
     r"^\W*(?:is|are|seems|would be)\s+(?:clearly |definitely |probably )?(?:(?:not|n't)\s+(?:the\s+|a\s+)?"
     + _any("correct|right|best|answer|true|one|choice|option|likely|possible|it")
@@ -85,7 +85,7 @@ _WRONG = re.compile(
     + r")\b",
     re.I,
 )
-# where a clause turns: what was denied before it is not what comes now
+# where a clause turns: a denial before it does not apply after it
 _TURN = re.compile(
     rf"""\b{_any(
         "but|however|therefore|thus|hence|so|although|though|whereas|while|because|since|actually|instead,|still,"
@@ -197,12 +197,12 @@ def _plain(text: str) -> str:
 
 
 def _words(text: str) -> str:
-    """Words alone, lower case: what two ways of writing a choice have in common."""
+    """Words only, in lower case, to compare two ways of writing a choice."""
     return " ".join(re.findall(r"[\w']+", text.lower()))
 
 
 def _whole(text: str, choices: Sequence[str]) -> str | None:
-    """The choice of an answer that is nothing but its letter or its words."""
+    """The choice of an answer that consists only of its letter or its text."""
     bare = re.fullmatch(
         rf"[\s\"'(\[{{]*(?:(?:the\s+)?{_NOUN}\s*[:\s]\s*)?[\"'(\[{{]*([A-Za-z])[\s\"')\]}}.,:;!]*", text, re.I
     )
@@ -214,14 +214,14 @@ def _whole(text: str, choices: Sequence[str]) -> str | None:
 
 
 def _marked(text: str, choices: Sequence[str]) -> str:
-    """`text` with ⟦B⟧ for each mention of a letter and ⟨B⟩ for each mention of a choice by its own words."""
+    """`text` with ⟦B⟧ for each mention of a letter and ⟨B⟩ for each mention of a choice by its text."""
     by_length = sorted(
         ((words.strip().rstrip("."), LETTERS[place]) for place, words in enumerate(choices)),
         key=lambda pair: -len(pair[0]),
     )
     known = [words.lower() for words, _ in by_length]
     for words, letter in by_length:
-        # "B" as the words of choice A would be read as the letter; two choices of the same words name neither
+        # "B" as the text of choice A would be read as the letter; two choices with the same text are ambiguous
         if words and known.count(words.lower()) == 1 and not re.fullmatch(r"[A-Za-z]", words):
             stem = re.escape(re.sub(r"^(?:the|a|an)\s+", "", words, flags=re.I))
             pattern = rf"(?<![\w⟨⟦.])(?<!\d,)(?:(?:the|a|an)\s+)?{stem}(?![\w⟩⟧])(?!\.\d)"
@@ -233,7 +233,7 @@ def _marked(text: str, choices: Sequence[str]) -> str:
         r"(?<![\w'⟦⟨.])(?<!Mr\. )(?<!Dr\. )(?<!Mrs\. )(?<!Ms\. )\"?([B-HJ])\"?(?![\w'⟧⟩]|\.\w)", r"⟦\1⟧", text
     )
     text = re.sub(rf"(?<![\w'⟦⟨.])\"?A\"?(?=\s*(?:[.,;:!?)\n]|$)|\s+{_VERB}\b|\"|\s*[⟦⟨])(?!\.\w)", "⟦A⟧", text)
-    # "(A) the second image" is one mention, and its letter is what counts, if there is such a choice
+    # "(A) the second image" is one mention, and its letter counts, if there is such a choice
     last = LETTERS[max(len(choices) - 1, 0)]
     text = re.sub(rf"(⟨[A-J]⟩)\s*⟦[^A-{last}]⟧", r"\1", text)
     text = re.sub(r"⟨[A-J]⟩\s*(⟦[A-J]⟧)(?!\s*⟨)", r"\1", text)
@@ -269,7 +269,7 @@ def _commitment(text: str, choices: Sequence[str]) -> str | None:
         return decided or None
     if _REFUSAL.search(text):
         return None
-    if "⟦" not in text:  # it says so in words, and then why
+    if "⟦" not in text:  # the choice by its text, then the reason
         first = {mark[1] for mark in _MARK.finditer(_SENTENCE.split(text)[0])}
         if len(first) == 1 and not _CONDITION.search(text):
             mark = _MARK.search(text)
@@ -283,7 +283,7 @@ def _commitment(text: str, choices: Sequence[str]) -> str | None:
 
 
 def _last_commit(text: str, choices: Sequence[str]) -> str | None:
-    """The letter of the last commitment, "" where it is to several or to none, None where there is none."""
+    """The letter of the last commitment, "" if it is to several or no choices, None if there is no commitment."""
     verdict = None
     for sentence in _SENTENCE.split(text):
         if _CONDITION.search(sentence) and not _FORCED.search(sentence):
@@ -295,7 +295,7 @@ def _last_commit(text: str, choices: Sequence[str]) -> str | None:
         for mark in _MARK.finditer(sentence):
             if _PRAISED.search(sentence[mark.end() :]):
                 found.append((mark.start(), _committed(sentence, mark.start(), choices)))
-        found = [(place, letter) for place, letter in found if letter != "-"]
+        found = [(position, letter) for position, letter in found if letter != "-"]
         if found:
             verdict = max(found)[1]
     if verdict is None:
@@ -307,25 +307,25 @@ def _last_commit(text: str, choices: Sequence[str]) -> str | None:
     return verdict
 
 
-def _committed(sentence: str, place: int, choices: Sequence[str]) -> str:
-    """What a commitment at `place` is to: a letter, "" for several or none of the choices, "-" where it is denied."""
-    mark = _MARK.match(sentence, place)
+def _committed(sentence: str, position: int, choices: Sequence[str]) -> str:
+    """The letter of a commitment at `position`, "" for several or none of the choices, "-" if it is denied."""
+    mark = _MARK.match(sentence, position)
     assert mark is not None
-    if _is_denied(sentence, place, mark.end()):
+    if _is_denied(sentence, position, mark.end()):
         return "-"
     letter, rest = mark[1], sentence[mark.end() :]
     others = re.match(rf"{_JOIN}[⟦⟨]([A-J])", rest, re.I)
-    before = re.search(rf"[⟦⟨]([A-J])[⟧⟩]{_JOIN}$", sentence[:place], re.I)
+    before = re.search(rf"[⟦⟨]([A-J])[⟧⟩]{_JOIN}$", sentence[:position], re.I)
     if (others and others[1] != letter) or (before and before[1] != letter):
         return ""
-    own = choices[LETTERS.index(letter)] if LETTERS.index(letter) < len(choices) else ""
-    if _NONE.search(rest) and not _NONE.search(own):
+    text = choices[LETTERS.index(letter)] if LETTERS.index(letter) < len(choices) else ""
+    if _NONE.search(rest) and not _NONE.search(text):
         return ""
     return letter
 
 
 def _is_denied(text: str, start: int, end: int) -> bool:
-    """Whether the clause of a mark says that it is not this one."""
+    """Whether the clause of a mark denies it."""
     clause = _SENTENCE.split(text[:start])[-1]
     turns = list(_TURN.finditer(clause))
     clause = clause[turns[-1].end() :] if turns else clause
@@ -333,7 +333,7 @@ def _is_denied(text: str, start: int, end: int) -> bool:
 
 
 def _beginning(text: str) -> str | None:
-    """The letter that an answer begins with, "" where that is a list or a pair, None where it begins otherwise."""
+    """The letter that an answer begins with, "" for a list or a pair, None if it does not begin with a letter."""
     first = re.match(r"\W*?[⟦⟨]([A-J])[⟧⟩]", text)
     if first is None:
         return None
@@ -341,7 +341,7 @@ def _beginning(text: str) -> str | None:
     if re.match(rf"{_JOIN}[⟦⟨](?!{first[1]})", rest, re.I) or _NONE.search(rest):
         return ""
     lines = {mark[1] for mark in re.finditer(r"(?:^|\n)\W*⟦([A-J])⟧", text)}
-    # "(A) yes (B) no": the next letter follows, and no word between them sets one against the other
+    # "(A) yes (B) no": the next letter follows, and no word between them contrasts the two
     following = re.match(r"([^.!?\n⟦⟨]{0,80})⟦([A-J])⟧", rest)
     inline = (
         following is not None
