@@ -63,7 +63,7 @@ def test_shipped_models_know_no_past() -> None:
     ("values", "says"),
     [
         ({"max_past_steps": -1}, "0 or more"),
-        ({"max_past_steps": 1.5}, "whole number"),
+        ({"max_past_steps": 1.5}, "must be an integer"),
         ({"max_past_step": 1}, "max_past_steps"),
     ],
 )

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,27 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+CONFIG_FILES = ("config.json", "model_index.json", "rollout_config.json", "scheduler_config.json")
+counters: list[Counter[Path]] = []
+
+
+def count_opened(event: str, arguments: tuple[Any, ...]) -> None:
+    """Counts every file that Python opens, by any library, while a counter is active."""
+    if counters and event == "open" and isinstance(arguments[0], str) and arguments[0].endswith(CONFIG_FILES):
+        path = Path(arguments[0])
+        if path.name in CONFIG_FILES:
+            counters[-1][path.resolve()] += 1
+
+
+sys.addaudithook(count_opened)
+
+
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
-    """How often each config file was read."""
-    counts: Counter[Path] = Counter()
-    read_text = Path.read_text
-
-    def counting(self: Path, *arguments: Any, **options: Any) -> str:
-        if self.name.endswith("config.json"):
-            counts[self.resolve()] += 1
-        return read_text(self, *arguments, **options)
-
-    monkeypatch.setattr(Path, "read_text", counting)
-    return counts
+def opened() -> Iterator[Counter[Path]]:
+    """How often each config file was opened."""
+    counters.append(Counter())
+    yield counters[-1]
+    counters.clear()
 
 
 def run(*arguments: object) -> int:

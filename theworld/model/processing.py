@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import AddedToken
-from transformers import BatchFeature
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature
 from transformers.models.gemma3 import Gemma3Processor
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from theworld.media.images import stack_frames, to_pixels
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
@@ -88,16 +89,23 @@ class TheWorldProcessor(Gemma3Processor):
         """Reads the processor for a config whose Gemma base is a folder, a shipped model or a Hub id."""
         name_or_path = resolve(config.vlm_name_or_path, inside)
         try:
-            base = Gemma3Processor.from_pretrained(name_or_path, revision=config.vlm_revision)
+            values, _ = Gemma3Processor.get_processor_dict(name_or_path, revision=config.vlm_revision)
+            # The config and the file name are given, so that transformers does not open config.json to find them.
+            tokenizer = AutoTokenizer.from_pretrained(
+                name_or_path, revision=config.vlm_revision, config=config.vlm_config
+            )
+            image_processor = AutoImageProcessor.from_pretrained(
+                name_or_path, revision=config.vlm_revision, image_processor_filename=IMAGE_PROCESSOR_NAME
+            )
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # what broken files raise
             raise ValueError(
                 f"The tokenizer or image processor of {name_or_path} is missing or broken: download or save it again."
             ) from error
         processor = cls(
-            base.image_processor,
-            base.tokenizer,
-            chat_template=base.chat_template or base.tokenizer.chat_template,
-            image_seq_length=base.image_seq_length,
+            image_processor,
+            tokenizer,
+            chat_template=values.get("chat_template") or tokenizer.chat_template,
+            image_seq_length=values.get("image_seq_length", 256),
             config=config,
         )
         processor.base_name_or_path = name_or_path
