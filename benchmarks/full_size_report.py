@@ -29,7 +29,7 @@ def stock(name: str) -> str:
 def markdown(report: Mapping[str, Any]) -> str:
     """The page; a section that did not run, or was cut off, says so."""
     found = report["sections"]
-    lines = ["# Full size", "", "Written by `benchmarks/full_size.py` from `full_size.json` beside it.", ""]
+    lines = ["# Full size", "", "Written by `benchmarks/full_size.py` from `full_size.json` in the same folder.", ""]
     lines += facts(report)
     pages = {
         "make": made,

@@ -78,8 +78,8 @@ def make(run: Run) -> dict[str, Any]:
 def describe(run: Run) -> dict[str, Any]:
     """`theworld info` and `theworld doctor` on the two folders."""
     content: dict[str, Any] = {}
-    told = theworld(run, "info", run.gemma, "--world-model", run.cosmos, "--steps", run.steps, "--batch", 4, "--json")
-    content["info"] = parsed = json.loads(told["stdout"])
+    result = theworld(run, "info", run.gemma, "--world-model", run.cosmos, "--steps", run.steps, "--batch", 4, "--json")
+    content["info"] = parsed = json.loads(result["stdout"])
     counted = {row["component"]: row["parameters"] for row in parsed["components"]}
     content["components"] = counted
     if run.size == "full":
@@ -94,9 +94,9 @@ def describe(run: Run) -> dict[str, Any]:
         say("parameters:", f"{differ} differ from the published counts" if differ else "the published counts")
     run.keep("describe", content)
     doctor = ("doctor", "--model", run.gemma, "--world-model", run.cosmos, "--steps", run.steps)
-    told = theworld(run, *doctor)
-    content["doctor_text"] = told["stdout"]
-    content["doctor_works"] = told["returncode"] == 0
+    result = theworld(run, *doctor)
+    content["doctor_text"] = result["stdout"]
+    content["doctor_works"] = result["returncode"] == 0
     return content
 
 
@@ -117,24 +117,24 @@ def answers(run: Run) -> dict[str, Any]:
     model = loads[0]
     counts = {row.part: row.total for row in freezing.count_parameters(build_on_meta(model.config))}
     photo = Image.open(run.photo).convert("RGB")
-    for name, (imagines, mode, pictures) in CALLS.items():
+    for name, (imagines, mode, num_images) in CALLS.items():
         if not run.fits(30):
             content.setdefault("left_out", []).append(name)
             continue
-        images, questions = ([photo] * pictures, [QUESTION] * pictures) if pictures > 1 else (photo, QUESTION)
+        images, questions = ([photo] * num_images, [QUESTION] * num_images) if num_images > 1 else (photo, QUESTION)
         steps = run.steps if imagines else 0
         asked = {"max_new_tokens": NEW_TOKENS, "num_world_steps": steps, "mode": mode}
         said: list[Any] = []
         # the first call loads parts of the world model
         first = seconds_of(lambda: said.append(model.generate(images, questions, **asked)), run.device)[0]  # noqa: B023
         with peak_of(run.device, model) as peak:
-            repeats = run.repeats if pictures == 1 else 1
+            repeats = run.repeats if num_images == 1 else 1
             times = seconds_of(lambda: model.generate(images, questions, **asked), run.device, repeats)  # noqa: B023
         prediction = memory.inference(
             model.config,
             counts,
             num_world_steps=steps,
-            batch=pictures,
+            batch=num_images,
             b=run.dtype.itemsize,
             new_tokens=NEW_TOKENS,
             text_tokens=text_tokens(model, images, questions, steps),
@@ -231,17 +231,17 @@ def commands(run: Run) -> dict[str, Any]:
         if not run.fits(40):
             content.setdefault("left_out", []).append(name)
             continue
-        told = theworld(run, *arguments)
+        result = theworld(run, *arguments)
         content[name] = {
-            "command": told["command"],
-            "returncode": told["returncode"],
-            "seconds": told["seconds"],
-            "card_bytes": told["card_bytes"],
-            "said": json.loads(told["stdout"]) if told["returncode"] == 0 else None,
-            "errors": told["stderr"].strip()[-600:],
+            "command": result["command"],
+            "returncode": result["returncode"],
+            "seconds": result["seconds"],
+            "card_bytes": result["card_bytes"],
+            "said": json.loads(result["stdout"]) if result["returncode"] == 0 else None,
+            "errors": result["stderr"].strip()[-600:],
         }
         run.keep("commands", content)
-        say(f"theworld {name}: exit {told['returncode']} after {told['seconds']} s")
+        say(f"theworld {name}: exit {result['returncode']} after {result['seconds']} s")
     return content
 
 
@@ -270,7 +270,7 @@ def theworld(run: Run, *arguments: object) -> dict[str, Any]:
         watcher.start()
     started = time.perf_counter()
     try:
-        told = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "theworld.cli", *words], capture_output=True, text=True, env=environment, check=False
         )
     finally:
@@ -279,11 +279,11 @@ def theworld(run: Run, *arguments: object) -> dict[str, Any]:
             watcher.join()
     return {
         "command": shlex.join(["theworld", *words]),
-        "returncode": told.returncode,
+        "returncode": result.returncode,
         "seconds": round(time.perf_counter() - started, 2),
         "card_bytes": max(in_use) - before if in_use else None,
-        "stdout": told.stdout,
-        "stderr": told.stderr,
+        "stdout": result.stdout,
+        "stderr": result.stderr,
     }
 
 
@@ -303,7 +303,7 @@ def training(run: Run) -> dict[str, Any]:
         if not run.fits(25):
             content.setdefault("left_out", []).append(name)
             continue
-        pictures, steps = setting.batch, run.steps if setting.imagines else 0
+        num_images, steps = setting.batch, run.steps if setting.imagines else 0
         freezing.train_only(model.model, setting.learns)
         model.train()
         if setting.checkpointing:
@@ -312,14 +312,16 @@ def training(run: Run) -> dict[str, Any]:
             model.model.gradient_checkpointing_disable()
         if steps:
             model.imagine(photo, steps)  # reads the transformer
-        inputs = model.prepare([photo] * pictures, [QUESTION] * pictures, [ANSWER] * pictures, num_world_steps=steps)
+        inputs = model.prepare(
+            [photo] * num_images, [QUESTION] * num_images, [ANSWER] * num_images, num_world_steps=steps
+        )
         text = int(inputs["input_ids"].shape[1]) - memory.sequence_length(model.config, steps, text_tokens=0)
         prediction = memory.training(
             model.config,
             counts,
             setting.learns,
             num_world_steps=steps,
-            batch=pictures,
+            batch=num_images,
             b=run.dtype.itemsize,
             text_tokens=text,
             checkpointing=setting.checkpointing,

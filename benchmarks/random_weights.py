@@ -4,7 +4,7 @@
 short config (`rope_scaling`, `torch_dtype`, `image_token_index`), and the processor in `preprocessor_config.json`,
 `processor_config.json` and `chat_template.json`. `nvidia/Cosmos-Predict2-2B-Video2World` is a diffusers pipeline with
 components that we never read. Its T5 (9.7 GB) is not made: `prompt_embeds.safetensors`, the file a first rollout would
-have made with it, stands in its place, random too.
+have made with it, replaces it, with random values.
 
     python -m benchmarks.random_weights FOLDER              # 13 GB: FOLDER/gemma and FOLDER/cosmos
     python -m benchmarks.random_weights FOLDER --size tiny
@@ -32,7 +32,7 @@ from recipes.nano.gemma import CHAT_TEMPLATE, build_tokenizer
 from theworld.world_models.configuration import COSMOS_2B_TRANSFORMER, COSMOS_SCHEDULER, CosmosPredict2Config
 from theworld.world_models.cosmos_components import MODEL_INDEX, PROMPT_EMBEDS, new_scheduler, new_transformer, new_vae
 
-# what stands in front of a tensor's name inside the language model, the vision tower and the image projector
+# prefixes of a tensor's name inside the language model, the vision tower and the image projector
 KEY_NAMES = {
     "legacy": ("language_model.model.", "vision_tower.vision_model.", "multi_modal_projector."),
     "legacy without vision_model": ("language_model.model.", "vision_tower.", "multi_modal_projector."),
@@ -309,14 +309,14 @@ def make_gemma(folder: Path, size: Size = FULL, device: str | torch.device = "cp
             # Gemma's own norms multiply by 1 + weight, SigLIP's by weight
             norm = 1.0 if "vision_tower." in key else 0.0
             made = drawn(tensor, norm, key.endswith("bias"), generator)
-            # the head is tied: beside embeddings as large as a layer's output it would say the last token again
+            # the head is tied: with embeddings as large as a layer's output it would repeat the last token
             tensors[published_name(key)] = made / 4 if key.endswith("embed_tokens.weight") else made
     write_shards(folder, tensors, "model", shards=2)
     return folder
 
 
 def make_cosmos(folder: Path, size: Size = FULL, device: str | torch.device = "cpu", seed: int = 0) -> Path:
-    """Writes a Cosmos-Predict2 repository of this size with random weights, and random default prompts beside them."""
+    """Writes a Cosmos-Predict2 repository of this size with random weights, and random default prompts."""
     generator = torch.Generator(device).manual_seed(seed)
     config = cosmos_config(size)
     with torch.device("meta"):

@@ -41,7 +41,7 @@ def stock_latents(
     module: Any,
     vae: AutoencoderKLWan,
     transformer: CosmosTransformer3DModel,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     noise: Tensor,
     *,
     size: int,
@@ -49,15 +49,15 @@ def stock_latents(
     guidance: float,
     text_encoder: object = None,
     tokenizer: object = None,
-    **told: Any,
+    **given: Any,
 ) -> Tensor:
     """Latents (1, C, T, h, w) of the pipeline, as its `output_type="latent"` hands them out.
 
     Args:
         module: of `pipeline_with_mean_latents`.
-        pictures: one, or a video so far; the pipeline brings them to `size` pixels a side.
+        images: one, or a video so far; the pipeline brings them to `size` pixels a side.
         noise: (1, C, T, h, w), unit, also for the frames that are given.
-        told: `prompt`, or `prompt_embeds` and `negative_prompt_embeds`, each (1, L, D).
+        given: `prompt`, or `prompt_embeds` and `negative_prompt_embeds`, each (1, L, D).
     """
     pipeline = module.Cosmos2VideoToWorldPipeline(
         text_encoder=text_encoder,
@@ -69,7 +69,7 @@ def stock_latents(
     )
     pipeline.set_progress_bar_config(disable=True)
     latents: Tensor = pipeline(
-        **({"image": pictures[0]} if len(pictures) == 1 else {"video": list(pictures)}),
+        **({"image": images[0]} if len(images) == 1 else {"video": list(images)}),
         height=size,
         width=size,
         num_frames=1 + 4 * (noise.shape[2] - 1),
@@ -77,6 +77,6 @@ def stock_latents(
         guidance_scale=guidance,
         latents=noise.clone(),
         output_type="latent",
-        **told,
+        **given,
     ).frames
     return latents

@@ -1,4 +1,4 @@
-"""Training in slow motion: one forward, one backward, one step of the optimiser, and a table of what moved.
+"""A single training step: forward, backward, one step of the optimiser, and a table of the tensors that changed.
 
     python examples/simple_training.py                       # the shipped model, offline
     python examples/simple_training.py --model FOLDER_OR_ID  # any other
@@ -24,7 +24,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano", help="nano (default), a model folder, or a Hub id")
     parser.add_argument("--steps", type=int, default=1, help="world steps to imagine (default: 1)")
-    parser.add_argument("--unfreeze", choices=("vision", "language"), help="a part that learns beside the projector")
+    parser.add_argument(
+        "--unfreeze", choices=("vision", "language"), help="a part to train in addition to the projector"
+    )
     parser.add_argument("--device", help="cpu, cuda, …; a GPU if there is one")
     arguments = parser.parse_args()
 
@@ -45,10 +47,8 @@ def main() -> None:
     clip = make_clip("drop", "train", 0)
     question = next_questions(clip)[0]
     print(f"{question.text}  →  {question.answer}")
-    latents = model.imagine(
-        clip.frames[0], arguments.steps
-    )  # what forward will imagine, too: same picture, same future
-    print(f"imagine:  latents {tuple(latents.shape)}: pictures, channels, moments, rows, columns")
+    latents = model.imagine(clip.frames[0], arguments.steps)  # what forward will imagine, too: same image, same future
+    print(f"imagine:  latents {tuple(latents.shape)}: images, channels, moments, rows, columns")
     before = {name: parameter.detach().clone() for name, parameter in model.model.named_parameters()}
 
     loss = model.forward(clip.frames[0], question.text, labels=question.answer, num_world_steps=arguments.steps).loss
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def show_what_moved(model: TheWorld, before: dict[str, torch.Tensor]) -> None:
-    """A row a part: how many tensors it has, how many of them moved, and by how much at most."""
+    """One row per part: its number of tensors, how many of them changed, and the largest change."""
     moved: dict[str, list[float]] = {}
     for name, parameter in model.model.named_parameters():
         change = (parameter.detach() - before[name]).abs().max().item()

@@ -1,6 +1,6 @@
 """Caches the base models of TheWorld from the Hugging Face Hub: what each weighs, what is free, then the download.
 
-A download that was cut off goes on where it stopped. Run by scripts/setup.sh when there is a token; by hand:
+An interrupted download resumes where it stopped. Run by scripts/setup.sh when there is a token; by hand:
 
     python scripts/cache_models.py [REPOSITORY ...]
 """

@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         if parts[:2] == ["api", "whoami-v2"]:
             known = self.token() in (ACCEPTED, STRANGER)
-            self.send(200, {"name": "somebody"}) if known else self.refuse(401, None, "Invalid credentials")
+            self.send(200, {"name": "owner"}) if known else self.refuse(401, None, "Invalid credentials")
         elif parts[:2] == ["api", "models"] and len(parts) >= 4:
             self.listing("/".join(parts[2:4]), parts[4:])
         elif len(parts) >= 5 and parts[2] == "resolve":

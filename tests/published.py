@@ -50,7 +50,7 @@ def published_gemma(folder: Path, keys: str = "legacy", shards: int = 2, seed: i
 
 
 def published_cosmos(folder: Path, seed: int = 0) -> Path:
-    """Writes a tiny Cosmos-Predict2 repository: a diffusers pipeline, beside files that we leave alone."""
+    """Writes a tiny Cosmos-Predict2 repository: a diffusers pipeline, and files that we do not read."""
     tiny_world(seed).save_pretrained(folder, max_shard_size="20KB")
     for ours in ("rollout_config.json", "prompt_embeds.safetensors"):
         (folder / ours).unlink()

@@ -1,4 +1,4 @@
-"""Imports run one way: from a picture to an answer, and no way back. Read from the source: lazy imports count too."""
+"""Imports run in one direction only. They are read from the source, so that lazy imports count too."""
 
 import ast
 import subprocess
@@ -86,7 +86,7 @@ def test_importing_the_package_is_cheap() -> None:
 
 
 def test_loading_a_model_class_waits_with_diffusers() -> None:
-    """Auto registration pulls `modeling` in, also where nobody imagines anything."""
+    """Auto registration imports `modeling`, also if no world model is used."""
     assert loaded_after("import theworld; theworld.TheWorld", "diffusers", "matplotlib", "pymunk") == []
 
 

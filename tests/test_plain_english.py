@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
-CHECKED = ("theworld", "README.md", "docs", "CONTRIBUTING.md", "CHANGELOG.md")
-LIMIT = 1.30  # per 1,000 words, as measured; to be lowered to 0.30
+CODE = ("theworld", "recipes", "scripts", "benchmarks", "examples", "tests")
+CHECKED = (*CODE, "README.md", "docs", "CONTRIBUTING.md", "CHANGELOG.md")
+LIMIT = 0.30  # per 1,000 words
 ODD = re.compile(
     r"""\b(anew|afresh|mend|mends|mended|nobody|whoever|somebody|lies|lie|told|beside|whatever|thereby|hitherto|
     for\ want\ of|goes\ on|go\ on|gone\ on|as\ it\ was|as\ they\ come|as\ it\ comes|stands\ for|stand\ beside|
@@ -26,7 +27,7 @@ ODD = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]+")
-# Texts that the language model reads, words in answers that the parser knows, and a folder name of older runs.
+# Texts that the language model reads, words in answers that the parser knows, and names in files of older versions.
 MAY_SAY_PICTURE = (
     "datasets/physics/questions.py",
     "evaluation/answer_parser.py",
@@ -34,14 +35,14 @@ MAY_SAY_PICTURE = (
     "evaluation/lmms/requests.py",
     "evaluation/run_folder.py",
     "inference/filmstrip.py",
+    "training/config_keys.py",
 )
-# To be renamed; no file may be added here.
-STILL_SAY_PICTURE = ("cli/nano.py", "model/configuration.py", "training/")
 
 
 def files_of(name: str) -> list[Path]:
     path = REPOSITORY / name
-    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in (".py", ".md"))
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    return [file for file in files if file.suffix in (".py", ".md") and file != Path(__file__)]
 
 
 def prose_of(path: Path) -> Iterator[tuple[int, str]]:
@@ -76,7 +77,7 @@ def test_an_image_is_called_an_image() -> None:
     found = []
     for file in files_of("theworld"):
         name = file.relative_to(REPOSITORY / "theworld").as_posix()
-        if not name.startswith(MAY_SAY_PICTURE + STILL_SAY_PICTURE):
+        if not name.startswith(MAY_SAY_PICTURE):
             lines = file.read_text(encoding="utf-8").splitlines()
             found += [f"{name}:{n}" for n, line in enumerate(lines, 1) if re.search("picture", line, re.IGNORECASE)]
     assert found == []

@@ -54,7 +54,7 @@ def test_training_by_make(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         return result.stdout.strip()
 
-    for _ in range(2):  # anew each time
+    for _ in range(2):  # twice: the second run starts again
         folder = tmp_path / make("smoke-test")
     written = {str(path.relative_to(folder)) for path in folder.rglob("*")}
     assert {

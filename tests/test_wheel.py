@@ -79,8 +79,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("pictures") / "scene.png"
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("images") / "scene.png"
     Image.fromarray(make_clip("drop", "test", 0).frames[0]).save(path)
     return str(path)
 
@@ -117,8 +117,8 @@ def test_the_package_is_the_one_of_the_wheel_and_the_network_is_off(installed: I
     assert "there is no network" in result.stderr
 
 
-def test_the_wheel_answers(installed: Installed, picture: str, tmp_path: Path) -> None:
-    result = installed.run(tmp_path, "ask", picture, "Which bin will the ball land in?", "--steps", "2", "--json")
+def test_the_wheel_answers(installed: Installed, image: str, tmp_path: Path) -> None:
+    result = installed.run(tmp_path, "ask", image, "Which bin will the ball land in?", "--steps", "2", "--json")
     assert result.returncode == 0, result.stderr
     content = json.loads(result.stdout)
     assert content["answer"]
@@ -126,8 +126,8 @@ def test_the_wheel_answers(installed: Installed, picture: str, tmp_path: Path) -
     assert "nano knows only" in content["note"]
 
 
-def test_the_wheel_imagines(installed: Installed, picture: str, tmp_path: Path) -> None:
-    result = installed.run(tmp_path, "imagine", picture, "-o", "future.gif", "--steps", "2")
+def test_the_wheel_imagines(installed: Installed, image: str, tmp_path: Path) -> None:
+    result = installed.run(tmp_path, "imagine", image, "-o", "future.gif", "--steps", "2")
     assert result.returncode == 0, result.stderr
     frames = iio.imread(tmp_path / "future.gif")
     assert frames.shape[0] == 1 + 4 * 2

@@ -182,7 +182,7 @@ def test_what_no_longer_fits_is_left_out(tmp_path: Path) -> None:
     assert not full.fits(30)
 
 
-@pytest.mark.slow  # eight processes, each of which loads its libraries anew
+@pytest.mark.slow  # eight processes, each of which loads its libraries again
 def test_the_commands_of_a_person_end_as_they_should(run: Run) -> None:
     described = full_size_sections.describe(run)
     assert described["components"]["projection"] > 0

@@ -1,7 +1,7 @@
 """What people get wrong, and odd things that are right: each through the command itself.
 
 A wrong input is one sentence that says what was wrong, where and what to do, exit code 1, no traceback, and nothing
-written. An odd picture that is sound gets an answer.
+written. An odd image that is sound gets an answer.
 """
 
 from __future__ import annotations
@@ -53,24 +53,24 @@ def fail(*arguments: str | Path) -> str:
     return line.removeprefix("Error: ")
 
 
-def ask(model: Path | str, picture: Path, *options: str) -> str:
-    return fail("ask", picture, QUESTION, "--model", model, "--max-new-tokens", "2", *options)
+def ask(model: Path | str, image: Path, *options: str) -> str:
+    return fail("ask", image, QUESTION, "--model", model, "--max-new-tokens", "2", *options)
 
 
-def picture_of(folder: Path, name: str = "now.png") -> Path:
+def image_of(folder: Path, name: str = "now.png") -> Path:
     path = folder / name
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
     return path
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return picture_of(tmp_path_factory.mktemp("pictures"))
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_of(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture
 def own(family: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny models that a test may damage; `fused` stands on the bases beside it."""
+    """A copy of the tiny models that a test may damage; `fused` uses the bases in the same folder."""
     folder = tmp_path / "models"
     shutil.copytree(family, folder)
     change(
@@ -85,7 +85,7 @@ def change(config: Path, **values: Any) -> None:
     config.write_text(json.dumps({**json.loads(config.read_text()), **values}))
 
 
-# --------------------------------------------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------------------------------------------- images
 
 
 def png(width: int, height: int) -> bytes:
@@ -99,18 +99,18 @@ def png(width: int, height: int) -> bytes:
 
 
 def write_text(path: Path) -> None:
-    path.write_text("not a picture")
+    path.write_text("not an image")
 
 
 def cut(path: Path) -> None:
-    path.write_bytes(picture_of(path.parent, "whole.png").read_bytes()[:200])
+    path.write_bytes(image_of(path.parent, "whole.png").read_bytes()[:200])
 
 
 def make_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-BAD_PICTURES: dict[str, tuple[Callable[[Path], object], str]] = {
+BAD_IMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "There is no file"),
     "empty": (Path.touch, "is empty (0 bytes)"),
     "text": (write_text, "not an image that can be read"),
@@ -123,9 +123,9 @@ BAD_PICTURES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD_PICTURES)
-def test_bad_pictures(kind: str, family: Path, tmp_path: Path) -> None:
-    make, says = BAD_PICTURES[kind]
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_bad_images(kind: str, family: Path, tmp_path: Path) -> None:
+    make, says = BAD_IMAGES[kind]
     path = tmp_path / f"{kind}.png"
     make(path)
     before = sorted(tmp_path.iterdir())
@@ -138,23 +138,23 @@ def test_bad_pictures(kind: str, family: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_picture_that_may_not_be_read(family: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_that_may_not_be_read(family: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, *arguments: Any, **options: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", refuse)  # root may read everything
-    said = ask(family / "fused", picture)
+    said = ask(family / "fused", image)
     assert "Permission denied" in said
     assert "permissions" in said
 
 
-def test_a_bad_picture_among_good_ones_is_named(family: Path, picture: Path) -> None:
-    said = fail("ask", picture, "nowhere.png", QUESTION, "--model", family / "fused")
+def test_a_bad_image_among_good_ones_is_named(family: Path, image: Path) -> None:
+    said = fail("ask", image, "nowhere.png", QUESTION, "--model", family / "fused")
     assert said.startswith("Image 2 of 2: There is no file 'nowhere.png'")
 
 
-def odd_pictures(folder: Path) -> list[Path]:
-    """Sound pictures of every kind that people have lying about."""
+def odd_images(folder: Path) -> list[Path]:
+    """Sound images of every kind that people have lying about."""
     pixels = np.random.default_rng(1).integers(0, 255, (24, 40, 3), dtype=np.uint8)
     rgb = Image.fromarray(pixels)
     turned = Image.Exif()
@@ -180,8 +180,8 @@ def odd_pictures(folder: Path) -> list[Path]:
     return [folder / name for name in kinds]
 
 
-def test_odd_pictures_are_answered(family: Path, tmp_path: Path) -> None:
-    paths = odd_pictures(tmp_path)
+def test_odd_images_are_answered(family: Path, tmp_path: Path) -> None:
+    paths = odd_images(tmp_path)
     result = run("ask", *paths, QUESTION, "--model", family / "fused", "--max-new-tokens", "2", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["images"] == [str(path) for path in paths]
@@ -197,7 +197,7 @@ def test_odd_pictures_are_answered(family: Path, tmp_path: Path) -> None:
 
 
 def test_more_steps_than_the_model_has(
-    family: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from theworld.inference.pipeline import TheWorld
 
@@ -206,8 +206,8 @@ def test_more_steps_than_the_model_has(
 
     monkeypatch.setattr(TheWorld, "__init__", load)
     for said in (
-        ask(family / "fused", picture, "--steps", "5"),
-        fail("imagine", picture, "-o", tmp_path / "a.gif", "--model", family / "fused", "--steps", "5"),
+        ask(family / "fused", image, "--steps", "5"),
+        fail("imagine", image, "-o", tmp_path / "a.gif", "--model", family / "fused", "--steps", "5"),
         fail("eval", "physics", "--model", family / "fused", "--limit", "1", "--steps", "5"),
     ):
         assert "at most 4 world steps, and 5 were requested" in said
@@ -220,20 +220,20 @@ def test_more_steps_than_the_model_has(
         ("no-such-model", "There is no folder no-such-model"),
         ("./no/such/folder", "There is no folder ./no/such/folder"),
         ("nano/huge", "not shipped"),
-        ("somebody/nothing", "HF_HUB_OFFLINE is unset"),
+        ("owner/nothing", "HF_HUB_OFFLINE is unset"),
     ],
 )
-def test_an_unknown_model(picture: Path, name: str, says: str) -> None:
-    assert says in ask(name, picture)
-    assert says.split()[-1] in ask(name, picture)
+def test_an_unknown_model(image: Path, name: str, says: str) -> None:
+    assert says in ask(name, image)
+    assert says.split()[-1] in ask(name, image)
 
 
-def test_a_folder_that_is_no_model(picture: Path, tmp_path: Path) -> None:
-    assert "has no config.json" in ask(tmp_path, picture)
+def test_a_folder_that_is_no_model(image: Path, tmp_path: Path) -> None:
+    assert "has no config.json" in ask(tmp_path, image)
     (tmp_path / "config.json").write_text('{"model_type": "theworld", ')
-    assert "is not valid JSON" in ask(tmp_path, picture)
+    assert "is not valid JSON" in ask(tmp_path, image)
     (tmp_path / "config.json").write_text("[]")
-    assert "no JSON object" in ask(tmp_path, picture)
+    assert "no JSON object" in ask(tmp_path, image)
 
 
 @pytest.mark.parametrize(
@@ -249,18 +249,18 @@ def test_a_folder_that_is_no_model(picture: Path, tmp_path: Path) -> None:
         ({"vlm_config": 7}, "vlm_config is 7"),
     ],
 )
-def test_a_config_that_is_wrong(own: Path, picture: Path, changes: dict[str, Any], says: str) -> None:
+def test_a_config_that_is_wrong(own: Path, image: Path, changes: dict[str, Any], says: str) -> None:
     change(own / "fused" / "config.json", **changes)
-    said = ask(own / "fused", picture)
+    said = ask(own / "fused", image)
     assert says in said
     assert f"The config.json of {own / 'fused'} is wrong" in said
 
 
-def test_a_world_config_that_is_wrong(own: Path, picture: Path) -> None:
+def test_a_world_config_that_is_wrong(own: Path, image: Path) -> None:
     config = own / "fused" / "config.json"
     world = json.loads(config.read_text())["world_config"]
     change(config, world_config={**world, "guidance": 2.0})
-    assert "no key 'guidance'; did you mean 'guidance_scale'?" in ask(own / "fused", picture)
+    assert "no key 'guidance'; did you mean 'guidance_scale'?" in ask(own / "fused", image)
 
 
 def tampered(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
@@ -283,10 +283,10 @@ def tampered(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Ten
         ("numbers", "infinite or undefined numbers"),
     ],
 )
-def test_an_adapter_that_was_tampered_with(own: Path, picture: Path, kind: str, says: str) -> None:
+def test_an_adapter_that_was_tampered_with(own: Path, image: Path, kind: str, says: str) -> None:
     weights = own / "fused" / "model.safetensors"
     save_file(tampered(load_file(weights), kind), weights)
-    said = ask(own / "fused", picture)
+    said = ask(own / "fused", image)
     assert says in said
     assert str(own / "fused") in said
 
@@ -300,33 +300,33 @@ def test_an_adapter_that_was_tampered_with(own: Path, picture: Path, kind: str, 
     ],
 )
 @pytest.mark.parametrize("keep", [0, 4, 500, -8])
-def test_weights_that_are_cut_short(own: Path, picture: Path, weights: str, keep: int) -> None:
+def test_weights_that_are_cut_short(own: Path, image: Path, weights: str, keep: int) -> None:
     path = own / weights
     path.write_bytes(path.read_bytes()[:keep])
-    said = ask(own / "fused", picture)
+    said = ask(own / "fused", image)
     assert "damaged or cut short" in said
     assert str(own) in said
 
 
-def test_a_header_that_was_tampered_with(own: Path, picture: Path) -> None:
+def test_a_header_that_was_tampered_with(own: Path, image: Path) -> None:
     path = own / "fused" / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[10:14] = b"!!!!"
     path.write_bytes(content)
-    assert "damaged or cut short" in ask(own / "fused", picture)
+    assert "damaged or cut short" in ask(own / "fused", image)
     content[:8] = (2**62).to_bytes(8, "little")  # a header as long as the world
     path.write_bytes(content)
-    assert "damaged or cut short" in ask(own / "fused", picture)
+    assert "damaged or cut short" in ask(own / "fused", image)
 
 
-def test_a_checkpoint_of_another_base(own: Path, picture: Path) -> None:
+def test_a_checkpoint_of_another_base(own: Path, image: Path) -> None:
     other = tiny_gemma_folder(own / "other", hidden_size=48)
     change(own / "fused" / "config.json", vlm_name_or_path=str(other))
-    assert "saved with another base model" in ask(own / "fused", picture)
+    assert "saved with another base model" in ask(own / "fused", image)
 
 
 class RunsCode:
-    """Pickled, it makes a file when somebody loads it."""
+    """Pickled, it makes a file when owner loads it."""
 
     def __init__(self, witness: Path) -> None:
         self.witness = witness
@@ -335,7 +335,7 @@ class RunsCode:
         return Path.touch, (self.witness,)
 
 
-def test_code_in_a_pickle_is_not_run(own: Path, picture: Path, tmp_path: Path) -> None:
+def test_code_in_a_pickle_is_not_run(own: Path, image: Path, tmp_path: Path) -> None:
     from theworld.inference.pipeline import TheWorld
 
     witness = tmp_path / "it-ran"
@@ -344,63 +344,63 @@ def test_code_in_a_pickle_is_not_run(own: Path, picture: Path, tmp_path: Path) -
 
     (own / "fused" / "model.safetensors").rename(own / "kept")
     shutil.copy(pickled, own / "fused" / "pytorch_model.bin")
-    assert "has no model.safetensors" in ask(own / "fused", picture)
+    assert "has no model.safetensors" in ask(own / "fused", image)
     with pytest.raises(ValueError, match="it was not loaded"):
         TheWorld.from_pretrained(own / "fused", checkpoint_name="pytorch_model.bin", device="cpu")
     shutil.copy(pickled, own / "fused" / "model.safetensors")  # under a name that promises better
-    assert "damaged or cut short" in ask(own / "fused", picture)
+    assert "damaged or cut short" in ask(own / "fused", image)
 
     (own / "kept").replace(own / "fused" / "model.safetensors")
     (own / "bases" / "gemma" / "model.safetensors").unlink()
     shutil.copy(pickled, own / "bases" / "gemma")
-    ask(own / "fused", picture)
+    ask(own / "fused", image)
     assert not witness.exists()
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"model": 3}'])
-def test_a_tokenizer_that_is_missing_or_broken(own: Path, picture: Path, content: str | None) -> None:
+def test_a_tokenizer_that_is_missing_or_broken(own: Path, image: Path, content: str | None) -> None:
     path = own / "bases" / "gemma" / "tokenizer.json"
     path.unlink() if content is None else path.write_text(content)
-    said = ask(own / "fused", picture)
+    said = ask(own / "fused", image)
     assert "tokenizer or image processor" in said
     assert str(own / "bases" / "gemma") in said
 
 
-def test_a_base_that_is_gone(own: Path, picture: Path) -> None:
+def test_a_base_that_is_gone(own: Path, image: Path) -> None:
     shutil.rmtree(own / "bases" / "cosmos")
-    said = ask(own / "fused", picture)
+    said = ask(own / "fused", image)
     assert "there is no such folder" in said
     assert "world_name_or_path in the config.json" in said
     shutil.rmtree(own / "bases" / "gemma")
-    assert str(own / "bases" / "gemma") in ask(own / "fused", picture)
+    assert str(own / "bases" / "gemma") in ask(own / "fused", image)
 
 
-def test_a_world_model_for_a_model_that_has_one(family: Path, picture: Path) -> None:
-    assert "is already fused with" in ask(family / "fused", picture, "--world-model", family / "bases" / "cosmos")
+def test_a_world_model_for_a_model_that_has_one(family: Path, image: Path) -> None:
+    assert "is already fused with" in ask(family / "fused", image, "--world-model", family / "bases" / "cosmos")
 
 
-def test_questions_that_are_none(family: Path, picture: Path) -> None:
+def test_questions_that_are_none(family: Path, image: Path) -> None:
     model = ("--model", family / "fused", "--steps", "0")
     for empty in ("", " \n"):
-        result = run("ask", picture, empty, "--model", "no/such-model")
+        result = run("ask", image, empty, "--model", "no/such-model")
         assert result.exit_code == 2
         assert "then the question, in quotes" in " ".join(result.stderr.replace("│", " ").split())
-    assert "control token" in run("ask", picture, "What <end_of_turn> is it?", *model).stderr.splitlines()[-1]
-    assert "is not valid UTF-8 text" in run("ask", picture, "What \udcff is it?", *model).stderr.splitlines()[-1]
+    assert "control token" in run("ask", image, "What <end_of_turn> is it?", *model).stderr.splitlines()[-1]
+    assert "is not valid UTF-8 text" in run("ask", image, "What \udcff is it?", *model).stderr.splitlines()[-1]
 
 
-def test_devices_that_cannot_answer(family: Path, picture: Path) -> None:
+def test_devices_that_cannot_answer(family: Path, image: Path) -> None:
     for device in ("meta", "xla", "cuda:99", "gpu", ""):
-        assert f"--device {device}" in ask(family / "fused", picture, "--device", device)
+        assert f"--device {device}" in ask(family / "fused", image, "--device", device)
 
 
-def test_names_that_lead_nowhere(family: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_lead_nowhere(family: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one").symlink_to(tmp_path / "two")
     (tmp_path / "two").symlink_to(tmp_path / "one")
-    assert "There is no folder" in ask(tmp_path / "one", picture)
+    assert "There is no folder" in ask(tmp_path / "one", image)
     assert "There is no file" in ask(family / "fused", tmp_path / "one")
-    assert "There is no folder ''" in ask("", picture)
-    assert "not shipped" in ask(f"nano/../../../../../../../../../..{family / 'fused'}", picture)
+    assert "There is no folder ''" in ask("", image)
+    assert "not shipped" in ask(f"nano/../../../../../../../../../..{family / 'fused'}", image)
     monkeypatch.setenv("HOME", str(family))
     assert run("info", "~/fused").exit_code == 0, "--model=~/fused reaches us as it is"
 
@@ -421,10 +421,10 @@ def unreadable(path: Path) -> Iterator[None]:
         yield
 
 
-def test_weights_that_may_not_be_read(family: Path, picture: Path) -> None:
+def test_weights_that_may_not_be_read(family: Path, image: Path) -> None:
     weights = family / "fused" / "model.safetensors"
     with unreadable(weights):
-        assert ask(family / "fused", picture) == f"Permission denied: {weights}; check its permissions."
+        assert ask(family / "fused", image) == f"Permission denied: {weights}; check its permissions."
         result = run("doctor", "--model", family / "fused")
     assert result.exit_code == 1
     assert f"{weights} may not be read by this account" in " ".join(result.stdout.split())
@@ -441,43 +441,43 @@ def loopback(family: Path) -> Iterator[LoopbackHub]:
     repositories = {
         GEMMA: files_of(family / "bases" / "gemma"),
         COSMOS: files_of(family / "bases" / "cosmos"),
-        "somebody/tuned": adapter,
+        "owner/tuned": adapter,
     }
     with LoopbackHub(repositories, gated=(GEMMA, COSMOS)) as server:
         yield server
 
 
 def test_a_gated_model_without_a_token(
-    loopback: LoopbackHub, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loopback: LoopbackHub, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loopback.use(monkeypatch, tmp_path)
-    for model in (GEMMA, "somebody/tuned"):  # itself, and as the base of a model that anybody may read
-        said = ask(model, picture)
+    for model in (GEMMA, "owner/tuned"):  # itself, and as the base of a model that anybody may read
+        said = ask(model, image)
         assert "gated" in said
         assert GEMMA in said
     assert not [name for name in loopback.fetched if name.startswith((GEMMA, COSMOS))]
 
 
 def test_a_repository_that_is_not_there(
-    loopback: LoopbackHub, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loopback: LoopbackHub, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loopback.use(monkeypatch, tmp_path)
-    assert "somebody/nothing" in ask("somebody/nothing", picture)
+    assert "owner/nothing" in ask("owner/nothing", image)
 
 
 @pytest.fixture
 def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that somebody wanted to wait, without the waiting; the Hub was never asked before."""
+    """Seconds that owner wanted to wait, without the waiting; the Hub was never asked before."""
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
     hub_answers.cache_clear()
     return waits
 
 
-def test_no_network(picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited: list[float]) -> None:
+def test_no_network(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited: list[float]) -> None:
     use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
-    said = ask("somebody/tuned", picture)
-    assert "somebody/tuned" in said
+    said = ask("owner/tuned", image)
+    assert "owner/tuned" in said
     assert "network" in said
     assert sum(waited) == 1, "the Hub's client would wait for 23 seconds"
 
@@ -485,7 +485,7 @@ def test_no_network(picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_without_a_network_the_cache_is_enough_and_at_once(
     loopback: LoopbackHub,
     family: Path,
-    picture: Path,
+    image: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     waited: list[float],
@@ -493,16 +493,16 @@ def test_without_a_network_the_cache_is_enough_and_at_once(
     from huggingface_hub import snapshot_download
 
     loopback.use(monkeypatch, tmp_path, ACCEPTED)
-    for name in (GEMMA, COSMOS, "somebody/tuned"):
+    for name in (GEMMA, COSMOS, "owner/tuned"):
         snapshot_download(name)
     bases = {"vlm_name_or_path": GEMMA, "world_name_or_path": COSMOS}
     change(shutil.copytree(family / "fused", tmp_path / "here") / "config.json", **bases)
     short = ("--steps", "1", "--max-new-tokens", "2", "--device", "cpu")
-    for model in ("somebody/tuned", str(tmp_path / "here"), GEMMA):  # the bases of a folder lie on the Hub, too
+    for model in ("owner/tuned", str(tmp_path / "here"), GEMMA):  # the bases of a folder are on the Hub, too
         use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
         hub_answers.cache_clear()
         waited.clear()
-        result = run("ask", picture, QUESTION, "--model", model, "--no-world", *short)
+        result = run("ask", image, QUESTION, "--model", model, "--no-world", *short)
         assert result.exit_code == 0, result.output
         assert "http://127.0.0.1:9 does not answer, so only the local cache was used." in result.stderr
         assert sum(waited) == 1
@@ -514,14 +514,14 @@ def test_a_hub_that_refuses_is_there(
     from huggingface_hub import constants
 
     loopback.use(monkeypatch, tmp_path)
-    go_offline_if_unreachable("somebody/nothing")  # its front page is a 404
+    go_offline_if_unreachable("owner/nothing")  # its front page is a 404
     assert not constants.HF_HUB_OFFLINE, "a download keeps its own patience"
     go_offline_if_unreachable("nano")
     go_offline_if_unreachable("no-such-model")
     use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
-    go_offline_if_unreachable("nano")  # lies here: nobody is asked
+    go_offline_if_unreachable("nano")  # a local folder: the Hub is not asked
     assert not constants.HF_HUB_OFFLINE
-    go_offline_if_unreachable("somebody/nothing")
+    go_offline_if_unreachable("owner/nothing")
     assert constants.HF_HUB_OFFLINE
 
 
@@ -540,10 +540,10 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("extension", ["gif", "mp4", "png"])
-def test_a_rollout_that_does_not_fit_on_the_disk(family: Path, picture: Path, tmp_path: Path, extension: str) -> None:
+def test_a_rollout_that_does_not_fit_on_the_disk(family: Path, image: Path, tmp_path: Path, extension: str) -> None:
     output = tmp_path / f"future.{extension}"
     with files_of_at_most(300):
-        said = fail("imagine", picture, "-o", output, "--steps", "1", "--model", family / "fused")
+        said = fail("imagine", image, "-o", output, "--steps", "1", "--model", family / "fused")
     assert output.name in said
     assert "choose another path" in said
     assert list(tmp_path.iterdir()) == []
@@ -565,28 +565,26 @@ def test_a_scene_that_does_not_fit_on_the_disk(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_space_left(family: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_space_left(family: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(self: Path, content: bytes) -> int:
         with self.open("wb") as file:
             file.write(content[: len(content) // 2])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    (tmp_path / "future.gif").touch()  # yesterday's, which stays as it was
-    said = fail("imagine", picture, "-o", tmp_path / "future.gif", "--steps", "1", "--model", family / "fused")
+    (tmp_path / "future.gif").touch()  # an earlier file, which is kept
+    said = fail("imagine", image, "-o", tmp_path / "future.gif", "--steps", "1", "--model", family / "fused")
     assert "No space left on device" in said
     assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("future.gif", 0)]
 
 
-def test_a_place_that_cannot_be_written_is_told_before_anything_runs(
-    family: Path, picture: Path, tmp_path: Path
-) -> None:
+def test_a_place_that_cannot_be_written_is_told_before_anything_runs(family: Path, image: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "a.gif").mkdir()
     place = tmp_path / "file" / "a.gif"
     model = ("--model", "no/such-model")
-    assert "is not a writable folder" in fail("imagine", picture, "-o", place, *model)
-    assert "is a folder" in fail("imagine", picture, "-o", tmp_path / "a.gif", *model)
+    assert "is not a writable folder" in fail("imagine", image, "-o", place, *model)
+    assert "is a folder" in fail("imagine", image, "-o", tmp_path / "a.gif", *model)
     assert "is not a writable folder" in fail("eval", "physics", *model, "--json", tmp_path / "file" / "r.json")
     for option, name in (("-o", "a.png"), ("--truth", "a.gif")):
         assert "is not a writable folder" in fail("nano", "scene", "drop", option, tmp_path / "file" / name)
@@ -622,8 +620,8 @@ def test_a_reader_that_has_gone_is_no_error_to_talk_about(arguments: tuple[str, 
     assert done.stderr == ""
 
 
-def test_a_closed_stdout_takes_nothing_and_harms_nothing(family: Path, picture: Path) -> None:
-    arguments = ("ask", str(picture), QUESTION, "--model", str(family / "fused"), "--max-new-tokens", "2")
+def test_a_closed_stdout_takes_nothing_and_harms_nothing(family: Path, image: Path) -> None:
+    arguments = ("ask", str(image), QUESTION, "--model", str(family / "fused"), "--max-new-tokens", "2")
     done = run_into(None, *arguments, preexec_fn=lambda: os.close(1))
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

@@ -45,8 +45,8 @@ def fail(*arguments: str | Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "now.png"
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "now.png"
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
@@ -129,75 +129,75 @@ def test_errors_of_the_system_are_sentences() -> None:
 # -------------------------------------------------------------------------------------------------------------- ask
 
 
-def test_ask_streams_what_generate_answers(family: Path, picture: Path) -> None:
+def test_ask_streams_what_generate_answers(family: Path, image: Path) -> None:
     from theworld.inference.pipeline import TheWorld
 
     model = TheWorld.from_pretrained(family / "fused", device="cpu")
-    answer = model.generate(str(picture), QUESTION, max_new_tokens=6, num_world_steps=1, seed=3)
+    answer = model.generate(str(image), QUESTION, max_new_tokens=6, num_world_steps=1, seed=3)
     options = ("--model", family / "fused", "--steps", "1", "--seed", "3", "--max-new-tokens", "6", "--device", "cpu")
-    result = succeed("ask", picture, QUESTION, *options)
+    result = succeed("ask", image, QUESTION, *options)
     assert result.stdout.strip() == answer
-    content = json.loads(succeed("ask", picture, QUESTION, *options, "--json").stdout)
+    content = json.loads(succeed("ask", image, QUESTION, *options, "--json").stdout)
     assert content["answer"] == answer
     assert (content["num_world_steps"], content["seed"], content["question"]) == (1, 3, QUESTION)
     assert "note" not in content
 
 
-def test_ask_takes_several_pictures(family: Path, picture: Path) -> None:
-    result = succeed("ask", picture, picture, QUESTION, "-m", family / "fused", "--max-new-tokens", "2", "--json")
-    assert json.loads(result.stdout)["images"] == [str(picture)] * 2
+def test_ask_takes_several_images(family: Path, image: Path) -> None:
+    result = succeed("ask", image, image, QUESTION, "-m", family / "fused", "--max-new-tokens", "2", "--json")
+    assert json.loads(result.stdout)["images"] == [str(image)] * 2
 
 
-def test_every_nano_answer_says_what_nano_knows(shipped: Path, picture: Path) -> None:
-    result = succeed("ask", picture, QUESTION, "--max-new-tokens", "2")
+def test_every_nano_answer_says_what_nano_knows(shipped: Path, image: Path) -> None:
+    result = succeed("ask", image, QUESTION, "--max-new-tokens", "2")
     assert len([line for line in result.stderr.splitlines() if "nano knows only the scenes it ships with" in line]) == 1
     assert "nano knows" not in result.stdout
-    content = json.loads(succeed("ask", picture, QUESTION, "--max-new-tokens", "2", "--json").stdout)
+    content = json.loads(succeed("ask", image, QUESTION, "--max-new-tokens", "2", "--json").stdout)
     assert "nano knows only the scenes it ships with" in content["note"]
 
 
-def test_a_plain_gemma_without_a_future_needs_no_world_model(family: Path, picture: Path) -> None:
+def test_a_plain_gemma_without_a_future_needs_no_world_model(family: Path, image: Path) -> None:
     gemma = family / "bases" / "gemma"
-    result = succeed("ask", picture, QUESTION, "-m", gemma, "--steps", "0", "--max-new-tokens", "2")
+    result = succeed("ask", image, QUESTION, "-m", gemma, "--steps", "0", "--max-new-tokens", "2")
     assert "World model not used; the answer is based on the input images only" in result.stderr
     assert "The projector of this model is untrained" in result.stderr
 
 
-def test_an_untrained_projector_is_not_used_silently(family: Path, picture: Path) -> None:
+def test_an_untrained_projector_is_not_used_silently(family: Path, image: Path) -> None:
     for model in (family / "untrained", family / "bases" / "gemma"):  # neither waits for weights
-        said = fail("ask", picture, QUESTION, "--model", model, "--mode", "tokens")
+        said = fail("ask", image, QUESTION, "--model", model, "--mode", "tokens")
         assert "no trained projector" in said
         assert "`theworld train`" in said
         assert "--mode frames" in said
     without = succeed(
-        "ask", picture, QUESTION, "-m", family / "untrained", "--no-world", "--max-new-tokens", "2", "--json"
+        "ask", image, QUESTION, "-m", family / "untrained", "--no-world", "--max-new-tokens", "2", "--json"
     )
     assert json.loads(without.stdout)["num_world_steps"] is None
 
 
-def test_a_model_without_an_adapter_answers_from_imagined_frames(family: Path, picture: Path, tmp_path: Path) -> None:
+def test_a_model_without_an_adapter_answers_from_imagined_frames(family: Path, image: Path, tmp_path: Path) -> None:
     world = shutil.copytree(family / "bases" / "cosmos", tmp_path / "cosmos")
     config = json.loads((world / "transformer" / "config.json").read_text())
-    config["max_size"] = [17, 28, 28]  # room for the pictures of 224 px of a fresh fusion
+    config["max_size"] = [17, 28, 28]  # room for the images of 224 px of a fresh fusion
     (world / "transformer" / "config.json").write_text(json.dumps(config))
     bases = ("--model", family / "bases" / "gemma", "--world-model", world)
     short = ("--max-new-tokens", "2")
-    plain = succeed("ask", picture, QUESTION, *bases, "--steps", "2", *short)
+    plain = succeed("ask", image, QUESTION, *bases, "--steps", "2", *short)
     assert "Mode frames: the answer sees 2 imagined frames as further images." in " ".join(plain.stderr.split())
     assert "The projector of this model is untrained" in plain.stderr
-    content = json.loads(succeed("ask", picture, QUESTION, *bases, "--steps", "2", *short, "--json").stdout)
+    content = json.loads(succeed("ask", image, QUESTION, *bases, "--steps", "2", *short, "--json").stdout)
     assert (content["mode"], content["num_world_steps"]) == ("frames", 2)
-    content = json.loads(succeed("ask", picture, QUESTION, *bases, *short, "--json").stdout)
+    content = json.loads(succeed("ask", image, QUESTION, *bases, *short, "--json").stdout)
     assert (content["mode"], content["num_world_steps"]) == (
         "frames",
         4,
     ), "its own default, not the 0 of a fresh fusion"
-    content = json.loads(succeed("ask", picture, QUESTION, *bases, "--steps", "0", *short, "--json").stdout)
+    content = json.loads(succeed("ask", image, QUESTION, *bases, "--steps", "0", *short, "--json").stdout)
     assert content["mode"] == "image"
 
 
-def test_ask_says_which_mode_answered(family: Path, picture: Path) -> None:
-    fused = ("ask", picture, QUESTION, "-m", family / "fused", "--steps", "1", "--max-new-tokens", "2")
+def test_ask_says_which_mode_answered(family: Path, image: Path) -> None:
+    fused = ("ask", image, QUESTION, "-m", family / "fused", "--steps", "1", "--max-new-tokens", "2")
     assert (
         "Mode tokens: the answer reads world tokens of the present and 1 imagined world step." in succeed(*fused).stderr
     )
@@ -212,10 +212,10 @@ def test_ask_says_which_mode_answered(family: Path, picture: Path) -> None:
 
 
 def test_a_question_may_come_from_stdin_and_an_animation_is_said_to_move(
-    family: Path, picture: Path, tmp_path: Path
+    family: Path, image: Path, tmp_path: Path
 ) -> None:
     command = ["-m", str(family / "fused"), "--steps", "1", "--max-new-tokens", "2", "--json"]
-    done = CliRunner().invoke(app, ["ask", str(picture), "-", *command], input=f"{QUESTION}\n")
+    done = CliRunner().invoke(app, ["ask", str(image), "-", *command], input=f"{QUESTION}\n")
     assert json.loads(done.stdout)["question"] == QUESTION
     moving = tmp_path / "moving.gif"
     iio.imwrite(moving, np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), dtype=np.uint8))
@@ -223,28 +223,28 @@ def test_a_question_may_come_from_stdin_and_an_animation_is_said_to_move(
     assert "moving.gif has 3 frames, of which the first is read; --video reads all." in " ".join(said.split())
 
 
-def test_ask_says_what_is_wrong(family: Path, picture: Path, tmp_path: Path) -> None:
+def test_ask_says_what_is_wrong(family: Path, image: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"not a picture")
+    broken.write_bytes(b"not an image")
     model = ("--model", family / "fused")
     assert "nowhere.png" in fail("ask", "nowhere.png", QUESTION, *model)
     assert "broken.png" in fail("ask", broken, QUESTION, *model)
-    assert "at most 4 world steps" in fail("ask", picture, QUESTION, *model, "--steps", "9")
-    assert "no-such-model" in fail("ask", picture, QUESTION, "--model", tmp_path / "no-such-model")
-    assert "--device gpu is not a device" in fail("ask", picture, QUESTION, *model, "--device", "gpu")
+    assert "at most 4 world steps" in fail("ask", image, QUESTION, *model, "--steps", "9")
+    assert "no-such-model" in fail("ask", image, QUESTION, "--model", tmp_path / "no-such-model")
+    assert "--device gpu is not a device" in fail("ask", image, QUESTION, *model, "--device", "gpu")
     assert "is a world model; pass it as --world-model" in fail(
-        "ask", picture, QUESTION, "-m", family / "bases" / "cosmos"
+        "ask", image, QUESTION, "-m", family / "bases" / "cosmos"
     )
-    assert "not shipped" in fail("ask", picture, QUESTION, "--model", "nano/huge")
+    assert "not shipped" in fail("ask", image, QUESTION, "--model", "nano/huge")
 
 
 # ---------------------------------------------------------------------------------------------------------- imagine
 
 
 @pytest.mark.parametrize("extension", ["gif", "mp4", "png"])
-def test_imagine_writes_each_format(shipped: Path, picture: Path, tmp_path: Path, extension: str) -> None:
+def test_imagine_writes_each_format(shipped: Path, image: Path, tmp_path: Path, extension: str) -> None:
     output = tmp_path / "new" / f"future.{extension}"
-    result = succeed("imagine", picture, "-o", output, "--steps", "1")
+    result = succeed("imagine", image, "-o", output, "--steps", "1")
     assert result.stdout.strip() == str(output)
     assert "nano knows only" in result.stderr
     frames = iio.imread(output) if extension != "png" else iio.imread(output)[None]
@@ -252,21 +252,21 @@ def test_imagine_writes_each_format(shipped: Path, picture: Path, tmp_path: Path
     assert frames.std() > 0
 
 
-def test_imagine_depends_on_the_seed_alone(family: Path, picture: Path, tmp_path: Path) -> None:
+def test_imagine_depends_on_the_seed_alone(family: Path, image: Path, tmp_path: Path) -> None:
     def strip(name: str, seed: int) -> bytes:
-        model = family / "untrained"  # no projector stands between a picture and its future
-        succeed("imagine", picture, "-o", tmp_path / name, "--steps", "1", "--seed", str(seed), "--model", model)
+        model = family / "untrained"  # no projector stands between an image and its future
+        succeed("imagine", image, "-o", tmp_path / name, "--steps", "1", "--seed", str(seed), "--model", model)
         return (tmp_path / name).read_bytes()
 
     assert strip("a.png", 1) == strip("b.png", 1) != strip("c.png", 2)
 
 
 def test_imagine_says_what_is_wrong_before_it_loads(
-    family: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert ".gif, .mp4, .png" in fail("imagine", picture, "-o", tmp_path / "a.jpg", "--model", "no/such-model")
+    assert ".gif, .mp4, .png" in fail("imagine", image, "-o", tmp_path / "a.jpg", "--model", "no/such-model")
     assert "nowhere.png" in fail("imagine", "nowhere.png", "-o", tmp_path / "a.gif", "--model", family / "fused")
-    assert "cannot imagine" in fail("imagine", picture, "-o", tmp_path / "a.gif", "--model", family / "direct")
+    assert "cannot imagine" in fail("imagine", image, "-o", tmp_path / "a.gif", "--model", family / "direct")
     weightless = tmp_path / "models"
     shutil.copytree(family, weightless)
     for weights in weightless.rglob("*.safetensors"):
@@ -274,7 +274,7 @@ def test_imagine_says_what_is_wrong_before_it_loads(
     (weightless / "bases" / "cosmos" / "rollout_config.json").unlink()  # then the weights count as NVIDIA's
     monkeypatch.setattr(guardrail, "PACKAGE", "no_such_package")
     bases = ("--model", weightless / "bases" / "gemma", "--world-model", weightless / "bases" / "cosmos")
-    assert "guardrail" in fail("imagine", picture, "-o", tmp_path / "a.gif", *bases)
+    assert "guardrail" in fail("imagine", image, "-o", tmp_path / "a.gif", *bases)
     assert list(tmp_path.iterdir()) == [weightless]
 
 
@@ -545,20 +545,18 @@ def test_controls_are_found_beside_the_model_or_where_one_says(family: Path) -> 
 # ------------------------------------------------------------------------------------------------------------- nano
 
 
-def test_nano_scene_gives_a_picture_its_questions_and_the_truth(tmp_path: Path) -> None:
+def test_nano_scene_gives_a_image_its_questions_and_the_truth(tmp_path: Path) -> None:
     from theworld.datasets.physics import make_clip, next_questions
 
-    picture, truth = tmp_path / "new" / "first.png", tmp_path / "truth.gif"
-    result = succeed("nano", "scene", "drop", "--index", "1", "-o", picture, "--truth", truth, "--json")
+    image, truth = tmp_path / "new" / "first.png", tmp_path / "truth.gif"
+    result = succeed("nano", "scene", "drop", "--index", "1", "-o", image, "--truth", truth, "--json")
     content = json.loads(result.stdout)
     clip = make_clip("drop", "test", 1)
     assert content["outcome"] == clip.outcome
     assert [(q["question"], q["answer"]) for q in content["questions"]] == [
         (q.text, q.answer) for q in next_questions(clip)
     ]
-    np.testing.assert_array_equal(
-        np.asarray(Image.open(picture)), clip.frames[0]
-    )  # exactly what the model was made for
+    np.testing.assert_array_equal(np.asarray(Image.open(image)), clip.frames[0])  # exactly what the model was made for
     assert len(iio.imread(truth)) == len(clip.frames)
     text = succeed("nano", "scene", "drop", "--index", "1").stdout
     assert f"{next_questions(clip)[0].text}  →  {next_questions(clip)[0].answer}" in text
@@ -583,10 +581,10 @@ def test_a_place_that_cannot_be_written_is_told_before_any_question_is_asked(
 
 
 def test_questions_without_a_column_of_answers_are_no_hidden_test_set(
-    family: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    row = {"image": str(picture), "question": QUESTION, "choices": ["left", "right"]}
+    row = {"image": str(image), "question": QUESTION, "choices": ["left", "right"]}
     command = ("eval", "mcq", "--data", "q.jsonl", "--model", family / "fused", "--steps", "1", "--arms", "fused")
     Path("q.jsonl").write_text(json.dumps({**row, "label": "left"}) + "\n")
     said = fail(*command)
@@ -596,4 +594,4 @@ def test_questions_without_a_column_of_answers_are_no_hidden_test_set(
     Path("q.jsonl").write_text(json.dumps({**row, "answer": None}) + "\n")
     hidden = succeed(*command)
     assert "are not published" in hidden.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["q.jsonl"], "nothing is written where nobody asked"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q.jsonl"], "no file is written unless it is requested"

@@ -21,7 +21,7 @@ from theworld.model.published import published_gemma
 from theworld.storage.hub import SHIPPED_WEIGHTS
 from theworld.world_models.configuration import COSMOS_2B
 
-GEMMA, COSMOS, ADAPTER = "google/gemma-3-4b-it", COSMOS_2B, "somebody/tuned"
+GEMMA, COSMOS, ADAPTER = "google/gemma-3-4b-it", COSMOS_2B, "owner/tuned"
 
 
 def run(*arguments: str | Path) -> Result:
@@ -47,7 +47,7 @@ def by_name(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def _plenty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with room, whatever runs the tests."""
+    """A machine with enough memory and disk, on any machine that runs the tests."""
     monkeypatch.setattr(machine, "free_ram", lambda: 2**40)
     monkeypatch.setattr(machine, "gpus", list)
 
@@ -193,7 +193,7 @@ def test_no_network_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
     content = report("--model", GEMMA, works=False)
     assert "check the network and http://127.0.0.1:9" in problems(content)[0]
-    assert not content["machine"]["offline"], "nobody asked for that"
+    assert not content["machine"]["offline"], "it was not requested"
     assert content["memory"]
     assert list(tmp_path.rglob("*.*")) == []
 

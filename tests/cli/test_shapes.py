@@ -1,4 +1,4 @@
-"""Claims about info --shapes: it says what a model that runs does, and the page shows what it says."""
+"""Claims about info --shapes: it reports the shapes of a running model, and the page shows its output."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def really(model: TheWorld, steps: int, batch: int) -> dict[str, tuple[int, ...]
             lambda m, a, k: keep("prompt, its placeholders filled", k["inputs_embeds"]), with_kwargs=True
         ),
     ]
-    picture = np.zeros((20, 30, 3), np.uint8)
-    inputs = model.prepare([picture] * batch, [QUESTION] * batch, num_world_steps=steps)
+    image = np.zeros((20, 30, 3), np.uint8)
+    inputs = model.prepare([image] * batch, [QUESTION] * batch, num_world_steps=steps)
     with torch.no_grad():
         keep("image, as Gemma sees it", inputs["pixel_values"])
         keep("image, as the world model sees it", inputs["world_frames"])
         keep("prompt, one placeholder per token", inputs["input_ids"])
-        latents = model.imagine([picture] * batch, steps)
+        latents = model.imagine([image] * batch, steps)
         keep("latents of now", latents[:, :, :1])
         if steps:
             keep("latents of now and the future", latents)

@@ -1,4 +1,4 @@
-"""Answers with what stands behind them: likelihoods are those of a forward pass, and shared work changes nothing."""
+"""Answers and their option scores: likelihoods are those of a forward pass, and shared work changes nothing."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> TheWorld:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     return list(np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8))
 
 
@@ -37,15 +37,15 @@ def weigh(model: TheWorld, logprobs: torch.Tensor, options: list[str]) -> list[f
 
 @pytest.mark.parametrize("enable_world", [True, False])
 def test_a_reply_says_what_generate_says_and_how_likely_the_options_were(
-    model: TheWorld, answerer: ModelAnswerer, pictures: list[np.ndarray], enable_world: bool
+    model: TheWorld, answerer: ModelAnswerer, images: list[np.ndarray], enable_world: bool
 ) -> None:
     options = [["left", "right", "middle"], ["yes", "no"]]
     settings = {"num_world_steps": 1, "enable_world": enable_world}
-    replies = answerer.reply(pictures, QUESTIONS, options, 4, ReplyInputs(**settings))
-    said = model.generate(pictures, QUESTIONS, max_new_tokens=4, **settings)
+    replies = answerer.reply(images, QUESTIONS, options, 4, ReplyInputs(**settings))
+    said = model.generate(images, QUESTIONS, max_new_tokens=4, **settings)
     assert [reply.text for reply in replies] == said
-    for picture, question, own, reply in zip(pictures, QUESTIONS, options, replies, strict=True):
-        inputs = model.prepare(picture, question, num_world_steps=1, enable_world=enable_world)
+    for image, question, own, reply in zip(images, QUESTIONS, options, replies, strict=True):
+        inputs = model.prepare(image, question, num_world_steps=1, enable_world=enable_world)
         with torch.no_grad():
             logprobs = model.model(**inputs).logits[0, -1].float().log_softmax(-1)
         assert reply.option_logprobs == pytest.approx(weigh(model, logprobs, own), abs=1e-4)
@@ -53,28 +53,28 @@ def test_a_reply_says_what_generate_says_and_how_likely_the_options_were(
         assert 1 <= reply.num_tokens <= 4
 
 
-def test_without_options_there_are_no_likelihoods(answerer: ModelAnswerer, pictures: list[np.ndarray]) -> None:
-    assert [reply.option_logprobs for reply in answerer.reply(pictures, QUESTIONS, max_new_tokens=2)] == [None, None]
+def test_without_options_there_are_no_likelihoods(answerer: ModelAnswerer, images: list[np.ndarray]) -> None:
+    assert [reply.option_logprobs for reply in answerer.reply(images, QUESTIONS, max_new_tokens=2)] == [None, None]
 
 
 @pytest.mark.parametrize("enable_world", [True, False])
 def test_a_given_answer_is_as_likely_as_its_tokens(
-    model: TheWorld, answerer: ModelAnswerer, pictures: list[np.ndarray], enable_world: bool
+    model: TheWorld, answerer: ModelAnswerer, images: list[np.ndarray], enable_world: bool
 ) -> None:
     """Token by token, each behind what stands before it; answers of several lengths in one batch."""
     answers = ["left", "the middle, right"]
     settings = {"num_world_steps": 1, "enable_world": enable_world}
-    found = answerer.answer_logprobs(pictures, QUESTIONS, answers, ReplyInputs(**settings))
-    for picture, question, answer, (logprob, _) in zip(pictures, QUESTIONS, answers, found, strict=True):
+    found = answerer.answer_logprobs(images, QUESTIONS, answers, ReplyInputs(**settings))
+    for image, question, answer, (logprob, _) in zip(images, QUESTIONS, answers, found, strict=True):
         ids = model.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        inputs = model.prepare(picture, question, answer, **settings)
-        start = inputs["input_ids"].shape[1] - len(ids) - 1  # the end of the turn stands behind the answer
+        inputs = model.prepare(image, question, answer, **settings)
+        start = inputs["input_ids"].shape[1] - len(ids) - 1  # the end of the turn follows the answer
         assert inputs["input_ids"][0, start:-1].tolist() == ids
         with torch.no_grad():
             logprobs = model.model(**inputs).logits[0].float().log_softmax(-1)
         alone = sum(float(logprobs[start - 1 + place, token]) for place, token in enumerate(ids))
         assert logprob == pytest.approx(alone, abs=1e-3)
-    said = model.generate(pictures, QUESTIONS, max_new_tokens=2, **settings)
+    said = model.generate(images, QUESTIONS, max_new_tokens=2, **settings)
     others = [answer for answer, text in zip(answers, said, strict=True) if not text.startswith(answer)]
     assert others == answers, "these were chosen for not being what the model says"
     assert [greedy for _, greedy in found] == [False, False]
@@ -86,25 +86,25 @@ def test_a_given_answer_is_as_likely_as_its_tokens(
 
 
 def said_in_one_token(model: TheWorld, question: str, settings: dict[str, Any]) -> tuple[np.ndarray, str]:
-    """A picture whose likeliest first token is text that becomes that token again; half of a character would not."""
+    """An image whose likeliest first token is text that becomes that token again; half of a character would not."""
     for seed in range(100):
-        picture = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        image = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
         with torch.no_grad():
-            token = model.model(**model.prepare(picture, question, **settings)).logits[0, -1].argmax().item()
+            token = model.model(**model.prepare(image, question, **settings)).logits[0, -1].argmax().item()
         text = model.processor.decode(token, skip_special_tokens=True)
         if model.processor.tokenizer(text, add_special_tokens=False)["input_ids"] == [token]:
-            return picture, text
-    raise AssertionError("no picture makes the model begin with a whole word")
+            return image, text
+    raise AssertionError("no image makes the model begin with a whole word")
 
 
-def test_a_temperature_draws_and_zero_does_not(answerer: ModelAnswerer, pictures: list[np.ndarray]) -> None:
+def test_a_temperature_draws_and_zero_does_not(answerer: ModelAnswerer, images: list[np.ndarray]) -> None:
     def drawn(**sampling: float) -> set[str]:
         texts = set()
         for seed in range(4):
             torch.manual_seed(seed)
             texts.add(
                 answerer.reply(
-                    pictures[:1], QUESTIONS[:1], max_new_tokens=4, inputs=ReplyInputs(enable_world=False), **sampling
+                    images[:1], QUESTIONS[:1], max_new_tokens=4, inputs=ReplyInputs(enable_world=False), **sampling
                 )[0].text
             )
         return texts
@@ -114,45 +114,43 @@ def test_a_temperature_draws_and_zero_does_not(answerer: ModelAnswerer, pictures
 
 
 @pytest.mark.parametrize("enable_world", [True, False])
-def test_picture_features_made_once_give_the_same_answers(
-    answerer: ModelAnswerer, pictures: list[np.ndarray], enable_world: bool
+def test_image_features_made_once_give_the_same_answers(
+    answerer: ModelAnswerer, images: list[np.ndarray], enable_world: bool
 ) -> None:
-    features = answerer.image_features(pictures)
+    features = answerer.image_features(images)
     options = [["left", "right"]] * 2
     settings = {"num_world_steps": 1, "enable_world": enable_world}
-    plain = answerer.reply(pictures, QUESTIONS, options, 4, ReplyInputs(**settings))
-    shared = answerer.reply(pictures, QUESTIONS, options, 4, ReplyInputs(image_features=features, **settings))
+    plain = answerer.reply(images, QUESTIONS, options, 4, ReplyInputs(**settings))
+    shared = answerer.reply(images, QUESTIONS, options, 4, ReplyInputs(image_features=features, **settings))
     assert [reply.text for reply in shared] == [reply.text for reply in plain]
     for one, other in zip(shared, plain, strict=True):
         assert one.option_logprobs == pytest.approx(other.option_logprobs, abs=1e-5)
-    swapped = answerer.reply(pictures, QUESTIONS, options, 4, ReplyInputs(image_features=features.flip(0), **settings))
+    swapped = answerer.reply(images, QUESTIONS, options, 4, ReplyInputs(image_features=features.flip(0), **settings))
     assert swapped[0].option_logprobs != pytest.approx(plain[0].option_logprobs, abs=1e-4)
 
 
 def test_world_tokens_are_read_in_place_of_the_projectors_own(
-    model: TheWorld, answerer: ModelAnswerer, pictures: list[np.ndarray]
+    model: TheWorld, answerer: ModelAnswerer, images: list[np.ndarray]
 ) -> None:
-    latents = model.imagine(pictures, 2)
+    latents = model.imagine(images, 2)
     options = [["left", "right"]] * 2
 
     def likelihoods(kind: str) -> list[tuple[float, ...] | None]:
         tokens = answerer.world_tokens(latents, kind)
         assert tokens.shape == (2, model.config.world_token_count(2), model.config.get_text_config().hidden_size)
-        replies = answerer.reply(
-            pictures, QUESTIONS, options, 1, ReplyInputs(world_latents=latents, world_tokens=tokens)
-        )
+        replies = answerer.reply(images, QUESTIONS, options, 1, ReplyInputs(world_latents=latents, world_tokens=tokens))
         return [reply.option_logprobs for reply in replies]
 
-    own = answerer.reply(pictures, QUESTIONS, options, 1, ReplyInputs(world_latents=latents))
+    own = answerer.reply(images, QUESTIONS, options, 1, ReplyInputs(world_latents=latents))
     assert likelihoods("trained")[0] == pytest.approx(own[0].option_logprobs, abs=1e-5)
     assert likelihoods("dummy") != likelihoods("trained") != likelihoods("random")
     with pytest.raises(ValueError, match="choose one of trained, random, dummy"):
         answerer.world_tokens(latents, "made-up")
     with pytest.raises(ValueError, match="need the world_latents"):
-        answerer.reply(pictures, QUESTIONS, inputs=ReplyInputs(world_tokens=answerer.world_tokens(latents)))
+        answerer.reply(images, QUESTIONS, inputs=ReplyInputs(world_tokens=answerer.world_tokens(latents)))
 
 
-def test_dummy_tokens_say_nothing_of_the_picture_and_random_ones_do(model: TheWorld, answerer: ModelAnswerer) -> None:
+def test_dummy_tokens_say_nothing_of_the_image_and_random_ones_do(model: TheWorld, answerer: ModelAnswerer) -> None:
     latents = torch.randn(2, model.config.world_config.latent_channels, 3, *model.config.world_grid())
     dummy = answerer.world_tokens(latents, "dummy")
     torch.testing.assert_close(dummy, answerer.world_tokens(2 * latents, "dummy"))
@@ -171,7 +169,7 @@ def test_dummy_tokens_say_nothing_of_the_picture_and_random_ones_do(model: TheWo
 
 
 def test_gemma_as_it_was_answers_without_the_lora(
-    model: TheWorld, answerer: ModelAnswerer, pictures: list[np.ndarray]
+    model: TheWorld, answerer: ModelAnswerer, images: list[np.ndarray]
 ) -> None:
     for name, parameter in model.model.named_parameters():
         if ".lora_B." in name:
@@ -180,23 +178,23 @@ def test_gemma_as_it_was_answers_without_the_lora(
     with_lora, without = (
         [
             reply.option_logprobs
-            for reply in answerer.reply(pictures, QUESTIONS, options, 1, ReplyInputs(enable_world=False, lora=lora))
+            for reply in answerer.reply(images, QUESTIONS, options, 1, ReplyInputs(enable_world=False, lora=lora))
         ]
         for lora in (True, False)
     )
     assert with_lora[0] != pytest.approx(without[0], abs=1e-4)
-    inputs = model.prepare(pictures, QUESTIONS, enable_world=False)
+    inputs = model.prepare(images, QUESTIONS, enable_world=False)
     with torch.no_grad(), model.model.lora_disabled():
         logprobs = model.model.vlm(**inputs).logits[:, -1].log_softmax(-1)
     assert without[0] == pytest.approx(weigh(model, logprobs[0].float(), ["left", "right"]), abs=1e-4)
 
 
-def test_gemma_cannot_be_asked_where_it_was_trained(model: TheWorld, pictures: list[np.ndarray]) -> None:
+def test_gemma_cannot_be_asked_where_it_was_trained(model: TheWorld, images: list[np.ndarray]) -> None:
     path = model.config._name_or_path.replace("fused", "direct")
     direct = ModelAnswerer(TheWorld.from_pretrained(path, device="cpu"))
     assert not direct.has_base_gemma
     with pytest.raises(ValueError, match="evaluate the base model itself"):
-        direct.reply(pictures, QUESTIONS, inputs=ReplyInputs(lora=False))
+        direct.reply(images, QUESTIONS, inputs=ReplyInputs(lora=False))
 
 
 def keeper(spellings: list[list[list[int]]], steps: list[list[float]]) -> OptionScores:

@@ -1,4 +1,4 @@
-"""Each arm changes what it says it changes and nothing else; rollouts are made once."""
+"""Each arm changes what its description names and nothing else; each rollout is computed once."""
 
 from dataclasses import replace
 from types import SimpleNamespace

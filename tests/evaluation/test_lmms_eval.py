@@ -33,7 +33,7 @@ from theworld.evaluation.tasks import Item, Request, load_benchmark
 
 STEPS = 2
 NUM_QUESTIONS = 6
-PICTURE = {"type": "image", "url": Image.new("RGB", (8, 8), (9, 0, 0))}
+IMAGE = {"type": "image", "url": Image.new("RGB", (8, 8), (9, 0, 0))}
 BLINK = """
 dataset_path: parquet
 dataset_kwargs: {data_files: {val: VAL}}
@@ -77,23 +77,23 @@ def save_blink(folder: Path, items: list[Item], truths: list[str]) -> Path:
     for number, (item, truth) in enumerate(zip(items, truths, strict=True)):
         file = io.BytesIO()
         Image.fromarray(np.asarray(item.image)).save(file, "PNG")
-        picture = {"bytes": file.getvalue(), "path": None}
+        image = {"bytes": file.getvalue(), "path": None}
         letters = sorted(item.legal)
         rows.append(
             {
                 "idx": f"val_Counting_{number}",
                 "sub_task": "Counting",
                 "prompt": item.question,
-                "image_1": picture,
-                "image_2": picture if number % 2 else None,
+                "image_1": image,
+                "image_2": image if number % 2 else None,
                 "choices": [f"choice {letter}" for letter in letters],
                 "letters": letters,
                 "place": letters.index(truth),
                 "answer": f"({truth})",
             }
         )
-    text, texts, picture_type = datasets.Value("string"), datasets.List(datasets.Value("string")), datasets.Image()
-    kinds = {"image_1": picture_type, "image_2": picture_type, "choices": texts, "letters": texts}
+    text, texts, image_type = datasets.Value("string"), datasets.List(datasets.Value("string")), datasets.Image()
+    kinds = {"image_1": image_type, "image_2": image_type, "choices": texts, "letters": texts}
     features = datasets.Features({name: kinds.get(name, text) for name in rows[0]} | {"place": datasets.Value("int64")})
     (folder / "Counting").mkdir(parents=True)
     place = folder / "Counting" / "val-00000-of-00001.parquet"
@@ -193,18 +193,18 @@ def say(role: str, *content: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("messages", "text"),
     [
-        ([say("user", PICTURE, "Which?")], "Which?"),
-        ([say("user", PICTURE, PICTURE, "Which?\n", "(A) (B)")], "Which?\n(A) (B)"),
-        ([say("user", "Which?", PICTURE)], "Which?(picture 1)\n"),
-        ([say("user", PICTURE, "then ", PICTURE, "Which?")], "then (picture 2)\nWhich?"),
-        ([say("system", "Be short."), say("user", PICTURE, "Which?")], "Be short.\n\nWhich?"),
+        ([say("user", IMAGE, "Which?")], "Which?"),
+        ([say("user", IMAGE, IMAGE, "Which?\n", "(A) (B)")], "Which?\n(A) (B)"),
+        ([say("user", "Which?", IMAGE)], "Which?(picture 1)\n"),
+        ([say("user", IMAGE, "then ", IMAGE, "Which?")], "then (picture 2)\nWhich?"),
+        ([say("system", "Be short."), say("user", IMAGE, "Which?")], "Be short.\n\nWhich?"),
         ([{"role": "user", "content": "No picture."}], "No picture."),
     ],
 )
 def test_a_chat_becomes_images_and_one_text(messages: list[dict[str, Any]], text: str) -> None:
     asked = read_messages(messages)
     assert asked.text == text
-    assert len(asked.images) == sum(part is PICTURE for message in messages for part in message["content"])
+    assert len(asked.images) == sum(part is IMAGE for message in messages for part in message["content"])
     assert asked.world_images(use_all=False) == asked.images[:1]
     assert asked.world_images(use_all=True) == asked.images
 
@@ -213,12 +213,12 @@ def test_of_a_video_some_frames_are_shown_and_the_last_is_the_present(tmp_path: 
     for number in range(20):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")
     asked = read_messages([say("user", {"type": "video", "url": str(tmp_path)}, "What happens?")])
-    shades = [picture.getpixel((0, 0))[0] for picture in asked.images]
+    shades = [image.getpixel((0, 0))[0] for image in asked.images]
     assert (len(shades), shades[0], shades[-1], shades == sorted(shades)) == (8, 0, 19, True)
     for every in (False, True):
-        assert [picture.getpixel((0, 0))[0] for picture in asked.world_images(every)] == [19]
+        assert [image.getpixel((0, 0))[0] for image in asked.world_images(every)] == [19]
     assert read_visuals([str(tmp_path)], "What happens?").now == 7  # without an image extension it is a video
-    assert read_visuals([str(tmp_path / "03.png"), PICTURE["url"]], "What?").now is None
+    assert read_visuals([str(tmp_path / "03.png"), IMAGE["url"]], "What?").now is None
 
 
 @pytest.mark.parametrize(
@@ -310,16 +310,20 @@ def requests(kind: str, docs: list[dict[str, Any]], messages: Any) -> list[Insta
 
 def test_batches_hold_equal_settings_and_answers_keep_their_order(echo: Echo) -> None:
     docs = [
-        {"text": f"q{number}", "pictured": number != 2, "settings": {"max_new_tokens": 8 + number % 2, "until": ["Q:"]}}
+        {
+            "text": f"q{number}",
+            "has_image": number != 2,
+            "settings": {"max_new_tokens": 8 + number % 2, "until": ["Q:"]},
+        }
         for number in range(7)
     ]
     model = TheWorldChat(batch_size=3)
     model.task_dict = {"task": {"val": docs}}
-    asked = requests("generate_until", docs, lambda doc: [say("user", *[PICTURE] * doc["pictured"], doc["text"])])
+    asked = requests("generate_until", docs, lambda doc: [say("user", *[IMAGE] * doc["has_image"], doc["text"])])
     found = model.generate_until(asked)
     assert [one.text for one in found] == [f"{int(number != 2)} q{number}" for number in range(7)]
     assert [(size, longest) for size, longest, _ in echo.batches] == [(2, 8), (1, 8), (1, 8), (3, 9)]
-    # the one without a picture is asked without a world
+    # the one without a image is asked without a world
     assert [inputs.enable_world for _, _, inputs in echo.batches] == [True, False, True, True]
     model.clean()
     assert "imagination" not in vars(model)

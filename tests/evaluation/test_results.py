@@ -15,10 +15,10 @@ from theworld.inspection import provenance
 
 
 def items(n: int) -> list[Item]:
-    picture = np.zeros((2, 2, 3), np.uint8)
+    image = np.zeros((2, 2, 3), np.uint8)
     families = ("drop", "tower")
     return [
-        Item(str(i), families[i % 2], "topic", "free", picture, "Which?", "yes", frozenset({"yes", "no"}))
+        Item(str(i), families[i % 2], "topic", "free", image, "Which?", "yes", frozenset({"yes", "no"}))
         for i in range(n)
     ]
 

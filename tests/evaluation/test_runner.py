@@ -123,11 +123,11 @@ def test_finish_sees_the_model_under_test_and_all_answers(family: Path, items: l
     assert seen[1][0] is None
 
 
-def test_several_pictures_and_a_picture_that_cannot_be_read(family: Path, items: list[Item], tmp_path: Path) -> None:
+def test_several_images_and_a_image_that_cannot_be_read(family: Path, items: list[Item], tmp_path: Path) -> None:
     two = [replace(item, image=(item.image, items[number - 1].image)) for number, item in enumerate(items)]
     answers = run(family, two, "fused,shuffled,no-world,imagined-image", num_world_steps=1)
     assert answers["fused"] != run(family, items, "fused", num_world_steps=1)["fused"]
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     broken = [*items[:2], replace(items[2], image=tmp_path / "broken.png")]
     store = runner.InMemory()
     with pytest.raises(ValueError, match=r"^2: .*broken.png.* is not an image"):

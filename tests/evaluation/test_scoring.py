@@ -9,11 +9,11 @@ from theworld.evaluation.runner import Answer
 from theworld.evaluation.scoring import commonest_answers, confusion, is_right, likeliest, read_answer, score
 from theworld.evaluation.tasks import Item
 
-PICTURE = np.zeros((2, 2, 3), dtype=np.uint8)
+IMAGE = np.zeros((2, 2, 3), dtype=np.uint8)
 
 
 def item(answer: str, legal: str, family: str = "drop", form: str = "free") -> Item:
-    return Item(answer, family, "topic", form, PICTURE, "Which?", answer, frozenset(legal.split()))
+    return Item(answer, family, "topic", form, IMAGE, "Which?", answer, frozenset(legal.split()))
 
 
 @pytest.mark.parametrize(

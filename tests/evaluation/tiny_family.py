@@ -1,4 +1,4 @@
-"""Tiny trained models in one folder, as the shipped ones lie: fused, its controls, and one that never learned."""
+"""Tiny trained models in the layout of the shipped ones: fused, its controls, and an untrained one."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_a_video_of_one_frame_is_that_image_to_the_last_bit(model: TheWorld) -> 
     with torch.no_grad():
         assert torch.equal(model.model(**inputs).logits, model.model(**still).logits)
     assert torch.equal(model.imagine(video=[image]), model.imagine(image))
-    second = model.prepare([image, load_video([image])], QUESTION)  # no past that nobody would read
+    second = model.prepare([image, load_video([image])], QUESTION)  # no past that would stay unread
     assert torch.equal(second["pixel_values"], model.prepare([image, image], QUESTION)["pixel_values"])
 
 
@@ -157,7 +157,7 @@ def test_the_past_changes_the_future_and_the_answer(model: TheWorld) -> None:
 
 
 def test_the_projector_hears_when_each_moment_is(model: TheWorld) -> None:
-    """Told that the same latents lie otherwise around now, the model answers otherwise."""
+    """The same latents with another number of past steps give another answer."""
     inputs = reading(model.prepare(video=clip_of(), question=QUESTION))
     latents = model.imagine(video=clip_of())
     with torch.no_grad():
@@ -410,7 +410,7 @@ def test_imagine_shows_the_past_as_seen_and_the_future_as_imagined(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("00.png", QUESTION, "--video", "clip.gif"), "pictures and --video were both given; give one"),
+        (("00.png", QUESTION, "--video", "clip.gif"), "images and --video were both given; give one"),
         ((QUESTION, "--video", "clip.gif", "--frames"), "both given"),
         ((QUESTION, "--video", "nowhere.mp4"), "There is no file"),
         ((QUESTION, "--video", "broken.mp4"), "damaged or cut short"),
@@ -451,7 +451,7 @@ def test_a_fresh_fusion_reads_the_five_frames_that_cosmos_was_made_for(
 def test_imagine_says_what_is_wrong_with_a_video(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     for words, says in (
-        (("00.png", "01.png"), "2 pictures were given, and one future is shown; give one, or --frames"),
+        (("00.png", "01.png"), "2 images were given, and one future is shown; give one, or --frames"),
         (("00.png", "--video", "clip.gif"), "both given"),
         (("--video", "broken.mp4"), "damaged or cut short"),
     ):

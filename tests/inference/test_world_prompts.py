@@ -212,7 +212,7 @@ def test_an_adapter_keeps_the_default_prompts(bases: Path, tmp_path: Path, hf_ho
     shutil.copytree(bases, tmp_path / "bases")
     model = build(tmp_path / "bases")
     model.save_pretrained(tmp_path / "before")
-    assert not (tmp_path / "before" / "prompt_embeds.safetensors").exists(), "nobody has imagined yet"
+    assert not (tmp_path / "before" / "prompt_embeds.safetensors").exists(), "nothing was imagined yet"
     latents = model.imagine(pixels())
     model.save_pretrained(tmp_path / "adapter")
     shutil.rmtree(hf_home)

@@ -118,5 +118,5 @@ def test_published_gemmas_are_known_and_no_others(tmp_path: Path) -> None:
         assert config is not None
         assert config.text_config.hidden_size == GEMMA_3_TEXT[name]["hidden_size"]
         assert config.image_token_id == 262_144
-    assert published_gemma("somebody/gemma-3-4b-it") is None
+    assert published_gemma("owner/gemma-3-4b-it") is None
     assert published_gemma(str(tmp_path)) is None

@@ -17,7 +17,7 @@ def config(**values: object) -> TheWorldConfig:
     return TheWorldConfig(**{**base, **values})  # type: ignore[arg-type]
 
 
-def test_a_picture_is_as_large_as_the_world_model_takes() -> None:
+def test_a_image_is_as_large_as_the_world_model_takes() -> None:
     assert TheWorldConfig().world_image_size == 224, "of the published pair, 240 cells of 8 pixels a side"
     assert config(world_image_size=None).world_image_size == 64, "8 cells of 8 pixels a side"
     with pytest.raises(ValueError, match="imagines images of at most 64 pixels per side"):

@@ -263,7 +263,7 @@ def test_adapters_that_were_damaged_or_tampered_with_are_refused(gemma: Path, co
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Hub whose repositories lie in the local cache, as they do after a first download; there is no network."""
+    """A Hub whose repositories are in the local cache, as after a first download; there is no network."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     cache_as_hub(published_gemma(tmp_path / "gemma"), "someone/gemma", tmp_path / "hub", COMMITS["gemma"])
     cache_as_hub(published_cosmos(tmp_path / "cosmos"), "someone/cosmos", tmp_path / "hub", COMMITS["cosmos"])

@@ -1,4 +1,4 @@
-"""Claims about the LoRA: it learns beside the projector and nothing else does, is saved, and merges without a trace."""
+"""Claims about the LoRA: it and the projector alone are trainable, it is saved, and merging keeps the logits."""
 
 from __future__ import annotations
 

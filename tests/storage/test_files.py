@@ -18,9 +18,14 @@ def test_a_file_is_replaced_or_left_as_it_is(tmp_path: Path, monkeypatch: pytest
     target = tmp_path / "new" / "a.json"
     files.write_text(target, "1")
     assert target.read_text() == "1"
-    with pytest.raises(KeyboardInterrupt), files.atomic_file(target) as unfinished:
-        unfinished.write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupt() -> None:
+        with files.atomic_file(target) as unfinished:
+            unfinished.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
@@ -40,9 +45,14 @@ def test_a_folder_is_replaced_or_left_as_it_is(tmp_path: Path) -> None:
         (unfinished / "config.json").write_text("1")
     (target / "kept").touch()
     (target / "stale").touch()
-    with pytest.raises(ValueError, match="stop"), files.atomic_folder(target, stale=("stale",)) as unfinished:
-        (unfinished / "config.json").write_text("2")
-        raise ValueError("stop")
+
+    def fail() -> None:
+        with files.atomic_folder(target, stale=("stale",)) as unfinished:
+            (unfinished / "config.json").write_text("2")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
     assert (target / "config.json").read_text() == "1"
     assert (target / "stale").exists()
     with files.atomic_folder(target, stale=("stale",)) as unfinished:

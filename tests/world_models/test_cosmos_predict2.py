@@ -327,7 +327,7 @@ def test_the_registry_finds_its_classes() -> None:
 
 
 def test_importing_is_light_and_using_leaves_autograd_on() -> None:
-    """Importing a Cosmos pipeline beside its guardrail would switch autograd off; nothing here may import one."""
+    """With its guardrail installed, importing a Cosmos pipeline would switch autograd off; no test may import one."""
     code = """
 import sys, torch
 from theworld.world_models.cosmos_predict2 import CosmosPredict2

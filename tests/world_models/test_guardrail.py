@@ -1,4 +1,4 @@
-"""The guardrail is asked exactly when there is something to check on NVIDIA's weights, and leaves autograd as it was.
+"""The guardrail runs exactly if there is something to check on NVIDIA's weights, and leaves autograd unchanged.
 
 The real package downloads gated models. A stand-in of its interface is put on sys.path, with its worst habit: importing
 it switches autograd off for the whole process.
@@ -101,7 +101,7 @@ def test_what_fails_inside_it_is_a_sentence(tmp_path: Path, code: str, message: 
 
 
 def test_weights_of_our_own_need_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not tiny_world().needs_guardrail, "built from a config: whoever trains it, it is not NVIDIA's"
+    assert not tiny_world().needs_guardrail, "built from a config, so its weights are not NVIDIA's"
     folder = tiny_world_folder(tmp_path / "own")
     assert not CosmosPredict2.from_pretrained(folder).needs_guardrail
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -128,7 +128,7 @@ def test_nvidias_weights_need_it_wherever_they_lie(tmp_path: Path, monkeypatch: 
     own = tiny_world_folder(tmp_path / "own")
     for name in ("nvidia/Cosmos-Tiny", "NVIDIA/Cosmos-Tiny"):
         world = CosmosPredict2.from_pretrained(hub_copy(own, tmp_path / "hub", name), parts=("encoder",))
-        assert world.needs_guardrail, "NVIDIA's repositories, whatever is written inside"
+        assert world.needs_guardrail, "NVIDIA's repositories, independent of their content"
 
 
 def test_there_are_two_answers() -> None:

@@ -117,7 +117,7 @@ def test_an_embedding_is_made_once(published: Path, hf_home: Path, read: list[li
     assert torch.equal(first[0], more[0])
     assert not torch.equal(first[0], first[1])
     files = list((hf_home / "theworld" / "prompts").iterdir())
-    assert len(files) == 3, "three prompts, and nothing half-written beside them"
+    assert len(files) == 3, "three prompts, and no half-written file"
     assert {file.suffix for file in files} == {".safetensors"}
 
 
@@ -217,7 +217,7 @@ def test_the_encoder_is_read_once_for_the_defaults_and_a_prompt(
     published: Path, asked: list[str], read: list[list[str]]
 ) -> None:
     world = CosmosPredict2.from_pretrained(published)
-    assert world.prompt_embeds is None, "nothing is embedded before somebody imagines"
+    assert world.prompt_embeds is None, "nothing is embedded before owner imagines"
     world.embed_prompts([CUP])
     world.load_default_prompts()
     CosmosPredict2.from_pretrained(published).load_default_prompts()
@@ -235,7 +235,7 @@ def test_stored_defaults_are_used_and_only_the_prompt_is_embedded(
     assert read == []
     assert torch.equal(world.embed_prompts(["", CUP])[0], stored["default"])
     assert read == [[CUP]]
-    assert world.embedded_prompts == {}, "the folder has them; nobody else need keep them"
+    assert world.embedded_prompts == {}, "the folder has them, so that an adapter need not keep them"
 
 
 def test_embedded_defaults_can_be_kept_and_given_back(folder: Path, read: list[list[str]], hf_home: Path) -> None:

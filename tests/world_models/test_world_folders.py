@@ -84,7 +84,7 @@ def test_shards_are_as_small_as_asked_and_leave_nothing_stale(folder: Path) -> N
     assert same_weights(world, CosmosPredict2.from_pretrained(folder))
     world.save_pretrained(folder)
     assert same_weights(world, CosmosPredict2.from_pretrained(folder))
-    assert sorted(p.name for p in folder.parent.iterdir()) == ["world"], "nothing is left beside it"
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["world"], "no other file is left"
     world.prompt_embeds = None
     world.save_pretrained(folder)
     assert CosmosPredict2.from_pretrained(folder).prompt_embeds is None

@@ -131,7 +131,7 @@ def chain_first(first: WorldRequest, rest: Iterator[WorldRequest]) -> Iterator[W
 
 
 def shown_requests(collator: ChatCollator, samples: Sequence[Sample]) -> list[WorldRequest]:
-    """What each shown sample's future is made from; samples without a picture give none."""
+    """What each shown sample's future is made from; samples without an image give none."""
     found = []
     for sample in samples:
         found += collator.all_requests(sample, deterministic=True)[:1]
@@ -178,7 +178,7 @@ def write_strips(
                 assert world is not None
                 frames = decode(world, latents_of([request], compute_with(world, world_config))[0])
         strips.append(None)
-        if frames is not None:  # of each world step the frame in which it ends, behind the picture of now
+        if frames is not None:  # of each world step the frame in which it ends, behind the image of now
             strips[-1] = save_rollout(
                 frames[:: world_config.temporal_factor].numpy(), folder / f"imagined-{number}.png"
             )
