@@ -173,7 +173,7 @@ def test_a_field_changes_what_is_learned(settings: Settings, values: dict[str, A
     [
         {"torch_compile_backend": "eager"},
         {"use_gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
-        {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 2},
+        {"num_workers": 1, "dataloader_prefetch_factor": 2},
     ],
     ids=lambda values: next(iter(values)),
 )
