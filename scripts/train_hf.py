@@ -1,17 +1,15 @@
 """Train with Hugging Face's Trainer: `theworld train` as a script, with one function to replace for your own data.
 
-python scripts/train_hf.py --config configs/nano_projector.json
+python scripts/train_hf.py --config configs/nano_projector.json --output_dir runs/first
+python scripts/train_hf.py --config configs/default.json --resume_from last
 torchrun --nproc_per_node=4 scripts/train_hf.py --config configs/default.json
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
 
-import typer
-
-from theworld.cli import errors, options, token, train
-from theworld.training import dataset_loading
+from theworld.training import command_line, dataset_loading
 from theworld.training.config import TrainingConfig
 
 
@@ -33,30 +31,9 @@ def load_datasets(config: TrainingConfig) -> dataset_loading.Datasets:
     return dataset_loading.load_datasets(config)
 
 
-def main(
-    config: Annotated[str, typer.Option("--config", metavar="FILE", help="A JSON file.")] = "configs/default.json",
-    resume_from: train.ResumeFrom = None,
-    output_dir: train.OutputDir = None,
-    hf_token: train.HfToken = None,
-    dataset: train.DatasetName = None,
-    num_samples: train.NumSamples = None,
-    streaming: train.Streaming = None,
-    changes: train.Changes = None,
-    debug: options.Debug = False,
-) -> None:
-    """Train a model: defaults, then the config, then these options. Every key of a config is an option as well.
-
-    Example: python scripts/train_hf.py --config configs/default.json --output_dir runs/first
-    """
-    with errors.user_facing_errors(lambda: debug):
-        settings = train.read_config(
-            config, resume_from, output_dir, hf_token, dataset, num_samples, streaming, changes
-        )
-        train.run(settings, load_datasets)
+def main(arguments: list[str] | None = None) -> int:
+    return command_line.main(load_datasets, __doc__ or "", "configs/default.json", arguments)
 
 
 if __name__ == "__main__":
-    token.hide_token()
-    program = typer.Typer(add_completion=False)
-    program.command(cls=train.ConfigCommand)(main)
-    program()
+    sys.exit(main())

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from theworld.cli import app
@@ -124,23 +123,21 @@ def commands_of(code: str) -> list[list[str]]:
 
 def run_here(command: list[str], more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs `theworld …` or `python scripts/train_hf.py …` in this process, which has loaded all modules."""
-    program = app
-    if command[0] == "theworld":
-        arguments = command[1:]
-    else:
+    script = None
+    if command[0] != "theworld":
         assert command[:2] == ["python", "scripts/train_hf.py"], f"{command} cannot be run with further arguments"
-        arguments = command[2:]
         spec = importlib.util.spec_from_file_location("train_hf", REPOSITORY / "scripts" / "train_hf.py")
         assert spec is not None
         assert spec.loader is not None
         script = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(script)
-        program = typer.Typer()
-        program.command()(script.main)
     with monkeypatch.context() as patch:
         for name in ("TENSORBOARD_LOGGING_DIR", "WANDB_PROJECT"):  # which training sets
             patch.setenv(name, "")
-        result = CliRunner().invoke(program, [*arguments, *more])
+        if script is not None:
+            assert script.main([*command[2:], *more]) == 0, f"{shlex.join(command)} failed"
+            return
+        result = CliRunner().invoke(app, [*command[1:], *more])
     assert result.exit_code == 0, f"{shlex.join(command)} failed:\n{result.output}"
 
 

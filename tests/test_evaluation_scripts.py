@@ -23,7 +23,6 @@ from tests.evaluation.tiny_family import tiny_family
 
 REPOSITORY = Path(__file__).parent.parent
 TASKS = ("Counting", "Relative_Depth")
-EXEMPT = ("train_hf.py",)
 
 
 def script(name: str) -> ModuleType:
@@ -143,12 +142,11 @@ def test_failing_scripts_exit_with_an_error(
 
 @pytest.mark.parametrize("folder", ["scripts", "benchmarks", "examples", "theworld/evaluation"])
 def test_the_library_is_called_and_not_the_command_line(folder: str) -> None:
-    """train_hf.py is the command line of training under the source document's name."""
     for path in sorted((REPOSITORY / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [node.module] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            assert not any((module or "").startswith("theworld.cli") for module in modules) or path.name in EXEMPT, path
+            assert not any((module or "").startswith("theworld.cli") for module in modules), path
 
 
 def test_comparing_nothing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

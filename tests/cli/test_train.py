@@ -23,9 +23,9 @@ from tests.tiny import tiny_bases
 from tests.training.conftest import image, wait_for
 from tests.world_models.tiny import TINY_SIZE
 from theworld.cli import app
-from theworld.cli.token import without_token
-from theworld.cli.train import keys_as_set
 from theworld.training.checkpointing import checkpoints_in
+from theworld.training.command_line import keys_as_set
+from theworld.training.token import without_token
 
 REPOSITORY = Path(__file__).parents[2]
 SECRET = "hf_" + "not-a-token-" * 3

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from theworld.cli import ask, cache, compare, doctor, eval, imagine, info, nano, train
 from theworld.cli.console import say_error
 from theworld.cli.errors import one_sentence, user_facing_errors
-from theworld.cli.token import hide_token
+from theworld.training.token import hide_token
 
 
 class Commands(TyperGroup):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -14,7 +13,6 @@ from theworld.cli.console import counting, say
 
 if TYPE_CHECKING:
     from theworld.training.config import TrainingConfig
-    from theworld.training.dataset_loading import LoadDatasets
 
 ResumeFrom = Annotated[
     str | None,
@@ -67,33 +65,9 @@ class ConfigCommand(TyperCommand):
         known = {
             option for parameter in self.get_params(ctx) for option in (*parameter.opts, *parameter.secondary_opts)
         }
+        from theworld.training.command_line import keys_as_set
+
         return super().parse_args(ctx, keys_as_set(args, known))
-
-
-def keys_as_set(arguments: list[str], known: set[str]) -> list[str]:
-    """The arguments with every unknown `--key value` and `--key=value` as `--set key=value`.
-
-    A key without a value, at the end or before another option, is set to true.
-    """
-    changed: list[str] = []
-    index = 0
-    while index < len(arguments):
-        option, equals, value = arguments[index].partition("=")
-        index += 1
-        if option == "--":  # positional arguments follow
-            return [*changed, option, *arguments[index:]]
-        if not option.startswith("--") or option in known:
-            changed.append(f"{option}{equals}{value}")
-            if option in known and not equals and index < len(arguments) and not arguments[index].startswith("--"):
-                changed.append(arguments[index])  # possibly its value, which may look like anything
-                index += 1
-            continue
-        if not equals:
-            has_value = index < len(arguments) and not arguments[index].startswith("--")
-            value = arguments[index] if has_value else "true"
-            index += has_value
-        changed += ["--set", f"{option.removeprefix('--').replace('-', '_')}={value}"]
-    return changed
 
 
 def train(
@@ -129,9 +103,10 @@ def read_config(
     changes: list[str] | None,
 ) -> TrainingConfig:
     """The config of a command line."""
-    log_to_stderr()
+    from theworld.training.command_line import log_to_stderr
     from theworld.training.config import TrainingConfig
 
+    log_to_stderr()
     return TrainingConfig.read(
         path,
         changes or [],
@@ -144,50 +119,17 @@ def read_config(
     )
 
 
-def run(config: TrainingConfig, load: LoadDatasets | None = None) -> None:
-    """Trains a model and prints its folder.
-
-    Args:
-        load: loads the samples; None loads the dataset of the config.
-    """
-    from theworld.training.dataset_loading import load_datasets
+def run(config: TrainingConfig) -> None:
+    """Trains a model and prints its folder."""
+    from theworld.training.command_line import what_is_saved
     from theworld.training.recipe import train as train_model
 
     try:
         with counting() as step:
-            folder = train_model(config, load or load_datasets, progress=step)
+            folder = train_model(config, progress=step)
     except KeyboardInterrupt:
         if sys.stderr.isatty():
             say("")  # a new line after ^C
         say(what_is_saved(config))
         raise
     typer.echo(folder)
-
-
-def what_is_saved(config: TrainingConfig) -> str:
-    """A sentence on what an interrupted run has saved."""
-    from theworld.training.checkpointing import find_last_checkpoint
-
-    last = find_last_checkpoint(config.output_dir)
-    if last is None:
-        return f"Stopped; nothing was saved in {config.output_dir} yet."
-    return f"Stopped; the last checkpoint is {last}. Resume with the same command and --resume_from last."
-
-
-class StderrHandler(logging.StreamHandler):
-    """Writes to what is stderr at the time, so that lines go above a progress bar, which replaces it."""
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> TextIO:
-        return sys.stderr
-
-
-def log_to_stderr() -> None:
-    """Logs our own lines, and the warnings of libraries."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[StderrHandler()]
-    )
-    logging.getLogger("theworld").setLevel(logging.INFO)

@@ -31,6 +31,8 @@ ALIASES = {
     "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
     "run_name": "wandb_run_name",
     "hub_token": SECRET,
+    "resume_from": "resume_from_checkpoint",  # options of the command line
+    "dataset": "dataset_name",
     "picture_dropout": "image_dropout",
     "projector_places": "projector_positions",
 }

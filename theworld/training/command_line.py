@@ -1,0 +1,117 @@
+"""What the command lines of training share: config keys as options, the log, and a script's main function."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Collection, Sequence
+from typing import TextIO
+
+from tqdm import tqdm
+
+from theworld.training.checkpointing import find_last_checkpoint
+from theworld.training.config import TrainingConfig
+from theworld.training.dataset_loading import LoadDatasets
+from theworld.training.recipe import train
+from theworld.training.token import hide_token
+
+
+def keys_as_set(arguments: list[str], known: Collection[str]) -> list[str]:
+    """The arguments with every unknown `--key value` and `--key=value` as `--set key=value`.
+
+    A key without a value, at the end or before another option, is set to true.
+    """
+    changed: list[str] = []
+    index = 0
+    while index < len(arguments):
+        option, equals, value = arguments[index].partition("=")
+        index += 1
+        if option == "--":  # positional arguments follow
+            return [*changed, option, *arguments[index:]]
+        if not option.startswith("--") or option in known:
+            changed.append(f"{option}{equals}{value}")
+            if option in known and not equals and index < len(arguments) and not arguments[index].startswith("--"):
+                changed.append(arguments[index])  # possibly its value, which may look like anything
+                index += 1
+            continue
+        if not equals:
+            has_value = index < len(arguments) and not arguments[index].startswith("--")
+            value = arguments[index] if has_value else "true"
+            index += has_value
+        changed += ["--set", f"{option.removeprefix('--').replace('-', '_')}={value}"]
+    return changed
+
+
+def what_is_saved(config: TrainingConfig) -> str:
+    """A sentence on what an interrupted run has saved."""
+    last = find_last_checkpoint(config.output_dir)
+    if last is None:
+        return f"Stopped; nothing was saved in {config.output_dir} yet."
+    return f"Stopped; the last checkpoint is {last}. Resume with the same command and --resume_from last."
+
+
+class StderrHandler(logging.StreamHandler):
+    """Writes to what is stderr at the time, so that lines go above a progress bar, which replaces it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+
+def log_to_stderr() -> None:
+    """Logs our own lines, and the warnings of libraries."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[StderrHandler()]
+    )
+    logging.getLogger("theworld").setLevel(logging.INFO)
+
+
+class ProgressBars:
+    """Progress bars on a terminal: one at a time, removed when complete."""
+
+    def __init__(self) -> None:
+        self.bars: dict[str, tqdm] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self.bars:
+            self.bars[what] = tqdm(total=total, initial=done, desc=what, leave=False, disable=None)
+        self.bars[what].update(done - self.bars[what].n)
+        if done >= total:
+            self.bars.pop(what).close()
+
+
+def main(load: LoadDatasets, description: str, default_config: str, arguments: Sequence[str] | None = None) -> int:
+    """Trains as a script: `--config FILE`, and every config key as an option. Returns the exit code.
+
+    Args:
+        load: loads training and evaluation samples.
+        description: shown by `--help`.
+        arguments: of the command line; None means those of this process.
+    """
+    if arguments is None:
+        hide_token()
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=default_config, metavar="FILE", help="a JSON file (default: %(default)s)")
+    parser.add_argument(
+        "--set", dest="changes", action="append", default=[], metavar="KEY=VALUE",
+        help="set any key of the config (repeatable); --KEY VALUE does the same",
+    )  # fmt: skip
+    own = ("--config", "--set", "--help")
+    given = parser.parse_args(keys_as_set(list(sys.argv[1:] if arguments is None else arguments), own))
+    log_to_stderr()
+    config = None
+    try:
+        config = TrainingConfig.read(given.config, given.changes)
+        sys.stdout.write(f"{train(config, load, progress=ProgressBars())}\n")
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        if config is not None:
+            sys.stderr.write(f"{what_is_saved(config)}\n")
+        raise
+    return 0
