@@ -18,9 +18,9 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerB
 from theworld.model.configuration import TheWorldConfig
 from theworld.world_models.base import Progress
 
-MAX_NEW_TOKENS = 128  # of an answer, where a call does not say otherwise
+MAX_NEW_TOKENS = 128  # default length of an answer
 SAMPLING_ONLY = ("top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-# known to transformers' generate, and of no use where the answer is a string; each with what to do instead
+# arguments of transformers' generate that have no meaning for a text result, and what to use instead
 UNSUPPORTED = {
     "max_length": "use max_new_tokens",
     "num_return_sequences": "repeat the question in a list",

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCrit
 
 
 class StopOnClose(StoppingCriteria):
-    """Stops the generation after the current token once the reader has left: Ctrl-C, or a loop that was left."""
+    """Stops the generation after the current token once the iterator is closed (Ctrl-C or `break`)."""
 
     closed = False
 

@@ -68,7 +68,7 @@ def describe_model(
     if num_world_steps is None and plan.mode == "frames":
         notes.append(
             f"{plan.reason} `theworld ask` therefore shows it {plan.num_world_steps} imagined frames; use --steps "
-            f"{plan.num_world_steps} for the memory which that takes."
+            f"{plan.num_world_steps} to see the memory for that."
         )
     steps = config.check_world_steps(config.num_world_steps if num_world_steps is None else num_world_steps)
     built = build_on_meta(config)

@@ -379,7 +379,7 @@ def _count_packets(file: BinaryIO, name: str, demuxer: str) -> int:
 
 
 def _open(file: BinaryIO, name: str, demuxer: str) -> av.container.InputContainer:
-    import av  # takes a tenth of a second, which only those pay who read a video
+    import av  # importing av takes 0.1 s, and only reading a video needs it
 
     file.seek(0)
     with decoding(name):

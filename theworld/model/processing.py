@@ -2,7 +2,7 @@
 
 With the world model disabled, every tensor equals Gemma3Processor's. With it enabled, the soft tokens of an image are
 followed by `world_token_count(N, P)` placeholders, and three inputs are added: `world_frames`, `world_seeds` and
-`num_world_steps`. Of a video Gemma sees the last frame, which is now, and the world model the last 1 + 4·P frames.
+`num_world_steps`. For a video, Gemma receives the last frame (the present) and the world model the last 1 + 4·P frames.
 """
 
 from __future__ import annotations

@@ -33,7 +33,6 @@ from theworld.storage.files import read_json_file
 TransportError: type[BaseException] = HfHubHTTPError.__bases__[0]
 
 ADAPTER_FILE = "model.safetensors"
-LEGACY_ADAPTER_FILE = "pytorch_model.bin"
 CONFIG_FILE = "config.json"
 WORLD_INDEX_FILE = "model_index.json"
 

@@ -82,7 +82,7 @@ class Report(TrainerCallback):
     """Writes metrics to the log and reports the progress of training and of each evaluation.
 
     Args:
-        progress: called with what is counted, how many are done, and of how many.
+        progress: called with (description, done, total).
     """
 
     def __init__(self, progress: Progress) -> None:

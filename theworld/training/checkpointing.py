@@ -29,8 +29,7 @@ PARTIAL_SUFFIX = ".writing"  # of a checkpoint that is being written or removed
 LAST = "last"
 HUB_CHECKPOINT = "last-checkpoint"  # where hub_strategy "checkpoint" puts it
 
-# Settings that may change when a run is resumed, since what is learned does not depend on them; and the first words of
-# the names of others.
+# Settings that may change when a run is resumed, because they do not affect the weights; FREE_PREFIXES names more.
 FREE = {
     "output_dir", "resume_from_checkpoint", "do_eval", "num_eval_samples", "shown_samples", "num_workers",
     "latent_cache", "push_to_hub", "use_gradient_checkpointing", "gradient_checkpointing_kwargs", "disable_tqdm",

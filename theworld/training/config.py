@@ -401,7 +401,7 @@ LEAST = {
 
 
 def own_keys() -> list[str]:
-    """The keys of a config that are not passed on to `TrainingArguments` under their own names."""
+    """The fields of TrainingConfig; every other key is a field of TrainingArguments."""
     return [known.name for known in dataclasses.fields(TrainingConfig) if known.name != "trainer_arguments"]
 
 

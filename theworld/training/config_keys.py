@@ -19,7 +19,7 @@ SECRET = "hf_token"
 PRECISION_SWITCHES = ("bf16", "fp16")
 TRACKERS = {"tensorboard": "log_to_tensorboard", "wandb": "log_to_wandb"}  # names in `report_to`, and our switches
 
-# other name -> canonical name: fields of TrainingArguments that we call otherwise, then former names of our own keys
+# other name -> canonical name: fields of TrainingArguments with another name here, options, former names of our keys
 ALIASES = {
     "per_device_train_batch_size": "batch_size",
     "per_device_eval_batch_size": "eval_batch_size",

@@ -28,7 +28,7 @@ from theworld.world_models.base import WorldModel
 
 logger = logging.getLogger(__name__)
 
-SAMPLES_AT_ONCE = 16  # that a process looks through
+SAMPLES_AT_ONCE = 16  # per batch of this scan
 FRAMES = "frames-"  # before the key of a request whose future is kept as frames
 
 Progress = Callable[[str, int, int], None]
@@ -55,8 +55,8 @@ def load_world(config: TrainingConfig, described: Described, parts: Sequence[str
     return world.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class Missing:
-    """Collates placed samples into those of their requests that a cache does not have."""
+class UncachedRequests:
+    """Collate function that returns those requests of the samples that are not cached."""
 
     def __init__(self, collator: ChatCollator, cache: LatentCache) -> None:
         self.collator = collator
@@ -74,7 +74,7 @@ class Missing:
 def missing_requests(
     sets: Sequence[IndexedSamples], collator: ChatCollator, cache: LatentCache, num_workers: int, progress: Progress
 ) -> Iterator[WorldRequest]:
-    """What training and evaluation will ask and the cache does not have yet."""
+    """Yields the uncached requests of training and evaluation."""
     scenes = [placed.scenes() for placed in sets]
     total = sum(map(len, scenes))
     done = 0
@@ -83,7 +83,7 @@ def missing_requests(
             placed,
             batch_size=SAMPLES_AT_ONCE,
             sampler=places,
-            collate_fn=Missing(collator, cache),
+            collate_fn=UncachedRequests(collator, cache),
             num_workers=num_workers,
         )
         for requests in loader:
@@ -178,7 +178,7 @@ def write_strips(
                 assert world is not None
                 frames = decode(world, latents_of([request], compute_with(world, world_config))[0])
         strips.append(None)
-        if frames is not None:  # of each world step the frame in which it ends, behind the image of now
+        if frames is not None:  # the present, then the last frame of each world step
             strips[-1] = save_rollout(
                 frames[:: world_config.temporal_factor].numpy(), folder / f"imagined-{number}.png"
             )

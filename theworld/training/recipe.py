@@ -7,7 +7,6 @@ Settings, configurations and data are checked before weights are loaded, so that
 from __future__ import annotations
 
 import logging
-import platform
 import shlex
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from theworld.datasets.collator import BatchSampling, ChatCollator, short_future
 from theworld.datasets.samples import Sample
 from theworld.inference.latent_cache import LatentCache
 from theworld.model import freezing
+from theworld.model.devices import cpu_has_bfloat16
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
 from theworld.training.callbacks import Progress, Report, ShownSamples, StopOnSigterm
@@ -51,7 +51,7 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
 
     Args:
         load: loads training and evaluation samples.
-        progress: called with what is counted, how many are done, and of how many.
+        progress: called with (description, done, total).
 
     Returns:
         The folder of the trained model.
@@ -218,13 +218,6 @@ def check_machine(config: TrainingConfig) -> None:
         logger.warning(
             "mixed_precision is bf16, but this CPU has no bfloat16 instructions: fp32 is faster, if memory allows"
         )
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether the CPU has bfloat16 instructions; True if it is not known."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return True
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def report(

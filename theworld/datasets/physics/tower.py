@@ -123,12 +123,12 @@ def _stack(
 
 
 def recolour(parts: Sequence[Part], outcome: str, wanted: str) -> list[Part] | None:
-    """Nothing: scenes are proposed with the wanted answer in mind."""
+    """Always None: scenes are proposed for the wanted answer."""
     return None
 
 
 def moved(parts: Sequence[Part], dx: float, dy: float = 0.0) -> list[Part]:
-    """The same scene with the asked blocks a little aside of their stand."""
+    """The same scene with the asked blocks shifted by dx relative to their stand."""
     return [part.moved(dx) if part.kind == "block" and part.group == ASKED else part for part in parts]
 
 
