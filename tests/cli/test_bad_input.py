@@ -280,7 +280,7 @@ def tampered(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Ten
         ("missing", "1 missing"),
         ("unexpected", "1 unexpected (another)"),
         ("shape", "is (3, 5) there"),
-        ("numbers", "infinite or undefined numbers"),
+        ("numbers", "non-finite values"),
     ],
 )
 def test_an_adapter_that_was_tampered_with(own: Path, image: Path, kind: str, says: str) -> None:

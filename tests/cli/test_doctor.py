@@ -269,7 +269,8 @@ def test_memory_counts_the_text_encoder_of_a_first_rollout_and_imagined_frames(
     monkeypatch.setattr(machine, "gpus", lambda: [card])
     (ram, gpu), (with_encoder, same_gpu) = predict(config), predict(config, encoder)
     assert gpu == same_gpu, "where a GPU has no room for it, it runs on the CPU"
-    assert with_encoder["predicted"] == encoder + memory.LIBRARIES > ram["predicted"]
+    process = memory.LIBRARIES + memory.TOKENIZER_ROW * config.get_text_config().vocab_size
+    assert with_encoder["predicted"] == encoder + process > ram["predicted"]
     # an untrained projector is answered from frames, which are decoded; a trained one reads tokens
     config.reads_world_tokens = True
     assert predict(config)[1]["predicted"] != gpu["predicted"]

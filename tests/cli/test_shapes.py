@@ -19,7 +19,7 @@ from theworld.inference.pipeline import TheWorld
 from theworld.inspection.shapes import QUESTION
 
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
-SHOWN = re.compile(r"by `(theworld info [^`]*--shapes[^`]*)`.*?```text\n(.*?)```", re.DOTALL)
+SHOWN = re.compile(r"`(theworld info (?!MODEL)[^`]*--shapes[^`]*)`.*?```text\n(.*?)```", re.DOTALL)
 
 
 def said(*arguments: object) -> dict[str, Any]:

@@ -71,9 +71,11 @@ def load(
             ) from error
     from huggingface_hub import constants
 
-    from theworld.storage.hub import hub_answers
+    from theworld.storage.hub import hub_answers, may_be_on_hub, resolve
 
-    if hub_answers.cache_info().currsize and not hub_answers(constants.ENDPOINT):  # asked by go_offline_if_unreachable
+    on_hub = may_be_on_hub(spec.path) or any(may_be_on_hub(resolve(base, spec.path)) for base in spec.base_names)
+    # Whether it answers was asked by go_offline_if_unreachable.
+    if on_hub and hub_answers.cache_info().currsize and not hub_answers(constants.ENDPOINT):
         say(f"Note: {constants.ENDPOINT} does not answer, so only the local cache was used.")
     return model
 
