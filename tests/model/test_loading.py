@@ -83,7 +83,7 @@ def test_a_key_of_a_newer_transformers_is_told_and_carried_along(
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     TheWorld.from_pretrained(tmp_path / "ours", device="cpu")
     (tmp_path / "ours" / "config.json").write_text(json.dumps({**config, "brand_new": 1}))
-    with pytest.raises(ValueError, match="no 'brand_new'; known are"):  # in ours it can only be a mistake
+    with pytest.raises(ValueError, match="no key 'brand_new'; known are"):  # in ours it can only be a mistake
         TheWorld.from_pretrained(tmp_path / "ours", device="cpu")
 
 

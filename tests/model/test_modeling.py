@@ -132,7 +132,7 @@ def test_placeholders_and_tokens_must_match(fused) -> None:
     model, processor = fused
     inputs = ask(processor, ["Which bin?"], [image()])
     without = {name: value for name, value in inputs.items() if not name.startswith(("world", "num_world"))}
-    with pytest.raises(ValueError, match="no world_frames"):
+    with pytest.raises(ValueError, match="pass world_frames"):
         model(**without)
     with pytest.raises(ValueError, match=r"50 world placeholders, but there are 34 world tokens"):
         model(**{**inputs, "num_world_steps": torch.tensor([1])})

@@ -92,7 +92,7 @@ def test_moments_without_a_row_are_refused() -> None:
     for past, says in (
         (0, "Got 3 latent frames from now on, but the temporal embedding has 2 rows"),
         (2, "Got 2 past latent frames, but the temporal embedding has 1 rows"),
-        (3, "num_past_steps is 3 of 3 latent frames; give 0 to 2"),
+        (3, "num_past_steps is 3 of 3 latent frames; pass 0 to 2"),
         (-1, "num_past_steps is -1"),
     ):
         with pytest.raises(ValueError, match=says):
@@ -146,7 +146,7 @@ def test_a_resampler_of_any_width_has_heads_that_divide_it(width: int) -> None:
 
 def test_the_wrong_grid_or_too_many_frames_are_refused() -> None:
     projector = WorldProjector(config(max_world_steps=1))
-    with pytest.raises(ValueError, match="4×4 grid, but this projector was built for 8×8"):
+    with pytest.raises(ValueError, match="4×4 grid, but this projector expects 8×8"):
         projector(torch.zeros(1, 4, 1, 4, 4))
     with pytest.raises(ValueError, match="Got 3 latent frames from now on, but the temporal embedding has 2 rows"):
         projector(torch.zeros(1, 4, 3, 8, 8))

@@ -72,7 +72,7 @@ def save(
         config.world_name_or_path = rebase_path(config.world_name_or_path, base_dir)
     with atomic_folder(save_directory) as folder:
         if full:
-            export_bases(model, folder, config, export_dtype(model, dtype, bases_changed))
+            export_bases(model, folder, config, export_dtype(model, dtype, bases_changed), dtype is not None)
         config.save_pretrained(folder)
         write_tensors(folder / ADAPTER_FILE, dict(freezing.parameters_of(model, config.trained_parts)))
         if model.world is not None and model.world.embedded_prompts and not full:  # a full export's world has them
@@ -94,16 +94,29 @@ def export_dtype(
 
 
 def export_bases(
-    model: TheWorldForConditionalGeneration, folder: Path, config: TheWorldConfig, dtype: torch.dtype
+    model: TheWorldForConditionalGeneration,
+    folder: Path,
+    config: TheWorldConfig,
+    dtype: torch.dtype,
+    dtype_is_given: bool,
 ) -> None:
     """Writes both base models and Gemma's processor into `folder`, and names them in `config`."""
     if model.world is not None:
         model.world.load_parts(*PARTS)
     in_memory = model.vlm.config.dtype
+    world = model.world or nn.Module()
+    # The world model may be stored in a wider dtype than Gemma; it is rounded only if the caller asks for it.
+    world_dtype = dtype if dtype_is_given or is_exact(world, dtype) else model.dtype
     try:
-        with freezing.cast(model.vlm, dtype), freezing.cast(model.world or nn.Module(), dtype):
+        with freezing.cast(model.vlm, dtype), freezing.cast(world, world_dtype):
             loading.write_bases(folder, config, model.vlm, model.world)
     finally:
         model.vlm.config.dtype = in_memory  # transformers sets it on saving
     config.dtype = config.vlm_config.dtype = dtype
     TheWorldProcessor.from_config(model.config, model.bases_folder).write_base(folder / loading.VLM_FOLDER)
+
+
+def is_exact(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether every weight of `module` keeps its value in `dtype`."""
+    weights = (parameter.detach() for parameter in module.parameters() if parameter.is_floating_point())
+    return all(torch.equal(weight.to(dtype).to(weight.dtype), weight) for weight in weights)

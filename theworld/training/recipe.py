@@ -27,6 +27,7 @@ from theworld.training.checkpointing import (
     check_output,
     disk_full_as_error,
     find_checkpoint,
+    find_last_checkpoint,
     make_output,
     remove_partial,
 )
@@ -54,7 +55,7 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
         progress: called with (description, done, total).
 
     Returns:
-        The folder of the trained model.
+        The folder of the trained model; for a run that SIGTERM stopped, its last checkpoint, which is a model as well.
 
     Raises:
         ValueError: if settings, data, a model or a checkpoint do not fit, or if the disk is full.
@@ -104,7 +105,10 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
             )  # fmt: skip
         if not stop.requested:
             trainer.save_model()
-    return output
+            return output
+    last = find_last_checkpoint(output)
+    assert last is not None  # a run that is stopped before its first step ends with an error
+    return last
 
 
 def fill(
