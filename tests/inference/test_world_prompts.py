@@ -186,10 +186,10 @@ def test_without_the_guardrail_it_is_said_before_the_work(model: TheWorld) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_world_steps": 0}, "num_world_steps is 0; ask for 1 or more"),
-        ({"enable_world": False}, "the world is off; leave the prompt out"),
-        ({"image": None}, "there is none; leave the prompt out"),
-        ({"world_latents": torch.zeros(1, 4, 3, 4, 4)}, "no world_prompt can steer them"),
+        ({"num_world_steps": 0}, "num_world_steps is 0"),
+        ({"enable_world": False}, "leave it out|leave the prompt out"),
+        ({"image": None}, "leave it out|leave the prompt out"),
+        ({"world_latents": torch.zeros(1, 4, 3, 4, 4)}, "world_prompt"),
     ],
 )
 def test_a_prompt_that_could_steer_nothing_is_refused(
@@ -224,7 +224,7 @@ def test_an_adapter_keeps_the_default_prompts(bases: Path, tmp_path: Path, hf_ho
     loaded.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "prompt_embeds.safetensors").is_file(), "and passes them on"
     assert not hf_home.exists()
-    with pytest.raises(ValueError, match=r"has its text_encoder/config\.json not here"):
+    with pytest.raises(ValueError, match=r"text_encoder/config\.json"):
         TheWorld.from_pretrained(tmp_path / "before", device="cpu").imagine(pixels())
 
 
