@@ -1,5 +1,6 @@
 """What every test stands on: no network, two threads, the same random numbers each time."""
 
+import logging
 import os
 
 # Before any Hugging Face library is imported: it reads these once.
@@ -25,6 +26,7 @@ settings.load_profile("theworld")
 
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test's random numbers do not depend on the tests before it, nor its dtype on the CPU."""
+    """A test's random numbers and log do not depend on the tests before it, nor its dtype on the CPU."""
     torch.manual_seed(0)
+    logging.getLogger("theworld.inference.pipeline").setLevel(logging.NOTSET)  # a command in this process silences it
     monkeypatch.setattr("theworld.model.devices.cpu_has_bfloat16", lambda: False)

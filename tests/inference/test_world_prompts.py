@@ -186,7 +186,7 @@ def test_without_the_guardrail_it_is_said_before_the_work(model: TheWorld) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_world_steps": 0}, "num_world_steps is 0"),
+        ({"num_world_steps": 0}, "world_prompt has no effect without imagined steps"),
         ({"enable_world": False}, "leave it out|leave the prompt out"),
         ({"image": None}, "leave it out|leave the prompt out"),
         ({"world_latents": torch.zeros(1, 4, 3, 4, 4)}, "world_prompt"),
