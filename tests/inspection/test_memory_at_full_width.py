@@ -11,7 +11,7 @@ import gc
 import pytest
 import torch
 
-from benchmarks.full_size import TRAINING
+from benchmarks.full_size_run import TRAINING
 from benchmarks.live_memory import LiveMemory
 from tests.shapes_only import build, inputs, shapes_only
 from theworld.inspection import memory
