@@ -268,6 +268,7 @@ def run_language(
     model.vlm.save_pretrained(work / "gemma")
     processor.write_base(work / "gemma")
     model.config.trained_parts = ["projector"]
+    model.loaded_weights = freezing.PartChecksums(model)  # the trained language model is a base model from here on
     model.config.vlm_name_or_path, model.config.world_name_or_path = str(work / "gemma"), str(work / "world")
     freezing.train_only(model, ("projector",))
     model.save_pretrained(work / "reader")
