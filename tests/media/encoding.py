@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,15 @@ def encode_video(
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     size: tuple[int, int] | None = None,
+    times: Sequence[int] | None = None,
+    codec_options: dict[str, str] | None = None,
     **options: str,
 ) -> bytes:
-    """A video file of frames (H, W, 3 or 4) uint8 at 8 frames per second; `options` are the container's.
+    """A video file of frames (H, W, 3 or 4) uint8; `options` are the container's.
 
     Args:
         size: height and width of the video; None for those of the frames.
+        times: of the frames, in eighths of a second; None for 0, 1, 2, …
     """
     import av
 
@@ -42,12 +46,14 @@ def encode_video(
         tempfile.NamedTemporaryFile() as file,  # since FFmpeg opens some by their name once more
         av.open(file.name, "w", format=container, options=options) as output,
     ):
-        stream = output.add_stream(codec, rate=8)
+        stream = output.add_stream(codec, rate=8, options=codec_options or {})
         stream.height, stream.width = size or frames[0].shape[:2]
         stream.pix_fmt = pix_fmt
-        for frame in [*frames, None]:
-            kind = "rgba" if frame is not None and frame.shape[-1] == 4 else "rgb24"
-            output.mux(stream.encode(None if frame is None else av.VideoFrame.from_ndarray(frame, format=kind)))
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgba" if pixels.shape[-1] == 4 else "rgb24")
+            frame.pts, frame.time_base = number if times is None else times[number], Fraction(1, 8)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
         output.close()
         return Path(file.name).read_bytes()
 

@@ -34,20 +34,6 @@ from theworld.media.video import (
 )
 
 
-@pytest.fixture
-def clip() -> np.ndarray:
-    """Seven frames of 16 x 24 pixels, smooth enough for a video codec, no two alike."""
-    rows, columns = np.mgrid[0:16, 0:24]
-    grey = np.stack([(rows * 6 + columns * 4 + 12 * number) % 200 + 20 for number in range(7)])
-    return np.stack([grey, grey, 255 - grey], axis=-1).astype(np.uint8)
-
-
-@pytest.fixture
-def noise() -> np.ndarray:
-    """Twelve frames that no codec compresses away, so that every part of the file matters."""
-    return np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
-
-
 def steps(num_frames: int, size: int = 16) -> list[np.ndarray]:
     """Frames whose grey value tells their index, up to 25."""
     return [np.full((size, size, 3), 10 * number, dtype=np.uint8) for number in range(num_frames)]
@@ -164,14 +150,14 @@ def test_a_wrong_number_of_packets_changes_nothing(monkeypatch: pytest.MonkeyPat
 
 def test_reading_stops_after_the_last_frame_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    frames = video_module._decoded_frames
+    packets = video_module._decoded_packets
 
     def counted(*arguments: Any) -> Any:
-        for frame in frames(*arguments):
-            decoded.append(1)
-            yield frame
+        for promised, frames in packets(*arguments):
+            decoded.extend(1 for _ in frames)
+            yield promised, frames
 
-    monkeypatch.setattr(video_module, "_decoded_frames", counted)
+    monkeypatch.setattr(video_module, "_decoded_packets", counted)
     assert indices(Video(encode_video(steps(24)), StridedFrames(2, 3, 2))) == [2, 5]
     assert len(decoded) == 6
 
@@ -322,21 +308,45 @@ def test_every_way_reads_the_same_frames(through: str, tmp_path: Path) -> None:
     assert READERS[through](tmp_path / "turned.mp4").load().now.size == (16, 24)
 
 
-def rotated(content: bytes) -> bytes:
-    """An MP4 with the rotation of a phone that was held upright, in its track header."""
+def rotated(content: bytes, turn: tuple[float, ...] = (0, 1, -1, 0)) -> bytes:
+    """An MP4 whose track header turns its frames: by default those of a phone that was held upright.
+
+    Args:
+        turn: a, b, c, d of the header's matrix, which shows the pixel (x, y) at (a x + c y, b x + d y).
+    """
     turned = bytearray(content)
     matrix = turned.index(b"tkhd") + 4 + 40  # after the times, the layer and the volume
     assert turned[matrix : matrix + 4] == (1 << 16).to_bytes(4, "big")
-    quarter = (0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
-    turned[matrix : matrix + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in quarter)
+    a, b, c, d = (round(number * (1 << 16)) for number in turn)
+    entries = (a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    turned[matrix : matrix + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in entries)
     return bytes(turned)
 
 
-def test_rotation_is_that_of_the_phone(clip: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    ("turn", "shown"),
+    [
+        ((1, 0, 0, 1), lambda frames: frames),
+        ((-1, 0, 0, 1), lambda frames: frames[:, :, ::-1]),  # mirrored, as a front camera's
+        ((1, 0, 0, -1), lambda frames: frames[:, ::-1]),
+        ((-1, 0, 0, -1), lambda frames: frames[:, ::-1, ::-1]),
+        ((0, 1, -1, 0), lambda frames: np.rot90(frames, -1, axes=(1, 2))),  # clockwise, as a phone's
+        ((0, -1, 1, 0), lambda frames: np.rot90(frames, axes=(1, 2))),
+        ((0, 1, 1, 0), lambda frames: frames.swapaxes(1, 2)),
+        ((0, -1, -1, 0), lambda frames: frames[:, ::-1, ::-1].swapaxes(1, 2)),
+        ((0, 0, 0, 0), lambda frames: frames),  # of programs that leave the matrix out
+    ],
+)
+def test_videos_are_turned_and_mirrored_as_players_do(clip: np.ndarray, turn: Any, shown: Any) -> None:
     content = encode_video(clip)
-    straight, turned = load_video(content), load_video(rotated(content))
-    assert turned.now.size == (16, 24)
-    np.testing.assert_array_equal(pixels(turned), np.rot90(pixels(straight), -1, axes=(1, 2)))  # clockwise
+    frames = pixels(load_video(rotated(content, turn)))
+    np.testing.assert_array_equal(frames, shown(pixels(load_video(content))))
+
+
+def test_a_video_that_is_turned_by_no_quarter_is_refused(clip: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"turned by -?45°, and only quarter turns are read") as error:
+        load_video(rotated(encode_video(clip), (0.7071, 0.7071, -0.7071, 0.7071)))
+    one_sentence(error)
 
 
 def test_transparent_videos_are_laid_over_white() -> None:
@@ -357,85 +367,6 @@ def test_a_playlist_does_not_open_other_files(through: str, tmp_path: Path, clip
         with pytest.raises(ValueError, match="is not a video that can be read: pass one of MP4") as error:
             READERS[through](path)
         one_sentence(error)
-
-
-# --- files whose end is missing ---
-
-
-def fragmented(frames: np.ndarray, **options: str) -> bytes:
-    return encode_video(frames, movflags="frag_every_frame+empty_moov", **options)
-
-
-CUT: dict[str, Callable[[np.ndarray], bytes]] = {
-    "MP4": encode_video,
-    "MP4, index first": lambda frames: encode_video(frames, movflags="faststart"),
-    "MP4, fragmented": fragmented,
-    "MP4, DASH": lambda frames: encode_video(frames, movflags="dash+frag_every_frame+global_sidx"),
-    "MOV": lambda frames: encode_video(frames, "mov"),
-    "WebM": lambda frames: encode_video(frames, "webm", "libvpx"),
-    "WebM, live": lambda frames: encode_video(frames, "webm", "libvpx", live="1"),
-    "Matroska": lambda frames: encode_video(frames, "matroska"),
-    "AVI": lambda frames: encode_video(frames, "avi", "mpeg4"),
-    "AVI of JPEG": lambda frames: encode_video(frames, "avi", "mjpeg", "yuvj420p"),
-    "GIF": lambda frames: animation(frames, "GIF"),
-    "APNG": lambda frames: animation(frames, "PNG"),
-    "WebP": lambda frames: animation(frames, "WEBP"),
-    "AVIF": lambda frames: animation(frames, "AVIF"),
-}
-
-
-@pytest.mark.parametrize("form", CUT)
-def test_a_video_whose_end_was_lost_is_not_taken_for_a_shorter_one(
-    form: str, noise: np.ndarray, tmp_path: Path
-) -> None:
-    content = CUT[form](noise)
-    assert load_video(content).num_frames == 12
-    for share in (0.3, 0.5, 0.7, 0.9):
-        with pytest.raises(ValueError, match=r"damaged or cut short|holds no images|not a video") as error:
-            load_video(content[: int(len(content) * share)])
-        one_sentence(error)
-    path = tmp_path / ("cut.gif" if form == "GIF" else "cut.mp4")
-    path.write_bytes(content[: len(content) * 8 // 10])
-    for through in READERS.values():
-        with pytest.raises(ValueError, match="damaged or cut short") as error:
-            through(path)
-        one_sentence(error)
-
-
-def test_a_gif_that_was_cut_between_two_frames_is_refused(noise: np.ndarray) -> None:
-    content = animation(noise, "GIF")
-    assert content[-1] == 0x3B
-    with pytest.raises(ValueError, match="its end is missing"):
-        load_video(content[:-1])
-
-
-def test_bytes_after_the_end_do_no_harm(clip: np.ndarray) -> None:
-    """Cameras append notes of their own."""
-    for content in (
-        encode_video(clip),
-        animation(clip, "GIF"),
-        encode_video(clip, "matroska"),
-        encode_video(clip, "mov"),
-    ):
-        for trailer in (b"\0" * 100, b"camera notes: 12 of May, 3 pm"):
-            assert load_video(content + trailer).num_frames == 7
-
-
-def test_a_clip_cut_without_encoding_it_again_has_the_frames_that_it_shows(noise: np.ndarray) -> None:
-    """An MP4 edit list hides the first frames; its header counts them, and no frame is made up in their place."""
-    content = bytearray(encode_video(noise))
-    edits = content.index(b"elst")
-    entries = int.from_bytes(content[edits + 8 : edits + 12], "big")
-    assert entries == 1
-    timescale_at = content.index(b"mdhd") + 4 + 12
-    timescale = int.from_bytes(content[timescale_at : timescale_at + 4], "big")
-    start = int.from_bytes(content[edits + 16 : edits + 20], "big")
-    content[edits + 16 : edits + 20] = (start + timescale * 4 // 8).to_bytes(4, "big")  # four frames later
-    whole, cut = load_video(encode_video(noise)), load_video(bytes(content))
-    assert 0 < cut.num_frames < 12
-    np.testing.assert_array_equal(pixels(cut), pixels(whole)[-cut.num_frames :])
-    spaced = Video(bytes(content), SpacedFrames(3)).load()
-    np.testing.assert_array_equal(pixels(spaced)[-1], pixels(whole)[-1])
 
 
 # --- still images in MP4's container ---
@@ -580,6 +511,32 @@ def test_values_that_are_not_a_video(source: object, message: str) -> None:
 def test_at_least_one_frame_is_kept(clip: np.ndarray) -> None:
     with pytest.raises(ValueError, match="at least 1 frame"):
         load_video(clip, keep=0)
+
+
+def test_a_file_of_several_images_is_what_people_see_or_refused(clip: np.ndarray) -> None:
+    first, *others = [Image.fromarray(frame) for frame in clip]
+    jpegs = [encode(Image.fromarray(frame), "JPEG") for frame in clip]
+    pages = encode(first, "TIFF", save_all=True, append_images=others)
+    for content in (b"".join(jpegs), pages):  # raw MJPEG
+        assert np.abs(np.asarray(load_image(content)).astype(int) - clip[0]).mean() < 6
+        with pytest.raises(ValueError, match=r"holds (JPEG|TIFF) images that are no animation") as error:
+            load_video(content)
+        one_sentence(error)
+    small = encode(first.resize((8, 8)), "JPEG")
+    # a stereo pair, the brightness or the depth of a photo, and a camera's notes
+    for content in (
+        encode(first, "MPO", save_all=True, append_images=others),
+        jpegs[0] + small,
+        jpegs[0] + b"\xff\xd8\xff\xe0",
+    ):
+        assert load_video(content).num_frames == 1
+
+
+def test_the_image_for_programs_without_animations_is_not_a_frame(clip: np.ndarray) -> None:
+    first, *others = [Image.fromarray(frame) for frame in clip]
+    content = encode(first, "PNG", save_all=True, append_images=others, default_image=True)
+    np.testing.assert_array_equal(pixels(load_video(content)), clip[1:])
+    np.testing.assert_array_equal(np.asarray(load_image(content)), clip[0])
 
 
 def test_the_frames_of_an_image_file_are_counted(clip: np.ndarray, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ start other programs (EPS runs Ghostscript) and FFmpeg would open playlists, whi
 
 import os
 import struct
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import BinaryIO, TypeVar
 
 from PIL import Image, ImageFile
 
-from theworld.media.containers import is_cut
+from theworld.media.containers import find_damage
 
 Content = TypeVar("Content")
 
@@ -35,7 +36,7 @@ STILL_BRANDS += (b"mif1", b"mif2", b"msf1", b"miaf", b"avif", b"avis", b"crx ")
 # What a QuickTime file without the later `ftyp` box begins with.
 QUICKTIME_BOXES = (b"moov", b"mdat", b"wide", b"free", b"skip")
 
-# What decoders raise for damaged files; UnidentifiedImageError and av.FFmpegError are covered by these.
+# What decoders raise for damaged files, besides av.FFmpegError; UnidentifiedImageError is covered by these.
 DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -91,8 +92,13 @@ def decoding(name: str) -> Iterator[None]:
     """Turns what a decoder raises into one sentence that begins with `name`."""
     try:
         yield
-    except DECODING_ERRORS as error:
+    except _decoding_errors() as error:
         raise damaged(name, getattr(error, "strerror", None) or error) from error
+
+
+def _decoding_errors() -> tuple[type[Exception], ...]:
+    av = sys.modules.get("av")  # which only videos import
+    return DECODING_ERRORS if av is None else (*DECODING_ERRORS, av.FFmpegError)
 
 
 def damaged(name: str, reason: object) -> ValueError:
@@ -132,8 +138,8 @@ def open_image(file: BinaryIO, name: str) -> ImageFile.ImageFile:
         return _open_with_pillow(file, name, image_formats())
     except NotAnImage:
         container = "mp4" if still else "avi" if start[:4] == b"RIFF" and start[8:12] == b"WEBP" else None
-        if container is not None and is_cut(file, container, file.seek(0, os.SEEK_END)):
-            raise damaged(name, "its end is missing") from None
+        if container is not None and (reason := find_damage(file, container, file.seek(0, os.SEEK_END))):
+            raise damaged(name, reason) from None
         if still is None:
             raise
     if still in ("HEIC", "AVIF"):

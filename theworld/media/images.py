@@ -42,7 +42,7 @@ def load_image(source: ImageSource) -> Image.Image:
     """Reads one image as a PIL image in mode RGB, upright, with transparency laid over white.
 
     `source` is a PIL image of any mode; the path or the bytes of a PNG, JPEG, GIF, WebP, BMP, TIFF, PPM, AVIF or
-    JPEG 2000 file, or of a HEIC file if the package pillow-heif is installed (of an animation, the first frame is
+    JPEG 2000 file, or of a HEIC file if the package pillow-heif is installed (of several images in a file, the first is
     read); a NumPy array (H, W) or (H, W, C); or a torch tensor (H, W), (C, H, W) or (1, C, H, W). Arrays and tensors
     have 1, 3 or 4 channels and are uint8 in 0..255 or float in [0, 1]. PIL mode "I;16" is read as 0..65535; "I" as
     0..255 if all values fit and else as 0..65535; "F" as [0, 1] if all values fit and else as 0..255. The source is

@@ -7,6 +7,7 @@ on the length of the video. MP4, MOV, WebM, Matroska and AVI go through PyAV; GI
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 from PIL import Image, ImageFile
 
-from theworld.media.containers import is_cut
+from theworld.media.containers import find_damage
 from theworld.media.files import (
     ANIMATIONS,
     VIDEO_FORMATS,
@@ -51,8 +52,23 @@ if TYPE_CHECKING:
 MAX_FRAMES = 2**17
 # Frames that `load_video` keeps by default: 16 past world steps and now.
 KEPT_FRAMES = 65
+# Codecs of which each packet holds one frame, besides those that encode each frame alone.
+ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp8", "vp9", "av1")
 # Endings of the frames in a folder that is read as a video.
 FRAME_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+# How a video's display matrix turns and mirrors its frames; some programs write a matrix of zeros.
+TURNS = {
+    (1, 0, 0, 1): None,
+    (0, 0, 0, 0): None,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
 
 ACCEPTED_VIDEO = (
     "the path or the bytes of a video or an animation, a folder or a list of images, a NumPy array (F, H, W, C), or a "
@@ -150,13 +166,13 @@ def load_video(source: Video | VideoSource, keep: int = KEPT_FRAMES) -> Video:
 
     `source` is the path or the bytes of a video (MP4, MOV, WebM, Matroska, AVI) or an animation (GIF, APNG, animated
     WebP or AVIF); a folder of images, in natural order of their names; a list of images of one size, each as in
-    `load_image`; a NumPy array (F, H, W, C) or a torch tensor (F, C, H, W). An image is a video of one frame. Frames
-    are counted, not seconds.
+    `load_image`; a NumPy array (F, H, W, C) or a torch tensor (F, C, H, W). An image is a video of one frame. Videos
+    are turned and mirrored as their metadata says. Frames are counted, not seconds.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not such a video, is cut or damaged, or has more than `MAX_FRAMES` frames, or frames of
-            more than `MAX_PIXELS` pixels.
+        ValueError: if it is not such a video, holds several images that are no animation, is cut or damaged, or has
+            more than `MAX_FRAMES` frames, or frames of more than `MAX_PIXELS` pixels.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}, and at least 1 frame of a video must be kept.")
@@ -280,8 +296,8 @@ def _read_file(
         if demuxer is None:
             known = ", ".join([*VIDEO_FORMATS.values(), *ANIMATIONS])
             raise ValueError(f"{name} is not a video that can be read: pass one of {known}.") from error
-        if is_cut(file, demuxer, num_bytes):
-            raise damaged(name, "its end is missing") from error
+        if reason := find_damage(file, demuxer, num_bytes):
+            raise damaged(name, reason) from error
         return _read_stream(file, name, demuxer, selection)
     with image:
         return _read_animation(image, file, name, num_bytes, selection)
@@ -290,28 +306,50 @@ def _read_file(
 # --- animations ---
 
 
+def _first_frame(image: ImageFile.ImageFile) -> int:
+    """1 if the first image is not part of the animation: an APNG may show another one where animations are unknown."""
+    return int(getattr(image, "default_image", False))
+
+
 def _num_animated(image: ImageFile.ImageFile) -> int:
     # every format in ANIMATIONS has `n_frames`
-    return int(image.n_frames) if image.format in ANIMATIONS else 1  # type: ignore[attr-defined]
+    return int(image.n_frames) - _first_frame(image) if image.format in ANIMATIONS else 1  # type: ignore[attr-defined]
 
 
 def _read_animation(
     image: ImageFile.ImageFile, file: BinaryIO, name: str, num_bytes: int, selection: FrameSelection
 ) -> tuple[tuple[Image.Image, ...], int]:
     check_size(*image.size, name)
-    container = {"GIF": "gif", "WEBP": "avi", "AVIF": "mp4"}.get(image.format or "")
     position = file.tell()
-    if container is not None and is_cut(file, container, num_bytes):
-        raise damaged(name, "its end is missing")
+    if _holds_more(image, file, name):
+        raise ValueError(
+            f"{name} holds {image.format} images that are no animation (pages, or raw MJPEG): "
+            "save them as an MP4, or each as a file of one folder."
+        )
+    container = {"GIF": "gif", "WEBP": "avi", "AVIF": "mp4"}.get(image.format or "")
+    if container is not None and (reason := find_damage(file, container, num_bytes)):
+        raise damaged(name, reason)
     file.seek(position)
     with decoding(name):
         num_frames = _num_animated(image)
     frames = []
     for index in _choose(selection, num_frames, name):
         with decoding(name):
-            image.seek(index)
+            image.seek(index + _first_frame(image))
         frames.append(decode_image(image, name))
     return tuple(frames), num_frames
+
+
+def _holds_more(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> bool:
+    """Whether a TIFF has several pages, or a JPEG file a second image of the same size, as no photo has."""
+    if image.format != "JPEG":
+        return image.format == "TIFF" and getattr(image, "n_frames", 1) > 1
+    with _open(file, name, "mjpeg") as container, decoding(name):
+        second = [bytes(packet) for packet in itertools.islice(_packets(container, name), 2)][1:]
+    try:
+        return bool(second and second[0]) and open_image(io.BytesIO(second[0]), name).size == image.size
+    except NotAnImage:  # some camera's notes
+        return False
 
 
 # --- videos ---
@@ -343,20 +381,40 @@ def _decode(
     Frames are kept as decoded, which takes half the memory of RGB.
     """
     kept: list[av.VideoFrame] = []
-    count = 0
-    for count, frame in enumerate(_decoded_frames(file, name, demuxer), start=1):
-        _check_length(count, name)
-        check_size(frame.width, frame.height, name)
-        if frame.is_corrupt:
-            raise damaged(name, f"in frame {count:,}")
-        if len(kept) < len(indices) and count - 1 == indices[len(kept)]:
-            kept.append(frame)
-        if not to_end and len(kept) == len(indices):
-            break
+    count = num_promised = 0
+    waiting: set[int] = set()  # the times of the promised frames that the decoder has not returned yet
+    for promised, frames in _decoded_packets(file, name, demuxer):
+        if promised is not None:
+            num_promised += 1
+            waiting.add(promised)
+        for frame in frames:
+            count += 1
+            _check_length(count, name)
+            check_size(frame.width, frame.height, name)
+            if frame.is_corrupt:
+                raise damaged(name, f"in frame {count:,}")
+            if len(kept) < len(indices) and count - 1 == indices[len(kept)]:
+                kept.append(frame)
+            waiting.discard(frame.pts)
+            num_promised -= frame.interlaced_frame  # whose second field may have a packet of its own
+            if to_end or len(kept) < len(indices):
+                continue
+            # if an earlier frame is missing, only the whole video shows whether it is lost or its time is wrong
+            if frame.pts is None or not any(time < frame.pts for time in waiting):
+                return kept, count
+    if num_promised > count:
+        raise damaged(name, f"{num_promised - count:,} of its frames cannot be decoded")
     return kept, count
 
 
-def _decoded_frames(file: BinaryIO, name: str, demuxer: str) -> Iterator[av.VideoFrame]:
+def _decoded_packets(file: BinaryIO, name: str, demuxer: str) -> Iterator[tuple[int | None, list[av.VideoFrame]]]:
+    """Decodes a video packet by packet: the time of the frame that the packet promises, and the frames that came out.
+
+    A decoder passes over some damage without an error, and no frame comes out. None is promised by codecs that may
+    repeat a frame by an empty packet, nor before the first key frame, without which those that follow it cannot be
+    decoded, nor if it is hidden.
+    """
+    start: int | None = None
     with _open(file, name, demuxer) as container:
         packets = _packets(container, name)
         packet: av.Packet | None = None
@@ -367,7 +425,17 @@ def _decoded_frames(file: BinaryIO, name: str, demuxer: str) -> Iterator[av.Vide
                 frames = [] if packet is None else packet.decode()
             if packet is None:
                 return
-            yield from frames
+            if start is None and packet.is_keyframe:
+                start = packet.pts
+            yield (packet.pts if _promises_frame(packet, start) else None), frames
+
+
+def _promises_frame(packet: av.Packet, start: int | None) -> bool:
+    codec = packet.stream.codec_context.codec
+    if not packet.size or packet.is_discard or not (codec.intra_only or codec.canonical_name in ONE_FRAME_PER_PACKET):
+        return False
+    is_hidden = codec.canonical_name == "vp8" and not memoryview(packet)[0] & 0x10  # for reference alone
+    return packet.pts is not None and start is not None and packet.pts >= start and not is_hidden
 
 
 def _count_packets(file: BinaryIO, name: str, demuxer: str) -> int:
@@ -405,4 +473,19 @@ def _to_image(frame: av.VideoFrame, name: str) -> Image.Image:
             image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba")), name)
         else:
             image = frame.to_image()
-    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+    return _upright(image, frame, name)
+
+
+def _upright(image: Image.Image, frame: av.VideoFrame, name: str) -> Image.Image:
+    """The image turned and mirrored as the display matrix of its frame says."""
+    side_data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if side_data is None:
+        return image
+    matrix = np.frombuffer(side_data, np.int32)[[0, 1, 3, 4]].astype(float)  # x' = m0 x + m2 y, y' = m1 x + m3 y
+    turn = tuple(np.rint(matrix / max(np.abs(matrix).max(), 1)).astype(int).tolist())
+    if turn not in TURNS:
+        raise ValueError(
+            f"{name} is to be shown turned by {frame.rotation}°, and only quarter turns are read: save it upright."
+        )
+    transposition = TURNS[turn]
+    return image if transposition is None else image.transpose(transposition)
