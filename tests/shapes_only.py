@@ -21,7 +21,6 @@ from theworld.model.configuration import TheWorldConfig
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.projector import WorldProjector
 from theworld.world_models import cosmos_predict2
-from theworld.world_models.cosmos_predict2 import CosmosPredict2
 
 
 class Kernel(torch.autograd.Function):

@@ -12,13 +12,14 @@ import theworld
 PACKAGE = Path(theworld.__file__).parent
 
 # package -> the packages that it may import
-_CORE = {"storage", "media", "world_models", "model"}
+_CORE = {"messages", "storage", "media", "world_models", "model"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "storage": set(),
-    "media": {"storage"},
+    "messages": set(),
+    "storage": {"messages"},
+    "media": {"storage", "messages"},
     "nano": set(),  # weights only
-    "world_models": {"storage", "media"},
-    "model": {"storage", "media", "world_models"},
+    "world_models": {"storage", "media", "messages"},
+    "model": {"storage", "media", "world_models", "messages"},
     "inference": _CORE,
     "inspection": _CORE,
     # samples know how a prompt is made; they do not know the model

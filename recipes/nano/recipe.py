@@ -10,7 +10,6 @@ weights under `theworld/nano/weights/` are the work folder of one run, in bfloat
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -47,6 +46,7 @@ from recipes.nano.progress import CsvLog
 from recipes.nano.vae import VAESettings, train_vae
 from recipes.nano.world import TransformerSettings, nano_world_config, new_world, save_world, train_transformer
 from theworld.datasets.physics import FAMILIES, IMAGE_SIZE, NUM_FRAMES
+from theworld.messages import suggest
 from theworld.model import freezing
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
@@ -169,9 +169,7 @@ def _replaced(settings: Any, key: str, path: Sequence[str], value: Any) -> Any:
     name, *rest = path
     known = [field.name for field in fields(settings)] if is_dataclass(settings) else list(settings)
     if name not in known:
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}."
-        raise ValueError(f"Unknown setting {key!r}; {hint}")
+        raise ValueError(f"Unknown setting {key!r}; {suggest(name, known)}")
     old = settings[name] if isinstance(settings, dict) else getattr(settings, name)
     new = value
     if rest:

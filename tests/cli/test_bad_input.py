@@ -241,7 +241,7 @@ def test_a_folder_that_is_no_model(image: Path, tmp_path: Path) -> None:
     [
         ({"num_world_step": 2}, "no key 'num_world_step'; did you mean 'num_world_steps'?"),
         ({"projecter": "mlp"}, "no key 'projecter'; did you mean 'projector'?"),
-        ({"zzz": 1}, "no key 'zzz'; known are vlm_config"),
+        ({"zzz": 1}, "no key 'zzz'; choose one of vlm_config"),
         ({"num_world_steps": "four"}, "num_world_steps is 'four'; give a whole number"),
         ({"max_world_steps": None}, "max_world_steps is None; it must be an integer"),
         ({"world_image_size": 33}, "must be a multiple of"),
@@ -278,7 +278,7 @@ def tampered(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Ten
     ("kind", "says"),
     [
         ("missing", "1 missing"),
-        ("unexpected", "1 unexpected (another)"),
+        ("unexpected", "1 tensor unexpected (another)"),
         ("shape", "is (3, 5) there"),
         ("numbers", "non-finite values"),
     ],

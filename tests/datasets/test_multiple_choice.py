@@ -136,8 +136,8 @@ def test_a_cached_hub_dataset_and_a_missing_one(folder: Path, monkeypatch: pytes
     )
     calls: list[Any] = []
 
-    def load(name: str, config: str | None, split: str) -> Any:
-        calls.append((name, config, split))
+    def load(path: str, name: str | None, split: str, streaming: bool) -> Any:
+        calls.append((path, name, split))
         return table
 
     monkeypatch.setattr(datasets, "load_dataset", load)
@@ -145,7 +145,7 @@ def test_a_cached_hub_dataset_and_a_missing_one(folder: Path, monkeypatch: pytes
     assert calls == [("owner/name", "Counting", "val")]
     assert question.images == (png(7),)  # as stored: theworld.media.images decodes it
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"owner/name could not be read from the Hub or its cache .*--data FOLDER"):
+    with pytest.raises(ValueError, match=r"The split 'val' of the dataset owner/name cannot be loaded"):
         load_questions("owner/name", split="val")
 
 
@@ -198,7 +198,7 @@ def test_fields_are_read_from_the_command_line_or_a_file(tmp_path: Path) -> None
     assert read_fields(str(tmp_path / "fields.json")) == Fields(video="clip", media=("videos",))
     for text, message in (
         ("question", "NAME=COLUMN"),
-        ("questoin=q", "no field 'questoin'; the fields are answer"),
+        ("questoin=q", "no field 'questoin'; did you mean 'question'"),
         ("nowhere.json", "no file 'nowhere.json'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -101,7 +101,7 @@ def test_what_cannot_be_compared_is_said(run: Path, folder: Path, items: list[It
         compare("name=")
     with pytest.raises(ValueError, match="Two groups of runs are named 'x'"):
         compare([f"x={run}", f"x={folder / 'fewer'}"])
-    with pytest.raises(ValueError, match="no arm 'fusd' to compare with; choose among fused, no-world"):
+    with pytest.raises(ValueError, match="no arm 'fusd' to compare with; choose one of fused, no-world"):
         compare(run, reference="fusd")
     planted_run(folder / "four", items, lambda n, world: "A", "fused", steps=4)
     planted_run(folder / "none", items, lambda n, world: "A", "fused", steps=0)
@@ -225,7 +225,7 @@ def test_limits_are_spread_evenly_over_the_tasks(items: list[Item]) -> None:
     ("name", "settings", "message"),
     [
         ("mqc", {}, "no benchmark 'mqc'; did you mean 'mcq'"),
-        ("weather", {}, "no benchmark 'weather'; choose among physics, blink, mcq"),
+        ("weather", {}, "no benchmark 'weather'; choose one of physics, blink, mcq"),
         ("mcq", {}, "no data of its own"),
         ("physics", {"data": "x"}, "physics benchmark generates its scenes"),
         ("physics", {"tasks": ("pour",)}, "no family 'pour'"),

@@ -354,7 +354,7 @@ def test_model_args_take_precedence_over_options(echo: Echo) -> None:
     ("arguments", "sentence"),
     [
         ({"num_world_step": 4}, "theworld has no 'num_world_step'; did you mean num_world_steps?"),
-        ({"quantum": 4}, "theworld has no 'quantum'; choose among pretrained,"),
+        ({"quantum": 4}, "theworld has no 'quantum'; choose one of pretrained,"),
         ({"arm": "fuse"}, "arm=fuse is not an arm; did you mean fused?"),
         ({"arm": "shuffled"}, "arm=shuffled needs data"),
         ({"arm": "direct"}, "arm=direct has its own weights"),

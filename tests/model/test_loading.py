@@ -83,7 +83,7 @@ def test_a_key_of_a_newer_transformers_is_told_and_carried_along(
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     TheWorld.from_pretrained(tmp_path / "ours", device="cpu")
     (tmp_path / "ours" / "config.json").write_text(json.dumps({**config, "brand_new": 1}))
-    with pytest.raises(ValueError, match="no key 'brand_new'; known are"):  # in ours it can only be a mistake
+    with pytest.raises(ValueError, match="no key 'brand_new'; choose one of"):  # in ours it can only be a mistake
         TheWorld.from_pretrained(tmp_path / "ours", device="cpu")
 
 
@@ -127,12 +127,12 @@ NORM, FIRST = "language_model.model.norm.weight", "language_model.model.layers.0
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({NORM: None}, r"1 tensors missing \(first: model.language_model.norm.weight\), 0 unexpected\."),
-        ({NORM: None, FIRST: None}, r"2 tensors missing \(first: model.language_model.layers.0.mlp.up_proj.weight\)"),
-        ({"language_model.model.layers.3.mlp.up_proj.weight": torch.zeros(48, 32)}, r"0 tensors missing, 1 unexpected"),
-        ({"vision_tower.vision_model.head.probe": torch.zeros(1)}, r"1 unexpected \(first: .*head.probe\)\."),
+        ({NORM: None}, r"1 tensor missing \(model.language_model.norm.weight\)\."),
+        ({NORM: None, FIRST: None}, r"2 tensors missing \(model.language_model.layers.0.mlp.up_proj.weight, "),
+        ({"language_model.model.layers.3.mlp.up_proj.weight": torch.zeros(48, 32)}, r"config: 1 tensor unexpected"),
+        ({"vision_tower.vision_model.head.probe": torch.zeros(1)}, r"1 tensor unexpected \(.*head.probe\)\."),
         ({NORM: torch.zeros(31)}, r"model.language_model.norm.weight is \(31,\) in the file and \(32,\) by the config"),
-        ({"language_model.model.embed_tokens.weight": None}, r"1 tensors missing \(first: .*embed_tokens.weight\)"),
+        ({"language_model.model.embed_tokens.weight": None}, r"1 tensor missing \(.*embed_tokens.weight\)"),
     ],
 )
 def test_a_gemma_with_other_tensors_is_refused(
@@ -172,7 +172,7 @@ def test_a_cosmos_with_a_tensor_too_few_is_refused(gemma: Path, tmp_path: Path) 
     tensors = load_file(file)
     del tensors["encoder.conv_in.bias"]
     save_file(tensors, file)
-    with pytest.raises(ValueError, match=r"1 tensors missing \(first: encoder.conv_in.bias\), 0 unexpected"):
+    with pytest.raises(ValueError, match=r"1 tensor missing \(encoder.conv_in.bias\)"):
         build(gemma, folder)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+from theworld.messages import suggest
+from theworld.storage.files import read_json_file
 
 # Usual names of each column; the first that a row has is used if the user names none.
 USUAL: dict[str, tuple[str, ...]] = {
@@ -73,14 +75,9 @@ def read_fields(text: str) -> Fields:
     """
     known = {field.name for field in fields(Fields)}
     if text.endswith(".json"):
-        try:
-            given = json.loads(Path(text).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"There is no file {text!r}: write the fields as NAME=COLUMN,… or check the path."
-            ) from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{text} is not JSON ({error}): write an object of fields and columns.") from error
+        if not Path(text).is_file():
+            raise ValueError(f"There is no file {text!r}: write the fields as NAME=COLUMN,… or check the path.")
+        given = read_json_file(text, "write an object of fields and columns")
     else:
         pairs = [pair.partition("=") for pair in text.split(",")]
         if not all(separator and value for _, separator, value in pairs):
@@ -88,7 +85,7 @@ def read_fields(text: str) -> Fields:
         given = {name.strip(): value.strip() for name, _, value in pairs}
     unknown = [name for name in given if name not in known]
     if unknown:
-        raise ValueError(f"There is no field {unknown[0]!r}; the fields are {', '.join(sorted(known))}.")
+        raise ValueError(f"There is no field {unknown[0]!r}; {suggest(unknown[0], sorted(known))}")
     if "first_answer" in given:
         given["first_answer"] = int(given["first_answer"])
     if "media" in given:

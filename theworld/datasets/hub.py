@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 from theworld.datasets.samples import FieldMapping, HFDatasetWrapper, StreamedSamples
 
 
-def load_split(name: str, split: str, streaming: bool = False, **options: Any) -> Any:
+def load_split(path: str, split: str, streaming: bool = False, **options: Any) -> Any:
     """Loads one split of a dataset with `datasets`.
 
     Args:
-        name: a Hub id, a folder written by `save_to_disk`, or a folder of files.
+        path: a Hub id, a folder written by `save_to_disk`, or a folder of files.
         split: `train`, `validation[:100]`, …
         options: further arguments of `datasets.load_dataset` (`name`, `revision`, `data_files`, …).
 
@@ -25,17 +25,17 @@ def load_split(name: str, split: str, streaming: bool = False, **options: Any) -
     import datasets
 
     try:
-        if Path(name).is_dir() and any(Path(name).glob("**/dataset_info.json")):
-            loaded = datasets.load_from_disk(name)
+        if Path(path).is_dir() and any(Path(path).glob("**/dataset_info.json")):
+            loaded = datasets.load_from_disk(path)
             if isinstance(loaded, datasets.DatasetDict):
                 if split not in loaded:
                     raise ValueError(f"there is no split {split!r}; it has {', '.join(loaded)}")
                 loaded = loaded[split]
             return loaded.to_iterable_dataset() if streaming else loaded
-        return datasets.load_dataset(name, split=split, streaming=streaming, **options)
+        return datasets.load_dataset(path, split=split, streaming=streaming, **options)
     except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"The split {split!r} of the dataset {name} cannot be loaded: {reason}.") from error
+        raise ValueError(f"The split {split!r} of the dataset {path} cannot be loaded: {reason}.") from error
 
 
 def mapped(split: Any, fields: FieldMapping, streaming: bool, limit: int | None = None) -> Dataset:

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from theworld.datasets.hub import load_split
+
 ROWS = (".jsonl", ".json", ".parquet")
 
 
@@ -74,14 +76,7 @@ def read_hub(source: str, split: str | None, config: str | None) -> list[dict[st
     """The rows of a dataset on the Hub, or in its cache without a network; images stay encoded."""
     import datasets
 
-    try:
-        table = datasets.load_dataset(source, config, split=split or "test")
-    except (OSError, ValueError) as error:  # what the library raises without a network, a cache, a split
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{source} could not be read from the Hub or its cache ({reason}): check the name and the split, or "
-            "download it and pass its folder (--data FOLDER)."
-        ) from error
+    table = load_split(source, split or "test", name=config)
     for name, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))

@@ -8,7 +8,6 @@ trained by the same recipe with one flag changed.
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from torch import Tensor
 from theworld.evaluation.answering import Answerer, ReplyInputs
 from theworld.evaluation.tasks import Item, image_key
 from theworld.inference.filmstrip import introduce
+from theworld.messages import suggest
 
 # These texts are read by the language model.
 FORESEE = "Describe in one sentence what happens next."
@@ -375,7 +375,5 @@ def choose(names: Sequence[str]) -> dict[str, Arm]:
         raise ValueError(f"No arm was named; choose one or more of {', '.join(ARMS)}.")
     for name in names:
         if name not in ARMS:
-            close = difflib.get_close_matches(name, ARMS, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(ARMS)}."
-            raise ValueError(f"There is no arm {name!r}; {hint}")
+            raise ValueError(f"There is no arm {name!r}; {suggest(name, ARMS)}")
     return {name: ARMS[name] for name in names}

@@ -19,10 +19,11 @@ from theworld.evaluation.arms import Arm, Imagination, choose
 from theworld.evaluation.disagreements import INDEX, disagreeing, save_images
 from theworld.evaluation.results import MEAN_OF_FAMILIES, Results, summarise
 from theworld.evaluation.run_folder import IMAGES, RESULTS, RunFolder
-from theworld.evaluation.runner import Answer, Progress, run_arms, with_steps
+from theworld.evaluation.runner import Answer, run_arms, with_steps
 from theworld.evaluation.tasks import Item, Request, find_benchmark, load_benchmark
 from theworld.inference.pipeline import TheWorld
 from theworld.inspection.provenance import labels, versions
+from theworld.messages import TaskProgress
 from theworld.model.spec import ModelSpec, resolve_model
 from theworld.storage.files import write_text
 from theworld.storage.hub import ADAPTER_FILE, CONFIG_FILE, resolve
@@ -50,7 +51,7 @@ def evaluate(
     world_model: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
-    progress: Progress | None = None,
+    progress: TaskProgress | None = None,
     load: Callable[[ModelSpec], TheWorld] | None = None,
     command: str | None = None,
 ) -> Results:
@@ -245,7 +246,7 @@ def answer_in_arms(
     steps: Sequence[int],
     output: str | os.PathLike[str] | None,
     batch_size: int,
-    progress: Progress | None,
+    progress: TaskProgress | None,
 ) -> tuple[dict[str, list[Answer]], list[str]]:
     """The answers of every arm, with a folder also saved there, and notes about what could not be saved."""
     notes: list[str] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -18,12 +18,11 @@ import numpy as np
 from theworld.datasets.physics import FAMILIES, SPLITS, Clip, Question, contact, drop, make_clip, next_questions, tower
 from theworld.datasets.physics.rendering import PALETTE
 from theworld.evaluation.tasks import Item
+from theworld.messages import Progress
 
 SCENES_PER_SEED = 36_000  # a multiple of the 36 scenes over which outcomes are exactly balanced
 FRAMES_PER_STEP = 4
 POOL_FROM = 48  # number of scenes above which worker processes are worth their start
-
-Progress = Callable[[int, int], None]
 
 
 def pick(
@@ -43,7 +42,7 @@ def pick(
         ValueError: if the split is unknown, the limit out of range, or the seed negative.
     """
     if split not in SPLITS:
-        raise ValueError(f"There is no split {split!r}; choose among {', '.join(SPLITS)}.")
+        raise ValueError(f"There is no split {split!r}; choose one of {', '.join(SPLITS)}.")
     if not 1 <= limit <= SCENES_PER_SEED * len(families):
         raise ValueError(f"limit is {limit}; it must be between 1 and {SCENES_PER_SEED * len(families)}.")
     if seed < 0:

@@ -303,7 +303,7 @@ def compare(
     contenders, saved, notes = gather(specs)
     arms = {name: contender.seeds for name, contender in contenders.items()}
     if reference and reference not in arms:
-        raise ValueError(f"There is no arm {reference!r} to compare with; choose among {', '.join(arms)}.")
+        raise ValueError(f"There is no arm {reference!r} to compare with; choose one of {', '.join(arms)}.")
     items, first = saved[0].items, saved[0].settings
     equal_families = {run.settings["benchmark"] for run in saved} == {"blink"}
     content = {

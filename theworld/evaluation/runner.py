@@ -17,11 +17,11 @@ from theworld.evaluation.answering import Answerer, ReplyInputs
 from theworld.evaluation.arms import Arm, Batch, Imagination
 from theworld.evaluation.tasks import Item, other_images
 from theworld.media.images import load_image
+from theworld.messages import TaskProgress
 
 MAX_NEW_TOKENS = 8  # answers are a word or a letter
 ANSWERING = "Answering questions"
 
-Progress = Callable[[str, int, int], None]
 Finish = Callable[[Imagination | None, dict[str, list["Answer"]]], None]
 
 
@@ -75,7 +75,7 @@ class Counter:
     """Answers done and wanted over all arms, for one progress display with one remaining time."""
 
     total: int
-    progress: Progress | None
+    progress: TaskProgress | None
     done: int = 0
 
     def add(self, count: int) -> None:
@@ -103,7 +103,7 @@ def run_arms(
     seed: int = 0,
     batch_size: int = 32,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    progress: Progress | None = None,
+    progress: TaskProgress | None = None,
     store: Store | None = None,
     finish: Finish | None = None,
 ) -> dict[str, list[Answer]]:

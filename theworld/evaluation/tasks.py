@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -20,10 +19,9 @@ from theworld.datasets.published import KNOWN_SETS, KnownSet
 from theworld.evaluation.answer_parser import LETTERS
 from theworld.media.images import load_image
 from theworld.media.video import Video
+from theworld.messages import Progress, suggest
 
 HIDDEN = ""  # the answer of a question whose true answer is not published
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -208,7 +206,7 @@ def physics_items(request: Request) -> list[Item]:
         raise ValueError("The physics benchmark generates its scenes; leave data and fields out.")
     unknown = [task for task in request.tasks if task not in FAMILIES]
     if unknown:
-        raise ValueError(f"The physics benchmark has no family {unknown[0]!r}; choose among {', '.join(FAMILIES)}.")
+        raise ValueError(f"The physics benchmark has no family {unknown[0]!r}; choose one of {', '.join(FAMILIES)}.")
     split, limit = request.split or "test", 300 if request.limit is None else request.limit
     return pick(split, limit, request.seed, request.progress, request.tasks or FAMILIES)
 
@@ -297,9 +295,7 @@ def find_benchmark(name: str) -> Benchmark:
         ValueError: if there is none.
     """
     if name not in BENCHMARKS:
-        close = difflib.get_close_matches(name, BENCHMARKS, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(BENCHMARKS)}."
-        raise ValueError(f"There is no benchmark {name!r}; {hint}")
+        raise ValueError(f"There is no benchmark {name!r}; {suggest(name, BENCHMARKS)}")
     return BENCHMARKS[name]
 
 

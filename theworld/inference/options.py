@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import math
 import operator
@@ -15,8 +14,8 @@ from typing import Any, TypedDict
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 
+from theworld.messages import Progress, suggest
 from theworld.model.configuration import TheWorldConfig
-from theworld.world_models.base import Progress
 
 MAX_NEW_TOKENS = 128  # default length of an answer
 SAMPLING_ONLY = ("top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -123,8 +122,8 @@ def split_options(
         if name in UNSUPPORTED:
             raise ValueError(f"generate returns text, so it does not take {name!r}; {UNSUPPORTED[name]}.")
         if name not in names and name not in decoding_names:
-            close = difflib.get_close_matches(name, [*names, *decoding_names, "max_new_tokens", "temperature"], 1)
-            hint = f"did you mean {close[0]!r}?" if close else "see RolloutOptions and transformers.GenerationConfig."
+            known = [*names, *decoding_names, "max_new_tokens", "temperature"]
+            hint = suggest(name, known, "see RolloutOptions and transformers.GenerationConfig.")
             raise ValueError(f"generate has no option {name!r}; {hint}")
     rollout = {name: value for name, value in options.items() if name in names}
     decoding = {name: value for name, value in options.items() if name not in names}
@@ -210,9 +209,8 @@ def check_keywords(config: Mapping[str, Any], model_class: type) -> None:
     known = [*inspect.signature(TheWorldConfig.__init__).parameters, *inspect.signature(model_class).parameters]
     for key in config:
         if key not in known:
-            close = "dtype" if key == "torch_dtype" else next(iter(difflib.get_close_matches(key, known, 1)), None)
-            hint = f"did you mean {close!r}?" if close else "see help(TheWorld) and help(TheWorldConfig)."
-            raise ValueError(f"TheWorld takes no {key!r}; {hint}")
+            like = "dtype" if key == "torch_dtype" else key  # transformers' earlier name
+            raise ValueError(f"TheWorld takes no {key!r}; {suggest(like, known, 'see help(TheWorld).')}")
 
 
 def is_number(value: Any) -> bool:

@@ -34,6 +34,7 @@ from theworld.inference.streaming import check_streamable, stream_text
 from theworld.inference.world_runner import WorldRunner
 from theworld.media.images import stack_frames, to_pixels
 from theworld.media.inputs import group_images
+from theworld.messages import Progress
 from theworld.model import checkpoint_file, freezing
 from theworld.model.call_plan import CallPlan, plan_call, world_parts_for
 from theworld.model.configuration import TheWorldConfig
@@ -41,7 +42,6 @@ from theworld.model.devices import resolve_device_and_dtype
 from theworld.model.processing import TheWorldProcessor
 from theworld.model.published import DEFAULT_GEMMA
 from theworld.model.spec import ModelSpec, resolve_model
-from theworld.world_models.base import Progress
 from theworld.world_models.configuration import COSMOS_2B
 
 logger = logging.getLogger(__name__)

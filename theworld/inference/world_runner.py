@@ -12,10 +12,11 @@ from torch import Tensor
 
 from theworld.media.images import to_frames, to_pixels
 from theworld.media.inputs import ImageOrVideo
+from theworld.messages import Progress
 from theworld.model.call_plan import world_parts_for
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
-from theworld.world_models.base import Progress, WorldModel
+from theworld.world_models.base import WorldModel
 
 logger = logging.getLogger(__name__)
 

@@ -61,7 +61,7 @@ def train_only(model: nn.Module, parts: Iterable[str]) -> None:
     wanted = tuple(dict.fromkeys(parts))
     for part in wanted:
         if part not in TRAINABLE_PARTS:
-            raise ValueError(f"{part!r} is not a trainable part; choose among {', '.join(TRAINABLE_PARTS)}.")
+            raise ValueError(f"{part!r} is not a trainable part; choose one of {', '.join(TRAINABLE_PARTS)}.")
     present = {part_of(name) for name, _ in model.named_parameters()}
     for part in wanted:
         if part not in present:

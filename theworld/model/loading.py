@@ -20,7 +20,7 @@ from transformers import __version__ as transformers_version
 
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.spec import BASE, resolve_model
-from theworld.storage.adapters import read_tensors, split_checkpoint_name
+from theworld.storage.adapters import check_names, read_tensors, split_checkpoint_name
 from theworld.storage.hub import (
     find_base_dir,
     read_json,
@@ -121,17 +121,12 @@ def load_gemma(
         raise ValueError(f"The weights of {name_or_path} cannot be read: {reason}.") from error
     for name, stored, built in sorted(found["mismatched_keys"]):
         raise ValueError(
-            f"The weights of {name_or_path} do not fit its config: {name} is {tuple(stored)} in the file and "
+            f"The weights of {name_or_path} do not match its config: {name} is {tuple(stored)} in the file and "
             f"{tuple(built)} by the config."
         )
     tied = model.config.tie_word_embeddings
-    missing = sorted(key for key in found["missing_keys"] if not (tied and key == "lm_head.weight"))
-    unexpected = sorted(found["unexpected_keys"])
-    if missing or unexpected:
-        raise ValueError(
-            f"The weights of {name_or_path} do not fit its config: {len(missing)} tensors missing"
-            f"{first(missing)}, {len(unexpected)} unexpected{first(unexpected)}."
-        )
+    missing = [key for key in found["missing_keys"] if not (tied and key == "lm_head.weight")]
+    check_names(missing, found["unexpected_keys"], f"The weights of {name_or_path} do not match its config")
     parameters = list(model.parameters())
     if model.get_input_embeddings().weight.is_meta and not all(parameter.is_meta for parameter in parameters):
         raise ValueError(
@@ -139,10 +134,6 @@ def load_gemma(
             "on a device, where world tokens are inserted."
         )
     return model
-
-
-def first(names: Sequence[str]) -> str:
-    return f" (first: {names[0]})" if names else ""
 
 
 def load_bases(

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from theworld.messages import enumerate_names
 from theworld.storage.hub import ADAPTER_FILE, find_file
 
 
@@ -65,24 +66,27 @@ def read_pickle(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_keys(expected: Iterable[str], found: Iterable[str], where: str) -> None:
-    """Raises a ValueError that names the first missing and unexpected tensors, unless there are none."""
+def check_names(expected: Iterable[str], found: Iterable[str], mismatch: str, hint: str = "") -> None:
+    """Raises a ValueError that names the first missing and unexpected tensors, unless there are none.
+
+    Args:
+        mismatch: start of the message, such as `FILE does not match this model`.
+        hint: its end.
+    """
     expected, found = set(expected), set(found)
-    missing, unexpected = sorted(expected - found), sorted(found - expected)
-    if missing or unexpected:
-        parts = [
-            f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-            for what, keys in (("missing", missing), ("unexpected", unexpected))
-            if keys
-        ]
-        raise ValueError(
-            f"{where} does not match this model: {' and '.join(parts)}. Was it saved with another base model?"
-        )
+    differences = (("missing", expected - found), ("unexpected", found - expected))
+    parts = [
+        f"{len(names)} tensor{'s' * (len(names) > 1)} {what} ({enumerate_names(names)})"
+        for what, names in differences
+        if names
+    ]
+    if parts:
+        raise ValueError(f"{mismatch}: {', '.join(parts)}.{hint}")
 
 
 def check_tensors(parameters: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str) -> None:
     """Raises a ValueError unless `tensors` has exactly the names, shapes and kinds of numbers of the parameters."""
-    check_keys(parameters, tensors, where)
+    check_names(parameters, tensors, f"{where} does not match this model", " Was it saved with another base model?")
     for name, parameter in parameters.items():
         tensor = tensors[name]
         if not isinstance(tensor, Tensor) or tensor.is_floating_point() != parameter.is_floating_point():

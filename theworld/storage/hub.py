@@ -7,7 +7,6 @@ adapter folder, which keeps a full export in one piece.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import http_backoff  # type: ignore[attr-defined]  # documented, and exported lazily
 
+from theworld.messages import suggest
 from theworld.storage.files import read_json_file
 
 # the HTTP library's own base class of errors, whichever library this version of huggingface_hub uses
@@ -92,10 +92,9 @@ def hub_answers(endpoint: str) -> bool:
 def check_name(model: str) -> None:
     """Raises a ValueError for a name that is neither a folder nor a possible Hub id, before any request."""
     if not model or not (Path(model).is_dir() or may_be_on_hub(model)):
-        hint = "did you mean 'nano'?" if difflib.get_close_matches(model, ["nano"], 1) else "check the name."
         raise ValueError(
             f"There is no folder {model or repr(model)}, and it is not a Hugging Face id such as 'owner/name'; "
-            f"{hint}"
+            f"{suggest(model, ['nano'], 'check the name.')}"
         )
 
 

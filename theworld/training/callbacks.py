@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,13 +17,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from theworld.datasets.collator import ChatCollator
 from theworld.datasets.samples import Sample
+from theworld.messages import TaskProgress
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.training.hf_arguments import LOGS
 from theworld.training.trainer import EvaluationStopped, TheWorldTrainer
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
 MAX_NEW_TOKENS = 64  # of an answer that is shown
 TERMINATED = 128 + signal.SIGTERM  # the exit code that a shell gives to a process ended by SIGTERM
 
@@ -85,7 +85,7 @@ class Report(TrainerCallback):
         progress: called with (description, done, total).
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: TaskProgress) -> None:
         self.progress = progress
         self.evaluated = 0  # batches of the current evaluation
 

@@ -7,13 +7,14 @@ in `TrainingArguments` otherwise. `canonical` brings what a file or a command li
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from theworld.messages import suggest
 
 SECRET = "hf_token"
 PRECISION_SWITCHES = ("bf16", "fp16")
@@ -117,9 +118,8 @@ def check_trainer_field(key: str, known: Collection[str], source: str) -> None:
     if key in fields:
         return
     names = [name for name in (*known, *fields) if name not in UNSUPPORTED]
-    close = difflib.get_close_matches(key, names, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(known)}, and those of "
-    raise ValueError(f"Unknown key {key!r} in {source}; {hint}{'' if close else 'transformers.TrainingArguments.'}")
+    choices = f"known keys are {', '.join(known)}, and those of transformers.TrainingArguments."
+    raise ValueError(f"Unknown key {key!r} in {source}; {suggest(key, names, choices)}")
 
 
 def expand(key: str, value: Any) -> dict[str, Any]:

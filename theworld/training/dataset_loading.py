@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from theworld.datasets.hub import load_split, mapped
 from theworld.datasets.jsonl import JsonlDataset
 from theworld.datasets.physics.samples import LABELLED_FROM, TO_READ, PhysicsSamples
 from theworld.datasets.samples import FieldMapping, SampleDataset, TheWorldDataset
+from theworld.messages import suggest
 from theworld.training.config import TrainingConfig
 
 # training samples, and evaluation samples or None
@@ -110,11 +110,8 @@ def load_datasets(config: TrainingConfig) -> Datasets:
     elif "/" in name or Path(name).is_dir():
         load = load_hub
     else:
-        close = difflib.get_close_matches(name, DATASETS, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(
-            f"Unknown dataset {name!r}; {hint}Give {', '.join(DATASETS)}, a .jsonl or .py file, a folder, or a Hub id."
-        )
+        choices = f"choose {', '.join(DATASETS)}, a .jsonl or .py file, a folder, or a Hub id."
+        raise ValueError(f"Unknown dataset {name!r}; {suggest(name, DATASETS, choices)}")
     check_options(name, load, config.dataset_options)
     return load(config, **config.dataset_options)
 
@@ -127,10 +124,9 @@ def check_options(name: str, load: Callable[..., Datasets], options: Mapping[str
     known = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     for option in options:
         if option not in known:
-            close = difflib.get_close_matches(option, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise ValueError(
-                f"dataset_options has {option!r}, but {name} takes {', '.join(known) or 'no options'}; remove it{hint}"
+                f"dataset_options has {option!r}, but {name} takes {', '.join(known) or 'no options'}; "
+                f"{suggest(option, known, 'remove it.')}"
             )
 
 

@@ -7,7 +7,7 @@ frames, since showing them would need its decoder.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from theworld.datasets.collator import ChatCollator, IndexedSample
 from theworld.datasets.samples import Sample
 from theworld.inference.latent_cache import LatentCache, WorldRequest, compute_with, latents_of, world_identity
 from theworld.media.export import save_rollout
+from theworld.messages import TaskProgress
 from theworld.storage.hub import resolve
 from theworld.training.config import TrainingConfig
 from theworld.training.model_setup import Described, frozen_dtype, world_parts_for_latents
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 SAMPLES_AT_ONCE = 16  # per batch of this scan
 FRAMES = "frames-"  # before the key of a request whose future is kept as frames
-
-Progress = Callable[[str, int, int], None]
 
 
 def open_cache(config: TrainingConfig, described: Described) -> LatentCache | None:
@@ -72,7 +71,7 @@ class UncachedRequests:
 
 
 def missing_requests(
-    sets: Sequence[IndexedSamples], collator: ChatCollator, cache: LatentCache, num_workers: int, progress: Progress
+    sets: Sequence[IndexedSamples], collator: ChatCollator, cache: LatentCache, num_workers: int, progress: TaskProgress
 ) -> Iterator[WorldRequest]:
     """Yields the uncached requests of training and evaluation."""
     scenes = [placed.scenes() for placed in sets]
@@ -98,7 +97,7 @@ def fill_cache(
     collator: ChatCollator,
     sets: Sequence[IndexedSamples],
     shown: Sequence[Sample],
-    progress: Progress,
+    progress: TaskProgress,
 ) -> int:
     """Computes what the collator's cache lacks for a run; the world model is loaded only if something is lacking.
 

@@ -17,11 +17,12 @@ from torch.utils.data import IterableDataset
 from theworld.datasets.collator import BatchSampling, ChatCollator, short_future
 from theworld.datasets.samples import Sample
 from theworld.inference.latent_cache import LatentCache
+from theworld.messages import TaskProgress
 from theworld.model import freezing
 from theworld.model.devices import cpu_has_bfloat16
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
-from theworld.training.callbacks import Progress, Report, ShownSamples, StopOnSigterm
+from theworld.training.callbacks import Report, ShownSamples, StopOnSigterm
 from theworld.training.checkpointing import (
     check_changes,
     check_output,
@@ -47,7 +48,7 @@ def no_progress(what: str, done: int, total: int) -> None:
     """Reports no progress."""
 
 
-def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: Progress = no_progress) -> Path:
+def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: TaskProgress = no_progress) -> Path:
     """Trains a model as described by a config.
 
     Args:
@@ -112,7 +113,7 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
 
 
 def fill(
-    config: TrainingConfig, load: LoadDatasets = load_datasets, progress: Progress = no_progress
+    config: TrainingConfig, load: LoadDatasets = load_datasets, progress: TaskProgress = no_progress
 ) -> tuple[LatentCache, int]:
     """Computes the world latents that `train` would need, without training.
 

@@ -7,7 +7,7 @@ imagined ones. F = 1 + temporal_factor·(T − 1): the first frame has a latent 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from theworld.media.images import to_pixels
+from theworld.messages import Progress
 from theworld.storage.adapters import read_tensors
 from theworld.storage.hub import find_optional_file
 from theworld.world_models import guardrail
-
-Progress = Callable[[int, int], None]  # called with (steps done, total)
 
 PROMPT_EMBEDS = "prompt_embeds.safetensors"  # default prompts: keys "default" and "negative", each (L, D)
 PARTS = ("encoder", "decoder", "transformer")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -10,6 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.models.gemma3 import Gemma3Config
+
+from theworld.messages import suggest
 
 # Cosmos-Predict2-2B-Video2World as published: https://huggingface.co/nvidia/Cosmos-Predict2-2B-Video2World
 COSMOS_2B_TRANSFORMER: dict[str, Any] = {
@@ -47,9 +48,7 @@ def check_keys(config_class: type[PreTrainedConfig], keys: Iterable[str]) -> Non
     own = [name for name in inspect.signature(config_class.__init__).parameters if name not in ("self", "kwargs")]
     for key in keys:
         if key not in own and key not in keys_of_transformers() and not key.startswith("_"):
-            close = difflib.get_close_matches(key, own, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(own)}."
-            raise ValueError(f"A {config_class.model_type} config has no key {key!r}; {hint}")
+            raise ValueError(f"A {config_class.model_type} config has no key {key!r}; {suggest(key, own)}")
 
 
 @cache

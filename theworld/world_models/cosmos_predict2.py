@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from theworld.storage.adapters import check_names, read_tensors
 from theworld.storage.files import atomic_folder, write_json, write_tensors
 from theworld.world_models import guardrail
 from theworld.world_models.base import PARTS, PROMPT_EMBEDS, WorldModel, check_parts
@@ -34,9 +35,7 @@ from theworld.world_models.cosmos_components import (
 )
 from theworld.world_models.cosmos_sampler import denoise, noise_schedule, rollout_noise
 from theworld.world_models.diffusers_folder import (
-    check_names,
     find_folder,
-    read_tensors,
     read_weights,
 )
 from theworld.world_models.prompts import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT, embed_prompts, has_text_encoder
@@ -336,7 +335,7 @@ class CosmosPredict2(WorldModel):
             self._set_prompts(self._embedded)
 
     def _check_prompts(self, prompts: Mapping[str, Tensor], where: str | Path) -> Mapping[str, Tensor]:
-        check_names(Path(where), {"default": None, "negative": None}, prompts)
+        check_names(("default", "negative"), prompts, f"{where} does not match this world model")
         for key, embeds in prompts.items():
             if tuple(embeds.shape) != self.prompt_shape:
                 raise ValueError(f"{where}: {key} is {tuple(embeds.shape)} and must be {self.prompt_shape}.")
@@ -448,7 +447,7 @@ class CosmosPredict2(WorldModel):
             weights = read_weights(folder / "transformer", transformer.state_dict(), dtype=dtype)
             transformer.load_state_dict(weights, assign=True)
             if (folder / PROMPT_EMBEDS).is_file():
-                prompts = dict(self._check_prompts(read_tensors(folder / PROMPT_EMBEDS), folder / PROMPT_EMBEDS))
+                prompts = dict(self._check_prompts(read_tensors(str(folder), PROMPT_EMBEDS), folder / PROMPT_EMBEDS))
         if vae is not None:
             self._take_vae(vae.eval(), parts)
         if transformer is not None:

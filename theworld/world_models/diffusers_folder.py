@@ -15,6 +15,7 @@ from huggingface_hub import is_offline_mode, snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from theworld.storage.adapters import check_names
 from theworld.storage.files import read_json_file
 from theworld.storage.hub import check_name, hub_errors
 
@@ -88,7 +89,7 @@ def read_weights(
                         tensors[key] = file.get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is damaged or cut short ({error}); download or save it again.") from error
-    check_names(folder, expected, shapes)
+    check_names(expected, shapes, f"{folder} does not match its config")
     for key, shape in shapes.items():
         if shape != tuple(expected[key].shape):
             raise ValueError(
@@ -97,20 +98,6 @@ def read_weights(
     if dtype is not None:
         tensors = {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()}
     return tensors
-
-
-def check_names(source: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raises a ValueError unless both have the same names."""
-    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or unexpected:
-        raise ValueError(
-            f"{source} does not match its config: {len(missing)} tensors missing{_first(missing)}, "
-            f"{len(unexpected)} unexpected{_first(unexpected)}."
-        )
-
-
-def _first(names: list[str]) -> str:
-    return f" (first: {names[0]})" if names else ""
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -131,16 +118,3 @@ def _weight_files(folder: Path) -> list[Path]:
         if not path.is_file():
             raise ValueError(f"{path} is missing; the folder is not a complete world model.")
     return files
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads all tensors of a safetensors file.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); download or save it again.") from error

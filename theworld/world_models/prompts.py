@@ -18,8 +18,9 @@ from huggingface_hub import constants
 from safetensors import SafetensorError
 from torch import Tensor
 
+from theworld.storage.adapters import read_tensors
 from theworld.storage.files import atomic_file, write_tensors
-from theworld.world_models.diffusers_folder import find_folder, read_json, read_tensors
+from theworld.world_models.diffusers_folder import find_folder, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ def _read_cached(file: Path, shape: tuple[int, int]) -> Tensor | None:
     if not file.is_file():
         return None
     try:
-        embeds = read_tensors(file).get("prompt")
+        embeds = read_tensors(str(file.parent), file.name).get("prompt")
     except ValueError as error:
         logger.warning("%s The prompt is embedded again.", error)
         return None

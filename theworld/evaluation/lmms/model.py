@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from theworld.evaluation.lmms.requests import Decoding, Prompt, read_messages, r
 from theworld.evaluation.runner import answer, check_arms, inputs_of
 from theworld.evaluation.tasks import HIDDEN, Item
 from theworld.inference.pipeline import TheWorld
+from theworld.messages import suggest
 from theworld.model.spec import resolve_model
 
 # Interventions that need only a question and its images: no true future, no image of another question. Trained controls
@@ -255,9 +255,7 @@ def check_names(unknown: dict[str, Any]) -> None:
         name = sorted(unknown)[0]
         parameters = inspect.signature(TheWorldChat.__init__).parameters
         known = [parameter for parameter in parameters if parameter not in ("self", "unknown")]
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(known)}."
-        raise ValueError(f"--model_args of theworld has no {name!r}; {hint}")
+        raise ValueError(f"--model_args of theworld has no {name!r}; {suggest(name, known)}")
 
 
 def choose_arm(name: str) -> Arm:
@@ -269,9 +267,7 @@ def choose_arm(name: str) -> Arm:
         reason = "needs data that lmms-eval's tasks do not have (true futures, images of other questions)"
         if ARMS[name].weights is not None:
             reason = f"has its own weights: pass them as pretrained=…/{name}, with an arm of that model"
-    close = difflib.get_close_matches(name, OFFERED, 1) if name not in ARMS else []
-    hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(OFFERED)}."
-    raise ValueError(f"arm={name} {reason}; {hint}")
+    raise ValueError(f"arm={name} {reason}; {suggest('' if name in ARMS else name, OFFERED)}")
 
 
 def positive_integer(name: str, value: int | str) -> int:

@@ -1,0 +1,28 @@
+"""What the library reports to its callers: progress, and suggestions in error messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterable
+
+Progress = Callable[[int, int], None]  # called with (steps done, total)
+TaskProgress = Callable[[str, int, int], None]  # called with (task, steps done, total)
+
+
+def suggest(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """What to do about an unknown name: `did you mean 'x'?`, or, if no known name is similar, `otherwise`.
+
+    Args:
+        otherwise: default, a list of the known names.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, 1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"choose one of {', '.join(names)}." if otherwise is None else otherwise
+
+
+def enumerate_names(names: Collection[str], limit: int = 3) -> str:
+    """The first names, with an ellipsis if there are more."""
+    first = sorted(names)[:limit]
+    return ", ".join(first) + (", …" if len(names) > limit else "")
