@@ -1,6 +1,7 @@
-"""A Hub on loopback: lists files with their sizes, gives them, and refuses gated and unknown ones like the real one.
+"""A Hub on the loopback interface, which lists and serves files, and refuses gated and unknown repositories.
 
-In process: `with LoopbackHub(repositories) as hub: hub.use(monkeypatch, cache)`; a program: `hub.environment(cache)`.
+In the same process: `with LoopbackHub(repositories) as hub: hub.use(monkeypatch, cache)`.
+In a subprocess: `hub.environment(cache)`.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-ACCEPTED = "hf_accepted"  # a token whose account has accepted every licence
-STRANGER = "hf_stranger"  # one that has accepted none
+ACCEPTED = "hf_accepted"  # token of an account that has accepted all licences
+OTHER_ACCOUNT = "hf_other"  # token of an account that has accepted none
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """A model folder as a repository's files."""
+    """The files of a model folder as a repository."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class LoopbackHub:
-    """Serves `repositories` (id -> file -> content); those in `gated` ask for a token that has accepted."""
+    """Serves `repositories` (id -> file -> content); those in `gated` require the token ACCEPTED."""
 
     def __init__(self, repositories: Mapping[str, Mapping[str, bytes]], gated: tuple[str, ...] = ()) -> None:
         self.repositories = repositories
         self.gated = gated
-        self.fetched: list[str] = []  # files whose content was asked for
-        self.sizes: dict[tuple[str, str], int] = {}  # sizes that are claimed, where they are not the content's
+        self.fetched: list[str] = []  # files whose content was requested
+        self.sizes: dict[tuple[str, str], int] = {}  # sizes to report instead of the actual ones
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -42,7 +43,7 @@ class LoopbackHub:
     def __enter__(self) -> LoopbackHub:
         try:
             socket.create_connection(self.server.server_address[:2], timeout=5).close()
-        except OSError as error:  # a network namespace whose `lo` is down; every usual machine has one, also offline
+        except OSError as error:  # a network namespace whose loopback interface is down
             self.server.server_close()
             pytest.skip(f"this machine cannot reach itself: {error}")
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -95,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         if parts[:2] == ["api", "whoami-v2"]:
-            known = self.token() in (ACCEPTED, STRANGER)
+            known = self.token() in (ACCEPTED, OTHER_ACCOUNT)
             self.send(200, {"name": "owner"}) if known else self.refuse(401, None, "Invalid credentials")
         elif parts[:2] == ["api", "models"] and len(parts) >= 4:
             self.listing("/".join(parts[2:4]), parts[4:])
@@ -109,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def listing(self, name: str, rest: list[str]) -> None:
         files = self.hub.repositories.get(name)
-        if files is None:  # a private one and none at all look the same from outside
+        if files is None:  # the Hub does not distinguish private from missing repositories
             self.refuse(401 if self.token() is None else 404, "RepoNotFound", "Repository not found")
             return
         sizes = {path: self.hub.sizes.get((name, path), len(content)) for path, content in files.items()}

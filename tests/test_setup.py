@@ -1,16 +1,14 @@
-"""The commands a newcomer types first: setup.sh, make, and the cache of the base models."""
+"""The first commands of a new user: setup.sh and make."""
 
-import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
-import pytest
-from huggingface_hub.errors import GatedRepoError
+from tests.loopback_hub import LoopbackHub
 
 REPOSITORY = Path(__file__).parent.parent
 LOCKS = ("requirements.lock", "requirements-dev.lock")
@@ -39,7 +37,7 @@ def test_make_lists_its_targets() -> None:
 
 
 def test_training_by_make(tmp_path: Path) -> None:
-    """As a stranger types it, offline and without a token; then with another config and arguments."""
+    """Offline and without a token; then with another config and arguments."""
     for entry in REPOSITORY.iterdir():
         if entry.name in ("Makefile", "configs", "examples", "requirements.lock", "pyproject.toml", "scripts"):
             (tmp_path / entry.name).symlink_to(entry)
@@ -100,63 +98,20 @@ def test_every_extra_is_used_by_code() -> None:
             assert re.search(rf"^\s*(from|import) {module}\b", source, flags=re.MULTILINE), f"{name}: {requirement}"
 
 
-# --- the cache of the base models ---
-
-
-@pytest.fixture
-def cache_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cache_models", REPOSITORY / "scripts" / "cache_models.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    files = {"model.safetensors": 3 * 10**9, "config.json": 10**3, "original.pt": 5 * 10**9}
-    siblings = [SimpleNamespace(rfilename=name, size=size) for name, size in files.items()]
-    monkeypatch.setattr(
-        module, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: SimpleNamespace(siblings=siblings))
-    )
-    monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**11))
-    return module
-
-
-def test_sizes_are_said_before_the_download(
-    cache_models: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    downloads: list[object] = []
-    monkeypatch.setattr(
-        cache_models, "snapshot_download", lambda name, allow_patterns: downloads.append((name, allow_patterns))
-    )
-    assert cache_models.main(["google/gemma-3-4b-it"]) == 0
-    assert "3.0 GB of 8.0 GB are needed, 3.0 GB are missing, 100.0 GB are free" in capsys.readouterr().out
-    assert downloads == [("google/gemma-3-4b-it", cache_models.BASE_MODELS["google/gemma-3-4b-it"])]
-
-
-def test_a_full_disk_is_told_before_the_download(
-    cache_models: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(cache_models.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
-    monkeypatch.setattr(cache_models, "snapshot_download", lambda *_, **__: pytest.fail("downloaded all the same"))
-    assert cache_models.main(["google/gemma-3-4b-it"]) == 1
-    assert "does not fit on the disk" in capsys.readouterr().err
-
-
-def test_a_gated_model_names_the_page_and_the_others_go_on(
-    cache_models: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    done: list[str] = []
-
-    def download(name: str, allow_patterns: list[str]) -> None:
-        if name.startswith("google/"):
-            raise GatedRepoError.__new__(GatedRepoError)
-        done.append(name)
-
-    monkeypatch.setattr(cache_models, "snapshot_download", download)
-    assert cache_models.main([]) == 1
-    assert "https://huggingface.co/google/gemma-3-4b-it" in capsys.readouterr().err
-    assert done == ["nvidia/Cosmos-Predict2-2B-Video2World"]
-
-
-def test_no_network_is_told_in_one_sentence(cache_models: ModuleType) -> None:
-    for error in (cache_models.TransportError("refused"), ConnectionError("offline")):
-        assert "could not be downloaded" in cache_models.explain(error, "google/gemma-3-4b-it")
+def test_setup_downloads_only_what_the_loaders_read(tmp_path: Path) -> None:
+    script = (REPOSITORY / "scripts" / "setup.sh").read_text("utf-8").replace("\\\n", " ")
+    commands = [shlex.split(line) for line in re.findall(r'"\$VENV/bin/hf" (download .*?) \|\|', script)]
+    repositories = {
+        "google/gemma-3-4b-it": {"config.json", "model.safetensors", "tokenizer.model", "chat_template.jinja"},
+        "nvidia/Cosmos-Predict2-2B-Video2World": {"model_index.json", "vae/config.json", "text_encoder/x.safetensors"},
+    }
+    extra = {"README.md": b"", "model-480p-16fps.pt": b"a copy of the weights"}
+    contents = {name: {file: file.encode() for file in files} | extra for name, files in repositories.items()}
+    assert [command[1] for command in commands] == list(repositories)
+    with LoopbackHub(contents) as hub:
+        for command in commands:
+            hub.fetched.clear()
+            environment = {**os.environ, **hub.environment(tmp_path)}
+            hf = [str(Path(sys.executable).parent / "hf"), *command]
+            subprocess.run(hf, env=environment, capture_output=True, timeout=100, check=True)
+            assert set(hub.fetched) == {f"{command[1]}/{file}" for file in repositories[command[1]]}

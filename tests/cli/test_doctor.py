@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.loopback_hub import ACCEPTED, STRANGER, LoopbackHub, files_of, use_endpoint
+from tests.loopback_hub import ACCEPTED, OTHER_ACCOUNT, LoopbackHub, files_of, use_endpoint
 from theworld.cli import app
 from theworld.inspection import machine, memory, readiness, repositories
 from theworld.model.call_plan import plan_call
@@ -165,7 +165,7 @@ def test_what_is_cached_is_not_downloaded_again_and_is_enough_offline(
 
 
 @pytest.mark.parametrize(
-    ("token", "says"), [(None, "there is no token"), (STRANGER, "not accepted by the account of this token")]
+    ("token", "says"), [(None, "there is no token"), (OTHER_ACCOUNT, "not accepted by the account of this token")]
 )
 def test_a_gated_base_says_the_page_to_visit(
     loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str | None, says: str
