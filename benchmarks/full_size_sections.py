@@ -193,9 +193,8 @@ def stages(run: Run, model: TheWorld, photo: Any, found: dict[str, Any]) -> None
             given.pop(name)
         given["world_latents"] = latents[:, :, : 1 + steps]
         length = int(given["input_ids"].shape[1])
-        blind = {
-            name: value for name, value in given.items() if name != "pixel_values"
-        }  # SigLIP is measured separately
+        # SigLIP is measured separately
+        blind = {name: value for name, value in given.items() if name != "pixel_values"}
         found[f"prefill, {length:,} tokens"] = milliseconds(
             lambda: inner(**blind, use_cache=True, logits_to_keep=1), run  # noqa: B023
         )

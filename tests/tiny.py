@@ -13,6 +13,7 @@ from theworld.model.configuration import TheWorldConfig
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
 from theworld.model.spec import resolve_model
+from theworld.world_models.base import WORLD_PARTS
 
 CORPUS = (
     "Which bin will the ball land in? left middle right",
@@ -53,16 +54,15 @@ def tiny_gemma_folder(folder: Path, seed: int = 0, hidden_size: int = 32) -> Pat
     model = build_model(config, tokenizer, seed)
     for name, parameter in model.named_parameters():
         if name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
-            torch.nn.init.zeros_(
-                parameter
-            )  # layers at full strength, or an untrained model would repeat its last token
+            # layers at full strength, or an untrained model would repeat its last token
+            torch.nn.init.zeros_(parameter)
     model.save_pretrained(folder)
     build_processor(tokenizer, TINY_SIZE, 16).save_pretrained(folder)
     return folder
 
 
 def tiny_bases(folder: Path) -> dict[str, str]:
-    """Both base folders, as keyword arguments of `from_base_models`."""
+    """Both base folders, as keyword arguments of `tiny_model`."""
     return {
         "vlm_name_or_path": str(tiny_gemma_folder(folder / "gemma")),
         "world_name_or_path": str(tiny_world_folder(folder / "cosmos")),
@@ -72,9 +72,8 @@ def tiny_bases(folder: Path) -> dict[str, str]:
 def tiny_model(bases: dict[str, str], **config: Any) -> tuple[TheWorldForConditionalGeneration, TheWorldProcessor]:
     """A new model of tiny bases, float32, with every world part loaded, and its processor."""
     values = {"world_image_size": TINY_SIZE, "num_world_steps": 2, "max_world_steps": 4, **config}
-    model = TheWorldForConditionalGeneration.from_base_models(
-        **bases, dtype=torch.float32, world_parts=("encoder", "decoder", "transformer"), **values
-    )
+    spec = resolve_model(bases["vlm_name_or_path"], world_model=bases["world_name_or_path"], **values)
+    model = spec.load(dtype=torch.float32, world_parts=WORLD_PARTS)
     return model, TheWorldProcessor.from_config(model.config)
 
 

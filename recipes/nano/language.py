@@ -23,7 +23,7 @@ from recipes.nano.gemma import build_config, build_model, build_processor, build
 from recipes.nano.now import NowSamples, draw_images, encode_images, pool_map, words_of
 from theworld.datasets.collator import BatchSampling, ChatCollator, IndexedSample
 from theworld.datasets.physics import FAMILIES, IMAGE_SIZE
-from theworld.inference.prompting import IGNORED
+from theworld.inference.prompting import IGNORE_INDEX
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
 from theworld.model.projector import sinusoidal_embedding
@@ -224,7 +224,8 @@ def now_accuracy(
             batch.pop("left_out")
             inputs = {name: tensor.to(device) for name, tensor in batch.items()}
             labels = inputs.pop("labels")
-            learned = (labels[:, 1:] != IGNORED).any(dim=0).nonzero()[:, 0]  # positions whose next token is an answer's
+            # positions whose next token is an answer's
+            learned = (labels[:, 1:] != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 logits = model(**inputs, use_cache=False, logits_to_keep=learned).logits
             hits = answer_sums(logits, labels[:, 1:][:, learned], labels)[:, 2] == 1

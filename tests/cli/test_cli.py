@@ -192,7 +192,7 @@ def test_a_model_without_an_adapter_answers_from_imagined_frames(family: Path, i
         4,
     ), "its own default, not the 0 of a fresh fusion"
     content = json.loads(succeed("ask", image, QUESTION, *bases, "--steps", "0", *short, "--json").stdout)
-    assert content["mode"] == "image"
+    assert content["mode"] == "off"
 
 
 def test_ask_says_which_mode_answered(family: Path, image: Path) -> None:

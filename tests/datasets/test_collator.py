@@ -176,9 +176,8 @@ def test_draws_depend_on_the_index_alone(config: TheWorldConfig) -> None:
     assert {steps for steps, _, _ in seen} == {None, 0, 1, 2}
     assert len({seed for steps, _, seed in seen if steps == 2}) == 3
     assert {image_seen for _, image_seen, _ in seen} == {True, False}
-    assert all(
-        image_seen for steps, image_seen, _ in seen if steps is None
-    )  # never without the world model and the images
+    # never without the world model and the images
+    assert all(image_seen for steps, image_seen, _ in seen if steps is None)
     other = collator_of(config, seed=8, **sampling)
     assert seen != [
         (r[0].num_world_steps if (r := b.get("world_requests", [])) else None, "pixel_values" in b, None)

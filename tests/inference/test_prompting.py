@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.tiny import TINY_SIZE, tiny_bases
 from theworld import TheWorld
 from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
-from theworld.inference.prompting import IGNORED, PromptBuilder
+from theworld.inference.prompting import IGNORE_INDEX, PromptBuilder
 
 QUESTIONS = ["Which bin?", "Is the red ball on the left?"]
 
@@ -64,8 +64,8 @@ def test_an_answer_follows_the_prompt_that_generation_reads(model: TheWorld) -> 
         assert ids == prompt["input_ids"][0].tolist() + added
         assert not kept[: -len(ids)].any()
         assert together["token_type_ids"][row][kept].tolist() == prompt["token_type_ids"][0].tolist() + [0] * len(added)
-        assert together["labels"][row][kept].tolist() == [IGNORED] * (len(ids) - len(added)) + added
-        assert (together["labels"][row][~kept] == IGNORED).all()
+        assert together["labels"][row][kept].tolist() == [IGNORE_INDEX] * (len(ids) - len(added)) + added
+        assert (together["labels"][row][~kept] == IGNORE_INDEX).all()
         assert (together["input_ids"][row][~kept] == tokenizer.pad_token_id).all()
 
 
@@ -79,7 +79,7 @@ def test_a_newline_that_begins_an_answer_is_a_token_of_the_answer(model: TheWorl
     prompt = model.prepare(None, "Hi")["input_ids"][0].tolist()
     inputs = model.prepare(None, "Hi", "\nyes")
     assert inputs["input_ids"][0].tolist() == prompt + apart[1] + [model.prompts.turns.end]
-    learned = inputs["labels"][0] != IGNORED
+    learned = inputs["labels"][0] != IGNORE_INDEX
     assert inputs["labels"][0][learned].tolist() == apart[1] + [model.prompts.turns.end]
     assert model.forward(None, "Hi", labels="\nyes").loss.isfinite()
     ((logprob, _),) = ModelAnswerer(model).answer_logprobs([images(1)[0]], ["Hi"], ["\nyes"], ReplyInputs(0))

@@ -267,7 +267,7 @@ def test_with_the_world_off_now_is_all_there_is(model: TheWorld) -> None:
 
 def test_an_untrained_model_shows_frames_by_itself(bases: dict[str, str]) -> None:
     fresh = build(bases)
-    assert fresh.plan(None, 0).mode == "image"
+    assert fresh.plan(None, 0).mode == "off"
     assert fresh.plan(None, 0, num_past_steps=1).mode == "frames"
     asked: list[int] = []
     process = TheWorldProcessor.__call__

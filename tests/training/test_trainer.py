@@ -33,7 +33,7 @@ def new_trainer(config: TrainingConfig, chats: list[dict[str, Any]]) -> TheWorld
     collator = recipe.new_collator(config, described)
     dataset = TheWorldDataset(chats)
     placed = IndexedSamples(dataset, range(len(dataset)))
-    held_out = IndexedSamples(dataset, range(len(dataset)), still=True)
+    held_out = IndexedSamples(dataset, range(len(dataset)), deterministic=True)
     model = build_model(config, described)
     return TheWorldTrainer(model, config, collator, placed, held_out)
 

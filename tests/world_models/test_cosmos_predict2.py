@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.world_models.tiny import TINY_SIZE, tiny_frames, tiny_world, tiny_world_config
 from theworld.world_models import WORLD_MODELS, world_model_class
-from theworld.world_models.base import PARTS
+from theworld.world_models.base import WORLD_PARTS
 from theworld.world_models.configuration import CosmosPredict2Config
 from theworld.world_models.cosmos_predict2 import PART_PREFIXES, CosmosPredict2
 from theworld.world_models.cosmos_sampler import noise_schedule, rollout_noise
@@ -247,7 +247,9 @@ def test_wrong_rollouts_are_refused(
 # -- parts ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("parts", [(), ("encoder",), ("decoder",), ("encoder", "decoder"), ("transformer",), PARTS])
+@pytest.mark.parametrize(
+    "parts", [(), ("encoder",), ("decoder",), ("encoder", "decoder"), ("transformer",), WORLD_PARTS]
+)
 def test_only_the_asked_parts_exist(parts: tuple[str, ...]) -> None:
     everything = tiny_world().state_dict()
     prefixes = tuple(prefix for part in parts for prefix in PART_PREFIXES[part])

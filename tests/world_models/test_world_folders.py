@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.world_models.tiny import tiny_frames, tiny_world, tiny_world_config, tiny_world_folder
 from theworld.world_models import diffusers_folder
-from theworld.world_models.base import PARTS
+from theworld.world_models.base import WORLD_PARTS
 from theworld.world_models.cosmos_predict2 import PART_PREFIXES, CosmosPredict2
 
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -123,7 +123,7 @@ def test_weights_are_cast_when_asked(saved: Path, tmp_path: Path) -> None:
 # -- parts ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("parts", [("encoder",), ("decoder",), ("encoder", "transformer"), PARTS])
+@pytest.mark.parametrize("parts", [("encoder",), ("decoder",), ("encoder", "transformer"), WORLD_PARTS])
 def test_only_the_asked_tensors_are_read(saved: Path, parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     real_open = diffusers_folder.safe_open
@@ -175,7 +175,7 @@ def test_parts_loaded_later_are_the_same_and_frozen(saved: Path) -> None:
     world.load_parts("transformer", "encoder")
     world.load_parts("decoder")
 
-    assert world.parts == PARTS
+    assert world.parts == WORLD_PARTS
     assert same_weights(world, tiny_world())
     for name, parameter in world.named_parameters():
         assert (parameter is encoder[name]) if name in encoder else not parameter.requires_grad, name

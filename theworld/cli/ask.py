@@ -89,9 +89,9 @@ def ask(
         spec.check_trained("show it imagined frames (--mode frames)")
     past = spec.config.past_steps_of(clip.num_frames) if world and clip is not None else 0
     plan = plan_call(spec.config, mode, steps, num_past_steps=past, enable_world=world)
-    if plan.mode != "image":
+    if plan.mode != "off":
         spec.check_prompt(prompt)
-    the_model = load(spec, plan.num_world_steps if plan.mode != "image" else None, device, dtype)
+    the_model = load(spec, plan.num_world_steps if plan.mode != "off" else None, device, dtype)
     loaded = time.perf_counter()
     precision = str(the_model.model.dtype).removeprefix("torch.")
     if not as_json:
@@ -134,7 +134,7 @@ def ask(
         **({} if clip is None else {"num_past_steps": past}),
         "model": model,
         "mode": plan.mode,
-        "num_world_steps": None if plan.mode == "image" else plan.num_world_steps,
+        "num_world_steps": None if plan.mode == "off" else plan.num_world_steps,
         "seed": seed,
         **({} if prompt is None else {"world_prompt": prompt}),
         "device": str(the_model.device),

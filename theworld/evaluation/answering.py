@@ -18,7 +18,7 @@ from transformers import BatchFeature
 from theworld.evaluation.option_scores import OptionScores, spellings_of
 from theworld.inference.options import RolloutOptions, decoding_arguments
 from theworld.inference.pipeline import TheWorld
-from theworld.inference.prompting import IGNORED
+from theworld.inference.prompting import IGNORE_INDEX
 from theworld.media.images import load_images
 from theworld.model.projector import WorldProjector
 
@@ -243,12 +243,12 @@ class ModelAnswerer:
         weights = self._weights(inputs)
         features = self._features(images, questions, inputs, answers)
         labels = features.pop("labels")
-        longest = int((labels != IGNORED).sum(dim=1).max())  # rows are left-padded, so all answers end together
+        longest = int((labels != IGNORE_INDEX).sum(dim=1).max())  # rows are left-padded, so all answers end together
         with weights:
             logits = self.model.model(**features, logits_to_keep=longest + 1).logits
         scores = logits[:, :-2].float().log_softmax(-1)  # (B, longest - 1, V); the last token is the end of the turn
         labels = labels[:, -longest:-1]
-        in_answer = labels != IGNORED
+        in_answer = labels != IGNORE_INDEX
         logprobs = scores.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(~in_answer, 0.0)
         greedy = ((scores.argmax(-1) == labels) | ~in_answer).all(dim=1)
         return list(zip(logprobs.sum(dim=1).tolist(), greedy.tolist(), strict=True))

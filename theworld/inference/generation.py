@@ -45,7 +45,7 @@ def generation_inputs(
     Raises:
         ValueError: if an option has no effect in this plan.
     """
-    if plan.mode == "image" and any(prompts_each(rollout.world_prompt, None)):
+    if plan.mode == "off" and any(prompts_each(rollout.world_prompt, None)):
         raise ValueError("world_prompt has no effect without imagined steps; set num_world_steps to 1 or more.")
     if rollout.world_latents is not None and rollout.world_prompt is not None:
         raise ValueError("world_latents and world_prompt were both given; a prompt has no effect on given latents.")

@@ -232,16 +232,18 @@ def damaged(shard: Path, error: Exception) -> ValueError:
     return ValueError(f"{shard} is damaged ({error}); delete that file and run `theworld cache` again.")
 
 
-def world_identity(config: TheWorldConfig, dtype: torch.dtype, inside: str | None = None) -> tuple[str, dict[str, Any]]:
+def world_identity(
+    config: TheWorldConfig, dtype: torch.dtype, base_dir: str | None = None
+) -> tuple[str, dict[str, Any]]:
     """Identifies the world model of a config, without loading it: its weights, how it samples, and its dtype.
 
     Args:
-        inside: folder that base names starting with `./` are relative to.
+        base_dir: folder that base names starting with `./` are relative to.
 
     Returns:
         The identity, and what it is made of.
     """
-    place = Path(resolve(config.world_name_or_path, inside))
+    place = Path(resolve(config.world_name_or_path, base_dir))
     weights = digest_of(place) if place.is_dir() else f"{config.world_name_or_path}@{config.world_revision}"
     made_by = {
         "format": FORMAT,

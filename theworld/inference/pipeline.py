@@ -387,7 +387,7 @@ class TheWorld(nn.Module):
         if rollout.world_latents is not None:
             steps = rollout.world_latents.shape[2] - 1 - past
         plan = self.plan(rollout.mode, steps, past)
-        if plan.mode == "image" and past:
+        if plan.mode == "off" and past:
             raise ValueError("This model has no world model, so it cannot read the past of a video; pass an image.")
         if not self.projector_is_trained and (plan.mode == "tokens" or rollout.mode is None):
             self._warn_once(UNTRAINED)

@@ -16,7 +16,7 @@ from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
 from theworld.media.video import Video, load_video
 from theworld.model.processing import TheWorldProcessor
 
-IGNORED = -100  # label of a token that the loss ignores
+IGNORE_INDEX = -100  # label of a token that the loss ignores
 TURN, TURN_END = "<start_of_turn>", "<end_of_turn>"
 ANSWER_OPENING = f"{TURN}model\n"
 
@@ -145,8 +145,8 @@ class Turns:
         return [slice(first, ids.index(self.end, first) + 1) for first in firsts]
 
     def labels(self, input_ids: Tensor) -> Tensor:
-        """Labels (B, L): the ids of each answer and of the end of its turn, IGNORED elsewhere."""
-        labels = torch.full_like(input_ids, IGNORED)
+        """Labels (B, L): the ids of each answer and of the end of its turn, IGNORE_INDEX elsewhere."""
+        labels = torch.full_like(input_ids, IGNORE_INDEX)
         for row, ids in enumerate(input_ids.tolist()):
             for answer in self.answers(ids):
                 labels[row, answer] = input_ids[row, answer]

@@ -16,7 +16,7 @@ from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import dtype_of
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.spec import ModelSpec, resolve_model
-from theworld.world_models.base import PARTS
+from theworld.world_models.base import WORLD_PARTS
 
 # component -> prefixes of its parameters' names (or parts of them, if they start with a dot); the first match counts
 COMPONENTS = {
@@ -110,7 +110,7 @@ def describe_model(
 def build_on_meta(config: TheWorldConfig) -> TheWorldForConditionalGeneration:
     """The complete model on the meta device: all parameters with their shapes, and no storage."""
     with torch.device("meta"):
-        return TheWorldForConditionalGeneration(config, world_parts=PARTS if config.enable_world else None)
+        return TheWorldForConditionalGeneration(config, world_parts=WORLD_PARTS if config.enable_world else None)
 
 
 def token_counts(config: TheWorldConfig) -> dict[str, int]:

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from theworld.inspection import machine, memory, repositories
 from theworld.inspection.parameters import build_on_meta
 from theworld.inspection.provenance import versions
-from theworld.inspection.repositories import Found, Need
+from theworld.inspection.repositories import Repository, RepositoryCheck
 from theworld.model import freezing
 from theworld.model.call_plan import CallPlan, plan_call
 from theworld.model.configuration import TheWorldConfig
@@ -54,22 +54,25 @@ def preflight(
     findings += [Finding(True, problem)] if problem else []
     spec: ModelSpec | None = None
     plan: CallPlan | None = None
-    wanted: list[Need] = []
+    wanted: list[Repository] = []
     try:
         spec = resolve_model(model, world_model=world_model, describe_only=True, local_files_only=hub_is_away(model))
         spec.check_world_model(world_model)
         if not spec.is_fused:
             spec = replace(spec, local_files_only=hub_is_away(model, spec.world_name))
         findings += [Finding(False, note) for note in spec.notes]
-        wanted = needs(spec, ("encoder",))
+        wanted = repositories_of(spec, ("encoder",))
         plan = plan_call(spec.config, num_world_steps=num_world_steps)
-        wanted = needs(spec, plan.parts)
+        wanted = repositories_of(spec, plan.parts)
     except ValueError as error:
         wanted = wanted or unreadable(model, spec)
         if not wanted or (plan is None and spec is not None and "config" in vars(spec)):
             findings.append(Finding(True, " ".join(str(error).split())))
-    found = [repositories.look(need) for need in wanted]
-    found += [repositories.look(need) for need in prompt_needs(found, plan.num_world_steps if plan else 0)]
+    found = [repositories.check_repository(repository) for repository in wanted]
+    found += [
+        repositories.check_repository(repository)
+        for repository in text_encoder_repositories(found, plan.num_world_steps if plan else 0)
+    ]
     findings += [Finding(True, one.problem) for one in found if one.problem]
     cache, missing = repositories.cache_folder(), sum(one.missing for one in found)
     free = repositories.free_disk(cache)
@@ -81,7 +84,7 @@ def preflight(
         findings.append(Finding(True, text))
     rows: list[dict[str, Any]] = []
     if spec is not None and plan is not None:
-        text_encoder = sum(one.needed for one in found if one.need.role == "its text encoder")
+        text_encoder = sum(one.needed for one in found if one.repository.role == "its text encoder")
         rows = predict_memory(spec.config, plan, text_encoder)
         findings += memory_findings(rows) + model_findings(spec, plan, found)
     return {
@@ -117,46 +120,46 @@ def hub_is_away(*names: str) -> bool:
 # ------------------------------------------------------------------------------------------------------- repositories
 
 
-def needs(spec: ModelSpec, parts: Sequence[str]) -> list[Need]:
+def repositories_of(spec: ModelSpec, parts: Sequence[str]) -> list[Repository]:
     """The repositories that a call reads, and the files of each.
 
     Args:
         parts: of the world model.
     """
     config, adapter = spec.config, spec.name if spec.is_fused else None
-    wanted = [repositories.adapter_need(adapter)] if adapter else []
+    wanted = [repositories.adapter_repository(adapter)] if adapter else []
     gemma = config.vlm_name_or_path if adapter else spec.name
-    wanted.append(repositories.gemma_need(gemma, adapter, config.vlm_revision))
+    wanted.append(repositories.gemma_repository(gemma, adapter, config.vlm_revision))
     if config.enable_world:
         world = config.world_name_or_path if adapter else spec.world_name
-        wanted.append(repositories.world_need(world, parts, adapter, config.world_revision))
+        wanted.append(repositories.world_repository(world, parts, adapter, config.world_revision))
     return wanted
 
 
-def unreadable(model: str, spec: ModelSpec | None) -> list[Need]:
+def unreadable(model: str, spec: ModelSpec | None) -> list[Repository]:
     """The repository whose configuration cannot be read; its own problem says more than the error of reading it."""
     name = model if spec is None else spec.world_name
     try:
-        config = repositories.look(repositories.config_need(name))
+        config = repositories.check_repository(repositories.config_repository(name))
     except ValueError:  # not a shipped model
         return []
     if config.access == "ok" and config.names:
         return []
-    return [repositories.adapter_need(name) if spec is None else repositories.world_need(name, ())]
+    return [repositories.adapter_repository(name) if spec is None else repositories.world_repository(name, ())]
 
 
-def prompt_needs(found: Sequence[Found], steps: int) -> list[Need]:
+def text_encoder_repositories(found: Sequence[RepositoryCheck], steps: int) -> list[Repository]:
     """The text encoder, if the prompts of a rollout are neither in the world model's folder nor in the adapter's."""
-    worlds = [one for one in found if one.need.role == "world model" and one.access == "ok"]
+    worlds = [one for one in found if one.repository.role == "world model" and one.access == "ok"]
     stored = [name for one in found for name in one.names if name.endswith(PROMPT_EMBEDS)]
-    return [] if stored or not steps else [repositories.text_encoder_need(one.need) for one in worlds]
+    return [] if stored or not steps else [repositories.text_encoder_repository(one.repository) for one in worlds]
 
 
-def as_row(found: Found) -> dict[str, Any]:
+def as_row(found: RepositoryCheck) -> dict[str, Any]:
     return {
-        "role": found.need.role,
-        "name": found.need.name,
-        "revision": found.need.revision,
+        "role": found.repository.role,
+        "name": found.repository.name,
+        "revision": found.repository.revision,
         "where": found.where,
         "access": found.access,
         "files": len(found.names),
@@ -239,7 +242,7 @@ def library_findings() -> list[Finding]:
     return findings
 
 
-def model_findings(spec: ModelSpec, plan: CallPlan, found: Sequence[Found]) -> list[Finding]:
+def model_findings(spec: ModelSpec, plan: CallPlan, found: Sequence[RepositoryCheck]) -> list[Finding]:
     """Properties of the model itself: an untrained projector, missing prompts of a rollout, a missing guardrail."""
     findings = []
     if plan.reason and plan.mode == "frames":
@@ -248,13 +251,13 @@ def model_findings(spec: ModelSpec, plan: CallPlan, found: Sequence[Found]) -> l
             "for world tokens."
         )
         findings.append(Finding(False, text))
-    world = next((one for one in found if one.need.role == "world model"), None)
+    world = next((one for one in found if one.repository.role == "world model"), None)
     if world is None or world.access != "ok":
         return findings
-    if any(one.need.role == "its text encoder" for one in found):
+    if any(one.repository.role == "its text encoder" for one in found):
         text = (
-            f"{world.need.name} has no {PROMPT_EMBEDS}: the first rollout loads its text encoder once to embed the "
-            "default prompt, and keeps the result."
+            f"{world.repository.name} has no {PROMPT_EMBEDS}: the first rollout loads its text encoder once to embed "
+            "the default prompt, and keeps the result."
         )
         findings.append(Finding(False, text))
     if machine.guardrail_version() is None and world.where != "shipped":

@@ -57,8 +57,8 @@ CONFIG_FILES = (CONFIG_FILE, "model_index.json")
 
 
 @dataclass
-class Need:
-    """Files that a call reads from one repository or folder.
+class Repository:
+    """A repository or folder, and the files that a call reads from it.
 
     Args:
         role: what the call uses it for.
@@ -77,14 +77,14 @@ class Need:
 
 
 @dataclass
-class Found:
-    """What was found for a `Need`; sizes in bytes.
+class RepositoryCheck:
+    """The result of `check_repository`; sizes in bytes.
 
     `where` is shipped, folder, cache or hub; `access` is ok, gated, unknown (no such repository, or a private one),
     unreachable or incomplete; `problem` is a sentence that says what to do, or None.
     """
 
-    need: Need
+    repository: Repository
     where: str
     access: str = "ok"
     problem: str | None = None
@@ -100,44 +100,46 @@ class Found:
         return self.needed - self.here if self.access == "ok" else 0
 
 
-def config_need(name: str) -> Need:
+def config_repository(name: str) -> Repository:
     """The files that tell what kind of model a repository holds."""
-    return Need("config", name, resolve(name), CONFIG_FILES, ())
+    return Repository("config", name, resolve(name), CONFIG_FILES, ())
 
 
-def adapter_need(model: str) -> Need:
-    return Need("adapter", model, resolve(model), (*ADAPTER_FILES, PROMPT_EMBEDS), ADAPTER_FILES)
+def adapter_repository(model: str) -> Repository:
+    return Repository("adapter", model, resolve(model), (*ADAPTER_FILES, PROMPT_EMBEDS), ADAPTER_FILES)
 
 
-def gemma_need(name: str, model: str | None = None, revision: str | None = None) -> Need:
+def gemma_repository(name: str, model: str | None = None, revision: str | None = None) -> Repository:
     return _base("vision-language model", name, model, revision, GEMMA_FILES, GEMMA_REQUIRED)
 
 
-def world_need(name: str, parts: Sequence[str], model: str | None = None, revision: str | None = None) -> Need:
+def world_repository(
+    name: str, parts: Sequence[str], model: str | None = None, revision: str | None = None
+) -> Repository:
     files = tuple(file_patterns(parts))
     required = tuple(pattern for pattern in files if pattern.startswith(("vae/", "transformer/", "scheduler/")))
     return _base("world model", name, model, revision, files, required)
 
 
-def text_encoder_need(world: Need) -> Need:
+def text_encoder_repository(world: Repository) -> Repository:
     """The text encoder, which embeds the default prompt once if the world model's folder has no embeddings."""
     prefix = world.files[0].removesuffix("model_index.json")  # of a base inside another repository
     files = tuple(prefix + pattern for pattern in ENCODER_FILES)
-    return Need("its text encoder", world.name, world.path, files, files, world.revision)
+    return Repository("its text encoder", world.name, world.path, files, files, world.revision)
 
 
 def _base(
     role: str, name: str, model: str | None, revision: str | None, files: tuple[str, ...], required: tuple[str, ...]
-) -> Need:
+) -> Repository:
     """A base of the trained `model`; if its name starts with `./`, it is inside the model's folder or repository."""
     if model is None or not name.startswith("./"):
-        return Need(role, name, resolve(name), files, required, revision)
+        return Repository(role, name, resolve(name), files, required, revision)
     path = resolve(model)
     if Path(path).is_dir():
-        return Need(role, name, resolve(name, path), files, required)
-    inside = name.removeprefix("./")
-    files, required = (tuple(f"{inside}/{pattern}" for pattern in patterns) for patterns in (files, required))
-    return Need(role, name, path, files, required)
+        return Repository(role, name, resolve(name, path), files, required)
+    folder = name.removeprefix("./")
+    files, required = (tuple(f"{folder}/{pattern}" for pattern in patterns) for patterns in (files, required))
+    return Repository(role, name, path, files, required)
 
 
 def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
@@ -149,32 +151,32 @@ def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     ]
 
 
-def look(need: Need) -> Found:
-    """Looks for the files of a need, on disk or on the Hub, without reading or downloading weights."""
-    if Path(need.path).is_dir():
-        shipped = is_shipped(need.path)
-        return _in_folder(need, Path(need.path), "shipped" if shipped else "folder")
-    if not may_be_on_hub(need.path):
-        problem = f"There is no folder {need.path}, and it is not a Hub id such as owner/name: check the name."
-        return Found(need, "folder", "unknown", problem)
+def check_repository(repository: Repository) -> RepositoryCheck:
+    """Looks for the files of a repository, on disk or on the Hub, without reading or downloading weights."""
+    if Path(repository.path).is_dir():
+        shipped = is_shipped(repository.path)
+        return _in_folder(repository, Path(repository.path), "shipped" if shipped else "folder")
+    if not may_be_on_hub(repository.path):
+        problem = f"There is no folder {repository.path}, and it is not a Hub id such as owner/name: check the name."
+        return RepositoryCheck(repository, "folder", "unknown", problem)
     if constants.HF_HUB_OFFLINE:
-        return _in_cache(need, "HF_HUB_OFFLINE is set: unset it")
+        return _in_cache(repository, "HF_HUB_OFFLINE is set: unset it")
     if not hub_answers(constants.ENDPOINT):
-        return _in_cache(need, no_network())
-    return _on_hub(need)
+        return _in_cache(repository, no_network())
+    return _on_hub(repository)
 
 
-def _in_folder(need: Need, folder: Path, where: str) -> Found:
+def _in_folder(repository: Repository, folder: Path, where: str) -> RepositoryCheck:
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    names = matching(files, need.files)
-    found = Found(need, where, names={name: files[name].stat().st_size for name in names})
+    names = matching(files, repository.files)
+    found = RepositoryCheck(repository, where, names={name: files[name].stat().st_size for name in names})
     found.here = found.needed
-    lacking = [pattern for pattern in need.required if not matching(files, [pattern])]
+    lacking = [pattern for pattern in repository.required if not matching(files, [pattern])]
     lacking += [name for name in _indexed(folder, names) if name not in files]
     closed = [name for name in names if not os.access(files[name], os.R_OK)]
     if lacking:
         found.access = "incomplete"
-        found.problem = f"{need.name} has no {lacking[0]} in {folder}: download or save it again."
+        found.problem = f"{repository.name} has no {lacking[0]} in {folder}: download or save it again."
     elif closed:
         found.access = "incomplete"
         found.problem = f"{files[closed[0]]} may not be read by this account: check its permissions."
@@ -194,73 +196,76 @@ def _indexed(folder: Path, names: Iterable[str]) -> list[str]:
     return sorted(shards)
 
 
-def _in_cache(need: Need, remedy: str) -> Found:
+def _in_cache(repository: Repository, remedy: str) -> RepositoryCheck:
     """What the local cache contains, if the Hub cannot be asked."""
     try:
         folder = snapshot_download(
-            need.path, revision=need.revision, allow_patterns=list(need.files), local_files_only=True
+            repository.path, revision=repository.revision, allow_patterns=list(repository.files), local_files_only=True
         )
     except (LocalEntryNotFoundError, HFValidationError):
-        found = Found(need, "hub", "unreachable")
+        found = RepositoryCheck(repository, "hub", "unreachable")
     else:
-        found = _in_folder(need, Path(folder), "cache")
+        found = _in_folder(repository, Path(folder), "cache")
     if found.problem or found.access != "ok":
         found.access = "unreachable"
         found.problem = (
-            f"{need.name} is not complete in the cache and the Hub cannot be asked: {remedy}, or name a folder."
+            f"{repository.name} is not complete in the cache and the Hub cannot be asked: {remedy}, or name a folder."
         )
     return found
 
 
-def _on_hub(need: Need) -> Found:
+def _on_hub(repository: Repository) -> RepositoryCheck:
     api = HfApi()
-    page = f"{constants.ENDPOINT}/{need.path}"
-    found = Found(need, "hub")
+    page = f"{constants.ENDPOINT}/{repository.path}"
+    found = RepositoryCheck(repository, "hub")
     try:
-        info = api.model_info(need.path, revision=need.revision, files_metadata=True, timeout=HUB_TIMEOUT)
+        info = api.model_info(repository.path, revision=repository.revision, files_metadata=True, timeout=HUB_TIMEOUT)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        names = matching(sizes, need.files)
+        names = matching(sizes, repository.files)
         found.names = {name: sizes[name] for name in names}
-        found.here = sum(sizes[name] for name in names if _is_cached(need.path, name, info.sha))
-        lacking = [pattern for pattern in need.required if not matching(sizes, [pattern])]
+        found.here = sum(sizes[name] for name in names if _is_cached(repository.path, name, info.sha))
+        lacking = [pattern for pattern in repository.required if not matching(sizes, [pattern])]
         if lacking:
             found.access = "incomplete"
-            found.problem = f"{need.name} on the Hub has no {lacking[0]}: check the name."
+            found.problem = f"{repository.name} on the Hub has no {lacking[0]}: check the name."
             return found
         if names:  # the list is public even if the files are not
-            api.get_hf_file_metadata(url=hf_hub_url(need.path, names[0], revision=need.revision), timeout=HUB_TIMEOUT)
+            api.get_hf_file_metadata(
+                url=hf_hub_url(repository.path, names[0], revision=repository.revision), timeout=HUB_TIMEOUT
+            )
     except GatedRepoError:  # before its base class, RepositoryNotFoundError
         found.access = "gated"
         found.problem = (
-            f"{need.name} is gated and its licence is not accepted by the account of this token: accept it at {page} "
-            "(a fine-grained token also needs permission to read gated repositories)."
+            f"{repository.name} is gated and its licence is not accepted by the account of this token: accept it at "
+            f"{page} (a fine-grained token also needs permission to read gated repositories)."
             if get_token()
-            else f"{need.name} is gated and there is no token: accept its licence at {page}, then run `hf auth login`."
+            else f"{repository.name} is gated and there is no token: accept its licence at {page}, then run "
+            "`hf auth login`."
         )
     except RepositoryNotFoundError:
         found.access = "unknown"
         found.problem = (
-            f"The Hub has no repository {need.name} that this token may read: check the name."
+            f"The Hub has no repository {repository.name} that this token may read: check the name."
             if get_token()
-            else f"The Hub has no public repository {need.name}: check the name, or run `hf auth login`."
+            else f"The Hub has no public repository {repository.name}: check the name, or run `hf auth login`."
         )
     except RevisionNotFoundError:
         found.access = "unknown"
-        found.problem = f"{need.name} has no revision {need.revision!r}: check the model's config.json."
+        found.problem = f"{repository.name} has no revision {repository.revision!r}: check the model's config.json."
     except EntryNotFoundError as error:
         found.access = "incomplete"
-        found.problem = f"{need.name} lists a file that it does not have ({error}): ask its owner."
+        found.problem = f"{repository.name} lists a file that it does not have ({error}): ask its owner."
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
             found.access = "gated"
             found.problem = (
-                f"The Hub refuses this token {need.name} ({status}): see {page}, then run `hf auth login` again."
+                f"The Hub refuses this token {repository.name} ({status}): see {page}, then run `hf auth login` again."
             )
         else:
-            found = _in_cache(need, f"it answers {status} at {constants.ENDPOINT}, so try again later")
+            found = _in_cache(repository, f"it answers {status} at {constants.ENDPOINT}, so try again later")
     except (TransportError, OSError):
-        found = _in_cache(need, no_network())
+        found = _in_cache(repository, no_network())
     return found
 
 

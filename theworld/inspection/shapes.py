@@ -93,14 +93,14 @@ def stages(
             yield Stage("decoded frames, for people", "(n, 3, 1 + 4·N, S, S)", tuple(decoded.shape), "world.decode")
 
 
-def layout(config: TheWorldConfig, num_world_steps: int, inside: str | None = None) -> list[Block]:
+def layout(config: TheWorldConfig, num_world_steps: int, base_dir: str | None = None) -> list[Block]:
     """The blocks of a prompt with one image and QUESTION, as `TheWorldProcessor` writes it.
 
     Args:
-        inside: folder that base names starting with `./` are relative to.
+        base_dir: folder that base names starting with `./` are relative to.
     """
-    if Path(resolve(config.vlm_name_or_path, inside)).is_dir():
-        return read_layout(config, num_world_steps, inside)
+    if Path(resolve(config.vlm_name_or_path, base_dir)).is_dir():
+        return read_layout(config, num_world_steps, base_dir)
     soft = config.vlm_config.mm_tokens_per_image
     blocks = [Block("<start_of_image>", 1), Block("soft tokens of the image", soft), Block("<end_of_image>", 1)]
     if config.enable_world:
@@ -108,9 +108,9 @@ def layout(config: TheWorldConfig, num_world_steps: int, inside: str | None = No
     return [*blocks, Block("text around and after them, assumed", memory.TEXT_TOKENS)]
 
 
-def read_layout(config: TheWorldConfig, num_world_steps: int, inside: str | None) -> list[Block]:
+def read_layout(config: TheWorldConfig, num_world_steps: int, base_dir: str | None) -> list[Block]:
     """The same as `layout`, from the ids of a real prompt."""
-    processor = TheWorldProcessor.from_config(config, inside)
+    processor = TheWorldProcessor.from_config(config, base_dir)
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
     inputs = processor(

@@ -19,8 +19,8 @@ class CallPlan:
 
     Attributes:
         mode: `tokens` (the language model reads world tokens), `frames` (it sees imagined frames as further images) or
-            `image` (the world model is not used).
-        num_world_steps: future latent frames to imagine; 0 in mode `image`.
+            `off` (the world model is not used).
+        num_world_steps: future latent frames to imagine; 0 in mode `off`.
         parts: parts of the world model that the call needs in memory.
         reason: why it is not the usual mode, or None.
     """
@@ -58,7 +58,7 @@ def plan_call(
     if num_world_steps is not None:
         config.check_world_steps(num_world_steps)
     if not config.enable_world or enable_world is False:
-        return CallPlan("image", 0, ())
+        return CallPlan("off", 0, ())
     trained = bool(config.reads_world_tokens)
     reason = None if trained else UNTRAINED
     if mode is None:
@@ -68,7 +68,7 @@ def plan_call(
         if mode == "frames" and not trained and not num_world_steps:
             num_world_steps = min(UNTRAINED_STEPS, config.max_world_steps)
     if mode == "frames" and not num_world_steps and not num_past_steps:
-        return CallPlan("image", 0, (), reason)
+        return CallPlan("off", 0, (), reason)
     return CallPlan(mode, num_world_steps, world_parts_for(num_world_steps, mode), reason)
 
 

@@ -69,5 +69,5 @@ def load_checkpoint(
 
 def parts_outside(model: TheWorldForConditionalGeneration, tensors: Iterable[str]) -> list[str]:
     """Parts in memory that a checkpoint of these tensors does not contain, so that they must not differ on loading."""
-    inside = {freezing.part_of(name) for name in tensors}
-    return [row.part for row in freezing.count_parameters(model) if row.part not in inside]
+    stored = {freezing.part_of(name) for name in tensors}
+    return [row.part for row in freezing.count_parameters(model) if row.part not in stored]

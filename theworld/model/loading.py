@@ -21,13 +21,9 @@ from transformers import __version__ as transformers_version
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.spec import BASE, resolve_model
 from theworld.storage.adapters import check_names, read_tensors, split_checkpoint_name
-from theworld.storage.hub import (
-    find_base_dir,
-    read_json,
-    resolve,
-)
+from theworld.storage.hub import find_base_dir, read_json, resolve
 from theworld.world_models import world_model_class
-from theworld.world_models.base import PARTS, WorldModel
+from theworld.world_models.base import WORLD_PARTS, WorldModel
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +102,8 @@ def load_gemma(
             config=config,  # as a path transformers would read config.json again
             revision=revision,
             dtype=dtype if dtype is not None else "auto",
-            **{
-                **arguments,
-                "output_loading_info": True,
-                "ignore_mismatched_sizes": True,
-            },  # collected and reported below
+            # mismatched sizes are collected, and reported below
+            **{**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True},
         )
     except SafetensorError as error:
         raise ValueError(
@@ -140,7 +133,7 @@ def load_bases(
     config: TheWorldConfig,
     dtype: torch.dtype | str | None,
     world_parts: Sequence[str],
-    inside: str | None = None,
+    base_dir: str | None = None,
     *,
     vlm_config: Gemma3Config | None = None,
     world_config: PreTrainedConfig | None = None,
@@ -151,14 +144,16 @@ def load_bases(
     The world model is put on the device of Gemma's input embeddings, in their dtype.
 
     Args:
-        inside: folder that base names starting with `./` are relative to.
+        base_dir: folder that base names starting with `./` are relative to.
         vlm_config, world_config: the configurations in the bases' own folders, if they have been read already.
     """
-    vlm = load_gemma(resolve(config.vlm_name_or_path, inside), config.vlm_revision, dtype, vlm_config, **vlm_arguments)
+    vlm = load_gemma(
+        resolve(config.vlm_name_or_path, base_dir), config.vlm_revision, dtype, vlm_config, **vlm_arguments
+    )
     if not config.enable_world:
         return vlm, None
     world = world_model_class(config.world_config.model_type).from_pretrained(
-        resolve(config.world_name_or_path, inside),
+        resolve(config.world_name_or_path, base_dir),
         parts=world_parts,
         revision=config.world_revision,
         dtype=vlm.dtype,
@@ -202,6 +197,6 @@ def write_bases(
     vlm.save_pretrained(folder / VLM_FOLDER)
     config.vlm_name_or_path, config.vlm_revision = f"./{VLM_FOLDER}", None
     if world is not None:
-        world.load_parts(*PARTS)  # without its decoder an export could not show imagined frames
+        world.load_parts(*WORLD_PARTS)  # without its decoder an export could not show imagined frames
         world.save_pretrained(folder / WORLD_FOLDER)
         config.world_name_or_path, config.world_revision = f"./{WORLD_FOLDER}", None

@@ -37,7 +37,6 @@ from theworld.model.configuration import TheWorldConfig
 from theworld.model.placeholders import one_number, scatter
 from theworld.model.processing import TheWorldProcessor, prompts_each
 from theworld.model.projector import WorldProjector
-from theworld.model.spec import resolve_model
 from theworld.storage.adapters import copy_tensors, split_checkpoint_name
 from theworld.storage.hub import resolve
 from theworld.world_models import world_model_class
@@ -124,74 +123,23 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
 
     @classmethod
-    def from_base_models(
-        cls,
-        vlm_name_or_path: str,
-        world_name_or_path: str,
-        *,
-        dtype: torch.dtype | str | None = None,
-        world_parts: Sequence[str] | None = None,
-        vlm_revision: str | None = None,
-        world_revision: str | None = None,
-        device_map: Any = None,
-        **config_values: Any,
-    ) -> TheWorldForConditionalGeneration:
-        """Fuses two published models; the projector of the new model is untrained.
-
-        Args:
-            world_parts: parts of the world model to load; None means what `num_world_steps` needs.
-            vlm_revision, world_revision: of a base model on the Hub; None means the current one, whose commit is saved
-                in the config.
-            device_map: the devices of Gemma's layers, as in transformers; the world model is put on the device of the
-                embeddings.
-            config_values: further fields of TheWorldConfig.
-
-        Raises:
-            ValueError: if a base model cannot be read, or its tensors are not exactly those of its config.
-        """
-        spec = resolve_model(
-            vlm_name_or_path,
-            revision=vlm_revision,
-            world_model=world_name_or_path,
-            world_revision=world_revision,
-            **config_values,
-        )
-        return spec.load(dtype=dtype, world_parts=world_parts, device_map=device_map)
-
-    @classmethod
-    def from_base_configs(
-        cls,
-        config: TheWorldConfig,
-        vlm_config: PreTrainedConfig,
-        world_config: PreTrainedConfig,
-        *,
-        dtype: torch.dtype | str | None = None,
-        world_parts: Sequence[str] | None = None,
-        **vlm_arguments: Any,
-    ) -> TheWorldForConditionalGeneration:
-        """A new fusion of the bases that `config` names, whose own configurations have been read already."""
-        return cls._with_bases(
-            config, dtype, world_parts, vlm_config=vlm_config, world_config=world_config, **vlm_arguments
-        )
-
-    @classmethod
-    def _with_bases(
+    def from_bases(
         cls,
         config: TheWorldConfig,
         dtype: torch.dtype | str | None,
         world_parts: Sequence[str] | None,
-        inside: str | None = None,
-        **vlm_arguments: Any,
+        base_dir: str | None = None,
+        **loading_arguments: Any,
     ) -> TheWorldForConditionalGeneration:
-        """Loads the base models that a config names, with an untrained projector (and LoRA)."""
+        """Loads the base models that a config names, with an untrained projector (and LoRA); see `load_bases`."""
         parts = world_parts_for(config.num_world_steps) if world_parts is None else tuple(world_parts)
-        if isinstance(attention := vlm_arguments.get("attn_implementation"), str):
+        if isinstance(attention := loading_arguments.get("attn_implementation"), str):
             config._attn_implementation = attention
         elif attention is None and config._attn_implementation is not None:  # AutoModel passes it in the config
-            vlm_arguments["attn_implementation"] = config._attn_implementation
-        vlm, world = loading.load_bases(config, dtype, parts, inside, **vlm_arguments)
+            loading_arguments["attn_implementation"] = config._attn_implementation
+        vlm, world = loading.load_bases(config, dtype, parts, base_dir, **loading_arguments)
         model = cls(config, vlm=vlm, world=world)
-        model.bases_folder = inside
+        model.bases_folder = base_dir
         model.projector.to(device=vlm.get_input_embeddings().weight.device, dtype=vlm.dtype)
         if "hf_device_map" in vars(vlm):
             model.hf_device_map = vlm.hf_device_map  # Trainer does not move a model that has one
@@ -230,8 +178,8 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         legacy_dtype = kwargs.pop("torch_dtype", None)  # transformers' earlier name
         dtype = legacy_dtype if dtype is None else dtype
         name = os.fspath(pretrained_model_name_or_path)
-        config, tensors, inside = loading.read_adapter(name, checkpoint_name, revision, config)
-        loaded = cls._with_bases(config, dtype, world_parts, inside, world_config=world_config, **kwargs)
+        config, tensors, base_dir = loading.read_adapter(name, checkpoint_name, revision, config)
+        loaded = cls.from_bases(config, dtype, world_parts, base_dir, world_config=world_config, **kwargs)
         loaded.load_adapter_tensors(tensors, name)
         if loaded.world is not None:
             loaded.world.read_kept_prompts(resolve(name), split_checkpoint_name(checkpoint_name)[0], revision)
@@ -457,9 +405,8 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if image_features is not None:
             embeds_BLD = scatter(embeds_BLD, input_ids == self.vlm.config.image_token_id, image_features, "image")
         if world_tokens is None:
-            world_tokens = embeds_BLD.new_empty(
-                0, 0, embeds_BLD.shape[-1]
-            )  # so that scatter reports placeholders without tokens
+            # so that scatter reports placeholders without tokens
+            world_tokens = embeds_BLD.new_empty(0, 0, embeds_BLD.shape[-1])
         embeds_BLD = scatter(embeds_BLD, input_ids == self.config.world_token_id, world_tokens, "world")
         return self.vlm(inputs_embeds=embeds_BLD, **passed_on)
 

@@ -82,12 +82,12 @@ class TheWorldProcessor(Gemma3Processor):
         """Reads the model's config, then the tokenizer and image processor of its Gemma base."""
         model = resolve(pretrained_model_name_or_path)
         config = TheWorldConfig.from_pretrained(model, revision=revision)
-        return cls.from_config(config, inside=find_base_dir(model, [config.vlm_name_or_path], revision))
+        return cls.from_config(config, base_dir=find_base_dir(model, [config.vlm_name_or_path], revision))
 
     @classmethod
-    def from_config(cls, config: TheWorldConfig, inside: str | None = None) -> TheWorldProcessor:
+    def from_config(cls, config: TheWorldConfig, base_dir: str | None = None) -> TheWorldProcessor:
         """Reads the processor for a config whose Gemma base is a folder, a shipped model or a Hub id."""
-        name_or_path = resolve(config.vlm_name_or_path, inside)
+        name_or_path = resolve(config.vlm_name_or_path, base_dir)
         try:
             values, _ = Gemma3Processor.get_processor_dict(name_or_path, revision=config.vlm_revision)
             # The config and the file name are given, so that transformers does not open config.json to find them.

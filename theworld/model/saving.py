@@ -17,7 +17,7 @@ from theworld.model.devices import dtype_of
 from theworld.model.processing import TheWorldProcessor
 from theworld.storage.files import atomic_folder, write_tensors
 from theworld.storage.hub import ADAPTER_FILE, read_json, rebase_path, resolve
-from theworld.world_models.base import PARTS, PROMPT_EMBEDS
+from theworld.world_models.base import PROMPT_EMBEDS, WORLD_PARTS
 
 if TYPE_CHECKING:
     from theworld.model.modeling import TheWorldForConditionalGeneration
@@ -102,7 +102,7 @@ def export_bases(
 ) -> None:
     """Writes both base models and Gemma's processor into `folder`, and names them in `config`."""
     if model.world is not None:
-        model.world.load_parts(*PARTS)
+        model.world.load_parts(*WORLD_PARTS)
     in_memory = model.vlm.config.dtype
     world = model.world or nn.Module()
     # The world model may be stored in a wider dtype than Gemma; it is rounded only if the caller asks for it.

@@ -206,10 +206,10 @@ class ModelSpec:
         if not self.is_fused:
             return
         for key, name in zip(("vlm_name_or_path", "world_name_or_path"), self.base_names, strict=False):
-            inside = Path(self.path, self._subfolder) if Path(self.path).is_dir() else None
-            if name.startswith("./") and inside is None:
+            base_dir = Path(self.path, self._subfolder) if Path(self.path).is_dir() else None
+            if name.startswith("./") and base_dir is None:
                 continue  # in the Hub repository
-            if name.startswith((".", "/", "~")) and not Path(resolve(name, inside)).is_dir():
+            if name.startswith((".", "/", "~")) and not Path(resolve(name, base_dir)).is_dir():
                 raise ValueError(
                     f"{self.name} names {name} as one of its base models, and there is no such folder; restore it, or "
                     f"write its new path into {key} in the config.json of {self.name}."
@@ -250,12 +250,12 @@ class ModelSpec:
         config = copy.deepcopy(self.config if config is None else config)
         arguments |= {} if device_map is None else {"device_map": device_map}
         if not self.is_fused:
-            return TheWorldForConditionalGeneration.from_base_configs(
+            return TheWorldForConditionalGeneration.from_bases(
                 config,
-                copy.deepcopy(self.config.vlm_config),
-                copy.deepcopy(self.config.world_config),
-                dtype=dtype,
-                world_parts=world_parts,
+                dtype,
+                world_parts,
+                vlm_config=copy.deepcopy(self.config.vlm_config),
+                world_config=copy.deepcopy(self.config.world_config),
                 **arguments,
             )
         return TheWorldForConditionalGeneration.from_pretrained(

@@ -43,12 +43,12 @@ SHIPPED_WEIGHTS = Path(__file__).parents[1] / "nano" / "weights"
 SHIPPED_DEFAULT = "fused"
 
 
-def resolve(model: str | os.PathLike[str], inside: str | os.PathLike[str] | None = None) -> str:
+def resolve(model: str | os.PathLike[str], base_dir: str | os.PathLike[str] | None = None) -> str:
     """The folder of a shipped model or of a local path; anything else is a Hub id and is returned unchanged.
 
     Args:
         model: `nano` (the shipped model), `nano/NAME` (a part of it), a folder, or a Hub id.
-        inside: folder that ids starting with `./` are relative to.
+        base_dir: folder that ids starting with `./` are relative to.
 
     Raises:
         ValueError: if there is no shipped model `nano/NAME`.
@@ -61,8 +61,8 @@ def resolve(model: str | os.PathLike[str], inside: str | os.PathLike[str] | None
             shipped = sorted(path.name for path in SHIPPED_WEIGHTS.glob("*") if path.is_dir())
             raise ValueError(f"{name!r} is not shipped with this package; it has: nano, " + ", ".join(shipped) + ".")
         return str(folder)
-    if name.startswith("./") and inside is not None and (Path(inside) / name).is_dir():
-        return str(Path(inside) / name)
+    if name.startswith("./") and base_dir is not None and (Path(base_dir) / name).is_dir():
+        return str(Path(base_dir) / name)
     return name
 
 
@@ -98,9 +98,13 @@ def check_name(model: str) -> None:
         )
 
 
-def rebase_path(name: str, inside: str | os.PathLike[str]) -> str:
-    """A base model's name for use from another folder: names in the folder `inside` become absolute paths."""
-    return str(Path(resolve(name, inside)).resolve()) if name.startswith("./") and Path(inside, name).is_dir() else name
+def rebase_path(name: str, base_dir: str | os.PathLike[str]) -> str:
+    """A base model's name for use from another folder: names in the folder `base_dir` become absolute paths."""
+    return (
+        str(Path(resolve(name, base_dir)).resolve())
+        if name.startswith("./") and Path(base_dir, name).is_dir()
+        else name
+    )
 
 
 def find_file(model: str, filename: str, revision: str | None = None, *, local_files_only: bool = False) -> Path:
@@ -201,14 +205,14 @@ def find_base_dir(model: str, bases: Iterable[str], revision: str | None = None,
     """
     if Path(model).is_dir():
         return str(Path(model) / subfolder)
-    inside = [name.removeprefix("./") for name in bases if name.startswith("./")]
-    if not inside:
+    contained = [name.removeprefix("./") for name in bases if name.startswith("./")]
+    if not contained:
         return None
-    with hub_errors(model, inside[0]):
+    with hub_errors(model, contained[0]):
         snapshot = snapshot_download(
             model,
             revision=revision,
-            allow_patterns=[f"{subfolder}{name}/*" for name in inside],
+            allow_patterns=[f"{subfolder}{name}/*" for name in contained],
             local_files_only=is_offline_mode(),
         )
     return str(Path(snapshot) / subfolder)

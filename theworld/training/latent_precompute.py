@@ -37,14 +37,14 @@ def open_cache(config: TrainingConfig, described: Described) -> LatentCache | No
     """The cache that a config names, for its world model; None without one, or where nothing is asked."""
     if config.latent_cache is None or config.constant_world or not described.config.enable_world:
         return None
-    return LatentCache(config.latent_cache, *world_identity(described.config, frozen_dtype(config), described.inside))
+    return LatentCache(config.latent_cache, *world_identity(described.config, frozen_dtype(config), described.base_dir))
 
 
 def load_world(config: TrainingConfig, described: Described, parts: Sequence[str]) -> WorldModel:
     """The world model alone, on a GPU if there is one."""
     model = described.config
     world = world_model_class(model.world_config.model_type).from_pretrained(
-        resolve(model.world_name_or_path, described.inside),
+        resolve(model.world_name_or_path, described.base_dir),
         parts=parts,
         revision=model.world_revision,
         dtype=frozen_dtype(config),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction
 
-from theworld.inference.prompting import IGNORED
+from theworld.inference.prompting import IGNORE_INDEX
 
 
 def answer_loss(
@@ -26,7 +26,7 @@ def answer_loss(
         label_smoothing: in [0, 1).
     """
     logits = outputs.logits.flatten(0, 1)  # (B·K, V)
-    labelled = targets.flatten() != IGNORED
+    labelled = targets.flatten() != IGNORE_INDEX
     losses = nn.functional.cross_entropy(
         logits[labelled].float(), targets.flatten()[labelled], reduction="sum", label_smoothing=label_smoothing
     )
@@ -44,12 +44,14 @@ def answer_sums(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
         targets: (B, K).
         labels: (B, L), which show where one answer ends and the next one begins.
     """
-    assert targets.shape[1] == int((labels[:, 1:] != IGNORED).any(dim=0).sum()), "the K positions are the labelled ones"
+    assert targets.shape[1] == int(
+        (labels[:, 1:] != IGNORE_INDEX).any(dim=0).sum()
+    ), "the K positions are the labelled ones"
     B = targets.shape[0]
-    labelled = targets != IGNORED
+    labelled = targets != IGNORE_INDEX
     losses = torch.zeros(targets.shape, device=logits.device)
     losses[labelled] = nn.functional.cross_entropy(logits[labelled].float(), targets[labelled], reduction="none")
-    all_labelled = labels[:, 1:] != IGNORED  # (B, L-1)
+    all_labelled = labels[:, 1:] != IGNORE_INDEX  # (B, L-1)
     starts = all_labelled & ~nn.functional.pad(all_labelled, (1, 0))[:, :-1]
     answer = starts.cumsum(dim=1)[:, all_labelled.any(dim=0)]  # (B, K): which answer of its sample a token belongs to
     wrong = labelled & (logits.argmax(dim=-1) != targets)

@@ -54,7 +54,7 @@ class Described:
         return self.spec.is_fused
 
     @property
-    def inside(self) -> str | None:
+    def base_dir(self) -> str | None:
         """Folder that base names starting with `./` are relative to."""
         return self.spec.find_base_dir()
 

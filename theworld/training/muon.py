@@ -43,10 +43,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share_groups()
 
     def _share_groups(self) -> None:
-        self.param_groups = [
-            *self.adamw.param_groups,
-            *self.muon.param_groups,
-        ]  # the log shows the learning rate of the first group
+        # AdamW's groups come first: the log shows the learning rate of the first group
+        self.param_groups = [*self.adamw.param_groups, *self.muon.param_groups]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -136,7 +136,7 @@ def fill(
 
 def new_collator(config: TrainingConfig, described: Described) -> ChatCollator:
     """The collator of this run."""
-    processor = TheWorldProcessor.from_config(described.config, described.inside)
+    processor = TheWorldProcessor.from_config(described.config, described.base_dir)
     draws = BatchSampling(
         num_world_steps=described.config.num_world_steps,
         steps_shares=config.steps_shares,
@@ -174,7 +174,7 @@ def index_samples(
     if isinstance(dataset, IterableDataset):
         raise ValueError("Evaluation samples must have a length; give a list or a dataset that is not streamed.")
     kept = filter_by_length(dataset, collator, config.max_seq_length, "evaluation", config.num_eval_samples)
-    return training, IndexedSamples(dataset, kept, still=True)
+    return training, IndexedSamples(dataset, kept, deterministic=True)
 
 
 def check_futures(training: IndexedSamples, collator: ChatCollator) -> None:

@@ -27,13 +27,13 @@ class IndexedSamples(Dataset):
 
     Args:
         kept: positions in the dataset of the samples that are used.
-        still: for evaluation, where nothing is sampled.
+        deterministic: for evaluation, where nothing is sampled.
     """
 
-    def __init__(self, dataset: SampleDataset, kept: Sequence[int], still: bool = False) -> None:
+    def __init__(self, dataset: SampleDataset, kept: Sequence[int], deterministic: bool = False) -> None:
         self.dataset = dataset
         self.kept = list(kept)
-        self.still = still
+        self.deterministic = deterministic
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -55,7 +55,7 @@ class IndexedSamples(Dataset):
         return list(first.values())
 
     def __getitem__(self, index: int) -> IndexedSample:
-        return IndexedSample(index, self.sample(index % len(self.kept)), self.still)
+        return IndexedSample(index, self.sample(index % len(self.kept)), self.deterministic)
 
 
 class EpochOrder(Sampler[int]):

@@ -24,7 +24,7 @@ from transformers import PrinterCallback, Trainer
 
 from theworld.datasets.collator import ChatCollator
 from theworld.inference.latent_cache import Compute, compute_with, latents_of
-from theworld.inference.prompting import IGNORED
+from theworld.inference.prompting import IGNORE_INDEX
 from theworld.model import freezing
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.storage.adapters import copy_tensors, read_tensors
@@ -162,7 +162,7 @@ class TheWorldTrainer(Trainer):
         """
         inputs = dict(inputs)
         targets = inputs.pop("labels")[:, 1:]  # (B, L-1)
-        positions = (targets != IGNORED).any(dim=0).nonzero()[:, 0]  # (K,)
+        positions = (targets != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]  # (K,)
         outputs = model(**inputs, use_cache=False, logits_to_keep=positions)
         targets = targets[:, positions]  # (B, K)
         assert num_items_in_batch is not None
@@ -239,9 +239,8 @@ class TheWorldTrainer(Trainer):
                 "warmup_steps to about %d", warmup, max_steps, max_steps // 10,
             )  # fmt: skip
         result = super()._init_training_state(max_steps, *arguments, **keywords)
-        self.state.compute_steps(
-            self.args, max_steps
-        )  # save_steps, eval_steps … of this run, not of the interrupted one
+        # save_steps, eval_steps … of this run, not of the interrupted one
+        self.state.compute_steps(self.args, max_steps)
         return result
 
 

@@ -23,21 +23,21 @@ from theworld.storage.hub import find_optional_file
 from theworld.world_models import guardrail
 
 PROMPT_EMBEDS = "prompt_embeds.safetensors"  # default prompts: keys "default" and "negative", each (L, D)
-PARTS = ("encoder", "decoder", "transformer")
+WORLD_PARTS = ("encoder", "decoder", "transformer")
 
 
 def check_parts(parts: Sequence[str]) -> tuple[str, ...]:
-    """Returns `parts` in the order of PARTS, without duplicates.
+    """Returns `parts` in the order of WORLD_PARTS, without duplicates.
 
     Raises:
         ValueError: if a name is not a part, or `parts` is a string.
     """
     if isinstance(parts, str):
         raise ValueError(f"parts is the string {parts!r}; pass a tuple, such as ({parts!r},).")
-    unknown = [part for part in parts if part not in PARTS]
+    unknown = [part for part in parts if part not in WORLD_PARTS]
     if unknown:
-        raise ValueError(f"There is no part {unknown[0]!r} of a world model; the parts are {', '.join(PARTS)}.")
-    return tuple(part for part in PARTS if part in parts)
+        raise ValueError(f"There is no part {unknown[0]!r} of a world model; the parts are {', '.join(WORLD_PARTS)}.")
+    return tuple(part for part in WORLD_PARTS if part in parts)
 
 
 class WorldModel(nn.Module, ABC):
@@ -60,7 +60,7 @@ class WorldModel(nn.Module, ABC):
     def from_pretrained(
         cls,
         repo_or_folder: str | Path,
-        parts: Sequence[str] = PARTS,
+        parts: Sequence[str] = WORLD_PARTS,
         revision: str | None = None,
         dtype: torch.dtype | None = None,
         config: PreTrainedConfig | None = None,
@@ -85,7 +85,7 @@ class WorldModel(nn.Module, ABC):
     @property
     @abstractmethod
     def parts(self) -> tuple[str, ...]:
-        """The parts in memory, in the order of PARTS."""
+        """The parts in memory, in the order of WORLD_PARTS."""
 
     @abstractmethod
     def load_parts(self, *parts: str) -> None:

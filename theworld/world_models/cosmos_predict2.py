@@ -20,7 +20,7 @@ from torch import Tensor
 from theworld.storage.adapters import check_names, read_tensors
 from theworld.storage.files import atomic_folder, write_json, write_tensors
 from theworld.world_models import guardrail
-from theworld.world_models.base import PARTS, PROMPT_EMBEDS, WorldModel, check_parts
+from theworld.world_models.base import PROMPT_EMBEDS, WORLD_PARTS, WorldModel, check_parts
 from theworld.world_models.configuration import COSMOS_2B_TRANSFORMER, COSMOS_SCHEDULER, CosmosPredict2Config
 from theworld.world_models.cosmos_checks import check_frames, check_grid, check_latents
 from theworld.world_models.cosmos_components import (
@@ -74,7 +74,7 @@ class CosmosPredict2(WorldModel):
     prompt_embeds: Tensor | None
     negative_prompt_embeds: Tensor | None
 
-    def __init__(self, config: CosmosPredict2Config, parts: Sequence[str] = PARTS) -> None:
+    def __init__(self, config: CosmosPredict2Config, parts: Sequence[str] = WORLD_PARTS) -> None:
         super().__init__()
         parts = check_parts(parts)
         self.config = config
@@ -116,7 +116,7 @@ class CosmosPredict2(WorldModel):
             "decoder": self.vae is not None and self.vae.decoder is not None,
             "transformer": self.transformer is not None,
         }
-        return tuple(part for part in PARTS if present[part])
+        return tuple(part for part in WORLD_PARTS if present[part])
 
     def _require_vae(self, part: str) -> AutoencoderKLWan:
         if part not in self.parts:
@@ -369,7 +369,7 @@ class CosmosPredict2(WorldModel):
     def from_pretrained(
         cls,
         repo_or_folder: str | Path,
-        parts: Sequence[str] = PARTS,
+        parts: Sequence[str] = WORLD_PARTS,
         revision: str | None = None,
         dtype: torch.dtype | None = None,
         config: CosmosPredict2Config | None = None,
@@ -473,7 +473,7 @@ class CosmosPredict2(WorldModel):
         Raises:
             ValueError: if a part is not in memory.
         """
-        for part in PARTS:
+        for part in WORLD_PARTS:
             if part not in self.parts:
                 raise ValueError(f"A world folder contains every part. {self._missing(part)}")
         assert self.vae is not None

@@ -40,9 +40,7 @@ DEFAULT_NEGATIVE_PROMPT = (
 
 INDEX_FILES = ("model_index.json",)
 ENCODER_FILES = ("text_encoder/config.json", "text_encoder/model*.safetensors*", "tokenizer/*")
-ENCODER_DTYPE = (
-    torch.bfloat16
-)  # as NVIDIA runs it; the same on every device, so that cached embeddings are valid on all
+ENCODER_DTYPE = torch.bfloat16  # NVIDIA's choice; one dtype on every device, so that cached embeddings are valid on all
 
 
 def has_text_encoder(repo_or_folder: str | Path, revision: str | None = None) -> bool:

@@ -36,12 +36,11 @@ def cell_colours(image: np.ndarray) -> np.ndarray:
     side = image.shape[0] // CELLS
     centre = side // 2
     colours = np.array([BACKGROUND, *PALETTE.values()])  # (colours, 3)
-    distance = np.maximum(  # the larger of two pixels on either side of the middle
-        *(
-            np.abs(image[first::side, first::side].astype(np.int32)[:, :, None] - colours).max(-1)
-            for first in (centre - 1, centre)
-        )
-    )  # (8, 8, colours)
+    before, after = (
+        np.abs(image[first::side, first::side].astype(np.int32)[:, :, None] - colours).max(-1)
+        for first in (centre - 1, centre)
+    )
+    distance = np.maximum(before, after)  # (8, 8, colours), of the pixel on either side of a cell's middle
     return np.where(distance.min(-1) <= SURE, distance.argmin(-1), -1)
 
 

@@ -89,9 +89,8 @@ def _stack(
     guess = _verdicts(_margins(x, width, volume))
     side = 2 if wanted == "standing" else colours.index(wanted)
     fits = (verdict == side) & ((guess == verdict) == lucky) & (height.sum(1) < 25.5)
-    fits &= ((x - width / 2).min(1) > 3) & (
-        (x + width / 2).max(1) < IMAGE_SIZE - 3
-    )  # nothing touches the edge at first
+    # nothing touches the edge at first
+    fits &= ((x - width / 2).min(1) > 3) & ((x + width / 2).max(1) < IMAGE_SIZE - 3)
     if not fits.any():
         return None
     i = int(fits.argmax())
