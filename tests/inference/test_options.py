@@ -69,6 +69,17 @@ def test_options_of_transformers_reach_its_generate(model: TheWorld, monkeypatch
     assert arguments_of(model, monkeypatch, do_sample=True, temperature=0.5)["temperature"] == 0.5
 
 
+def test_do_sample_alone_samples_at_a_temperature_of_one(model: TheWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in transformers, whose default temperature is 1.0."""
+    received = arguments_of(model, monkeypatch, do_sample=True, top_p=0.5)
+    assert (received["do_sample"], received["top_p"]) == (True, 0.5)
+    assert "temperature" not in received
+    assert GenerationConfig(do_sample=True).temperature in (None, 1.0)
+    config = GenerationConfig(do_sample=True, temperature=0.3)
+    received = arguments_of(model, monkeypatch, temperature=0, generation_config=config)["generation_config"]
+    assert not received.do_sample, "0 is greedy decoding, whatever the generation config says"
+
+
 def test_options_change_the_answer_of_generate_and_stream_alike(model: TheWorld, image: np.ndarray) -> None:
     class OnlyYes(LogitsProcessor):
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -100,9 +111,9 @@ def test_a_generation_config_holds_where_the_call_is_silent(model: TheWorld, mon
         ({"world_step": 1}, "no option 'world_step'; did you mean 'num_world_steps'"),
         ({"number_of_beams": 1}, "no option 'number_of_beams'; did you mean 'num_beams'"),
         ({"qqq": 1}, "no option 'qqq'; see RolloutOptions"),
-        ({"return_dict_in_generate": True}, "returns text, so it does not take 'return_dict_in_generate'"),
-        ({"num_return_sequences": 2}, "does not take 'num_return_sequences'; repeat the question"),
-        ({"max_length": 5}, "does not take 'max_length'; use max_new_tokens"),
+        ({"return_dict_in_generate": True}, "return_dict_in_generate is not supported; call model.model.generate"),
+        ({"num_return_sequences": 2}, "num_return_sequences is not supported; repeat the question"),
+        ({"max_length": 5}, "max_length is not supported; use max_new_tokens"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be 1 or more"),
         ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5; it must be an integer"),
         ({"max_new_tokens": None}, "max_new_tokens is None; it must be an integer"),
@@ -120,8 +131,9 @@ def test_a_generation_config_holds_where_the_call_is_silent(model: TheWorld, mon
         ({"num_beams": 0}, "num_beams is 0; it must be 1 or more"),
         ({"repetition_penalty": -1.0}, "repetition_penalty is -1.0; it must be above 0"),
         ({"temperature": 1.0, "do_sample": False}, "temperature is 1.0 and do_sample is False"),
-        ({"do_sample": True}, "do_sample needs sampling, and temperature is 0"),
-        ({"top_p": 0.5}, "top_p needs sampling, and temperature is 0"),
+        ({"do_sample": True, "temperature": 0}, "temperature is 0 and do_sample is True; leave one of them out"),
+        ({"top_p": 0.5}, "top_p has no effect with greedy decoding; set temperature > 0"),
+        ({"top_k": 5, "temperature": 0.0}, "top_k has no effect with greedy decoding"),
         ({"early_stopping": "soon"}, "early_stopping"),
     ],
 )

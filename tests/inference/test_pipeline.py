@@ -344,6 +344,74 @@ def test_wrong_lists_of_questions(model: TheWorld) -> None:
         next(model.stream([pixels(), pixels()], [QUESTION, QUESTION]))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (3, " has the type int"),
+        (b"x", " has the type bytes"),
+        (["Hi", 3], r"\[1\] has the type int"),
+        ([b"x"], r"\[0\] has the type bytes"),
+        ({"a": 1}, " has the type dict"),
+    ],
+)
+def test_text_of_another_type_is_one_sentence(model: TheWorld, wrong: Any, says: str) -> None:
+    image = pixels()
+    calls = {
+        "question": [
+            lambda: model.generate(image, wrong),
+            lambda: model.stream(image, wrong),
+            lambda: model.prepare(image, wrong),
+            lambda: model.forward(image, wrong),
+        ],
+        "answer": [lambda: model.prepare(image, QUESTION, wrong)],
+        "labels": [lambda: model.forward(image, QUESTION, labels=wrong)],
+        "world_prompt": [
+            lambda: model.imagine(image, 1, world_prompt=wrong),
+            lambda: model.generate(image, QUESTION, world_prompt=wrong),
+        ],
+        "text": [lambda: model.processor(images=image, text=wrong)],
+    }
+    for name, attempts in calls.items():
+        for attempt in attempts:
+            with pytest.raises(ValueError, match=f"^{name}{says}; pass a string, or a list of strings.$"):
+                attempt()
+
+
+def test_a_question_in_the_place_of_the_image_gets_a_hint(model: TheWorld, tmp_path: Path) -> None:
+    Image.fromarray(pixels()).save(path := tmp_path / "scene.png")
+    for image in (Image.fromarray(pixels()), pixels(), torch.zeros(3, 8, 8), path, str(path), [path]):
+        for call in (model.generate, model.stream, model.prepare, model.forward):
+            with pytest.raises(ValueError, match="image is .*What.* and question is an image; pass the image first"):
+                call(["What?"] if isinstance(image, list) else "What?", image)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match="There is no file 'scene'"):
+        model.generate("scene", "What?")
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [3, {"role": "user"}]
+    + [
+        {"role": "user", "content": content} for content in (3, b"x", None, ["a"], [{"text": "a"}], [{"type": "sound"}])
+    ],
+)
+def test_a_chat_with_other_content_is_one_sentence(model: TheWorld, turn: Any) -> None:
+    """transformers would leave such content out of the prompt, or fail with a traceback."""
+    for chats in ([turn], [[turn]]):
+        with pytest.raises(ValueError, match="A chat has the turn .*; each turn is {'role': …, 'content': …}"):
+            model.processor.apply_chat_template(chats)
+
+
+def test_a_clip_is_any_form_of_frames(model: TheWorld) -> None:
+    frames = [pixels(seed) for seed in range(5)]
+    expected = model.encode(frames)
+    assert expected.shape[2] == 2
+    for clip in (tuple(frames), np.stack(frames)):
+        assert torch.equal(model.encode(clip), expected)  # type: ignore[arg-type]
+    for wrong in (3, None, {"a": 1}):
+        with pytest.raises(ValueError, match="Expected an image, got"):
+            model.encode(wrong)  # type: ignore[arg-type]
+
+
 def test_an_untrained_projector_is_reported_once(bases: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     model = build(bases)
     for _ in range(2):
@@ -409,6 +477,15 @@ def test_a_gif_is_read_as_its_first_frame(model: TheWorld) -> None:
 def test_a_wrong_keyword_fails_before_anything_is_downloaded(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         TheWorld("someone/gemma", **wrong)  # type: ignore[arg-type]
+
+
+def test_a_wrong_keyword_of_from_pretrained_gets_a_suggestion() -> None:
+    for name, close in {"devcie": "device", "revison": "revision", "torch_dtype": "dtype"}.items():
+        with pytest.raises(ValueError, match=f"TheWorld.from_pretrained takes no '{name}'; did you mean '{close}'"):
+            TheWorld.from_pretrained("someone/model", **{name: "cpu"})  # type: ignore[arg-type]
+    for name in ("lora", "max_world_steps"):  # silently ignoring it would give another model than was asked for
+        with pytest.raises(ValueError, match=f"nano is already configured, so {name} cannot be changed any more"):
+            TheWorld.from_pretrained("nano", **{name: 4})
 
 
 def test_a_dtype_can_be_given_by_name(bases: dict[str, str]) -> None:

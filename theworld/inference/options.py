@@ -120,7 +120,7 @@ def split_options(
     decoding_names = generate_arguments()
     for name in options:
         if name in UNSUPPORTED:
-            raise ValueError(f"generate returns text, so it does not take {name!r}; {UNSUPPORTED[name]}.")
+            raise ValueError(f"{name} is not supported; {UNSUPPORTED[name]}.")
         if name not in names and name not in decoding_names:
             known = [*names, *decoding_names, "max_new_tokens", "temperature"]
             hint = suggest(name, known, "see RolloutOptions and transformers.GenerationConfig.")
@@ -139,32 +139,34 @@ def generate_arguments() -> frozenset[str]:
 
 
 def decoding_arguments(
-    max_new_tokens: int, temperature: float, decoding: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+    max_new_tokens: int, temperature: float | None, decoding: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """Arguments of transformers' `generate`, checked before anything is imagined.
 
-    A temperature above 0 samples. With a `generation_config`, its values hold wherever `max_new_tokens` and
-    `temperature` keep their defaults.
+    A temperature above 0 samples, and 0 does not. Without one, `do_sample` decides as in transformers, where sampling
+    has a temperature of 1.0. With a `generation_config`, its values hold wherever `max_new_tokens` and `temperature`
+    keep their defaults.
 
     Raises:
         ValueError: if a value is out of range, or two options contradict each other.
     """
     if check_integer("max_new_tokens", max_new_tokens) < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
-    if not is_number(temperature) or not 0 <= temperature < math.inf:
+    if temperature is not None and not (is_number(temperature) and 0 <= temperature < math.inf):
         raise ValueError(f"temperature is {temperature!r}; 0 means greedy decoding, a number above 0 samples.")
     config = decoding.get("generation_config")
     arguments = {name: value for name, value in decoding.items() if name != "generation_config"}
     if config is None or max_new_tokens != MAX_NEW_TOKENS or config.max_new_tokens is None:
         arguments["max_new_tokens"] = max_new_tokens
-    if temperature > 0:
-        if decoding.get("do_sample") is False:
-            raise ValueError(f"temperature is {temperature} and do_sample is False; drop one of them.")
+    sampled = decoding.get("do_sample")
+    if temperature is not None and sampled is not None and bool(sampled) != (temperature > 0):
+        raise ValueError(f"temperature is {temperature} and do_sample is {sampled}; leave one of them out.")
+    if temperature:
         arguments |= {"do_sample": True, "temperature": float(temperature)}
-    elif config is None:
-        sampling = [name for name in ("do_sample", *SAMPLING_ONLY) if decoding.get(name)]
-        if sampling:
-            raise ValueError(f"{sampling[0]} needs sampling, and temperature is 0; pass a temperature above 0.")
+    elif temperature is not None or (config is None and not sampled):
+        for name in SAMPLING_ONLY:
+            if decoding.get(name):
+                raise ValueError(f"{name} has no effect with greedy decoding; set temperature > 0.")
         arguments["do_sample"] = False
     check_ranges(arguments)
     if config is None:
@@ -201,16 +203,16 @@ def check_integer(name: str, value: Any) -> int:
         raise ValueError(f"{name} is {value!r}; it must be an integer.") from None
 
 
-def check_keywords(config: Mapping[str, Any], model_class: type) -> None:
-    """Raises a ValueError for a keyword that neither `model_class` nor TheWorldConfig has.
+def check_keywords(config: Mapping[str, Any], call: Callable[..., Any]) -> None:
+    """Raises a ValueError for a keyword that neither `call` nor TheWorldConfig has.
 
     transformers would keep it as an unused attribute.
     """
-    known = [*inspect.signature(TheWorldConfig.__init__).parameters, *inspect.signature(model_class).parameters]
+    known = [*inspect.signature(TheWorldConfig.__init__).parameters, *inspect.signature(call).parameters]
     for key in config:
         if key not in known:
             like = "dtype" if key == "torch_dtype" else key  # transformers' earlier name
-            raise ValueError(f"TheWorld takes no {key!r}; {suggest(like, known, 'see help(TheWorld).')}")
+            raise ValueError(f"{call.__qualname__} takes no {key!r}; {suggest(like, known, 'see help(TheWorld).')}")
 
 
 def is_number(value: Any) -> bool:

@@ -39,7 +39,7 @@ from theworld.model import checkpoint_file, freezing
 from theworld.model.call_plan import CallPlan, plan_call, world_parts_for
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import resolve_device_and_dtype
-from theworld.model.processing import TheWorldProcessor
+from theworld.model.processing import TheWorldProcessor, texts_of
 from theworld.model.published import DEFAULT_GEMMA
 from theworld.model.spec import ModelSpec, resolve_model
 from theworld.world_models.configuration import COSMOS_2B
@@ -100,8 +100,8 @@ class TheWorld(nn.Module):
         else:
             values = {**config, "num_world_steps": num_world_steps or 0, "max_world_steps": max_world_steps}
             spec = resolve_model(model_name, world_model=cosmos_model_name, **values)
-        if config and (spec.is_fused or spec is model_name):
-            raise ValueError(f"{spec.name} is already configured, so {', '.join(config)} cannot be changed any more.")
+        if spec.is_fused or spec is model_name:
+            spec.check_no_settings(config)
         if spec.shipped_note:
             warn_once(spec.shipped_note)
         settings = copy.deepcopy(spec.config)
@@ -141,6 +141,7 @@ class TheWorld(nn.Module):
         freeze_gemma_vision: bool = True,
         freeze_gemma_language: bool = True,
         freeze_cosmos_vae: bool = True,
+        **config: Any,
     ) -> TheWorld:
         """Loads a trained model: `nano`, a folder or a Hub id.
 
@@ -149,12 +150,16 @@ class TheWorld(nn.Module):
             num_world_steps: default of later calls; None keeps the model's own.
             revision: branch, tag or commit of a Hub repository.
             device_map: the devices of Gemma's layers, instead of `device`.
+            config: nothing; a trained model has its own configuration.
 
         Raises:
-            ValueError: if the model cannot be read, or its tensors are not exactly those that it should have.
+            ValueError: if the model cannot be read, its tensors are not exactly those that it should have, or a keyword
+                is unknown.
         """
+        check_keywords(config, cls.from_pretrained)  # before anything is fetched
         spec = resolve_model(model_name, revision=revision, checkpoint_name=checkpoint_name)
         spec.check_fused()
+        spec.check_no_settings(config)
         return cls(
             spec,
             num_world_steps,
@@ -228,9 +233,8 @@ class TheWorld(nn.Module):
             num_world_steps, seed, enable_world, world_images, world_prompt: see `RolloutOptions`.
         """
         images, questions = self.prompts.normalize_inputs(image, question, video)
-        answers = [answer] if isinstance(answer, str) else answer
         rollout = RolloutOptions(num_world_steps, seed, enable_world, world_images, world_prompt=world_prompt)
-        return self.prompts.inputs(images, questions, answers, rollout).to(self.device)
+        return self.prompts.inputs(images, questions, answer, rollout).to(self.device)
 
     def forward(
         self,
@@ -266,7 +270,7 @@ class TheWorld(nn.Module):
                     "the answers as text, or one label per token of prepare(image, text)['input_ids']."
                 )
             return self.model(**inputs, labels=labels.to(self.device))
-        answers = [labels] if isinstance(labels, str) else labels
+        answers = None if labels is None else texts_of("labels", labels)
         return self.model(**self.prompts.inputs(images, questions, answers, rollout).to(self.device))
 
     @overload
@@ -275,7 +279,7 @@ class TheWorld(nn.Module):
         image: Any = ...,
         question: str = ...,
         max_new_tokens: int = ...,
-        temperature: float = ...,
+        temperature: float | None = ...,
         num_world_steps: int | None = ...,
         *,
         video: Any = ...,
@@ -289,7 +293,7 @@ class TheWorld(nn.Module):
         image: Any = ...,
         question: list[str] | tuple[str, ...] = ...,
         max_new_tokens: int = ...,
-        temperature: float = ...,
+        temperature: float | None = ...,
         num_world_steps: int | None = ...,
         *,
         video: Any = ...,
@@ -302,7 +306,7 @@ class TheWorld(nn.Module):
         image: Any = None,
         question: str | Sequence[str] | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         num_world_steps: int | None = None,
         *,
         video: Any = None,
@@ -314,7 +318,8 @@ class TheWorld(nn.Module):
         Args:
             image, question, video: as in `prepare`.
             max_new_tokens: maximum length of an answer, in tokens.
-            temperature: sampling temperature; 0 means greedy decoding (or beam search, with `num_beams`).
+            temperature: sampling temperature; 0 means greedy decoding (or beam search, with `num_beams`). None means 0,
+                or with `do_sample=True` transformers' 1.0.
             num_world_steps: future latent frames to imagine; None means the model's own default.
             progress: called with (denoising steps done, total) during the rollout.
             options: `seed`, `enable_world`, `world_images`, `world_latents`, `world_prompt` and `mode`, which
@@ -337,7 +342,7 @@ class TheWorld(nn.Module):
         image: Any = None,
         question: str | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         num_world_steps: int | None = None,
         *,
         video: Any = None,
@@ -348,7 +353,7 @@ class TheWorld(nn.Module):
 
         Arguments and errors are those of `generate`; beam search and a `streamer` of one's own are not possible.
         """
-        if question is not None and not isinstance(question, str):
+        if self.prompts.questions(image, question) and not isinstance(question, str):
             raise ValueError("stream answers one question; pass a list of questions to generate.")
         rollout, decoding = split_options(options, num_world_steps, progress)
         arguments = decoding_arguments(max_new_tokens, temperature, decoding, self.processor.tokenizer)

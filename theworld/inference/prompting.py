@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from theworld.inference.options import RolloutOptions
+from theworld.media.images import is_array
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
 from theworld.media.video import Video, load_video
-from theworld.model.processing import TheWorldProcessor
+from theworld.model.processing import TheWorldProcessor, texts_of
 
 IGNORE_INDEX = -100  # label of a token that the loss ignores
 TURN, TURN_END = "<start_of_turn>", "<end_of_turn>"
@@ -42,20 +45,30 @@ class PromptBuilder:
         Raises:
             ValueError: if there is no question, `image` is an empty list, or they do not fit together.
         """
-        if question is None:
-            raise ValueError("question is missing; pass a string, or a list of strings.")
-        questions = [question] if isinstance(question, str) else list(question)
-        if not questions:
-            raise ValueError("The list of questions is empty.")
+        questions = self.questions(image, question)
         if isinstance(image, (list, tuple)) and not image:
             raise ValueError("image is an empty list; pass one or more images, or None to ask without an image.")
         if video is None:
-            return group_images(image, question), questions
+            return group_images(image, question if isinstance(question, str) else questions), questions
         several = not isinstance(question, str) and isinstance(video, (list, tuple, np.ndarray, Tensor))
         videos = list(video) if several else [video]
         if len(videos) != len(questions):
             raise ValueError(f"Got {len(videos)} videos for {len(questions)} questions; pass one video per question.")
         return LoadedImages([self.video(each, image)] for each in videos), questions
+
+    def questions(self, image: Any, question: Any) -> list[str]:
+        """The questions of a call as a list.
+
+        Raises:
+            ValueError: if there is none, it is not text, or the caller has passed the question first.
+        """
+        if question is None:
+            raise ValueError("question is missing; pass a string, or a list of strings.")
+        if swapped(image, question):
+            raise ValueError(f"image is {image!r:.100} and question is an image; pass the image first.")
+        if questions := texts_of("question", question):
+            return questions
+        raise ValueError("The list of questions is empty.")
 
     def video(self, video: Any, image: Any = None) -> Video:
         """Loads the argument `video` of a call, of which as many frames are kept as the model reads.
@@ -75,10 +88,11 @@ class PromptBuilder:
         self,
         images: list[list[ImageOrVideo]],
         questions: Sequence[str],
-        answers: Sequence[str] | None,
+        answers: str | Sequence[str] | None,
         rollout: RolloutOptions,
     ) -> BatchFeature:
         """Model inputs, left-padded. With answers, their turns follow, and `labels` (B, L) hold their ids."""
+        answers = None if answers is None else texts_of("answer", answers)
         if answers is not None and len(answers) != len(questions):
             raise ValueError(
                 f"Got {len(answers)} answers for {len(questions)} questions; pass one answer per question."
@@ -171,6 +185,16 @@ def check_text(text: str, control_tokens: Iterable[str]) -> None:
             raise ValueError(
                 f"The text contains {token!r}, a control token of the language model; remove or respell it."
             )
+
+
+def swapped(image: Any, question: Any) -> bool:
+    """Whether a question was passed as the image, and an image as the question."""
+    first, second = (v[0] if isinstance(v, list | tuple) and v else v for v in (image, question))
+    if not isinstance(first, str) or os.path.isfile(os.path.expanduser(first)):
+        return False
+    if isinstance(second, str):
+        return os.path.isfile(os.path.expanduser(second))
+    return isinstance(second, Image.Image | os.PathLike) or is_array(second)
 
 
 def user_turn(num_images: int, question: str) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ class WorldRunner:
     def encode(self, clip: Sequence[Any]) -> Tensor:
         """Latents (1, C, T, h, w) of a clip of 1 + 4·(T - 1) frames."""
         self.load_parts("encoder")
-        frames = to_frames([list(clip)], self.model.config.world_image_size)
+        frames = to_frames([clip], self.model.config.world_image_size)
         return self.world.encode(frames.to(self.device))
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,18 +111,23 @@ class TheWorldProcessor(Gemma3Processor):
         processor.base_name_or_path = name_or_path
         return processor
 
-    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
-        """Formats a chat as transformers does.
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Formats a chat (a list of turns), or a list of chats, as transformers does.
+
+        Returns:
+            The prompt as a string, or with `tokenize=True` its ids, in the form that the other arguments ask for.
 
         Raises:
-            ValueError: if the base model has no chat template and none is given.
+            ValueError: if the base model has no chat template and none is given, or a turn is neither text nor a list
+                of parts.
         """
+        check_chat(conversation)
         if self.chat_template is None and kwargs.get("chat_template") is None:
             raise ValueError(
                 f"{self.base_name_or_path} has no chat template, neither in chat_template.jinja nor in "
                 "tokenizer_config.json: add one, or use an instruction-tuned Gemma 3 such as google/gemma-3-4b-it."
             )
-        return super().apply_chat_template(*args, **kwargs)
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:
         """Writes nothing: our settings are in the model's `config.json`, and the tokenizer is the Gemma base's."""
@@ -170,6 +175,7 @@ class TheWorldProcessor(Gemma3Processor):
                 past of a video would not be read, if the videos of a batch have different P, or if there is a world
                 prompt and nothing is imagined.
         """
+        texts = None if text is None else texts_of("text", text)
         if videos is not None:
             raise ValueError(
                 "The processor takes videos in `images`, read by theworld.media.video.load_video: in a chat, write "
@@ -181,14 +187,13 @@ class TheWorldProcessor(Gemma3Processor):
             raise ValueError(f"A world prompt describes what is imagined, and {reason} nothing is: leave it out.")
         if images is None:
             return super().__call__(images=None, text=text, **kwargs)
-        loaded = group_images(images, text)
+        loaded = group_images(images, text if isinstance(text, str) else texts)
         now = [[image.now if isinstance(image, Video) else image for image in entry] for entry in loaded]
-        if not world_on or text is None:
+        if not world_on or texts is None:
             return super().__call__(images=now, text=text, **kwargs)
         steps = self.config.check_world_steps(
             self.config.num_world_steps if num_world_steps is None else num_world_steps
         )
-        texts = [text] if isinstance(text, str) else list(text)
         with_world = self.with_world(loaded, world_images)
         flat = [image for entry in with_world for image in entry]
         block = self.boi_token + WORLD_TOKEN * self.config.world_token_count(steps, self.num_past_steps(flat))
@@ -287,7 +292,54 @@ def prompts_each(world_prompt: str | Sequence[str] | None, count: int | None) ->
     """One stripped world prompt for each of `count` (None: one per prompt passed); empty for the default prompt."""
     if world_prompt is None or isinstance(world_prompt, str):
         return [(world_prompt or "").strip()] * (1 if count is None else count)
-    prompts = [(prompt or "").strip() for prompt in world_prompt]
+    if isinstance(world_prompt, Sequence) and not isinstance(world_prompt, bytes):
+        world_prompt = ["" if prompt is None else prompt for prompt in world_prompt]
+    prompts = [prompt.strip() for prompt in texts_of("world_prompt", world_prompt)]
     if count is not None and len(prompts) != count:
         raise ValueError(f"Got {len(prompts)} world prompts for {count} inputs: pass one, or one per input.")
     return prompts
+
+
+def texts_of(name: str, value: Any) -> list[str]:
+    """One text or several as a list.
+
+    Args:
+        name: of the argument, for the message.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, Iterable) or isinstance(value, bytes | bytearray | Mapping):
+        raise ValueError(f"{name} has the type {type(value).__name__}; pass a string, or a list of strings.")
+    texts = list(value)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{name}[{index}] has the type {type(text).__name__}; pass a string, or a list of strings."
+            )
+    return texts
+
+
+def check_chat(conversation: Any) -> None:
+    """Raises a ValueError for a turn whose content a chat template would leave out, or fail at."""
+    if isinstance(conversation, list | tuple) and conversation and isinstance(conversation[0], list | tuple):
+        for chat in conversation:
+            check_chat(chat)
+        return
+    turns = conversation if isinstance(conversation, list | tuple) and conversation else [conversation]
+    for turn in turns:
+        content = turn.get("content") if isinstance(turn, Mapping) else None
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list | tuple) or not all(map(is_part, parts)):
+            raise ValueError(
+                f"A chat has the turn {turn!r:.100}; each turn is {{'role': …, 'content': …}}, whose content is a "
+                "string, or a list of parts such as {'type': 'text', 'text': …} and {'type': 'image', 'image': …}."
+            )
+
+
+def is_part(part: Any) -> bool:
+    """Whether `part` is a text or an image of a turn; a video is refused when it is read."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return isinstance(part.get("text"), str) if kind == "text" else kind in ("image", "video")

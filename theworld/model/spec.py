@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -192,6 +192,11 @@ class ModelSpec:
                 f"{self.name} is already fused with {self.config.world_name_or_path}, so no other world model can be "
                 f"chosen; leave out {world_model}, or change world_name_or_path in its config.json."
             )
+
+    def check_no_settings(self, settings: Iterable[str]) -> None:
+        """Raises a ValueError if there are settings of a new fusion, which this model can no longer take."""
+        if names := ", ".join(settings):
+            raise ValueError(f"{self.name} is already configured, so {names} cannot be changed any more.")
 
     def check_fused(self) -> None:
         """Raises a ValueError for anything but a TheWorld model."""
