@@ -381,7 +381,7 @@ def test_a_question_in_the_place_of_the_image_gets_a_hint(model: TheWorld, tmp_p
     Image.fromarray(pixels()).save(path := tmp_path / "scene.png")
     for image in (Image.fromarray(pixels()), pixels(), torch.zeros(3, 8, 8), path, str(path), [path]):
         for call in (model.generate, model.stream, model.prepare, model.forward):
-            with pytest.raises(ValueError, match="image is .*What.* and question is an image; pass the image first"):
+            with pytest.raises(ValueError, match=r"image is .*What.* and question is an image; pass the image first"):
                 call(["What?"] if isinstance(image, list) else "What?", image)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="There is no file 'scene'"):
         model.generate("scene", "What?")
@@ -397,7 +397,7 @@ def test_a_question_in_the_place_of_the_image_gets_a_hint(model: TheWorld, tmp_p
 def test_a_chat_with_other_content_is_one_sentence(model: TheWorld, turn: Any) -> None:
     """transformers would leave such content out of the prompt, or fail with a traceback."""
     for chats in ([turn], [[turn]]):
-        with pytest.raises(ValueError, match="A chat has the turn .*; each turn is {'role': …, 'content': …}"):
+        with pytest.raises(ValueError, match=r"A chat has the turn .*; each turn is {'role': …, 'content': …}"):
             model.processor.apply_chat_template(chats)
 
 

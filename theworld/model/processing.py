@@ -292,7 +292,7 @@ def prompts_each(world_prompt: str | Sequence[str] | None, count: int | None) ->
     """One stripped world prompt for each of `count` (None: one per prompt passed); empty for the default prompt."""
     if world_prompt is None or isinstance(world_prompt, str):
         return [(world_prompt or "").strip()] * (1 if count is None else count)
-    if isinstance(world_prompt, Sequence) and not isinstance(world_prompt, bytes):
+    if isinstance(world_prompt, list | tuple):
         world_prompt = ["" if prompt is None else prompt for prompt in world_prompt]
     prompts = [prompt.strip() for prompt in texts_of("world_prompt", world_prompt)]
     if count is not None and len(prompts) != count:
