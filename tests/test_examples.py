@@ -71,7 +71,7 @@ def test_some_scenes_of_the_demonstration_need_the_future() -> None:
 
 def test_inference_does_not_use_an_untrained_projector(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["inference.py", "--model", str(family / "untrained"), "--device", "cpu"])
-    with pytest.raises(SystemExit, match="no trained projector"):
+    with pytest.raises(SystemExit, match="projector of this model is untrained"):
         runpy.run_path(str(EXAMPLES / "inference.py"), run_name="__main__")
 
 

@@ -198,7 +198,7 @@ def test_the_commands_of_a_person_end_as_they_should(run: Run) -> None:
         "imagine": 1,
         "imagine, own weights": 0,
     }
-    assert "no trained projector" in found["ask without training, tokens"]["errors"]
+    assert "projector of this model is untrained" in found["ask without training, tokens"]["errors"]
     assert "guardrail" in found["imagine"]["errors"]
     assert found["ask, future, frames"]["said"]["mode"] == "frames"
     assert found["imagine, own weights"]["said"]["frames"] == 5

@@ -150,10 +150,10 @@ def test_ask_takes_several_images(family: Path, image: Path) -> None:
 
 def test_every_nano_answer_says_what_nano_knows(shipped: Path, image: Path) -> None:
     result = succeed("ask", image, QUESTION, "--max-new-tokens", "2")
-    assert len([line for line in result.stderr.splitlines() if "nano knows only the scenes it ships with" in line]) == 1
-    assert "nano knows" not in result.stdout
-    content = json.loads(succeed("ask", image, QUESTION, "--max-new-tokens", "2", "--json").stdout)
-    assert "nano knows only the scenes it ships with" in content["note"]
+    assert result.stderr.count("nano understands only its simulated scenes") == 1
+    assert "nano understands" not in result.stdout
+    result = succeed("ask", image, QUESTION, "--max-new-tokens", "2", "--json")
+    assert "nano understands" not in result.stdout + result.stderr
 
 
 def test_a_plain_gemma_without_a_future_needs_no_world_model(family: Path, image: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_plain_gemma_without_a_future_needs_no_world_model(family: Path, image
 def test_an_untrained_projector_is_not_used_silently(family: Path, image: Path) -> None:
     for model in (family / "untrained", family / "bases" / "gemma"):  # neither waits for weights
         said = fail("ask", image, QUESTION, "--model", model, "--mode", "tokens")
-        assert "no trained projector" in said
+        assert "projector of this model is untrained" in said
         assert "`theworld train`" in said
         assert "--mode frames" in said
     without = succeed(
@@ -245,7 +245,7 @@ def test_imagine_writes_each_format(shipped: Path, image: Path, tmp_path: Path, 
     output = tmp_path / "new" / f"future.{extension}"
     result = succeed("imagine", image, "-o", output, "--steps", "1")
     assert result.stdout.strip() == str(output)
-    assert "nano knows only" in result.stderr
+    assert result.stderr.count("nano understands only") == 1
     frames = iio.imread(output) if extension != "png" else iio.imread(output)[None]
     assert len(frames) >= {"gif": 5, "mp4": 5, "png": 1}[extension]
     assert frames.std() > 0
@@ -324,7 +324,9 @@ def test_info_of_the_published_pair_needs_no_network() -> None:
     )
     content = json.loads(succeed("info", *arguments).stdout)
     assert ["bundled copy" in note for note in content["notes"]] == [True, True, False]  # where both configs came from
-    assert "4 imagined frames" in content["notes"][2]
+    assert "An answer therefore sees imagined frames" in content["notes"][2]
+    memory = content["memory"]
+    assert (memory["num_world_steps"], memory["training_world_steps"]) == (4, 0), "answers imagine by default"
     sizes = {row["component"]: row["parameters"] for row in content["components"]}
     assert sizes["vision tower"] == 416_866_032
     assert sizes["vision projector"] == 2_950_272
@@ -367,6 +369,25 @@ def test_info_predicts_for_the_call_that_is_meant(family: Path) -> None:
     assert now < peak("--steps", "1") < peak("--steps", "4")
     assert now < peak("--steps", "0", "--batch", "8")
     assert now < peak("--steps", "0", "--dtype", "float32")
+
+
+def test_info_takes_the_model_as_doctor_does(family: Path) -> None:
+    """The two commands are asked the same, and their numbers of steps and their memory agree."""
+    bases = ("--world-model", family / "bases" / "cosmos", "--json")
+    named, placed = (
+        json.loads(succeed("info", *how, *bases).stdout)
+        for how in (("--model", family / "bases" / "gemma"), (family / "bases" / "gemma",))
+    )
+    assert named == placed
+    doctor = json.loads(run("doctor", family / "bases" / "gemma", *bases).stdout)
+    assert doctor["num_world_steps"] == named["memory"]["num_world_steps"] == 4
+    assert "given twice" in run("info", "nano", "--model", "nano").stderr
+    ram = doctor["memory"][0]
+    assert sum(ram["contains"].values()) == ram["predicted"]
+    assert list(ram["contains"])[1:] == ["libraries", "tokenizer"]
+    exact = ("--dtype", next(iter(ram["contains"])).removeprefix("torch (").rstrip(")"))
+    predicted = json.loads(succeed("info", family / "bases" / "gemma", *bases, *exact).stdout)["memory"]
+    assert predicted["inference_frames"]["peak"] == next(iter(ram["contains"].values()))
 
 
 def test_info_says_what_is_wrong(family: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from theworld.cli import app
 from theworld.inspection import machine, memory, readiness, repositories
 from theworld.model.call_plan import plan_call
 from theworld.model.configuration import TheWorldConfig
+from theworld.model.processing import NO_CHAT_TEMPLATE
 from theworld.model.published import published_gemma
 from theworld.storage.hub import SHIPPED_WEIGHTS
 from theworld.world_models.configuration import COSMOS_2B
@@ -77,7 +78,7 @@ def test_nano_works_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert content["num_world_steps"] == 4
     assert content["findings"] == []
     text = run().stdout
-    for expected in ("nano with 4 world steps can run on this machine", "guardrail", "RAM", "nano/cosmos"):
+    for expected in ("OK: this machine can run nano with 4 world steps.", "guardrail", "RAM", "nano/cosmos"):
         assert expected in text
 
 
@@ -87,6 +88,42 @@ def test_a_folder_with_its_bases(family: Path) -> None:
     assert "projector of this model is untrained" in report("--model", family / "untrained")["findings"][0]["text"]
     bases = family / "bases"
     assert len(report("--model", bases / "gemma", "--world-model", bases / "cosmos")["repositories"]) == 2
+
+
+@pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_gemma_without_a_chat_template_cannot_answer(family: Path, tmp_path: Path, where: str) -> None:
+    gemma = shutil.copytree(family / "bases" / "gemma", tmp_path / "gemma")
+    template = (gemma / "chat_template.jinja").read_text()
+    (gemma / "chat_template.jinja").unlink()
+    world = ("--world-model", family / "bases" / "cosmos")
+    (problem,) = problems(report(gemma, *world, works=False))
+    assert problem == NO_CHAT_TEMPLATE.format(gemma), "the sentence with which `ask` would fail"
+    if where == "chat_template.jinja":
+        (gemma / where).write_text("")
+        assert problems(report(gemma, *world, works=False)) == [problem], "an empty file is no template"
+        (gemma / where).write_text(template)
+    else:
+        config = json.loads((gemma / where).read_text())
+        (gemma / where).write_text(json.dumps({**config, "chat_template": template}))
+    assert not problems(report(gemma, *world))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "preprocessor_config.json"])
+def test_a_gemma_without_its_processor_cannot_answer(family: Path, tmp_path: Path, file: str) -> None:
+    gemma = shutil.copytree(family / "bases" / "gemma", tmp_path / "gemma")
+    for path in gemma.glob(file if file.startswith("tokenizer") else "*processor_config.json"):
+        path.unlink()
+    (problem,) = problems(report(gemma, "--world-model", family / "bases" / "cosmos", works=False))
+    assert str(gemma) in problem
+
+
+def test_a_gemma_on_the_hub_is_asked_for_its_chat_template(
+    loopback: LoopbackHub, family: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loopback.use(monkeypatch, tmp_path, ACCEPTED)
+    files = loopback.repositories[GEMMA]
+    monkeypatch.setitem(loopback.repositories, GEMMA, {n: f for n, f in files.items() if n != "chat_template.jinja"})
+    assert problems(report("--model", ADAPTER, works=False)) == [NO_CHAT_TEMPLATE.format(GEMMA)]
 
 
 def test_sizes_are_of_the_files_that_the_call_reads(

@@ -12,7 +12,7 @@ import typer
 
 from theworld.cli import options
 from theworld.cli.console import counted, counting, say
-from theworld.cli.loading import PAST_STEPS, check_files, load, resolve_spec
+from theworld.cli.loading import PAST_STEPS, check_files, dtype_name, load, resolve_spec
 from theworld.model.call_plan import CallPlan, plan_call
 
 if TYPE_CHECKING:
@@ -93,12 +93,14 @@ def ask(
         spec.check_prompt(prompt)
     the_model = load(spec, plan.num_world_steps if plan.mode != "off" else None, device, dtype)
     loaded = time.perf_counter()
-    precision = str(the_model.model.dtype).removeprefix("torch.")
+    precision = dtype_name(the_model)
     if not as_json:
         if spec.shipped_note:
             say(f"Note: {spec.shipped_note}")
         if clip is not None:
             say(describe_clip(clip, the_model.config.num_pixel_frames(0, past)))
+        if plan.mode != "off" and (note := spec.note_on_steps(plan.num_world_steps)):
+            say(f"Note: {note}")
         say(f"{describe_mode(plan, past)} ({precision} on {the_model.device})")
     with counting() as step:
         pieces: Iterator[str] = the_model.stream(
@@ -140,7 +142,6 @@ def ask(
         "device": str(the_model.device),
         "dtype": precision,
         "seconds": {"load": round(loaded - started, 2), "answer": round(time.perf_counter() - loaded, 2)},
-        **({} if spec.shipped_note is None else {"note": spec.shipped_note}),
     }
     typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from theworld.cli import options
 from theworld.cli.console import counted, figures, stdout, waiting
+from theworld.cli.loading import chosen_model
 
 
 def doctor(
-    name: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Model to check (same as --model).", show_default=False)
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="NAME", help="nano, a model folder, or a Hub id.  [default: nano]"),
-    ] = None,
+    model: options.ModelArgument = None,
+    named: options.ModelOption = None,
     steps: options.Steps = None,
     world_model: options.WorldModel = None,
     as_json: options.Json = False,
@@ -28,14 +24,12 @@ def doctor(
 
     It downloads no weights. The exit code is 1 if the call would fail; the last lines name the cause and the fix.
 
-    Example: theworld doctor --model google/gemma-3-4b-it --world-model nvidia/Cosmos-Predict2-2B-Video2World --steps 4
+    Example: theworld doctor google/gemma-3-4b-it --world-model nvidia/Cosmos-Predict2-2B-Video2World --steps 4
     """
-    if name is not None and model is not None:
-        raise typer.BadParameter("the model was given twice; give it once.")
     with waiting("Checking …"):
         from theworld.inspection import preflight
 
-        content = preflight(name or model or "nano", world_model, steps)
+        content = preflight(chosen_model(model, named), world_model, steps)
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
     else:
@@ -73,9 +67,11 @@ def show(content: dict[str, Any]) -> None:
         console.print(table)
     if content["memory"]:
         table = figures("memory", "predicted", "free")
+        table.add_column("predicted is the sum of, in GiB")
         for row in content["memory"]:
             free = "?" if row["there_is"] is None else f"{gib(row['there_is'])} GiB"
-            table.add_row(row["of"], f"{gib(row['predicted'])} GiB", free)
+            terms = ", ".join(f"{name} {gib(size)}" for name, size in row["contains"].items())
+            table.add_row(row["of"], f"{gib(row['predicted'])} GiB", free, terms)
         console.print()
         console.print(table)
     console.print()
@@ -83,5 +79,5 @@ def show(content: dict[str, Any]) -> None:
         word = "[bold red]Problem:[/]" if finding["fails"] else "Note:"
         console.print(f"{word} {escape(finding['text'])}", soft_wrap=True)
     call = f"{content['model']} with {counted(content['num_world_steps'], 'world step')}"
-    verdict = f"OK: {call} can run on this machine." if content["works"] else f"{call} cannot run on this machine."
+    verdict = f"OK: this machine can run {call}." if content["works"] else f"This machine cannot run {call}."
     console.print(escape(verdict), style="bold", soft_wrap=True)

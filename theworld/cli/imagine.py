@@ -11,8 +11,8 @@ import typer
 from theworld.cli import options
 from theworld.cli.ask import describe_clip, read_images
 from theworld.cli.console import counted, counting, say, waiting
-from theworld.cli.loading import PAST_STEPS, check_files, check_output, load, resolve_spec
-from theworld.model.call_plan import UNTRAINED_STEPS
+from theworld.cli.loading import PAST_STEPS, check_files, check_output, dtype_name, load, resolve_spec
+from theworld.model.call_plan import steps_to_imagine
 
 
 def imagine(
@@ -65,7 +65,7 @@ def imagine(
     spec.check_prompt(prompt)
     spec.check_frames_may_be_shown()
     the_model = load(spec, steps, device, dtype)
-    chosen = steps if steps is not None else the_model.config.num_world_steps or UNTRAINED_STEPS
+    chosen, precision = steps_to_imagine(the_model.config, steps), dtype_name(the_model)
     with counting() as step:
         latents = the_model.imagine(
             shown_images,
@@ -89,6 +89,7 @@ def imagine(
             say(describe_clip(clip, seen))
         if note := spec.note_on_steps(chosen):
             say(f"Note: {note}")
+        say(f"Imagined {counted(chosen, 'world step')} ({precision} on {the_model.device}).")
         typer.echo(path)
         return
     content = {
@@ -100,7 +101,8 @@ def imagine(
         "seed": seed,
         **({} if prompt is None else {"world_prompt": prompt}),
         "model": model,
+        "device": str(the_model.device),
+        "dtype": precision,
         "seconds": round(time.perf_counter() - started, 2),
-        **({} if spec.shipped_note is None else {"note": spec.shipped_note}),
     }
     typer.echo(json.dumps(content, ensure_ascii=False, indent=2))

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 from theworld.cli import options
-from theworld.cli.console import figures, say, stdout, waiting
-from theworld.cli.loading import resolve_spec
+from theworld.cli.console import counted, figures, say, stdout, waiting
+from theworld.cli.loading import chosen_model, resolve_spec
 
 
 def info(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="nano, a model folder, or a Hub id; or a Gemma 3.")],
+    model: options.ModelArgument = None,
+    named: options.ModelOption = None,
     world_model: options.WorldModel = None,
     batch: Annotated[int, typer.Option("--batch", metavar="B", min=1, help="Images per batch.")] = 1,
     steps: options.Steps = None,
@@ -33,8 +34,8 @@ def info(
 
     Example: theworld info google/gemma-3-4b-it --world-model nvidia/Cosmos-Predict2-2B-Video2World --batch 4 --steps 4
     """
-    spec = resolve_spec(model, world_model, describe_only=True)
-    with waiting(f"Reading {model} …"):
+    spec = resolve_spec(chosen_model(model, named), world_model, describe_only=True)
+    with waiting(f"Reading {spec.name} …"):
         from theworld import inspection
 
         content: dict[str, Any] = (
@@ -57,6 +58,7 @@ def show(content: dict[str, Any]) -> None:
     """Prints the result of `describe_model` as tables."""
     from rich.table import Table
 
+    from theworld.inspection.memory import LIBRARIES
     from theworld.inspection.readiness import gib
 
     console = stdout()
@@ -73,7 +75,8 @@ def show(content: dict[str, Any]) -> None:
         height, width = content["latent_grid"]
         facts.add_row("tokens per world step", f"{tokens['per_world_step']:,} (a {height}×{width} latent grid)")
         facts.add_row("world tokens of the present", f"{tokens['world_now']:,}")
-        facts.add_row(f"world tokens at {content['num_world_steps']} steps", f"{tokens['world_default']:,}")
+        default = counted(content["num_world_steps"], "world step")
+        facts.add_row(f"world tokens at {default}", f"{tokens['world_default']:,}")
     for name, count in content["labels"].items():
         facts.add_row(name.replace("_", " "), f"{count:,}")
     console.print(f"[bold]{content['model']}[/]")
@@ -108,9 +111,12 @@ def show(content: dict[str, Any]) -> None:
     console.print(table)
     console.print()
     console.print(
-        f"Memory is predicted: batch {memory['batch']}, {memory['num_world_steps']} world steps, {memory['dtype']}, "
-        f"{memory['sequence']:,} tokens per sample ({memory['text_tokens']} of them text); stock eager PyTorch, "
-        "fused AdamW."
+        f"Memory is predicted for {memory['dtype']}, batch {memory['batch']} and stock eager PyTorch with fused AdamW: "
+        f"what torch allocates to train with {counted(memory['training_world_steps'], 'world step')} "
+        f"({memory['training_sequence']:,} tokens per sample, {memory['text_tokens']} of them text) and to answer with "
+        f"{counted(memory['num_world_steps'], 'world step')} ({memory['sequence']:,} tokens). A process takes "
+        f"{gib(LIBRARIES)} GiB of RAM more for its libraries, which `theworld doctor` includes.",
+        soft_wrap=True,
     )
 
 

@@ -8,6 +8,8 @@ import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from theworld.cli.console import say, waiting
 
 if TYPE_CHECKING:
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
 # Past latent frames of a video that an untrained model reads: the published Cosmos-Predict2 was trained to continue 1
 # frame or 5 (https://github.com/nvidia-cosmos/cosmos-predict2, documentations/inference_video2world.md).
 PAST_STEPS = 1
+
+
+def chosen_model(argument: str | None, option: str | None) -> str:
+    """The model of a command that takes it as MODEL or as --model."""
+    if argument is not None and option is not None:
+        raise typer.BadParameter("the model was given twice; give it once.")
+    return argument or option or "nano"
 
 
 def resolve_spec(model: str, world_model: str | None = None, **fusion_values: Any) -> ModelSpec:
@@ -78,6 +87,11 @@ def load(
     if on_hub and hub_answers.cache_info().currsize and not hub_answers(constants.ENDPOINT):
         say(f"Note: {constants.ENDPOINT} does not answer, so only the local cache was used.")
     return model
+
+
+def dtype_name(model: TheWorld) -> str:
+    """The type of a model's weights, as `--dtype` takes it."""
+    return str(model.model.dtype).removeprefix("torch.")
 
 
 def go_offline_if_unreachable(name: str, base_dir: str | None = None) -> None:

@@ -14,6 +14,11 @@ def _remember(ctx: typer.Context, wanted: bool) -> bool:
 
 
 Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="nano, a model folder, or a Hub id.")]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="nano, a model folder, or a Hub id.  [default: nano]", show_default=False),
+]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help="The same as MODEL.")]
 Steps = Annotated[
     int | None,
     typer.Option(

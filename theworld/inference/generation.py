@@ -14,13 +14,12 @@ from theworld.inference.options import RolloutOptions
 from theworld.inference.prompting import PromptBuilder
 from theworld.inference.world_runner import WorldRunner
 from theworld.media.inputs import ImageOrVideo, LoadedImages
-from theworld.model.call_plan import CallPlan
+from theworld.model.call_plan import UNTRAINED, CallPlan
 from theworld.model.processing import prompts_each
 
-UNTRAINED = (
-    "The projector of this model is untrained, so `generate` shows imagined frames to the language model, or the input "
-    "image alone if num_world_steps is 0; pass mode='tokens' to override. Train the projector, or load a trained model "
-    "with TheWorld.from_pretrained."
+FRAMES_INSTEAD = (
+    f"{UNTRAINED} `generate` therefore shows imagined frames, or the input image alone if num_world_steps is 0; train "
+    "the projector, load a trained model, or pass mode='tokens' to override."
 )
 WITHOUT_IMAGE = (
     "No image was given, so the language model answers from the text alone, without the world model; pass "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchFeature
 
-from theworld.inference.generation import UNTRAINED, WITHOUT_IMAGE, generation_inputs
+from theworld.inference.generation import FRAMES_INSTEAD, WITHOUT_IMAGE, generation_inputs
 from theworld.inference.options import (
     MAX_NEW_TOKENS,
     GenerateOptions,
@@ -36,7 +36,7 @@ from theworld.media.images import stack_frames, to_pixels
 from theworld.media.inputs import group_images
 from theworld.messages import Progress
 from theworld.model import checkpoint_file, freezing
-from theworld.model.call_plan import CallPlan, plan_call, world_parts_for
+from theworld.model.call_plan import CallPlan, plan_call, steps_to_imagine, world_parts_for
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import resolve_device_and_dtype
 from theworld.model.processing import TheWorldProcessor, texts_of
@@ -257,7 +257,7 @@ class TheWorld(nn.Module):
             world_prompt, world_images: see `RolloutOptions`.
         """
         if not self.projector_is_trained:
-            self._warn_once(UNTRAINED)
+            self._warn_once(FRAMES_INSTEAD)
         images, questions = self.prompts.normalize_inputs(image, text, video)
         rollout = RolloutOptions(num_world_steps, world_images=world_images, world_prompt=world_prompt)
         if any(images) and self.model.world is not None:
@@ -395,7 +395,7 @@ class TheWorld(nn.Module):
         if plan.mode == "off" and past:
             raise ValueError("This model has no world model, so it cannot read the past of a video; pass an image.")
         if not self.projector_is_trained and (plan.mode == "tokens" or rollout.mode is None):
-            self._warn_once(UNTRAINED)
+            self._warn_once(FRAMES_INSTEAD)
         rollout = replace(rollout, num_world_steps=plan.num_world_steps)
         return generation_inputs(self.prompts, self.runner, images, questions, answer, rollout, plan)
 
@@ -416,7 +416,7 @@ class TheWorld(nn.Module):
         P is the number of past latent frames of a video, and 0 for images. The other arguments are those of `generate`;
         `world_prompt` is one text for all images or one per image.
         """
-        steps = self.config.check_world_steps(self._steps(num_world_steps))
+        steps = steps_to_imagine(self.config, num_world_steps)
         images = group_images(image, "")[0] if video is None else [self.prompts.video(video, image)]
         return self.runner.imagine(images, steps, check_integer("seed", seed), world_prompt, progress)
 

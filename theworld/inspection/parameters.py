@@ -48,7 +48,8 @@ def describe_model(
         model: `nano`, a folder or a Hub id, or what `resolve_model` returned for one. For a Gemma 3, the fusion with
             `world_model` is described.
         world_model: None means the published Cosmos-Predict2 of 2B.
-        num_world_steps: world steps of the predicted memory; None means the model's own number.
+        num_world_steps: world steps of the predicted memory; None means what `plan_call` chooses for an answer, and the
+            model's own number for training.
         batch_size: images per batch of the predicted memory.
         dtype: type of the weights in the predicted memory.
 
@@ -64,19 +65,16 @@ def describe_model(
     spec = resolve_model(model, world_model=world_model, describe_only=True) if isinstance(model, str) else model
     spec.check_world_model(world_model)
     config, notes = spec.config, list(spec.notes)
-    plan = plan_call(config)
-    if num_world_steps is None and plan.mode == "frames":
-        notes.append(
-            f"{plan.reason} `theworld ask` therefore shows it {plan.num_world_steps} imagined frames; use --steps "
-            f"{plan.num_world_steps} to see the memory for that."
-        )
-    steps = config.check_world_steps(config.num_world_steps if num_world_steps is None else num_world_steps)
+    plan = plan_call(config, num_world_steps=num_world_steps)
+    if plan.reason and plan.mode == "frames":
+        notes.append(f"{plan.reason} An answer therefore sees imagined frames, one per world step.")
+    training_steps = config.num_world_steps if num_world_steps is None else num_world_steps
     built = build_on_meta(config)
     trained = config.trained_parts or (["projector"] if config.enable_world else [])
     freezing.train_only(built, [part for part in trained if part in freezing.TRAINABLE_PARTS])
     rows = freezing.count_parameters(built)
     counts = {row.part: row.total for row in rows}
-    size: dict[str, Any] = {"num_world_steps": steps, "batch": batch_size, "b": bytes_each}
+    size: dict[str, Any] = {"batch": batch_size, "b": bytes_each}
     return {
         "model": spec.name,
         "vision_language_model": config.vlm_name_or_path,
@@ -92,15 +90,17 @@ def describe_model(
         "parameters": [{"part": row.part, "total": row.total, "trainable": row.trainable} for row in rows],
         "total_parameters": sum(counts.values()),
         "trainable_parameters": sum(row.trainable for row in rows),
-        "freeze_settings": describe_freeze_settings(config, counts, size),
+        "freeze_settings": describe_freeze_settings(config, counts, {**size, "num_world_steps": training_steps}),
         "tokens": token_counts(config),
         "memory": {
             "batch": batch_size,
-            "num_world_steps": steps,
+            "num_world_steps": plan.num_world_steps,
+            "training_world_steps": training_steps,
             "dtype": str(dtype_of(dtype)).removeprefix("torch."),
-            "sequence": memory.sequence_length(config, steps),
+            "sequence": memory.sequence_length(config, plan.num_world_steps),
+            "training_sequence": memory.sequence_length(config, training_steps),
             "text_tokens": memory.TEXT_TOKENS,
-            **predict_answer(config, counts, size),
+            **predict_answer(config, counts, {**size, "num_world_steps": plan.num_world_steps}),
         },
         "labels": labels(spec.path),
         "notes": notes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from theworld.model import freezing
 from theworld.model.call_plan import CallPlan, plan_call
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import resolve_device_and_dtype
+from theworld.model.processing import NO_CHAT_TEMPLATE
 from theworld.model.spec import ModelSpec, resolve_model
 from theworld.storage.hub import hub_answers, may_be_on_hub, resolve
 from theworld.world_models.base import PROMPT_EMBEDS
@@ -84,7 +85,7 @@ def preflight(
         findings.append(Finding(True, text))
     rows: list[dict[str, Any]] = []
     if spec is not None and plan is not None:
-        text_encoder = sum(one.needed for one in found if one.repository.role == "its text encoder")
+        text_encoder = sum(one.needed for one in checks_of("its text encoder", found))
         rows = predict_memory(spec.config, plan, text_encoder)
         findings += memory_findings(rows) + model_findings(spec, plan, found)
     return {
@@ -150,9 +151,13 @@ def unreadable(model: str, spec: ModelSpec | None) -> list[Repository]:
 
 def text_encoder_repositories(found: Sequence[RepositoryCheck], steps: int) -> list[Repository]:
     """The text encoder, if the prompts of a rollout are neither in the world model's folder nor in the adapter's."""
-    worlds = [one for one in found if one.repository.role == "world model" and one.access == "ok"]
+    worlds = [one for one in checks_of("world model", found) if one.access == "ok"]
     stored = [name for one in found for name in one.names if name.endswith(PROMPT_EMBEDS)]
     return [] if stored or not steps else [repositories.text_encoder_repository(one.repository) for one in worlds]
+
+
+def checks_of(role: str, found: Iterable[RepositoryCheck]) -> Iterator[RepositoryCheck]:
+    return (one for one in found if one.repository.role == role)
 
 
 def as_row(found: RepositoryCheck) -> dict[str, Any]:
@@ -178,6 +183,10 @@ def predict_memory(config: TheWorldConfig, plan: CallPlan, text_encoder: int = 0
     Args:
         text_encoder: bytes of the world model's text encoder, if the first rollout needs it. It runs on the CPU if it
             does not fit on the GPU, so it never makes a GPU too small.
+
+    Returns:
+        One row per kind of memory: `of`, `predicted` and `there_is` (free) in bytes, and `contains`, the terms of which
+        the prediction is the sum. `describe_model` predicts what torch allocates, and none of the others.
     """
     counts = {row.part: row.total for row in freezing.count_parameters(build_on_meta(config))}
     cards = machine.gpus()
@@ -188,15 +197,21 @@ def predict_memory(config: TheWorldConfig, plan: CallPlan, text_encoder: int = 0
         "mode": "frames" if plan.mode == "frames" else "tokens",
     }
     answer = memory.inference(config, counts, **call)
-    if cards:  # the weights pass through RAM on their way to the GPU
-        ram = max(answer.persistent["weights"], text_encoder)
-    else:
-        ram = memory.inference(config, counts, **call, text_encoder_bytes=text_encoder).peak
-    ram += memory.LIBRARIES + memory.TOKENIZER_ROW * config.get_text_config().vocab_size
-    rows = [{"of": "RAM", "predicted": ram, "there_is": machine.free_ram()}]
-    if cards:  # the first GPU is used unless --device names another
-        rows.append({"of": "GPU", "predicted": answer.peak + memory.DRIVER, "there_is": cards[0]["free_bytes"]})
-    return rows
+    name = f"torch ({str(dtype).removeprefix('torch.')})"
+    process = {"libraries": memory.LIBRARIES, "tokenizer": memory.TOKENIZER_ROW * config.get_text_config().vocab_size}
+    if not cards:
+        peak = memory.inference(config, counts, **call, text_encoder_bytes=text_encoder).peak
+        return [memory_row("RAM", {name: peak, **process}, machine.free_ram())]
+    passing = max(answer.persistent["weights"], text_encoder)
+    return [
+        memory_row("RAM", {"weights on their way to the GPU": passing, **process}, machine.free_ram()),
+        # the first GPU is used unless the caller names another
+        memory_row("GPU", {name: answer.peak, "driver": memory.DRIVER}, cards[0]["free_bytes"]),
+    ]
+
+
+def memory_row(kind: str, contains: dict[str, int], free: int | None) -> dict[str, Any]:
+    return {"of": kind, "predicted": sum(contains.values()), "there_is": free, "contains": contains}
 
 
 def memory_findings(rows: Sequence[dict[str, Any]]) -> list[Finding]:
@@ -205,7 +220,7 @@ def memory_findings(rows: Sequence[dict[str, Any]]) -> list[Finding]:
         Finding(
             True,
             f"The call takes about {gib(row['predicted'])} GiB of {row['of']} and {gib(row['there_is'])} GiB are free: "
-            "try fewer --steps, a smaller model, or another machine.",
+            "try fewer world steps, a smaller model, or another machine.",
         )
         for row in rows
         if row["there_is"] is not None and row["predicted"] > row["there_is"]
@@ -243,18 +258,17 @@ def library_findings() -> list[Finding]:
 
 
 def model_findings(spec: ModelSpec, plan: CallPlan, found: Sequence[RepositoryCheck]) -> list[Finding]:
-    """Properties of the model itself: an untrained projector, missing prompts of a rollout, a missing guardrail."""
+    """Properties of the model: a missing chat template, an untrained projector, missing prompts, the guardrail."""
     findings = []
+    for gemma in checks_of("vision-language model", found):
+        if gemma.access == "ok" and not repositories.has_chat_template(gemma):
+            findings.append(Finding(True, NO_CHAT_TEMPLATE.format(gemma.repository.path)))
     if plan.reason and plan.mode == "frames":
-        text = (
-            f"{plan.reason} {spec.name} therefore sees imagined frames; train its projector, or use a trained model, "
-            "for world tokens."
-        )
-        findings.append(Finding(False, text))
-    world = next((one for one in found if one.repository.role == "world model"), None)
+        findings.append(Finding(False, f"{plan.reason} An answer therefore sees imagined frames."))
+    world = next(checks_of("world model", found), None)
     if world is None or world.access != "ok":
         return findings
-    if any(one.repository.role == "its text encoder" for one in found):
+    if any(checks_of("its text encoder", found)):
         text = (
             f"{world.repository.name} has no {PROMPT_EMBEDS}: the first rollout loads its text encoder once to embed "
             "the default prompt, and keeps the result."

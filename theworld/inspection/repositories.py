@@ -34,6 +34,7 @@ from theworld.storage.hub import (
     hub_answers,
     is_shipped,
     may_be_on_hub,
+    read_json,
     resolve,
 )
 from theworld.world_models.base import PROMPT_EMBEDS
@@ -42,7 +43,8 @@ from theworld.world_models.prompts import ENCODER_FILES
 
 # Patterns without a slash match in the top folder. Files that are not required are used if they exist.
 ADAPTER_FILES = (CONFIG_FILE, ADAPTER_FILE)
-GEMMA_REQUIRED = ("config.json", "model*.safetensors")
+GEMMA_REQUIRED = ("config.json", "model*.safetensors", "tokenizer.*", "*processor_config.json")
+CHAT_TEMPLATE_CONFIGS = ("tokenizer_config.json", "processor_config.json")  # each may hold the template
 GEMMA_FILES = (
     *GEMMA_REQUIRED,
     "model.safetensors.index.json",
@@ -50,7 +52,6 @@ GEMMA_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
-    "*processor_config.json",
     "chat_template*",
 )
 CONFIG_FILES = (CONFIG_FILE, "model_index.json")
@@ -267,6 +268,15 @@ def _on_hub(repository: Repository) -> RepositoryCheck:
     except (TransportError, OSError):
         found = _in_cache(repository, no_network())
     return found
+
+
+def has_chat_template(gemma: RepositoryCheck) -> bool:
+    """Whether a readable Gemma has a chat template: a file of its own, or a key in one of its small configs."""
+    if any(size for name, size in gemma.names.items() if Path(name).name.startswith("chat_template")):
+        return True
+    path, revision = gemma.repository.path, gemma.repository.revision
+    configs = [name for name in gemma.names if Path(name).name in CHAT_TEMPLATE_CONFIGS]
+    return any(read_json(path, name, revision).get("chat_template") for name in configs)
 
 
 def no_network() -> str:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from theworld.inspection import memory
 from theworld.inspection.parameters import build_on_meta
+from theworld.model.call_plan import plan_call
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
@@ -144,7 +145,7 @@ def describe_shapes(
         model: `nano`, a folder or a Hub id, or what `resolve_model` returned for one. For a Gemma 3, the fusion with
             `world_model` is described.
         world_model: None means the published Cosmos-Predict2 of 2B.
-        num_world_steps: None means the model's own number.
+        num_world_steps: None means what `plan_call` chooses.
         batch_size: questions, of one image each.
 
     Returns:
@@ -157,7 +158,7 @@ def describe_shapes(
     spec = resolve_model(model, world_model=world_model, describe_only=True) if isinstance(model, str) else model
     spec.check_world_model(world_model)
     config = spec.config
-    steps = config.check_world_steps(config.num_world_steps if num_world_steps is None else num_world_steps)
+    steps = plan_call(config, num_world_steps=num_world_steps).num_world_steps
     blocks = layout(config, steps, spec.path)
     length = sum(block.tokens for block in blocks)
     return {

@@ -64,12 +64,21 @@ def plan_call(
     if mode is None:
         mode = "tokens" if trained else "frames"
     if num_world_steps is None:
-        num_world_steps = config.num_world_steps
-        if mode == "frames" and not trained and not num_world_steps:
-            num_world_steps = min(UNTRAINED_STEPS, config.max_world_steps)
+        num_world_steps = config.num_world_steps if trained or mode == "tokens" else steps_to_imagine(config)
     if mode == "frames" and not num_world_steps and not num_past_steps:
         return CallPlan("off", 0, (), reason)
     return CallPlan(mode, num_world_steps, world_parts_for(num_world_steps, mode), reason)
+
+
+def steps_to_imagine(config: TheWorldConfig, num_world_steps: int | None = None) -> int:
+    """World steps of a rollout: the caller's number, the model's own, or UNTRAINED_STEPS if its own is 0.
+
+    Raises:
+        ValueError: if the model cannot imagine as many.
+    """
+    if num_world_steps is not None:
+        return config.check_world_steps(num_world_steps)
+    return config.num_world_steps or min(UNTRAINED_STEPS, config.max_world_steps)
 
 
 def world_parts_for(num_world_steps: int, mode: str = "tokens") -> tuple[str, ...]:

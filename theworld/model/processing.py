@@ -29,6 +29,10 @@ from theworld.storage.hub import find_base_dir, resolve
 __all__ = ["ImageOrVideo", "LoadedImages", "TheWorldProcessor", "content_seed", "group_images", "prompts_each"]
 
 WORLD_TOKEN = "<world_soft_token>"
+NO_CHAT_TEMPLATE = (
+    "{} has no chat template, neither in chat_template.jinja nor in tokenizer_config.json: add one, or use an "
+    "instruction-tuned Gemma 3 such as google/gemma-3-4b-it."
+)
 
 
 def content_seed(frames_FHWC: np.ndarray, world_prompt: str = "", seed: int = 0) -> int:
@@ -123,10 +127,7 @@ class TheWorldProcessor(Gemma3Processor):
         """
         check_chat(conversation)
         if self.chat_template is None and kwargs.get("chat_template") is None:
-            raise ValueError(
-                f"{self.base_name_or_path} has no chat template, neither in chat_template.jinja nor in "
-                "tokenizer_config.json: add one, or use an instruction-tuned Gemma 3 such as google/gemma-3-4b-it."
-            )
+            raise ValueError(NO_CHAT_TEMPLATE.format(self.base_name_or_path))
         return super().apply_chat_template(conversation, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from theworld.model.call_plan import UNTRAINED
 from theworld.storage.hub import (
     CONFIG_FILE,
     WORLD_INDEX_FILE,
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
 FUSED, BASE = "theworld", "gemma3"  # `model_type` of a TheWorld model, and of a Gemma 3 that reads images
 MAX_WORLD_STEPS = 16  # of a config that does not say
 NANO_WORLD_STEPS = 4  # the shipped world model was trained on clips of 17 frames
-NANO_NOTE = (
-    "nano knows only the scenes it ships with (see `theworld nano scene`); its answers about other images mean nothing."
-)
+NANO_NOTE = "nano understands only its simulated scenes; its answers about other images are meaningless."
+# NVIDIA trained Cosmos-Predict2 on clips of 93 frames, 24 latent frames: num_frames of diffusers' pipeline for it
+NVIDIA_WORLD_STEPS = 23
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +103,17 @@ class ModelSpec:
         return NANO_NOTE if is_shipped(self.path) else None
 
     def note_on_steps(self, num_world_steps: int) -> str | None:
-        """A sentence if a rollout is longer than the world model's training clips, as far as that is known."""
-        if not is_shipped(resolve(self.world_name, self.path)) or num_world_steps <= NANO_WORLD_STEPS:
+        """A sentence if a rollout is longer than the world model's training clips.
+
+        The length of the clips is known for the shipped weights and NVIDIA's; no file of a world model says it.
+        """
+        shipped = is_shipped(resolve(self.world_name, self.path))
+        learned = NANO_WORLD_STEPS if shipped else NVIDIA_WORLD_STEPS
+        if num_world_steps <= learned or not (shipped or self.world.needs_guardrail):
             return None
         return (
-            f"The world model {self.world_name} was trained on clips of {NANO_WORLD_STEPS} world steps, and "
-            f"{num_world_steps} were requested; what it imagines after the first {NANO_WORLD_STEPS} is unreliable."
+            f"The world model {self.world_name} was trained on clips of {learned} world steps, and {num_world_steps} "
+            f"were requested; what it imagines after the first {learned} is unreliable."
         )
 
     @property
@@ -170,10 +176,7 @@ class ModelSpec:
             alternative: what else the user can do, for the message.
         """
         if not self.projector_is_trained:
-            raise ValueError(
-                f"{self.name} has no trained projector, so world tokens would be noise to it; train one with "
-                f"`theworld train`, use a trained model (--model nano), or {alternative}."
-            )
+            raise ValueError(f"{UNTRAINED} Train the projector of {self.name}, use a trained model, or {alternative}.")
 
     def check_prompt(self, world_prompt: str | None) -> None:
         """Raises a ValueError if there is a world prompt and the world model cannot take one."""
