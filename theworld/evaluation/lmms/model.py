@@ -73,6 +73,7 @@ class TheWorldChat(lmms):
         check_arms(answerer, {arm: self.arm})
         self.num_world_steps = answerer.config.num_world_steps
         self.device = answerer.model.device
+        logger.info(f"{pretrained}: {str(answerer.model.model.dtype).removeprefix('torch.')} on {self.device}")
         self.imagination = Imagination(answerer)
         self.warned: set[str] = set()
 
