@@ -235,7 +235,7 @@ def test_a_full_export_imagines_without_a_text_encoder(bases: Path, tmp_path: Pa
     shutil.rmtree(hf_home)
     loaded = TheWorld.from_pretrained(tmp_path / "whole", device="cpu")
     torch.testing.assert_close(loaded.imagine(pixels()), latents)
-    assert loaded.needs_guardrail, "they are NVIDIA's weights still"
+    assert loaded.runner.world.needs_guardrail, "they are NVIDIA's weights still"
     with pytest.raises(ValueError, match="no text encoder"):
         loaded.imagine(pixels(), world_prompt=CUP)
 

@@ -166,7 +166,7 @@ class ChatCollator:
         return batch
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """A left-padded batch that ends where the last answer of each sample begins, for `generate`."""
+        """A left-padded batch that ends where the last answer of each sample begins, for `generate`; see `encode`."""
         texts = [self.prompt(sample.messages) for sample in samples]
         false = [False] * len(samples)
         own_steps = samples[0].num_world_steps
@@ -204,6 +204,10 @@ class ChatCollator:
         Args:
             images_on: whether Gemma sees the images.
             true: for each sample, whether its true future is read.
+
+        Returns:
+            Gemma's inputs, (B, L) int64 and `pixel_values` (images, 3, H, W) float32; and with the world model
+            `world_requests`, one per image that it reads, or their latents `world_latents` (n, C, P + 1 + N, h, w).
         """
         images = [load_sample_images(sample) for sample in samples]
         shown, texts = list(images), list(texts)

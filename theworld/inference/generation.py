@@ -41,6 +41,10 @@ def generation_inputs(
     Args:
         plan: how the call uses the world model.
 
+    Returns:
+        Gemma's inputs (B, L) on the runner's device; in mode `tokens` also `world_latents` (n, C, P + 1 + N, h, w)
+        float32 and `num_past_steps`, the number P.
+
     Raises:
         ValueError: if an option has no effect in this plan.
     """

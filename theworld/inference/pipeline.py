@@ -121,11 +121,9 @@ class TheWorld(nn.Module):
 
     def _freeze(self, vision: bool, language: bool, vae: bool) -> None:
         parts = [] if self.model.world is None else ["projector"]
-        parts += ["lora"] if self.config.lora is not None else []
-        parts += [
-            part for part, frozen in (("vision", vision), ("language", language), ("vae_encoder", vae)) if not frozen
-        ]
-        freezing.train_only(self.model, parts)
+        parts += [] if self.config.lora is None else ["lora"]
+        frozen = {"vision": vision, "language": language, "vae_encoder": vae}
+        freezing.train_only(self.model, [*parts, *(part for part, is_frozen in frozen.items() if not is_frozen)])
 
     @classmethod
     def from_pretrained(
@@ -201,9 +199,6 @@ class TheWorld(nn.Module):
         steps = self.default_steps if num_world_steps is None else num_world_steps
         return plan_call(self.config, mode, steps, num_past_steps=num_past_steps)
 
-    def _steps(self, num_world_steps: int | None) -> int:
-        return self.config.num_world_steps if num_world_steps is None else num_world_steps
-
     # --------------------------------------------------------------------------------------------- from image to answer
 
     def prepare(
@@ -231,6 +226,11 @@ class TheWorld(nn.Module):
             video: a video, in any form that `load_video` takes, instead of `image`; its last frame is now. With a list
                 of questions, one video per question.
             num_world_steps, seed, enable_world, world_images, world_prompt: see `RolloutOptions`.
+
+        Returns:
+            Those of `TheWorldProcessor`: `input_ids`, `attention_mask`, `token_type_ids` (B, L) int64, `pixel_values`
+            (images, 3, H, W) float32; with the world model `world_frames`, `world_seeds` and `num_world_steps`; with an
+            answer `labels` (B, L) int64.
         """
         images, questions = self.prompts.normalize_inputs(image, question, video)
         rollout = RolloutOptions(num_world_steps, seed, enable_world, world_images, world_prompt=world_prompt)
@@ -255,23 +255,27 @@ class TheWorld(nn.Module):
             labels: answers as text, or label ids (B, L), one per token of `prepare(image, text)["input_ids"]`.
             num_world_steps: future latent frames to imagine; None means the model's own default.
             world_prompt, world_images: see `RolloutOptions`.
+
+        Returns:
+            Gemma 3's output: `logits` (B, L, vocabulary) and, with labels, `loss`, a scalar.
         """
         if not self.projector_is_trained:
             self._warn_once(FRAMES_INSTEAD)
         images, questions = self.prompts.normalize_inputs(image, text, video)
         rollout = RolloutOptions(num_world_steps, world_images=world_images, world_prompt=world_prompt)
         if any(images) and self.model.world is not None:
-            self.runner.load_parts(*world_parts_for(self._steps(num_world_steps)))
+            steps = self.config.num_world_steps if num_world_steps is None else num_world_steps
+            self.runner.load_parts(*world_parts_for(steps))
+        answers = None if labels is None or isinstance(labels, Tensor) else texts_of("labels", labels)
+        inputs = self.prompts.inputs(images, questions, answers, rollout).to(self.device)
         if isinstance(labels, Tensor):
-            inputs = self.prompts.inputs(images, questions, None, rollout).to(self.device)
             if labels.shape != inputs["input_ids"].shape:
                 raise ValueError(
                     f"labels have shape {tuple(labels.shape)}, and the prompt {tuple(inputs['input_ids'].shape)}; pass "
                     "the answers as text, or one label per token of prepare(image, text)['input_ids']."
                 )
-            return self.model(**inputs, labels=labels.to(self.device))
-        answers = None if labels is None else texts_of("labels", labels)
-        return self.model(**self.prompts.inputs(images, questions, answers, rollout).to(self.device))
+            inputs["labels"] = labels.to(self.device)
+        return self.model(**inputs)
 
     @overload
     def generate(
@@ -376,8 +380,9 @@ class TheWorld(nn.Module):
     ) -> BatchFeature:
         """Inputs for `self.model.generate`, or with an answer per question for `self.model`; the future is imagined.
 
-        Unlike those of `prepare`, they hold `world_latents` instead of frames to imagine from, and in mode `frames` the
-        imagined frames as images.
+        Returns:
+            Those of `prepare`, with `world_latents` (n, C, P + 1 + N, h, w) instead of frames to imagine from, and in
+            mode `frames` with the imagined frames as images.
         """
         images, questions = self.prompts.normalize_inputs(image, question, video)
         if rollout.enable_world is False or not any(images):
@@ -440,11 +445,6 @@ class TheWorld(nn.Module):
             ValueError: if the guardrail is needed and is not installed, or refuses the frames.
         """
         return self.runner.decode(latents, for_people=for_people)
-
-    @property
-    def needs_guardrail(self) -> bool:
-        """Whether NVIDIA's guardrail must check world prompts of users, and frames that people see."""
-        return self.runner.world.needs_guardrail
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned and not self.training:

@@ -412,7 +412,11 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """transformers' `generate`; the future is imagined once, before the first token."""
+        """transformers' `generate`; the future is imagined once, before the first token.
+
+        Returns:
+            Ids (B, L + new tokens) int64, or what the arguments ask for.
+        """
         tokens = self.world_tokens(**{name: kwargs.pop(name, None) for name in WORLD_INPUTS})
         if tokens is not None:
             kwargs["world_embeds"] = tokens

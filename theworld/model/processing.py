@@ -267,7 +267,9 @@ class TheWorldProcessor(Gemma3Processor):
     ) -> dict[str, Any]:
         """What the world model needs for loaded `images`: frames in [-1, 1], seeds from content and prompt, and steps.
 
-        With prompts, `world_prompt` holds one per image; without any, the key is absent.
+        Returns:
+            `world_frames` (n, 3, F, S, S) float32, `world_seeds` (n,) and `num_world_steps` (n,) int64, and with any
+            prompt `world_prompt`, n strings.
         """
         prompts = prompts_each(world_prompt, len(images))
         if any(prompts) and num_world_steps == 0:
