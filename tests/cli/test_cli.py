@@ -556,7 +556,7 @@ def test_controls_are_found_beside_the_model_or_where_one_says(family: Path) -> 
     wanted = {"direct"}
     assert find_controls("nano", wanted, {"direct": str(family / "direct")}) == {"direct": str(family / "direct")}
     assert find_controls(str(family / "fused"), wanted, {}) == {"direct": str(family / "direct")}
-    with pytest.raises(ValueError, match="--control direct=FOLDER"):
+    with pytest.raises(ValueError, match="in the controls, as direct=FOLDER"):
         find_controls("user/model", wanted, {})
     with pytest.raises(ValueError, match="direct"):
         find_controls(str(family / "bases" / "gemma"), wanted, {})

@@ -369,7 +369,7 @@ def test_two_runs_do_not_share_a_folder(settings: Settings, tmp_path: Path, monk
     recipe.train(settings(save_steps=1, output_dir=str(tmp_path / "other")), load())
     with monkeypatch.context() as patch:
         nothing_is_loaded(patch)
-        said = r"holds checkpoints of another run \(the last is checkpoint-2\); resume that run with --resume_from last"
+        said = r"holds checkpoints of another run \(the last is checkpoint-2\); resume that run with resume_from=last"
         for name in (None, str(tmp_path / "other"), str(tmp_path / "other" / "checkpoint-1")):
             with pytest.raises(ValueError, match=said):
                 recipe.train(settings(resume_from_checkpoint=name), load())

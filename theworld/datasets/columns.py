@@ -110,5 +110,5 @@ def check_answers(rows: Sequence[Mapping[str, Any]], fields: Fields, source: str
     if not any(name in row or value_of(row, name) is not None for row in rows for name in names):
         raise ValueError(
             f"No row of {source} has an answer ({' or '.join(names)}); its columns are {', '.join(rows[0])}: name the "
-            "right one with --fields answer=COLUMN, or add an empty one if the answers are not known."
+            "right one in the fields, as answer=COLUMN, or add an empty one if the answers are not known."
         )

@@ -110,7 +110,7 @@ def read_row(row: Mapping[str, Any], fields: Fields, root: Path, number: str) ->
     prompt, question = get("prompt"), fields.ask or get("question")
     if prompt is None and question is None:
         raise ValueError(
-            f"Row {row_id} has no question: name its column with --fields question=COLUMN (the columns are "
+            f"Row {row_id} has no question: name its column in the fields, as question=COLUMN (the columns are "
             f"{', '.join(row)})."
         )
     question = str(question if question is not None else prompt)
@@ -153,7 +153,7 @@ def read_choices(given: Any, question: str, answer: Any, row_id: str) -> tuple[t
         return tuple(text.strip() for _, text in written), True
     if isinstance(answer, bool | np.bool_) or str(answer).strip().lower().rstrip(".") in YES_NO:
         return YES_NO, False
-    raise ValueError(f"Row {row_id} has no choices: name their column with --fields choices=COLUMN.")
+    raise ValueError(f"Row {row_id} has no choices: name their column in the fields, as choices=COLUMN.")
 
 
 def read_truth(answer: Any, choices: Sequence[str], first: int, row_id: str) -> str:
@@ -235,7 +235,9 @@ def read_images(
         row, fields.images or next((name for name in USUAL["images"] if row.get(name) is not None), "")
     )
     if given is None or (isinstance(given, list | tuple) and not given):
-        raise ValueError(f"Row {row_id} has no image: name its column with --fields images=COLUMN (or video=COLUMN).")
+        raise ValueError(
+            f"Row {row_id} has no image: name its column in the fields, as images=COLUMN (or video=COLUMN)."
+        )
     return several(given, SHOWN_FRAMES), future
 
 

@@ -309,7 +309,9 @@ def find_controls(model: str, wanted: Collection[str], given: Mapping[str, str])
         elif Path(model).is_dir():
             found[name] = str(Path(model).resolve().parent / name)
         else:
-            raise ValueError(f"The arm {name!r} needs its trained weights; name them with --control {name}=FOLDER.")
+            raise ValueError(
+                f"The arm {name!r} needs its trained weights; name them in the controls, as {name}=FOLDER."
+            )
         resolve_model(found[name])  # a missing one is reported now, and not after half of the arms
     return found
 

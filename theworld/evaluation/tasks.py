@@ -137,7 +137,7 @@ def other_images(items: Sequence[Item], seed: int, use_all: bool = False) -> lis
         families.setdefault(item.family, {}).update(entry)
         by_key.update(entry)
     if len(by_key) < 2:
-        raise ValueError("Another image's future needs a second image; evaluate more questions (--limit).")
+        raise ValueError("Another image's future needs a second image; evaluate more questions (a larger limit).")
     following = {name: _cycle(members, seed) for name, members in families.items() if len(members) > 1}
     following_any = _cycle(by_key, seed)
     return [
@@ -221,7 +221,7 @@ def blink_items(request: Request) -> list[Item]:
 def mcq_items(request: Request, known: KnownSet | None = None) -> list[Item]:
     data = request.data or (None if known is None else known.hub)
     if data is None:
-        raise ValueError("This benchmark has no data of its own; name a file, a folder or a Hub id with --data.")
+        raise ValueError("This benchmark has no data of its own; name a file, a folder or a Hub id as its data.")
     fields = request.fields if request.fields is not None or known is None else known.fields
     split = request.split or (None if known is None else known.split)
     questions = multiple_choice.load_questions(data, fields, split, request.config)
@@ -280,7 +280,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "what happens next in simulated scenes, by family and horizon", physics_items, "test", max_new_tokens=8
     ),
     "blink": Benchmark("BLINK: fourteen visual tasks, headline the mean over them", blink_items, "val", True),
-    "mcq": Benchmark("your own multiple-choice or yes/no questions (--data, --fields)", mcq_items, None),
+    "mcq": Benchmark("your own multiple-choice or yes/no questions (from data and fields)", mcq_items, None),
     **{
         name: Benchmark(known.meaning, partial(mcq_items, known=known), known.split)
         for name, known in KNOWN_SETS.items()

@@ -202,7 +202,7 @@ def check_output(config: TrainingConfig, checkpoint: Path | None) -> None:
         return
     raise ValueError(
         f"output_dir {output} holds checkpoints of another run (the last is {last.name}); resume that run with "
-        "--resume_from last, choose another output_dir, or remove them."
+        "resume_from=last, choose another output_dir, or remove them."
     )
 
 
@@ -223,7 +223,7 @@ def check_changes(config: TrainingConfig, checkpoint: Path) -> None:
         words = ", ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in restored)
         raise ValueError(
             f"{words}, but {checkpoint} restores the old value; set it back, or start a new stage with "
-            f"model_name={checkpoint} and another output_dir, without --resume_from."
+            f"model_name={checkpoint} and another output_dir, without resume_from."
         )
     differing = [key for key in changed if key not in FREE and not key.startswith(FREE_PREFIXES)]
     if differing:

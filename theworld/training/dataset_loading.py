@@ -137,7 +137,9 @@ def load_datasets_from(path: str) -> LoadDatasets:
         ValueError: if there is no such file, or if it does not define the function.
     """
     if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}; --dataset takes a Python file with a load_datasets(config).")
+        raise ValueError(
+            f"There is no file {path}; a dataset_name that ends in .py is a Python file with a load_datasets(config)."
+        )
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None
     assert spec.loader is not None
