@@ -119,7 +119,7 @@ def find_file(model: str, filename: str, revision: str | None = None, *, local_f
         if not path.is_file():
             if filename == CONFIG_FILE and (Path(model) / WORLD_INDEX_FILE).is_file():
                 raise ValueError(
-                    f"{model} is a world model; pass it as the world model (cosmos_model_name), with a Gemma 3 as model."
+                    f"{model} is a world model; pass it as the world model (cosmos_model_name) of a Gemma 3."
                 )
             if filename == WORLD_INDEX_FILE and (Path(model) / CONFIG_FILE).is_file():
                 raise ValueError(f"{model} has no {filename}, so it is not a world model; use a Cosmos-Predict2.")
