@@ -370,7 +370,7 @@ def _read_stream(
         raise ValueError(f"{name} holds no images: it is sound only, or was not written completely, so get it again.")
     if not kept:
         raise _no_frame(selection, num_frames, name)
-    return _of_one_size([_to_image(frame, name) for frame in kept], name), num_frames
+    return _of_one_size(_to_images(kept, name), name), num_frames
 
 
 def _decode(
@@ -466,26 +466,37 @@ def _packets(container: av.container.InputContainer, name: str) -> Iterator[av.P
     return container.demux(streams[0])
 
 
-def _to_image(frame: av.VideoFrame, name: str) -> Image.Image:
-    """A decoded frame in RGB and upright, with transparency laid over white."""
+def _to_images(frames: Sequence[av.VideoFrame], name: str) -> list[Image.Image]:
+    """Decoded frames in RGB and upright, with transparency laid over white."""
+    from av.video.reformatter import VideoReformatter
+
+    reformatter = VideoReformatter()  # one for all frames: each has a buffer of its own
     with decoding(name):
-        if any(component.is_alpha for component in frame.format.components):
-            image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba")), name)
-        else:
-            image = frame.to_image()
-    return _upright(image, frame, name)
+        small = reformatter.reformat(frames[0], 16, 16, "gray")
+    turn = _turn(small, name)
+    images = []
+    for frame in frames:
+        with decoding(name):
+            if any(component.is_alpha for component in frame.format.components):
+                image = to_rgb(Image.fromarray(reformatter.reformat(frame, format="rgba").to_ndarray()), name)
+            else:
+                image = reformatter.reformat(frame, format="rgb24").to_image()
+        images.append(image if turn is None else image.transpose(turn))
+    return images
 
 
-def _upright(image: Image.Image, frame: av.VideoFrame, name: str) -> Image.Image:
-    """The image turned and mirrored as the display matrix of its frame says."""
+def _turn(frame: av.VideoFrame, name: str) -> Image.Transpose | None:
+    """How a video is turned and mirrored, read from a small copy of its first frame.
+
+    A frame whose side data was read is not freed before the garbage collector runs.
+    """
     side_data: Any = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
-        return image
+        return None
     matrix = np.frombuffer(side_data, np.int32)[[0, 1, 3, 4]].astype(float)  # x' = m0 x + m2 y, y' = m1 x + m3 y
     turn = tuple(np.rint(matrix / max(np.abs(matrix).max(), 1)).astype(int).tolist())
     if turn not in TURNS:
         raise ValueError(
             f"{name} is to be shown turned by {frame.rotation}°, and only quarter turns are read: save it upright."
         )
-    transposition = TURNS[turn]
-    return image if transposition is None else image.transpose(transposition)
+    return TURNS[turn]
