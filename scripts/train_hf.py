@@ -8,12 +8,16 @@ torchrun --nproc_per_node=4 scripts/train_hf.py --config configs/default.json
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-from theworld.training import command_line, dataset_loading
-from theworld.training.config import TrainingConfig
+from theworld.training import command_line
+
+if TYPE_CHECKING:
+    from theworld.training.config import TrainingConfig
+    from theworld.training.dataset_loading import Datasets
 
 
-def load_datasets(config: TrainingConfig) -> dataset_loading.Datasets:
+def load_datasets(config: TrainingConfig) -> Datasets:
     """Training samples, and evaluation samples or None.
 
     By default this loads the dataset of the config. For your own data, return sequences of records instead:
@@ -28,6 +32,8 @@ def load_datasets(config: TrainingConfig) -> dataset_loading.Datasets:
 
     Alternatively, define a function of this name in a file of your own: --dataset my_data.py
     """
+    from theworld.training import dataset_loading
+
     return dataset_loading.load_datasets(config)
 
 

@@ -21,7 +21,13 @@ from tests.training.conftest import load
 from theworld.training import recipe
 from theworld.training.checkpointing import find_last_checkpoint
 from theworld.training.config import TrainingConfig, own_keys
-from theworld.training.config_keys import ALIASES, PRECISION_SWITCHES, UNSUPPORTED, trainer_fields
+from theworld.training.config_keys import (
+    ALIASES,
+    PRECISION_SWITCHES,
+    UNSUPPORTED,
+    trainer_field_names,
+    trainer_fields,
+)
 from theworld.training.hf_arguments import training_arguments
 from theworld.training.trainer import TheWorldTrainer
 
@@ -99,6 +105,10 @@ def test_every_field_is_followed_or_refused() -> None:
     handled = [ours, set(PASSED), set(UNSUPPORTED), ELSEWHERE]
     assert set(trainer_fields()) - set().union(*handled) == set()
     assert sum(map(len, handled)) == len(set().union(*handled)), "no name is handled twice"
+
+
+def test_names_of_fields_are_read_without_importing_transformers() -> None:
+    assert set(trainer_field_names()) == set(trainer_fields())
 
 
 @pytest.mark.parametrize("field", sorted(set(PASSED) & set(trainer_fields())))
@@ -205,6 +215,7 @@ def test_the_contract_with_trainer() -> None:
     """
     relied_on = {
         "_get_train_sampler": ["train_dataset"],
+        "_get_dataloader": [],
         "_prepare_inputs": ["inputs"],
         "_save_checkpoint": ["model", "trial"],
         "_save": ["output_dir", "state_dict"],

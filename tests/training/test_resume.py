@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from transformers import TrainerCallback
 
 from tests.training.conftest import load
 from theworld.training import recipe
-from theworld.training.callbacks import TERMINATED, StopOnSigterm
 from theworld.training.checkpointing import find_last_checkpoint
 from theworld.training.config import TrainingConfig
+from theworld.training.stopping import BEFORE, TERMINATED, Stop
+from theworld.training.trainer import TheWorldTrainer
 
 Settings = Callable[..., TrainingConfig]
 
@@ -224,28 +227,153 @@ def test_sigterm_saves_after_the_step_and_the_run_can_be_resumed(settings: Setti
     assert losses == [entry["loss"] for entry in resumed_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("event", ["on_init_end", "on_train_begin", "on_train_end"])
-def test_sigterm_outside_of_the_steps(settings: Settings, tmp_path: Path, event: str) -> None:
-    """Before the first step nothing is saved, which the exit code shows. After the last one the model is saved."""
-    config = settings(max_steps=2, save_steps=2)
-    code = exit_code(config.to_dict(), signal.SIGTERM, 1, (event,))
-    last = find_last_checkpoint(config.output_dir)
-    if event == "on_init_end":
-        assert (code, last) == (TERMINATED, None)
-        return
-    assert code == 0
-    assert last is not None
-    assert last.name == ("checkpoint-1" if event == "on_train_begin" else "checkpoint-2")
-    assert (Path(config.output_dir) / "model.safetensors").exists() == (event == "on_train_end")
+class SignalsAt(SignalAt):
+    """Sends three signals at an event, as an impatient person or scheduler does."""
+
+    def _count(self, *arguments: Any, **keywords: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            for _ in range(3):
+                signal.raise_signal(self.number)
 
 
-def test_sigterm_before_the_first_step_is_an_error_of_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
-    with StopOnSigterm(), pytest.raises(SystemExit) as ended:
-        signal.raise_signal(signal.SIGTERM)
+def stopped_run(
+    monkeypatch: pytest.MonkeyPatch, config: TrainingConfig, event: str, number: int = signal.SIGTERM
+) -> Path:
+    """The folder that a run returns if three signals arrive at an event of it, in this process.
+
+    The event is one of a callback, or a method of the trainer that is about to be called.
+    """
+
+    class Watched(TheWorldTrainer):
+        def __init__(self, *arguments: Any, callbacks: list[TrainerCallback], **keywords: Any) -> None:
+            more = [SignalsAt(number, 1, (event,))] if event.startswith("on_") else []
+            super().__init__(*arguments, callbacks=[*callbacks, *more], **keywords)
+
+    if not event.startswith("on_"):
+        method = getattr(TheWorldTrainer, event)
+        sender = SignalsAt(number, 1, ())
+
+        def watched(self: TheWorldTrainer, *arguments: Any, **keywords: Any) -> Any:
+            sender._count()
+            return method(self, *arguments, **keywords)
+
+        setattr(Watched, event, watched)
+    monkeypatch.setattr(recipe, "TheWorldTrainer", Watched)
+    return recipe.train(config, load())
+
+
+STOPPED = (
+    "Stopped by SIGTERM during training: the last checkpoint is {}; resume the run with resume_from_checkpoint=last"
+)
+
+
+@pytest.mark.parametrize(
+    ("event", "step"),
+    [("on_train_begin", 1), ("on_prediction_step", 1), ("_save_optimizer_and_scheduler", 1), ("on_save", 2)],
+)
+def test_sigterm_during_training_saves_one_checkpoint(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, event: str, step: int
+) -> None:
+    """However many signals arrive, and also while an evaluation runs or a checkpoint is written."""
+    config = settings(max_steps=3, save_steps=1, do_eval=event == "on_prediction_step", eval_steps=1, shown_samples=0)
+    last = Path(config.output_dir) / f"checkpoint-{step}"
+    assert stopped_run(monkeypatch, config, event) == last
+    assert find_last_checkpoint(config.output_dir) == last
+    assert load_file(last / "model.safetensors")
+    assert not (Path(config.output_dir) / "model.safetensors").exists()
+    messages = [record.getMessage() for record in caplog.records if record.name.endswith("stopping")]
+    assert messages[0] == "SIGTERM received: the run ends when a checkpoint is saved after this step"
+    assert messages[1:3] == ["SIGTERM received again: the run ends when a checkpoint is saved after this step"] * 2
+    assert messages[3].startswith(STOPPED.format(last))
+    assert len(messages) == 4
+
+
+@pytest.mark.parametrize("event", ["on_step_begin", "on_prediction_step", "on_train_end"])
+def test_sigterm_in_the_last_step_or_later_leaves_the_final_model(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, event: str
+) -> None:
+    config = settings(max_steps=1, do_eval=True, eval_steps=1, shown_samples=0)
+    folder = Path(config.output_dir)
+    assert stopped_run(monkeypatch, config, event) == folder
+    assert load_file(folder / "model.safetensors").keys() == load_file(folder / "checkpoint-1/model.safetensors").keys()
+    messages = [record.getMessage() for record in caplog.records if record.name.endswith("stopping")]
+    assert messages[0] == "SIGTERM received after the last step: the run ends when the model is saved"
+    assert len(messages) == 3
+
+
+@pytest.mark.parametrize(
+    "moment", ["check_machine", "describe", "index_samples", "fill_cache", "build_model", "report"]
+)
+def test_sigterm_before_the_first_step_is_a_failure_of_one_sentence(
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    moment: str,
+) -> None:
+    """Nothing was trained, so a scheduler must not take the run for a finished one."""
+    config = settings(latent_cache=str(tmp_path / "latents"))
+    monkeypatch.setattr(recipe, moment, lambda *arguments: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        recipe.train(config, load())
     assert ended.value.code == TERMINATED == 143
-    assert [record.getMessage() for record in caplog.records] == [
-        "SIGTERM received before the first step: nothing was trained, and no checkpoint was written"
-    ]
+    said = f"Stopped by SIGTERM before the first step: no checkpoint was written in {config.output_dir}."
+    assert [record.getMessage() for record in caplog.records if record.name.endswith("stopping")] == [said]
+
+
+def test_sigterm_before_the_first_step_of_a_resumed_run_names_the_last_checkpoint(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe.train(settings(max_steps=1), load())
+    resumed = settings(resume_from_checkpoint="last")
+    with pytest.raises(SystemExit, match=str(TERMINATED)):
+        stopped_run(monkeypatch, resumed, "on_init_end")
+    assert f"before the first step: the last checkpoint is {resumed.output_dir}/checkpoint-1; resume" in caplog.text
+
+
+def test_ctrl_c_names_what_is_saved(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also while a checkpoint is written: an incomplete one is never found."""
+    monkeypatch.setattr(signal, "raise_signal", interrupt)
+    config = settings(max_steps=3, save_steps=1)
+    with pytest.raises(KeyboardInterrupt):
+        stopped_run(monkeypatch, config, "_save_rng_state")
+    assert find_last_checkpoint(config.output_dir) is None
+    assert f"Stopped by Ctrl-C during training: no checkpoint was written in {config.output_dir}." in caplog.text
+    with pytest.raises(KeyboardInterrupt):
+        stopped_run(monkeypatch, config, "on_save")
+    assert f"during training: the last checkpoint is {config.output_dir}/checkpoint-1; resume" in caplog.text
+
+
+def interrupt(number: int) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_stop_that_a_library_caught_ends_the_run_before_its_first_step() -> None:
+    with Stop() as stop:
+        with suppress(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.phase == BEFORE
+        with pytest.raises(SystemExit, match=str(TERMINATED)):
+            stop.begin()
+
+
+def test_sigterm_is_handled_as_before_when_the_run_has_ended() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Stop():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_in_a_thread_leaves_signals_alone(settings: Settings) -> None:
+    """Python handles signals in the main thread only."""
+    config = settings(max_steps=1)
+    thread = threading.Thread(target=recipe.train, args=(config, load()))
+    thread.start()
+    thread.join()
+    assert (Path(config.output_dir) / "model.safetensors").exists()
 
 
 def test_names_of_checkpoints(settings: Settings, tmp_path: Path) -> None:

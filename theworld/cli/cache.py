@@ -26,9 +26,13 @@ def cache(
 
     Example: theworld cache configs/nano_projector.json
     """
-    from theworld.training import recipe
+    from theworld.training.command_line import import_recipe
+    from theworld.training.stopping import Stop
 
-    settings = read_config(config, None, None, hf_token, dataset, num_samples, None, changes)
-    with counting() as step:
-        filled, new = recipe.fill(settings, progress=step)
-    typer.echo(f"{filled.folder}: {len(filled)} entries, {new} of them new")
+    with Stop() as stop:
+        stop.outcome = lambda: "the entries that were computed are kept, and the same command computes the others."
+        settings = read_config(config, None, None, hf_token, dataset, num_samples, None, changes)
+        recipe = import_recipe()
+        with counting() as step:
+            filled, new = recipe.fill(settings, progress=step)
+        typer.echo(f"{filled.folder}: {len(filled)} entries, {new} of them new")

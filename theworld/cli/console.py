@@ -82,18 +82,24 @@ def counting() -> Iterator[Step]:
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     shown: dict[str, tuple[TaskID, int]] = {}  # the bars, and where each began: a resumed run begins in the middle
-    with Progress(*columns, console=console, transient=True) as bars:
+    bars = Progress(*columns, console=console, transient=True)
 
-        def step(what: str, done: int, total: int) -> None:
-            if what not in shown:
-                shown[what] = (bars.add_task(what, total=total, completed=done, rate=""), done)
-            task, begin = shown[what]
-            seconds = next(bar.elapsed for bar in bars.tasks if bar.id == task) or 0.0
-            bars.update(task, completed=done, rate=f"{(done - begin) / seconds:.1f}/s" if seconds > 0 else "")
-            if done >= total:  # only what is going on is shown
-                bars.remove_task(shown.pop(what)[0])
+    def step(what: str, done: int, total: int) -> None:
+        if what not in shown:
+            shown[what] = (bars.add_task(what, total=total, completed=done, rate=""), done)
+            bars.start()
+        task, begin = shown[what]
+        seconds = next(bar.elapsed for bar in bars.tasks if bar.id == task) or 0.0
+        bars.update(task, completed=done, rate=f"{(done - begin) / seconds:.1f}/s" if seconds > 0 else "")
+        if done >= total:  # only what is going on is shown
+            bars.remove_task(shown.pop(what)[0])
+            if not shown:
+                bars.stop()  # the terminal is free for the bar of a download
 
+    try:
         yield step
+    finally:
+        bars.stop()
 
 
 class _Lines:

@@ -158,7 +158,9 @@ def quieten_libraries() -> None:
     """Keeps progress bars and advice of libraries, and what the command says itself, out of its output."""
     from transformers.utils import logging as transformers_logging
 
+    from theworld.training.command_line import hide_library_bars
+
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    hide_library_bars()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     logging.getLogger("theworld.inference.pipeline").setLevel(logging.ERROR)  # the mode line of `ask` says it

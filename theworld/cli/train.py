@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from theworld.cli import options
-from theworld.cli.console import counting, say
+from theworld.cli.console import counting
 
 if TYPE_CHECKING:
     from theworld.training.config import TrainingConfig
@@ -84,12 +83,21 @@ def train(
     """Train a model: defaults, then CONFIG, then these options.
 
     Every key of a config is an option, and so is every field of transformers.TrainingArguments: --learning_rate 1e-3,
-    --optim adafactor. SIGTERM saves a checkpoint and ends the run with exit code 0, Ctrl-C ends it at once;
-    --resume_from last resumes it with the same result. Keys: docs/training_infrastructure_design.md.
+    --optim adafactor. SIGTERM saves a checkpoint after the current step and ends the run with exit code 0, or 143 before
+    the first step; Ctrl-C ends it at once. --resume_from last resumes it with the same result. Keys:
+    docs/training_infrastructure_design.md.
 
     Example: theworld train configs/nano_projector.json --output_dir runs/projector --learning_rate 5e-3
     """
-    run(read_config(config, resume_from, output_dir, hf_token, dataset, num_samples, streaming, changes))
+    from theworld.training.command_line import import_recipe
+    from theworld.training.stopping import Stop
+
+    with Stop() as stop:
+        settings = read_config(config, resume_from, output_dir, hf_token, dataset, num_samples, streaming, changes)
+        recipe = import_recipe()
+        with counting() as step:
+            folder = recipe.train(settings, progress=step, stop=stop)
+        typer.echo(folder)
 
 
 def read_config(
@@ -107,7 +115,7 @@ def read_config(
     from theworld.training.config import TrainingConfig
 
     log_to_stderr()
-    return TrainingConfig.read(
+    config = TrainingConfig.read(
         path,
         changes or [],
         resume_from_checkpoint=resume_from,
@@ -117,19 +125,5 @@ def read_config(
         streaming=streaming,
         dataset_name=dataset,
     )
-
-
-def run(config: TrainingConfig) -> None:
-    """Trains a model and prints its folder."""
-    from theworld.training.command_line import what_is_saved
-    from theworld.training.recipe import train as train_model
-
-    try:
-        with counting() as step:
-            folder = train_model(config, progress=step)
-    except KeyboardInterrupt:
-        if sys.stderr.isatty():
-            say("")  # a new line after ^C
-        say(what_is_saved(config))
-        raise
-    typer.echo(folder)
+    config.check_files()
+    return config

@@ -41,6 +41,7 @@ CONNECT_TIMEOUT = 5.0  # seconds for a connection; a firewall may drop packets s
 
 SHIPPED_WEIGHTS = Path(__file__).parents[1] / "nano" / "weights"
 SHIPPED_DEFAULT = "fused"
+COSMOS_2B = "nvidia/Cosmos-Predict2-2B-Video2World"  # the world model of a new fusion
 
 
 def resolve(model: str | os.PathLike[str], base_dir: str | os.PathLike[str] | None = None) -> str:

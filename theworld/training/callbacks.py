@@ -1,13 +1,11 @@
-"""Callbacks of a run: stopping on SIGTERM, log lines and progress, and sample answers with their imagined futures."""
+"""Callbacks of a run: stopping after a step, log lines and progress, and sample answers with their imagined futures."""
 
 from __future__ import annotations
 
 import json
 import logging
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,62 +18,50 @@ from theworld.datasets.samples import Sample
 from theworld.messages import TaskProgress
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.training.hf_arguments import LOGS
+from theworld.training.stopping import ENDING, Stop
 from theworld.training.trainer import EvaluationStopped, TheWorldTrainer
 
 logger = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 64  # of an answer that is shown
-TERMINATED = 128 + signal.SIGTERM  # the exit code that a shell gives to a process ended by SIGTERM
 
 
-class StopOnSigterm(TrainerCallback):
-    """Saves a checkpoint and ends the run on SIGTERM, after the current step, with exit code 0.
+class StopAfterStep(TrainerCallback):
+    """Saves a checkpoint and ends the run after the current step, once a stop is requested; evaluations are aborted."""
 
-    Before the first step there is nothing to save: the process ends at once, with an exit code that is not 0. While the
-    final model is being saved, the signal changes nothing.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.phase = "before"  # then "training", then "after"
-        self._previous: Any = None
-
-    def __enter__(self) -> StopOnSigterm:
-        self._previous = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.phase == "before":
-            logger.error("SIGTERM received before the first step: nothing was trained, and no checkpoint was written")
-            raise SystemExit(TERMINATED)
-        if self.phase == "after":
-            logger.warning("SIGTERM received after the last step: the run ends when the model is saved")
-            return
-        self.requested = True
-        logger.warning("SIGTERM received: saving a checkpoint after this step")
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
 
     def on_train_begin(self, *arguments: Any, **keywords: Any) -> None:
-        self.phase = "training"
+        self.stop.begin()
 
-    def on_train_end(self, *arguments: Any, **keywords: Any) -> None:
-        self.phase = "after"
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **keywords: Any
+    ) -> None:
+        if state.global_step + 1 >= state.max_steps:
+            self.stop.phase = ENDING  # a stop during this step leaves nothing to resume
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **keywords: Any
     ) -> None:
-        if self.requested:
+        if self.stop.requested:
             control.should_evaluate = False  # it may take longer than the grace period after SIGTERM
             control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **keywords: Any) -> None:
+        if self.stop.requested:  # while the checkpoint was written
+            control.should_training_stop = True
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **keywords: Any
     ) -> None:
-        if self.requested:
+        if self.stop.requested:
             control.should_save = control.should_training_stop = True
             raise EvaluationStopped
+
+    def on_train_end(self, *arguments: Any, **keywords: Any) -> None:
+        if not self.stop.requested:
+            self.stop.phase = ENDING
 
 
 class Report(TrainerCallback):

@@ -62,6 +62,14 @@ def find_last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
     return next(iter(reversed(checkpoints_in(output_dir))), None)
 
 
+def what_is_saved(output_dir: str | os.PathLike[str]) -> str:
+    """What an interrupted run has saved, and how to go on."""
+    last = find_last_checkpoint(output_dir)
+    if last is None:
+        return f"no checkpoint was written in {output_dir}."
+    return f"the last checkpoint is {last}; resume the run with resume_from=last."
+
+
 def partial_folder(checkpoint: Path) -> Path:
     """The folder that a checkpoint is written in before it gets its name."""
     return checkpoint.with_name(f".{checkpoint.name}{PARTIAL_SUFFIX}")

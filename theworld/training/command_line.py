@@ -1,4 +1,7 @@
-"""What the command lines of training share: config keys as options, the log, and a script's main function."""
+"""What the command lines of training share: config keys as options, the log, and a script's main function.
+
+The recipe imports torch and transformers, which takes seconds; settings and files are checked before.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ import argparse
 import logging
 import sys
 from collections.abc import Collection, Sequence
-from typing import TextIO
+from types import ModuleType
+from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
 
-from theworld.training.checkpointing import find_last_checkpoint
 from theworld.training.config import TrainingConfig
-from theworld.training.dataset_loading import LoadDatasets
-from theworld.training.recipe import train
+from theworld.training.stopping import INTERRUPTED, Stop
 from theworld.training.token import hide_token
+
+if TYPE_CHECKING:
+    from theworld.training.dataset_loading import LoadDatasets
 
 
 def keys_as_set(arguments: list[str], known: Collection[str]) -> list[str]:
@@ -43,14 +48,6 @@ def keys_as_set(arguments: list[str], known: Collection[str]) -> list[str]:
     return changed
 
 
-def what_is_saved(config: TrainingConfig) -> str:
-    """A sentence on what an interrupted run has saved."""
-    last = find_last_checkpoint(config.output_dir)
-    if last is None:
-        return f"Stopped; nothing was saved in {config.output_dir} yet."
-    return f"Stopped; the last checkpoint is {last}. Resume with the same command and --resume_from last."
-
-
 class StderrHandler(logging.StreamHandler):
     """Writes to what is stderr at the time, so that lines go above a progress bar, which replaces it."""
 
@@ -68,6 +65,24 @@ def log_to_stderr() -> None:
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[StderrHandler()]
     )
     logging.getLogger("theworld").setLevel(logging.INFO)
+
+
+def import_recipe() -> ModuleType:
+    """The module of the recipe; the progress bars of libraries are switched off, since a run shows its own."""
+    from theworld.training import recipe
+
+    hide_library_bars()
+    return recipe
+
+
+def hide_library_bars() -> None:
+    """Switches off the progress bars of transformers, which loads and writes within our own display.
+
+    Those of downloads stay: a command shows nothing else while it downloads.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
 
 class ProgressBars:
@@ -103,15 +118,14 @@ def main(load: LoadDatasets, description: str, default_config: str, arguments: S
     own = ("--config", "--set", "--help")
     given = parser.parse_args(keys_as_set(list(sys.argv[1:] if arguments is None else arguments), own))
     log_to_stderr()
-    config = None
     try:
-        config = TrainingConfig.read(given.config, given.changes)
-        sys.stdout.write(f"{train(config, load, progress=ProgressBars())}\n")
+        with Stop() as stop:
+            config = TrainingConfig.read(given.config, given.changes)
+            train = import_recipe().train
+            sys.stdout.write(f"{train(config, load, ProgressBars(), stop)}\n")
     except (ValueError, OSError) as error:
         sys.stderr.write(f"Error: {error}\n")
         return 1
     except KeyboardInterrupt:
-        if config is not None:
-            sys.stderr.write(f"{what_is_saved(config)}\n")
-        raise
+        return INTERRUPTED
     return 0

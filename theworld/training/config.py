@@ -17,8 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from theworld.storage.files import read_json_file
-from theworld.training.config_keys import ALIASES, SECRET, TRACKERS, assignments, canonical, checked, trainer_fields
-from theworld.world_models.configuration import COSMOS_2B
+from theworld.storage.hub import COSMOS_2B
+from theworld.training.config_keys import (
+    ALIASES,
+    SECRET,
+    TRACKERS,
+    assignments,
+    canonical,
+    checked,
+    trainer_field_names,
+    trainer_fields,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +235,7 @@ class TrainingConfig:
         for known in dataclasses.fields(self):
             setattr(self, known.name, checked(known.name, getattr(self, known.name), hints[known.name]))
         for name, value in self.trainer_arguments.items():
-            if name in hints or name in ALIASES or name not in trainer_fields():
+            if name in hints or name in ALIASES or name not in trainer_field_names():
                 raise ValueError(
                     f"trainer_arguments has {name!r}, which is not a field that it can hold; use from_dict."
                 )
@@ -329,6 +338,22 @@ class TrainingConfig:
         others = self.trainer_arguments.get("report_to", [])
         return others if "all" in others else [*(t for t, switch in TRACKERS.items() if getattr(self, switch)), *others]
 
+    def check_files(self) -> None:
+        """Raises a ValueError if a file of the dataset is missing; checked before the slow imports and the weights."""
+        if self.dataset_name.endswith(".py"):
+            check_file(self.dataset_name, "dataset_name", "a Python file with a load_datasets(config)")
+        if self.dataset_name != "jsonl":
+            return
+        if self.train_dataset_path is None:
+            raise ValueError("dataset_name jsonl needs train_dataset_path, a JSON Lines file; set it.")
+        check_file(self.train_dataset_path, "train_dataset_path", "a JSON Lines file")
+        if self.do_eval and self.eval_dataset_path is None:
+            raise ValueError(
+                "do_eval needs eval_dataset_path, a second JSON Lines file; set it, or set do_eval to false."
+            )
+        if self.do_eval:
+            check_file(str(self.eval_dataset_path), "eval_dataset_path", "a JSON Lines file")
+
     # -------------------------------------------------------------------------------------------- reading and writing
 
     @classmethod
@@ -360,13 +385,18 @@ class TrainingConfig:
         in_file = cls._from_canonical(content)  # what is wrong in the file is reported first
         given = {**assignments(changes), **{key: value for key, value in values.items() if value is not None}}
         given = canonical(given, own_keys(), "the command line")
-        dataset = given.get("dataset_name", in_file.dataset_name)
-        if dataset != in_file.dataset_name:
-            if not str(dataset).endswith(JSON_LINES) or in_file.dataset_name != "jsonl":
-                drop_dataset_options(content, in_file.dataset_name, dataset)
+        dataset, former = given.get("dataset_name", in_file.dataset_name), in_file.dataset_name
+        unused = None
+        if dataset != former:
+            if not str(dataset).endswith(JSON_LINES) or former != "jsonl":
+                unused = content.pop("dataset_options", None)
             if str(dataset).endswith(JSON_LINES):
                 content.pop("train_dataset_path", None)
-        return cls._from_canonical({**content, **given})
+        config = cls._from_canonical({**content, **given})
+        if unused:
+            config.check_files()  # a missing file is reported without this note
+            logger.info("the dataset_options of the config belong to %s and are not used for %s", former, dataset)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting but the token."""
@@ -405,10 +435,10 @@ def own_keys() -> list[str]:
     return [known.name for known in dataclasses.fields(TrainingConfig) if known.name != "trainer_arguments"]
 
 
-def drop_dataset_options(content: dict[str, Any], former: str, dataset: str) -> None:
-    """Removes the options of a file's dataset, for a run on another one."""
-    if content.pop("dataset_options", None):
-        logger.info("the dataset_options of the config belong to %s and are not used for %s", former, dataset)
+def check_file(path: str, key: str, content: str) -> None:
+    """Raises a ValueError if there is no such file."""
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {path}, which {key} names; give the path of {content}.")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

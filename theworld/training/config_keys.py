@@ -6,12 +6,15 @@ in `TrainingArguments` otherwise. `canonical` brings what a file or a command li
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
+import importlib.util
 import json
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from theworld.messages import suggest
@@ -78,6 +81,21 @@ JSON_TYPES = {
 
 
 @functools.cache
+def trainer_field_names() -> tuple[str, ...]:
+    """Names of the fields of `TrainingArguments`, read from its source: importing it takes seconds."""
+    package = importlib.util.find_spec("transformers")
+    assert package is not None
+    assert package.origin is not None
+    source = Path(package.origin).with_name("training_args.py").read_text(encoding="utf-8")
+    (body,) = (
+        node.body
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
+    )
+    return tuple(n.target.id for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name))
+
+
+@functools.cache
 def trainer_fields() -> dict[str, Any]:
     """Names and types of the fields of `TrainingArguments`."""
     from transformers import TrainingArguments
@@ -114,7 +132,7 @@ def check_trainer_field(key: str, known: Collection[str], source: str) -> None:
     """Raises a ValueError unless `key` is a field of TrainingArguments that this trainer follows."""
     if key in UNSUPPORTED:
         raise ValueError(f"{source} sets {key}, which TheWorld does not support: {UNSUPPORTED[key]}.")
-    fields = trainer_fields()
+    fields = trainer_field_names()
     if key in fields:
         return
     names = [name for name in (*known, *fields) if name not in UNSUPPORTED]

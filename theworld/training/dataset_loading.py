@@ -52,16 +52,8 @@ def load_physics(
 
 def load_jsonl(config: TrainingConfig) -> Datasets:
     """Two JSON Lines files."""
-    if config.train_dataset_path is None:
-        raise ValueError("dataset_name jsonl needs train_dataset_path, a JSON Lines file; set it.")
-    evaluation = None
-    if config.do_eval:
-        if config.eval_dataset_path is None:
-            raise ValueError(
-                "do_eval needs eval_dataset_path, a second JSON Lines file; set it, or set do_eval to false."
-            )
-        evaluation = JsonlDataset(config.eval_dataset_path)
-    return JsonlDataset(config.train_dataset_path, config.num_samples), evaluation
+    evaluation = JsonlDataset(str(config.eval_dataset_path)) if config.do_eval else None
+    return JsonlDataset(str(config.train_dataset_path), config.num_samples), evaluation
 
 
 def load_datacomp(config: TrainingConfig, **options: Any) -> Datasets:
@@ -102,6 +94,7 @@ def load_datasets(config: TrainingConfig) -> Datasets:
     Raises:
         ValueError: if there is no such dataset, or if it does not have one of the options.
     """
+    config.check_files()
     name = config.dataset_name
     if name.endswith(".py"):
         return load_datasets_from(name)(config)
@@ -134,12 +127,8 @@ def load_datasets_from(path: str) -> LoadDatasets:
     """The function `load_datasets` of a Python file.
 
     Raises:
-        ValueError: if there is no such file, or if it does not define the function.
+        ValueError: if it does not define the function.
     """
-    if not Path(path).is_file():
-        raise ValueError(
-            f"There is no file {path}; a dataset_name that ends in .py is a Python file with a load_datasets(config)."
-        )
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None
     assert spec.loader is not None

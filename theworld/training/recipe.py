@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ from theworld.model import freezing
 from theworld.model.devices import cpu_has_bfloat16
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
-from theworld.training.callbacks import Report, ShownSamples, StopOnSigterm
+from theworld.training.callbacks import Report, ShownSamples, StopAfterStep
 from theworld.training.checkpointing import (
     check_changes,
     check_output,
@@ -31,6 +33,7 @@ from theworld.training.checkpointing import (
     find_last_checkpoint,
     make_output,
     remove_partial,
+    what_is_saved,
 )
 from theworld.training.config import TrainingConfig
 from theworld.training.dataset_loading import LoadDatasets, as_samples, load_datasets
@@ -39,6 +42,7 @@ from theworld.training.latent_precompute import fill_cache, open_cache, write_st
 from theworld.training.model_setup import Described, build_model, describe
 from theworld.training.push import check_hub, make_repository
 from theworld.training.samplers import IndexedSamples, IndexedStream, filter_by_length
+from theworld.training.stopping import ENDING, Stop
 from theworld.training.trainer import TheWorldTrainer
 
 logger = logging.getLogger(__name__)
@@ -48,12 +52,18 @@ def no_progress(what: str, done: int, total: int) -> None:
     """Reports no progress."""
 
 
-def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: TaskProgress = no_progress) -> Path:
+def train(
+    config: TrainingConfig,
+    load: LoadDatasets = load_datasets,
+    progress: TaskProgress = no_progress,
+    stop: Stop | None = None,
+) -> Path:
     """Trains a model as described by a config.
 
     Args:
         load: loads training and evaluation samples.
         progress: called with (description, done, total).
+        stop: handles SIGTERM already; None installs a handler for this call.
 
     Returns:
         The folder of the trained model; for a run that SIGTERM stopped, its last checkpoint, which is a model as well.
@@ -61,6 +71,13 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
     Raises:
         ValueError: if settings, data, a model or a checkpoint do not fit, or if the disk is full.
     """
+    with Stop() if stop is None else nullcontext(stop) as stop:
+        return train_until(stop, config, load, progress)
+
+
+def train_until(stop: Stop, config: TrainingConfig, load: LoadDatasets, progress: TaskProgress) -> Path:
+    """Trains to the end of the run, or until a stop is requested."""
+    stop.outcome = partial(what_is_saved, config.output_dir)
     config.move_token()
     training_arguments(config)  # refused now rather than after the weights are loaded
     check_machine(config)
@@ -71,42 +88,42 @@ def train(config: TrainingConfig, load: LoadDatasets = load_datasets, progress: 
     if resume is not None:
         check_changes(config, resume)
     remove_partial(output)
-    with StopOnSigterm() as stop:
-        # 1. the model's configuration, and the data
-        described = describe(config)
-        collator = new_collator(config, described)
-        training, evaluation = index_samples(config, load, collator)
-        shown = shown_samples(config, evaluation)
-        make_repository(config)
 
-        # 2. world latents, computed once for all runs
-        collator.cache = open_cache(config, described)
-        if collator.cache is not None:
-            sets = [samples for samples in (training, evaluation) if isinstance(samples, IndexedSamples)]
-            new = fill_cache(config, described, collator, sets, shown, progress)
-            logger.info("%d entries in %s, %d of them new", len(collator.cache), collator.cache.folder, new)
+    # 1. the model's configuration, and the data
+    described = describe(config)
+    collator = new_collator(config, described)
+    training, evaluation = index_samples(config, load, collator)
+    shown = shown_samples(config, evaluation)
+    make_repository(config)
 
-        # 3. the model and its trainable parts
-        model = build_model(config, described)
-        report(config, model, training, evaluation)
+    # 2. world latents, computed once for all runs
+    collator.cache = open_cache(config, described)
+    if collator.cache is not None:
+        sets = [samples for samples in (training, evaluation) if isinstance(samples, IndexedSamples)]
+        new = fill_cache(config, described, collator, sets, shown, progress)
+        logger.info("%d entries in %s, %d of them new", len(collator.cache), collator.cache.folder, new)
 
-        # 4. training
-        quiet = config.trainer_arguments.get("disable_tqdm", False)
-        callbacks = [stop, Report(no_progress if quiet else progress)]
-        trainer = TheWorldTrainer(model, config, collator, training, evaluation, callbacks=callbacks)
-        if shown:
-            strips = write_strips(shown, collator, model.world, output / "samples")
-            trainer.add_callback(ShownSamples(trainer, shown, strips, output / "samples"))
-        with disk_full_as_error(output):
-            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-        if trainer.left_out:
-            logger.warning(
-                "%d samples of the stream had more than %d text tokens and were left out",
-                trainer.left_out, config.max_seq_length,
-            )  # fmt: skip
-        if not stop.requested:
-            trainer.save_model()
-            return output
+    # 3. the model and its trainable parts
+    model = build_model(config, described)
+    report(config, model, training, evaluation)
+
+    # 4. training
+    quiet = config.trainer_arguments.get("disable_tqdm", False)
+    callbacks = [StopAfterStep(stop), Report(no_progress if quiet else progress)]
+    trainer = TheWorldTrainer(model, config, collator, training, evaluation, callbacks=callbacks)
+    if shown:
+        strips = write_strips(shown, collator, model.world, output / "samples")
+        trainer.add_callback(ShownSamples(trainer, shown, strips, output / "samples"))
+    with disk_full_as_error(output):
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    if trainer.left_out:
+        logger.warning(
+            "%d samples of the stream had more than %d text tokens and were left out",
+            trainer.left_out, config.max_seq_length,
+        )  # fmt: skip
+    if stop.phase == ENDING:
+        trainer.save_model()
+        return output
     last = find_last_checkpoint(output)
     assert last is not None  # a run that is stopped before its first step ends with an error
     return last

@@ -13,6 +13,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 
 from theworld.datasets.collator import ChatCollator
@@ -34,6 +36,7 @@ from theworld.training.hf_arguments import training_arguments
 from theworld.training.loss import answer_loss, answer_sums, evaluation_metrics
 from theworld.training.muon import MuonWithAdamW, inside_layers
 from theworld.training.samplers import EpochOrder, IndexedSamples, IndexedStream
+from theworld.training.stopping import obey_parent_only, sigterm_blocked
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +98,19 @@ class TheWorldTrainer(Trainer):
             self.args.train_batch_size * self.args.world_size,
             self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
+
+    def _get_dataloader(self, *arguments: Any, **keywords: Any) -> DataLoader:
+        loader = super()._get_dataloader(*arguments, **keywords)
+        starter = loader.base_dataloader  # accelerate's own loader wraps the one that starts workers
+        starter.worker_init_fn = partial(obey_parent_only, then=starter.worker_init_fn)
+        start_workers = starter._get_iterator
+
+        def with_sigterm_blocked() -> Any:
+            with sigterm_blocked():
+                return start_workers()
+
+        starter._get_iterator = with_sigterm_blocked
+        return loader
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Inputs on the device, with world latents instead of the requests for them."""

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from transformers.models.gemma3 import Gemma3Config
 
 from theworld.messages import suggest
+from theworld.storage.hub import COSMOS_2B as COSMOS_2B  # the default of a new model is needed before transformers
 
 # Cosmos-Predict2-2B-Video2World as published: https://huggingface.co/nvidia/Cosmos-Predict2-2B-Video2World
 COSMOS_2B_TRANSFORMER: dict[str, Any] = {
@@ -35,7 +36,6 @@ COSMOS_SCHEDULER: dict[str, Any] = {
     "sigma_data": 1.0,
     "final_sigmas_type": "sigma_min",
 }
-COSMOS_2B = "nvidia/Cosmos-Predict2-2B-Video2World"
 WEIGHTS_FROM = ("own", "nvidia")
 WAN_LATENT_CHANNELS = 16  # AutoencoderKLWan's default z_dim, for a vae dict that leaves it out
 
