@@ -409,6 +409,34 @@ def test_a_stop_during_the_imports_is_one_sentence(config: Path, tmp_path: Path,
     assert f"Stopped by {cause} before the first step: {saved}" in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["none.json"], "There is no config none.json"),
+        (
+            ["CONFIG", "--lerning_rate", "1"],
+            "Unknown key 'lerning_rate' in the command line; did you mean 'learning_rate'?",
+        ),
+        (["CONFIG", "--optimm", "sgd"], "Unknown key 'optimm' in the command line; did you mean 'optim'?"),
+        (["CONFIG", "--dataset", "none.jsonl"], "There is no file none.jsonl, which train_dataset_path names"),
+        (["CONFIG", "--dataset", "none.py"], "There is no file none.py, which dataset_name names"),
+        (["--help"], "Example: theworld train"),
+    ],
+)
+def test_what_needs_no_library_comes_before_the_imports(config: Path, arguments: list[str], words: str) -> None:
+    """torch and transformers take seconds to import."""
+    given = ["train", *(str(config) if argument == "CONFIG" else argument for argument in arguments)]
+    code = (
+        "import sys; from typer.testing import CliRunner; from theworld.cli import app; "
+        f"print(CliRunner().invoke(app, {given!r}).output); print({{'torch', 'transformers'}} & set(sys.modules))"
+    )
+    with Command("-c", code) as started:
+        _, output, errors = started.finish()
+    assert words in " ".join(output.split()), errors
+    assert output.splitlines()[-1] == "set()"
+    assert "dataset_options" not in output + errors
+
+
 @pytest.mark.parametrize("verb", ["train", "cache"])
 def test_help_says_what_it_does(verb: str) -> None:
     result = invoke(verb, "--help")

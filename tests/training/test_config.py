@@ -154,9 +154,14 @@ def test_options_of_another_dataset_are_left_out(tmp_path: Path, caplog: pytest.
     """The config of the README, with a dataset of one's own on the command line."""
     caplog.set_level("INFO", logger="theworld")
     path = REPOSITORY / "configs" / "nano_projector.json"
-    config = TrainingConfig.read(path, dataset_name="chats.jsonl")
-    assert (config.dataset_name, config.train_dataset_path, config.dataset_options) == ("jsonl", "chats.jsonl", {})
-    assert "dataset_options of the config belong to physics and are not used for chats.jsonl" in caplog.text
+    chats = str(tmp_path / "chats.jsonl")
+    with pytest.raises(ValueError, match=r"There is no file .*chats\.jsonl, which train_dataset_path names; give"):
+        TrainingConfig.read(path, dataset_name=chats)
+    assert caplog.text == "", "a missing file is the only message"
+    Path(chats).touch()
+    config = TrainingConfig.read(path, dataset_name=chats)
+    assert (config.dataset_name, config.train_dataset_path, config.dataset_options) == ("jsonl", chats, {})
+    assert f"dataset_options of the config belong to physics and are not used for {chats}" in caplog.text
     own = TrainingConfig.read(path, ['dataset_options={"split": "a"}'], dataset_name="me/data")
     assert own.dataset_options == {"split": "a"}
     caplog.clear()

@@ -83,8 +83,8 @@ def train(
     """Train a model: defaults, then CONFIG, then these options.
 
     Every key of a config is an option, and so is every field of transformers.TrainingArguments: --learning_rate 1e-3,
-    --optim adafactor. SIGTERM saves a checkpoint after the current step and ends the run with exit code 0, or 143 before
-    the first step; Ctrl-C ends it at once. --resume_from last resumes it with the same result. Keys:
+    --optim adafactor. SIGTERM saves a checkpoint after the current step and ends the run with exit code 0, or 143
+    before the first step; Ctrl-C ends it at once. --resume_from last resumes it with the same result. Keys:
     docs/training_infrastructure_design.md.
 
     Example: theworld train configs/nano_projector.json --output_dir runs/projector --learning_rate 5e-3
