@@ -263,9 +263,7 @@ def stopped_run(
     return recipe.train(config, load())
 
 
-STOPPED = (
-    "Stopped by SIGTERM during training: the last checkpoint is {}; resume the run with resume_from_checkpoint=last"
-)
+STOPPED = "Stopped by SIGTERM during training: the last checkpoint is {}; resume the run with resume_from=last"
 
 
 @pytest.mark.parametrize(
