@@ -27,6 +27,7 @@ from rich.text import Text
 from theworld import TheWorld
 from theworld.datasets.physics import make_clip, next_questions
 from theworld.media.export import save_rollout
+from theworld.model.call_plan import UNTRAINED
 
 SEED = 0
 STEPS = 4
@@ -62,7 +63,7 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(f"Error: {error}") from error
     if not model.projector_is_trained:
-        raise SystemExit(f"{arguments.model} has no trained projector. Train one with `theworld train` first.")
+        raise SystemExit(f"{UNTRAINED} Train the projector of {arguments.model} with `theworld train` first.")
 
     table = Table("scene", "question", "off", "0 steps", f"{STEPS} steps", "truth", show_lines=True)
     table.title = f"Answers with the world model off, with 0 and with {STEPS} world steps"
@@ -88,7 +89,6 @@ def main() -> None:
     if arguments.model == "nano":
         console.print(CHOICE)
         show_test_split(console)
-        console.print("nano knows only scenes like these; its answers about any other image mean nothing.")
 
 
 def show_test_split(console: Console) -> None:
