@@ -22,6 +22,11 @@ def suggest(name: str, known: Iterable[str], otherwise: str | None = None) -> st
     return f"choose one of {', '.join(names)}." if otherwise is None else otherwise
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: "1 image", "2 images"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def enumerate_names(names: Collection[str], limit: int = 3) -> str:
     """The first names, with an ellipsis if there are more."""
     first = sorted(names)[:limit]

@@ -220,7 +220,7 @@ def test_more_steps_than_the_model_has(
         ("no-such-model", "There is no folder no-such-model"),
         ("./no/such/folder", "There is no folder ./no/such/folder"),
         ("nano/huge", "not shipped"),
-        ("owner/nothing", "HF_HUB_OFFLINE is unset"),
+        ("owner/nothing", "Hub access is disabled (HF_HUB_OFFLINE=1); unset it or pass a local folder."),
     ],
 )
 def test_an_unknown_model(image: Path, name: str, says: str) -> None:
@@ -476,6 +476,7 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_no_network(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited: list[float]) -> None:
     use_endpoint(monkeypatch, "http://127.0.0.1:9", tmp_path)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     said = ask("owner/tuned", image)
     assert "owner/tuned" in said
     assert "network" in said

@@ -198,7 +198,10 @@ def test_what_is_cached_is_not_downloaded_again_and_is_enough_offline(
     assert report("--model", ADAPTER, "--steps", "2")["machine"]["offline"]
     weights = next((tmp_path / "hub").glob("models--google*/snapshots/*/model.safetensors"))
     weights.unlink()
-    assert "HF_HUB_OFFLINE is set" in problems(report("--model", ADAPTER, "--steps", "2", works=False))[0]
+    assert (
+        "Hub access is disabled (HF_HUB_OFFLINE=1); unset it or pass a local folder."
+        in problems(report("--model", ADAPTER, "--steps", "2", works=False))[0]
+    )
 
 
 @pytest.mark.parametrize(

@@ -294,8 +294,8 @@ def test_an_untrained_model_shows_frames_by_itself(bases: dict[str, str]) -> Non
         ({"video": b"not a video"}, "is not a video that can be read"),
         ({"video": torch.full((5, 3, 4, 4), -0.5)}, r"\(x \+ 1\) / 2"),
         ({"video": torch.zeros(5, 3, 4, 4, dtype=torch.int32)}, "uint8 in 0..255 or float"),
-        ({"video": [clip_of()], "question": ["a", "b"]}, "Got 1 videos for 2 questions"),
-        ({"video": "clip.mp4", "question": ["a", "b"]}, "Got 1 videos for 2 questions"),
+        ({"video": [clip_of()], "question": ["a", "b"]}, "Got 1 video for 2 questions"),
+        ({"video": "clip.mp4", "question": ["a", "b"]}, "Got 1 video for 2 questions"),
         (
             {"video": [clip_of(5), clip_of(9)], "question": ["a", "b"]},
             "have 5 and 9 frames to read .* group your questions",

@@ -108,5 +108,5 @@ def test_images_are_grouped_by_prompt(path: Path) -> None:
     assert isinstance(second, Video)
     assert second.frames[0] is second.frames[0], "a video is decoded once, too"
     assert group_images(grouped, ["a", "b"]) is grouped
-    with pytest.raises(ValueError, match=r"Got 2 image entries for 1 questions"):
+    with pytest.raises(ValueError, match=r"Got 2 image entries for 1 question:"):
         group_images(LoadedImages([[], []]), "a")

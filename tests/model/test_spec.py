@@ -20,9 +20,11 @@ from tests.evaluation.tiny_family import tiny_family
 from tests.world_models.tiny import TINY_SIZE
 from theworld import TheWorld
 from theworld.cli import app
-from theworld.model.call_plan import plan_call
+from theworld.inference.pipeline import warn_once
+from theworld.model.call_plan import plan_call, steps_to_imagine
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.spec import resolve_model
+from theworld.storage.hub import SHIPPED_WEIGHTS
 
 QUESTION = "Which bin will the ball land in?"
 
@@ -195,3 +197,39 @@ def test_a_chat_template_in_the_tokenizer_config_is_enough(family: Path, image: 
     config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": None}))
     with pytest.raises(ValueError, match=f"{gemma} has no chat template.*add one"):
         TheWorld(gemma, enable_world=False, device="cpu").generate(str(image), QUESTION, 4)
+
+
+def test_a_rollout_beyond_the_training_clips_gets_a_note(tmp_path: Path) -> None:
+    """nano's world model was trained on 4 world steps and NVIDIA's on 23; no file says it of other weights."""
+    world = shutil.copytree(SHIPPED_WEIGHTS / "cosmos", tmp_path / "cosmos")
+    rollout = json.loads((world / "rollout_config.json").read_text())
+    for source, learned in (("own", None), ("nvidia", 23)):
+        (world / "rollout_config.json").write_text(json.dumps({**rollout, "weights_from": source}))
+        spec = resolve_model("nano/gemma", world_model=world, max_world_steps=40, world_image_size=64)
+        for steps in (4, 23, 24):
+            note = spec.note_on_steps(steps)
+            assert (note is not None) == (learned is not None and steps > learned)
+    assert note is not None
+    assert "trained on clips of 23 world steps, and 24 were requested" in note
+    nano = resolve_model("nano/gemma", world_model="nano/cosmos", max_world_steps=16, world_image_size=64)
+    assert nano.note_on_steps(4) is None
+    assert "trained on clips of 4 world steps, and 16 were requested" in str(nano.note_on_steps(16))
+
+
+def test_nano_warns_once_per_process(
+    family: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("theworld.storage.hub.SHIPPED_WEIGHTS", family)
+    warn_once.cache_clear()
+    for _ in range(2):
+        TheWorld("nano", device="cpu")
+    assert caplog.text.count("nano understands only its simulated scenes") == 1
+
+
+def test_the_default_steps_of_a_rollout_are_one_decision() -> None:
+    for own, most, expected in ((0, 16, 4), (0, 2, 2), (3, 16, 3)):
+        config = TheWorldConfig(num_world_steps=own, max_world_steps=most)
+        assert steps_to_imagine(config) == expected == plan_call(config).num_world_steps
+    assert steps_to_imagine(config, 0) == 0
+    with pytest.raises(ValueError, match="takes 0 to 16"):
+        steps_to_imagine(config, 17)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from theworld.cli import options
-from theworld.cli.console import counted, counting, say
+from theworld.cli.console import counting, say
 from theworld.cli.loading import PAST_STEPS, check_files, dtype_name, load, resolve_spec
+from theworld.messages import counted
 from theworld.model.call_plan import CallPlan, plan_call
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import typer
 from theworld.cli import options
 from theworld.cli.console import counting
 from theworld.cli.train import Changes, DatasetName, HfToken, NumSamples, read_config
+from theworld.messages import counted
 
 
 def cache(
@@ -35,4 +36,4 @@ def cache(
         recipe = import_recipe()
         with counting() as step:
             filled, new = recipe.fill(settings, progress=step)
-        typer.echo(f"{filled.folder}: {len(filled)} entries, {new} of them new")
+        typer.echo(f"{filled.folder}: {counted(len(filled), 'entry', 'entries')}, {new} of them new")

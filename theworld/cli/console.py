@@ -45,11 +45,6 @@ def figures(name: str, *columns: str) -> Table:
     return table
 
 
-def counted(number: int, noun: str) -> str:
-    """A number with its noun: "1 image", "2 images"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def say_error(text: str) -> None:
     stderr().print(f"[bold red]Error:[/] {escape(text)}")
 

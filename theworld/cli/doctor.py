@@ -8,8 +8,9 @@ from typing import Any
 import typer
 
 from theworld.cli import options
-from theworld.cli.console import counted, figures, stdout, waiting
+from theworld.cli.console import figures, stdout, waiting
 from theworld.cli.loading import chosen_model
+from theworld.messages import counted
 
 
 def doctor(

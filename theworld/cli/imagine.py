@@ -10,8 +10,9 @@ import typer
 
 from theworld.cli import options
 from theworld.cli.ask import describe_clip, read_images
-from theworld.cli.console import counted, counting, say, waiting
+from theworld.cli.console import counting, say, waiting
 from theworld.cli.loading import PAST_STEPS, check_files, check_output, dtype_name, load, resolve_spec
+from theworld.messages import counted
 from theworld.model.call_plan import steps_to_imagine
 
 

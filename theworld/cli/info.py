@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from theworld.cli import options
-from theworld.cli.console import counted, figures, say, stdout, waiting
+from theworld.cli.console import figures, say, stdout, waiting
 from theworld.cli.loading import chosen_model, resolve_spec
+from theworld.messages import counted
 
 
 def info(

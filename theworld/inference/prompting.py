@@ -17,6 +17,7 @@ from theworld.inference.options import RolloutOptions
 from theworld.media.images import is_array
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
 from theworld.media.video import Video, load_video
+from theworld.messages import counted
 from theworld.model.processing import TheWorldProcessor, texts_of
 
 IGNORE_INDEX = -100  # label of a token that the loss ignores
@@ -53,7 +54,8 @@ class PromptBuilder:
         several = not isinstance(question, str) and isinstance(video, (list, tuple, np.ndarray, Tensor))
         videos = list(video) if several else [video]
         if len(videos) != len(questions):
-            raise ValueError(f"Got {len(videos)} videos for {len(questions)} questions; pass one video per question.")
+            given, asked = counted(len(videos), "video"), counted(len(questions), "question")
+            raise ValueError(f"Got {given} for {asked}; pass one video per question.")
         return LoadedImages([self.video(each, image)] for each in videos), questions
 
     def questions(self, image: Any, question: Any) -> list[str]:
@@ -94,9 +96,8 @@ class PromptBuilder:
         """Model inputs, left-padded. With answers, their turns follow, and `labels` (B, L) hold their ids."""
         answers = None if answers is None else texts_of("answer", answers)
         if answers is not None and len(answers) != len(questions):
-            raise ValueError(
-                f"Got {len(answers)} answers for {len(questions)} questions; pass one answer per question."
-            )
+            given, asked = counted(len(answers), "answer"), counted(len(questions), "question")
+            raise ValueError(f"Got {given} for {asked}; pass one answer per question.")
         for text in (*questions, *(answers or ())):
             check_text(text, self.control_tokens)
         chats = [user_turn(len(row), text) for row, text in zip(images, questions, strict=True)]

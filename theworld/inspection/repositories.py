@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
 from theworld.storage.hub import (
     ADAPTER_FILE,
     CONFIG_FILE,
+    DISABLED,
     HUB_TIMEOUT,
     TransportError,
     hub_answers,
@@ -161,9 +162,9 @@ def check_repository(repository: Repository) -> RepositoryCheck:
         problem = f"There is no folder {repository.path}, and it is not a Hub id such as owner/name: check the name."
         return RepositoryCheck(repository, "folder", "unknown", problem)
     if constants.HF_HUB_OFFLINE:
-        return _in_cache(repository, "HF_HUB_OFFLINE is set: unset it")
+        return _in_cache(repository, DISABLED)
     if not hub_answers(constants.ENDPOINT):
-        return _in_cache(repository, no_network())
+        return _in_cache(repository, f"The Hub does not answer; {no_network()}, or pass a local folder.")
     return _on_hub(repository)
 
 
@@ -209,9 +210,7 @@ def _in_cache(repository: Repository, remedy: str) -> RepositoryCheck:
         found = _in_folder(repository, Path(folder), "cache")
     if found.problem or found.access != "ok":
         found.access = "unreachable"
-        found.problem = (
-            f"{repository.name} is not complete in the cache and the Hub cannot be asked: {remedy}, or name a folder."
-        )
+        found.problem = f"{repository.name} is not complete in the cache. {remedy}"
     return found
 
 
@@ -264,9 +263,10 @@ def _on_hub(repository: Repository) -> RepositoryCheck:
                 f"The Hub refuses this token {repository.name} ({status}): see {page}, then run `hf auth login` again."
             )
         else:
-            found = _in_cache(repository, f"it answers {status} at {constants.ENDPOINT}, so try again later")
+            why = f"The Hub answers {status} at {constants.ENDPOINT}; try again later, or pass a local folder."
+            found = _in_cache(repository, why)
     except (TransportError, OSError):
-        found = _in_cache(repository, no_network())
+        found = _in_cache(repository, f"The Hub does not answer; {no_network()}, or pass a local folder.")
     return found
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from theworld.media.images import is_array, load_images, load_numbered
 from theworld.media.video import Video
+from theworld.messages import counted
 
 ImageOrVideo: TypeAlias = Image.Image | Video  # an image of now, or a video that ends now
 
@@ -40,10 +41,8 @@ def group_images(images: Any, text: str | Sequence[str] | None) -> LoadedImages:
         return LoadedImages([_load_entry(images)])
     entries = list(images) if isinstance(images, (list, tuple)) or is_array(images) else [images]
     if len(entries) != count:
-        noun = "image entry" if len(entries) == 1 else "image entries"
-        raise ValueError(
-            f"Got {len(entries)} {noun} for {count} questions: pass one image (or list of images) per question."
-        )
+        given, asked = counted(len(entries), "image entry", "image entries"), counted(count, "question")
+        raise ValueError(f"Got {given} for {asked}: pass one image (or list of images) per question.")
     return images if isinstance(images, LoadedImages) else LoadedImages(_load_entry(entry) for entry in entries)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from theworld.messages import counted
+
 DTYPES = {
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
@@ -84,4 +86,5 @@ def check_device(device: str | torch.device | None, option: str = "device") -> N
     if not known:
         raise ValueError(f"{option} {device} is not usable by torch on this machine; use cpu, cuda or cuda:N.")
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"{option} {device}: torch can use {torch.cuda.device_count()} GPUs on this machine.")
+        available = counted(torch.cuda.device_count(), "GPU")
+        raise ValueError(f"{option} {device}: torch can use {available} on this machine.")

@@ -23,6 +23,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from theworld.media.images import stack_frames, to_pixels
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
 from theworld.media.video import Video
+from theworld.messages import counted
 from theworld.model.configuration import TheWorldConfig
 from theworld.storage.hub import find_base_dir, resolve
 
@@ -299,7 +300,8 @@ def prompts_each(world_prompt: str | Sequence[str] | None, count: int | None) ->
         world_prompt = ["" if prompt is None else prompt for prompt in world_prompt]
     prompts = [prompt.strip() for prompt in texts_of("world_prompt", world_prompt)]
     if count is not None and len(prompts) != count:
-        raise ValueError(f"Got {len(prompts)} world prompts for {count} inputs: pass one, or one per input.")
+        given, asked = counted(len(prompts), "world prompt"), counted(count, "input")
+        raise ValueError(f"Got {given} for {asked}: pass one, or one per input.")
     return prompts
 
 

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from theworld.messages import counted
 from theworld.model.call_plan import UNTRAINED
 from theworld.storage.hub import (
     CONFIG_FILE,
@@ -165,8 +166,8 @@ class ModelSpec:
         """Raises a ValueError if the model cannot imagine that many world steps."""
         if num_world_steps is not None and num_world_steps > self.max_world_steps:
             raise ValueError(
-                f"{self.name} imagines at most {self.max_world_steps} world steps, and {num_world_steps} were "
-                "requested; use a smaller number of steps."
+                f"{self.name} imagines at most {counted(self.max_world_steps, 'world step')}, and {num_world_steps} "
+                "were requested; use a smaller number of steps."
             )
 
     def check_trained(self, alternative: str) -> None:

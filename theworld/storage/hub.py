@@ -36,6 +36,7 @@ ADAPTER_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 WORLD_INDEX_FILE = "model_index.json"
 
+DISABLED = "Hub access is disabled (HF_HUB_OFFLINE=1); unset it or pass a local folder."
 HUB_TIMEOUT = 10.0  # seconds for one answer of the Hub
 CONNECT_TIMEOUT = 5.0  # seconds for a connection; a firewall may drop packets silently
 
@@ -77,6 +78,11 @@ def absolute_base_path(model: str) -> str:
 def may_be_on_hub(name: str) -> bool:
     """Whether a name has the form of a Hub id and is not a folder."""
     return not Path(name).is_dir() and name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def is_disabled() -> bool:
+    """Whether the user has disabled the Hub; a command that finds no network disables it for itself only."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 @cache
@@ -146,10 +152,12 @@ def hub_errors(model: str, what: str) -> Iterator[None]:
 
 def explain_hub_error(error: BaseException, model: str, what: str) -> str:
     """One sentence about an error of huggingface_hub: what went wrong, and what to do."""
+    if isinstance(error, LocalEntryNotFoundError) and is_disabled():
+        return f"{model} is not a local folder, and {what} is not in the Hugging Face cache. {DISABLED}"
     if isinstance(error, LocalEntryNotFoundError):
         return (
             f"{model} is not a local folder, and {what} is neither in the Hugging Face cache nor reachable on the Hub; "
-            "check the name and the network, and that HF_HUB_OFFLINE is unset."
+            "check the name and the network."
         )
     if isinstance(error, GatedRepoError):  # before its base class, RepositoryNotFoundError
         return (
