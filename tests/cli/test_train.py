@@ -319,6 +319,8 @@ def test_a_terminal_shows_one_progress_bar_for_the_whole_run(config: Path, tmp_p
     screen = rendered(["-m", "theworld.cli", "train", str(config), *map(str, options)])
     assert re.search(r"Training +.*0/4", screen), screen
     assert "it/s" not in screen
+    assert "Loading weights" not in screen
+    assert "Writing model shards" not in screen
     assert "{'loss'" not in screen
     steps = [line.strip() for line in re.split(r"[\r\n]+", plain_text(screen)) if "step 2 of 4" in line]
     assert len(steps) == 1
@@ -435,6 +437,20 @@ def test_what_needs_no_library_comes_before_the_imports(config: Path, arguments:
     assert words in " ".join(output.split()), errors
     assert output.splitlines()[-1] == "set()"
     assert "dataset_options" not in output + errors
+
+
+def test_what_the_configs_write_is_ignored_by_git() -> None:
+    """A run from the root of the repository leaves no untracked files."""
+    configs = [json.loads(path.read_text()) for path in (REPOSITORY / "configs").glob("*.json")]
+    written = {config[key] for config in configs for key in ("latent_cache", "output_dir") if config.get(key)}
+    assert len(written) > 1
+    for folder in sorted(written):
+        ignored = subprocess.run(["git", "check-ignore", "-q", f"{folder}/file"], cwd=REPOSITORY)
+        assert ignored.returncode == 0, folder
+
+
+def test_the_shell_can_complete_commands() -> None:
+    assert "--install-completion" in invoke("--help").output
 
 
 @pytest.mark.parametrize("verb", ["train", "cache"])

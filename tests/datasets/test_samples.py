@@ -57,7 +57,10 @@ def turn(role: str, text: str = "a") -> dict[str, Any]:
         ({"text": "What?"}, "record 0 has no label"),
         ({"label": "A cat"}, "record 0 has no text"),
         ({"text": 3, "label": "A cat"}, "has no text, or it is not a text"),
-        ({**PLAIN, "lable": 1}, "has an unknown key 'lable'"),
+        ({"text": "What?", "lable": "A cat"}, "has an unknown key 'lable'; did you mean 'label'?"),
+        ({**PLAIN, "img": "0.png"}, "has an unknown key 'img'; "),
+        ({**PLAIN, "world_prompt": 5}, "has a world_prompt of type int: pass a text"),
+        ({**PLAIN, "world_latents": [[1.0]]}, "has a world_latents of type list: pass a tensor"),
         ({**PLAIN, "image": image(0), "images": [image(0)]}, "has image and images"),
         ({**PLAIN, "label": " "}, "has an empty answer"),
         ({**PLAIN, "messages": []}, "has both messages and text or label"),
@@ -97,7 +100,8 @@ def test_a_stream_restarts_and_ends_at_its_limit() -> None:
 
 def write(folder: Path, *lines: Any) -> Path:
     file = folder / "data.jsonl"
-    file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n"
+    file.write_text(text, encoding="utf-8", errors="surrogateescape")
     return file
 
 
@@ -140,8 +144,26 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
         ("{", "line 2 is not valid JSON"),
         ("[1]", "line 2 is not a JSON object"),
         ({"image": "0.png", "text": "What?"}, "line 2 has no label"),
-        ({"vido": "clip.gif", **PLAIN}, "line 2 has an unknown key 'vido'"),
-        ({"vido": "clip.gif", **PLAIN}, ", video, now, stride, past."),
+        ({"vido": "clip.gif", **PLAIN}, "line 2 has an unknown key 'vido'; did you mean 'video'?"),
+        ({"weight": 1, **PLAIN}, "line 2 has an unknown key 'weight'; the known keys are image, "),
+        ({"weight": 1, **PLAIN}, ", video, now, stride, past."),
+        ('{"text": "a", "label": "b", "label": "c"}', "line 2 is not valid JSON (the key 'label' occurs twice): fix"),
+        ('{"messages": [{"role": "user", "role": "user"}]}', "line 2 is not valid JSON (the key 'role' occurs twice)"),
+        ("[" * 100000, "line 2 is not valid JSON (maximum recursion depth"),
+        ('{"text": "\udcff", "label": "b"}', "line 2 is not valid JSON ('utf-8' codec can't decode byte 0xff"),
+        ({"image": None, **PLAIN}, "line 2: image is null: give it a value, or remove the key"),
+        ({"world_prompt": None, **PLAIN}, "line 2: world_prompt is null"),
+        ({"label": None, "text": "a"}, "line 2: label is null"),
+        ({"image": "", **PLAIN}, "line 2: image is '', and must be a path: fix it, or remove the key"),
+        ({"image": 5, **PLAIN}, "line 2: image is 5, and must be a path"),
+        ({"images": [""], **PLAIN}, "line 2: images is [''], and must be a list of paths"),
+        ({"images": [None], **PLAIN}, "line 2: images is [None], and must be a list of paths"),
+        ({"frames": [], **PLAIN}, "line 2: frames is [], and must be a path"),
+        ({"frames": {"a": 1}, **PLAIN}, "line 2: frames is {'a': 1}, and must be a path"),
+        ({"world_prompt": 5, **PLAIN}, "line 2 has a world_prompt of type int: pass a text"),
+        ({"world_latents": [[1.0]], **PLAIN}, "line 2 has a world_latents of type list: pass a tensor"),
+        ({"image": "0.png", "now": 3, **PLAIN}, "line 2: now is a key of a video, and there is none: add video"),
+        ({"video": "", **PLAIN}, "line 2: video is '', and must be a path"),
         ({"image": "none.png", **PLAIN}, "line 2: image names FOLDER/none.png, and there is no such file"),
         ({"images": ["0.png", "none.png"], **PLAIN}, "line 2: images names FOLDER/none.png, and"),
         ({"frames": ["0.png", "none.png"], **PLAIN}, "line 2: frames names FOLDER/none.png, and"),

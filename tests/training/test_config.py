@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from theworld.training.config import TrainingConfig
+from theworld.training.config import TrainingConfig, own_keys
+from theworld.training.config_keys import ALIASES, ELSEWHERE, trainer_field_names
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs").glob("[!e]*.json"))  # eval_*.json is for scripts/evaluate_blink.py
@@ -241,6 +242,10 @@ def test_a_json_lines_file_can_be_given_as_dataset_name(tmp_path: Path) -> None:
         ({"adam_epsilon": "small"}, "adam_epsilon is 'small'; give a number"),
         ({"lr_scheduler_kwargs": 3}, "lr_scheduler_kwargs is 3; give a JSON object or text or null"),
         ({"optim": "sgd", "optimizer": "muon"}, "optimizer is 'muon', but optim is 'sgd'; remove one of them"),
+        (
+            {"optim_args": "a=1", "optimizer": "muon"},
+            "optimizer is 'muon', but optim_args is 'a=1'; remove one of them",
+        ),
         ({"use_liger_kernel": True}, "sets use_liger_kernel, which TheWorld does not support: Liger's kernels"),
         ({"freeze_cosmos_vae": False, "latent_cache": "cache"}, "remove latent_cache"),
     ],
@@ -251,6 +256,37 @@ def test_wrong_values_are_errors_of_one_sentence(tmp_path: Path, content: dict[s
     with pytest.raises(ValueError, match=re.escape(words)) as error:
         TrainingConfig.read(file)
     assert "\n" not in str(error.value)
+
+
+def test_names_of_other_trainers_are_suggestions() -> None:
+    common = {
+        "lr": "learning_rate", "epochs": "num_epochs", "bs": "batch_size", "steps": "max_steps", "wd": "weight_decay",
+        "warmup": "warmup_steps", "warmup_ratio": "warmup_steps", "random_seed": "seed", "output": "output_dir",
+        "resume": "resume_from_checkpoint", "precision": "mixed_precision", "dtype": "mixed_precision",
+        "grad_accum": "gradient_accumulation_steps", "grad_clip": "max_grad_norm", "scheduler": "lr_scheduler",
+        "model": "model_name", "data": "dataset_name", "workers": "num_workers", "max_length": "max_seq_length",
+        "lora_rank": "lora", "beta2": "adam_beta2", "token": "hf_token", "wandb": "log_to_wandb",
+    }  # fmt: skip
+    for name, ours in common.items():
+        with pytest.raises(ValueError, match=f"Unknown key '{name}' in the config; did you mean '{ours}'"):
+            TrainingConfig.from_dict({name: 1})
+    names = {name for others in ELSEWHERE.values() for name in others.split()}
+    assert names.isdisjoint({*own_keys(), *ALIASES, *trainer_field_names()}), "a suggestion is for unknown keys"
+    assert set(ELSEWHERE) <= {*own_keys(), *trainer_field_names()}
+
+
+def test_what_is_written_is_what_was_used(tmp_path: Path) -> None:
+    """A setting that another one replaces is not written, and older files with both are read."""
+    written = TrainingConfig.from_dict({"optim": "adafactor"}).to_dict()
+    assert (written["optim"], "optimizer" in written) == ("adafactor", False)
+    assert TrainingConfig().to_dict()["optimizer"] == "adamw"
+    everywhere = TrainingConfig.from_dict({"report_to": "all"}).to_dict()
+    assert everywhere["report_to"] == ["all"]
+    assert not {"log_to_wandb", "log_to_tensorboard"} & set(everywhere)
+    both = {"optimizer": "adamw", "optim": "adafactor", "report_to": ["all"], "log_to_wandb": False}
+    assert TrainingConfig.from_dict(both).to_dict().keys() == {**written, **everywhere}.keys() - {
+        "optimizer", "log_to_wandb", "log_to_tensorboard"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

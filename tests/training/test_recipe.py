@@ -391,3 +391,24 @@ def test_a_true_future_that_is_too_short_is_an_early_error(
     index(true_futures=1.0, constant_world=True)
     del chats[2]["future_frames"]  # replaced by a rollout
     index(true_futures=1.0)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_samples_without_a_true_future_are_counted(
+    settings: Settings, caplog: pytest.LogCaptureFixture, share: float
+) -> None:
+    """They are imagined instead, which a user of true_futures should know."""
+    config = settings(true_futures=share, num_world_steps=1)
+    chats = records(3)
+    del chats[0]["future_frames"]
+    chats[1]["future_frames"] = []
+    recipe.index_samples(config, lambda _: (chats, None), recipe.new_collator(config, describe(config)))
+    said = (
+        f"true_futures is {share:g}, but 2 of 3 training samples have no future_frames and no video, so the world model"
+    )
+    assert said in caplog.text
+    caplog.clear()
+    recipe.index_samples(config, load(), recipe.new_collator(config, describe(config)))
+    none = settings(true_futures=share, num_world_steps=0)
+    recipe.index_samples(none, lambda _: (chats, None), recipe.new_collator(none, describe(none)))
+    assert caplog.text == ""

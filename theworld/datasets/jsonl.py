@@ -22,6 +22,8 @@ from theworld.media.video import StridedFrames, Video
 
 VIDEO_KEYS = ("video", "now", "stride", "past")
 PATH_KEYS = ("video", "image", "images", "frames", "future_frames")
+LISTS = ("images", "future_frames")  # keys whose value is a list of paths
+LIST_KEYS = (*LISTS, "frames")  # keys whose value may be one
 MAX_FUTURE_FRAMES = 64  # read from one video: 16 world steps
 
 
@@ -48,8 +50,7 @@ class JsonlDataset(TheWorldDataset):
         known: set[str] = set()
         for index, (_, record) in enumerate(self.lines):
             self.messages(index)
-            if "video" in record:
-                check_video(record, self.where(index))
+            check_video(record, self.where(index))
             check_files(record, self.path.parent, self.where(index), known)
 
     def where(self, index: int) -> str:
@@ -59,6 +60,9 @@ class JsonlDataset(TheWorldDataset):
         _, record = self.lines[index]
         num_images = 1 if "video" in record else None
         return chat_of(record, self.where(index), num_images, VIDEO_KEYS)
+
+    def num_future_frames(self, index: int) -> int | None:
+        return None if "video" in self.lines[index][1] else super().num_future_frames(index)
 
     def __getitem__(self, index: int) -> Sample:
         record = dict(self.lines[index][1])
@@ -82,7 +86,12 @@ class JsonlDataset(TheWorldDataset):
 
 
 def check_video(record: Mapping[str, Any], where: str) -> None:
-    """Raises a ValueError for keys of a record with a video that contradict each other."""
+    """Raises a ValueError for keys of a video that contradict each other, or that have no video."""
+    if "video" not in record:
+        alone = [key for key in VIDEO_KEYS if key in record]
+        if alone:
+            raise ValueError(f"{where}: {alone[0]} is a key of a video, and there is none: add video, or remove it.")
+        return
     if not isinstance(record["video"], str):
         raise ValueError(f"{where}: video is {record['video']!r}, and must be the path of a video.")
     now, stride, past = (record.get(name, least) for name, least in (("now", 0), ("stride", 1), ("past", 0)))
@@ -107,14 +116,19 @@ def check_files(record: Mapping[str, Any], folder: Path, where: str, known: set[
         known: paths that are known to exist; those of this record are added.
 
     Raises:
-        ValueError: if a file is missing, or a key has one value instead of a list.
+        ValueError: if a file is missing, or the value of a key is not a path or not a list of paths.
     """
     for key in PATH_KEYS:
-        value = record.get(key)
-        if key in ("images", "future_frames") and not isinstance(value, list | None):
-            raise ValueError(f"{where}: {key} is {value!r}, and must be a list of paths.")
-        for name in value if isinstance(value, list) else [value]:
-            if not isinstance(name, str) or name in known:
+        if key not in record:
+            continue
+        value = record[key]
+        names = value if isinstance(value, list) else [value]
+        fits = (isinstance(value, list) and key in LIST_KEYS) or (isinstance(value, str) and key not in LISTS)
+        if not fits or not all(isinstance(name, str) and name for name in names) or (not names and key != "images"):
+            wanted = "a list of paths" if key in LISTS else "a path"
+            raise ValueError(f"{where}: {key} is {value!r}, and must be {wanted}: fix it, or remove the key.")
+        for name in names:
+            if name in known:
                 continue
             path = folder / name
             if not (path.is_file() or (key in ("video", "frames") and path.is_dir())):
@@ -126,12 +140,12 @@ def read_lines(path: Path, limit: int | None = None) -> Iterator[tuple[int, dict
     """Yields the number and the object of each line that is not empty.
 
     Raises:
-        ValueError: if there is no such file, or a line is not a JSON object.
+        ValueError: if there is no such file, it is not UTF-8, or a line is not a JSON object whose keys differ.
     """
     if not path.is_file():
         raise ValueError(f"There is no file {path}: pass the path of a JSON Lines file.")
     count = 0
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -139,9 +153,25 @@ def read_lines(path: Path, limit: int | None = None) -> Iterator[tuple[int, dict
                 return
             count += 1
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
+                record = json.loads(line.decode("utf-8"), object_pairs_hook=with_unique_keys)
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path} line {number} is not valid JSON ({error}): fix or remove it.") from error
             if not isinstance(record, dict):
                 raise ValueError(f"{path} line {number} is not a JSON object: write one record per line.")
+            null = [key for key, value in record.items() if value is None]
+            if null:
+                raise ValueError(f"{path} line {number}: {null[0]} is null: give it a value, or remove the key.")
             yield number, record
+
+
+def with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which Python would keep the last of several values of a key.
+
+    Raises:
+        ValueError: if a key occurs twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return found

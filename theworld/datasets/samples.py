@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from theworld.media.video import Video
+from theworld.messages import suggest
 
 Message = dict[str, Any]
 ROLES = ("system", "user", "assistant")
@@ -83,7 +84,7 @@ class SampleDataset(Dataset):
         return None
 
     def num_future_frames(self, index: int) -> int | None:
-        """How many frames of its true future a sample has; None if it has none, or if they must be read to know."""
+        """How many frames of its true future a sample has; None if they must be read to know."""
         return None
 
     def scene(self, index: int) -> Hashable:
@@ -131,7 +132,7 @@ class TheWorldDataset(SampleDataset):
         if not isinstance(record, Mapping) or record.get("world_latents") is not None:  # which are used instead
             return None
         future = record.get("future_frames")
-        return None if future is None else len(future)
+        return 0 if future is None else len(future)
 
 
 class HFDatasetWrapper(SampleDataset):
@@ -167,6 +168,9 @@ class HFDatasetWrapper(SampleDataset):
 
     def __getitem__(self, index: int) -> Sample:
         return to_sample(self.fields.record(self.dataset[index]), f"row {index}")
+
+    def num_future_frames(self, index: int) -> int:
+        return 0
 
     def messages(self, index: int) -> list[Message]:
         row = self._words[index]  # reading it does not decode an image
@@ -274,7 +278,7 @@ def to_sample(record: Mapping[str, Any] | Sample, origin: str, folder: Path | No
     return Sample(
         messages=messages,
         images=images,
-        future_frames=None if future is None else [inside(frame, folder) for frame in future],
+        future_frames=None if future is None or not len(future) else [inside(frame, folder) for frame in future],
         world_latents=record.get("world_latents"),
         world_prompt=record.get("world_prompt"),
         origin=origin,
@@ -293,7 +297,12 @@ def chat_of(
     known = (*RECORD_KEYS, *more_keys)
     unknown = [key for key in record if key not in known]
     if unknown:
-        raise ValueError(f"{origin} has an unknown key {unknown[0]!r}; the known keys are {', '.join(known)}.")
+        hint = suggest(unknown[0], known, f"the known keys are {', '.join(known)}.")
+        raise ValueError(f"{origin} has an unknown key {unknown[0]!r}; {hint}")
+    for key, kind, wanted in (("world_prompt", str, "a text"), ("world_latents", Tensor, "a tensor (C, T, h, w)")):
+        value = record.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{origin} has a {key} of type {type(value).__name__}: pass {wanted}.")
     count = len(images_of(record, origin, None)) if num_images is None else num_images
     if "messages" in record:
         if "text" in record or "label" in record:

@@ -273,10 +273,11 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
         if not 0 < self.adam_beta2 < 1:
             raise ValueError(f"adam_beta2 is {self.adam_beta2}; it must be between 0 and 1.")
-        if self.optimizer == "muon" and "optim" in self.trainer_arguments:
-            raise ValueError(
-                f"optimizer is 'muon', but optim is {self.trainer_arguments['optim']!r}; remove one of them."
-            )
+        for key in ("optim", "optim_args", "optim_target_modules"):
+            if self.optimizer == "muon" and key in self.trainer_arguments:
+                raise ValueError(
+                    f"optimizer is 'muon', but {key} is {self.trainer_arguments[key]!r}; remove one of them."
+                )
         if self.streaming and self.max_steps is None:
             raise ValueError("A streamed dataset has no length, so streaming needs max_steps; set it.")
         self._check_hub()
@@ -399,9 +400,13 @@ class TrainingConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting but the token."""
+        """Every setting but the token; of settings that another one replaces, only that one."""
         values = {key: value for key, value in dataclasses.asdict(self).items() if key != SECRET}
         others = values.pop("trainer_arguments")
+        replaced = {"optimizer"} if "optim" in others else set()
+        if self.trackers == ["all"]:
+            replaced.update(TRACKERS.values())
+        values = {key: value for key, value in values.items() if key not in replaced}
         return {**values, **others, **({"report_to": self.trackers} if "report_to" in others else {})}
 
     def write(self, path: str | os.PathLike[str]) -> None:

@@ -40,6 +40,39 @@ ALIASES = {
     "picture_dropout": "image_dropout",
     "projector_places": "projector_positions",
 }
+# our key -> names that other trainers have for it, which are suggestions in errors and no keys
+ELSEWHERE = {
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "adam_epsilon": "eps",
+    "batch_size": "bs bsz train_batch_size micro_batch_size per_gpu_train_batch_size",
+    "dataset_name": "data data_path dataset_path train_data train_file",
+    "eval_steps": "eval_every eval_interval val_check_interval",
+    "freeze_gemma_vision": "freeze_vision",
+    "gradient_accumulation_steps": "accumulate_grad_batches accumulation_steps grad_accum gradient_accumulation",
+    "hf_token": "token",
+    "learning_rate": "lr max_lr",
+    "log_to_wandb": "wandb use_wandb",
+    "logging_steps": "log_every log_interval",
+    "lora": "lora_r lora_rank peft use_lora use_peft",
+    "lr_scheduler": "lr_schedule schedule scheduler",
+    "max_grad_norm": "clip grad_clip gradient_clip_val gradient_clipping",
+    "max_seq_length": "max_len max_length seq_len",
+    "max_steps": "iterations iters max_iters num_steps num_train_steps steps total_steps",
+    "mixed_precision": "amp dtype fp32 precision torch_dtype",
+    "model_name": "model model_name_or_path pretrained_model_name_or_path",
+    "num_epochs": "epoch epochs max_epochs n_epochs train_epochs",
+    "num_samples": "limit max_samples max_train_samples",
+    "num_workers": "workers",
+    "num_world_steps": "world_steps",
+    "output_dir": "out out_dir output output_path save_dir",
+    "resume_from_checkpoint": "checkpoint ckpt ckpt_path resume",
+    "save_steps": "checkpoint_every save_every save_interval",
+    "save_total_limit": "keep_checkpoints max_checkpoints",
+    "seed": "random_seed random_state",
+    "warmup_steps": "num_warmup_steps warmup warmup_iters warmup_ratio",
+    "weight_decay": "wd",
+}
 FORMER_VALUES = {("projector_positions", "waves"): "sinusoidal"}
 
 # fields of TrainingArguments that this trainer cannot follow, and why
@@ -137,7 +170,8 @@ def check_trainer_field(key: str, known: Collection[str], source: str) -> None:
         return
     names = [name for name in (*known, *fields) if name not in UNSUPPORTED]
     choices = f"known keys are {', '.join(known)}, and those of transformers.TrainingArguments."
-    raise ValueError(f"Unknown key {key!r} in {source}; {suggest(key, names, choices)}")
+    ours = next((name for name, others in ELSEWHERE.items() if key in others.split()), key)
+    raise ValueError(f"Unknown key {key!r} in {source}; {suggest(ours, names, choices)}")
 
 
 def expand(key: str, value: Any) -> dict[str, Any]:

@@ -195,17 +195,30 @@ def index_samples(
 
 
 def check_futures(training: IndexedSamples, collator: ChatCollator) -> None:
-    """Raises a ValueError if a sample whose true future may be used is known to have too few future frames."""
+    """Reports samples without a true future.
+
+    Raises:
+        ValueError: if a sample whose true future may be used is known to have too few future frames.
+    """
     draws, model = collator.sampling, collator.processor.config
     if not draws.true_futures or draws.constant_world or not model.enable_world:
         return
+    without = 0  # samples that have no true future, and therefore a rollout
     for index in training.kept:
         known, own = training.dataset.num_future_frames(index), training.dataset.num_world_steps(index)
         steps = max(draws.steps()) if own is None else own
-        if known is not None and known < model.num_pixel_frames(steps) - 1:
+        if known == 0:
+            without += steps > 0
+        elif known is not None and known < model.num_pixel_frames(steps) - 1:
             raise ValueError(
                 short_future(training.dataset[index].origin, known, steps, model.num_pixel_frames(steps) - 1)
             )
+    if without:
+        logger.warning(
+            "true_futures is %g, but %s of %s training samples have no future_frames and no video, so the world model "
+            "imagines their futures",
+            draws.true_futures, f"{without:,}", f"{len(training):,}",
+        )  # fmt: skip
 
 
 def shown_samples(config: TrainingConfig, evaluation: IndexedSamples | None) -> list[Sample]:
