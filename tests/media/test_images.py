@@ -122,6 +122,21 @@ def test_exif_rotation_is_applied_once(image: Image.Image) -> None:
     assert load_image(upright).size == (4, 6)
 
 
+@pytest.mark.parametrize("file_format", ["JPEG", "MPO", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_read_in_every_format(file_format: str, orientation: int) -> None:
+    marked = Image.new("RGB", (32, 16), "white")
+    marked.paste("black", (0, 0, 8, 8))  # top left
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = load_image(encode(marked, file_format, exif=exif))
+    width, height = upright.size
+    assert (width, height) == ((32, 16) if orientation < 5 else (16, 32))
+    x, y = [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0), (1, 0), (1, 1), (0, 1)][orientation - 1]
+    corner = 4 + x * (width - 8), 4 + y * (height - 8)
+    assert np.asarray(upright.convert("L"))[corner[1], corner[0]] < 30
+
+
 def test_an_animation_gives_its_first_frame() -> None:
     red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
     animation = encode(red, "GIF", save_all=True, append_images=[blue])

@@ -383,8 +383,9 @@ def test_a_video_that_is_turned_by_no_quarter_is_refused(clip: np.ndarray) -> No
 def test_transparent_videos_are_laid_over_white() -> None:
     frame = np.zeros((16, 16, 4), np.uint8)
     frame[..., 0], frame[:, :8, 3] = 200, 255
-    content = encode_video([frame] * 2, "mov", "png", "rgba")
-    assert pixels(load_video(content))[:, 4, [4, 12]].tolist() == [[[200, 0, 0], [255, 255, 255]]] * 2
+    for options in (("mov", "png", "rgba"), ("webm", "libvpx-vp9", "yuva420p")):
+        shown = pixels(load_video(encode_video([frame] * 2, *options)))[:, 4, [2, 13]]
+        np.testing.assert_allclose(shown, [[[200, 0, 0], [255, 255, 255]]] * 2, atol=2)
 
 
 @pytest.mark.parametrize("through", READERS)

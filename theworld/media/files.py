@@ -161,8 +161,7 @@ def _open_with_pillow(file: BinaryIO, name: str, formats: Sequence[str]) -> Imag
     file.seek(0)
     try:
         with warnings.catch_warnings():
-            # Pillow's warning would be printed before our own error, whose limit is lower
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of size and of damage, which our own errors name
             return Image.open(file, formats=list(formats))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has more than {MAX_PIXELS:,} pixels: make it smaller first.") from error

@@ -31,6 +31,7 @@ from theworld.media.files import (
     read_file,
     video_format,
 )
+from theworld.media.frames import to_images
 from theworld.media.images import (
     decode_image,
     describe_array,
@@ -38,7 +39,6 @@ from theworld.media.images import (
     is_array,
     load_image,
     load_images,
-    to_rgb,
 )
 
 if TYPE_CHECKING:
@@ -54,21 +54,9 @@ MAX_FRAMES = 2**17
 KEPT_FRAMES = 65
 # Codecs of which each packet holds one frame, besides those that encode each frame alone.
 ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp8", "vp9", "av1")
+TRANSPARENT_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Endings of the frames in a folder that is read as a video.
 FRAME_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-# How a video's display matrix turns and mirrors its frames; some programs write a matrix of zeros.
-TURNS = {
-    (1, 0, 0, 1): None,
-    (0, 0, 0, 0): None,
-    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
-    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
-    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
-    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
-    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
-    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
-    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
-}
 
 ACCEPTED_VIDEO = (
     "the path or the bytes of a video or an animation, a folder or a list of images, a NumPy array (F, H, W, C), or a "
@@ -348,7 +336,7 @@ def _holds_more(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> bool:
         second = [bytes(packet) for packet in itertools.islice(_packets(container, name), 2)][1:]
     try:
         return bool(second and second[0]) and open_image(io.BytesIO(second[0]), name).size == image.size
-    except NotAnImage:  # some camera's notes
+    except ValueError:  # some camera's notes
         return False
 
 
@@ -370,7 +358,7 @@ def _read_stream(
         raise ValueError(f"{name} holds no images: it is sound only, or was not written completely, so get it again.")
     if not kept:
         raise _no_frame(selection, num_frames, name)
-    return _of_one_size(_to_images(kept, name), name), num_frames
+    return _of_one_size(to_images(kept, name), name), num_frames
 
 
 def _decode(
@@ -418,16 +406,29 @@ def _decoded_packets(file: BinaryIO, name: str, demuxer: str) -> Iterator[tuple[
     with _open(file, name, demuxer) as container:
         packets = _packets(container, name)
         packet: av.Packet | None = None
+        decoder: Any = None
         while True:
             with decoding(name):
                 packet = next(packets, None)
+                if packet is not None and decoder is None:
+                    decoder = _decoder(packet.stream)
                 # packet by packet and without frame threads, which would pass over damage at the end of a cut file
-                frames = [] if packet is None else packet.decode()
+                frames = [] if packet is None else decoder.decode(packet)
             if packet is None:
                 return
             if start is None and packet.is_keyframe:
                 start = packet.pts
             yield (packet.pts if _promises_frame(packet, start) else None), frames
+
+
+def _decoder(stream: av.VideoStream) -> av.CodecContext:
+    """The decoder of a stream; FFmpeg's own ones of VP8 and VP9 pass over transparency."""
+    import av
+
+    codec = TRANSPARENT_DECODERS.get(stream.codec_context.name)
+    if codec is None or stream.metadata.get("alpha_mode") != "1":
+        return stream.codec_context
+    return av.CodecContext.create(codec, "r")
 
 
 def _promises_frame(packet: av.Packet, start: int | None) -> bool:
@@ -464,39 +465,3 @@ def _packets(container: av.container.InputContainer, name: str) -> Iterator[av.P
     if streams[0].codec_context is not None and streams[0].width:
         check_size(streams[0].width, streams[0].height, name)
     return container.demux(streams[0])
-
-
-def _to_images(frames: Sequence[av.VideoFrame], name: str) -> list[Image.Image]:
-    """Decoded frames in RGB and upright, with transparency laid over white."""
-    from av.video.reformatter import VideoReformatter
-
-    reformatter = VideoReformatter()  # one for all frames: each has a buffer of its own
-    with decoding(name):
-        small = reformatter.reformat(frames[0], 16, 16, "gray")
-    turn = _turn(small, name)
-    images = []
-    for frame in frames:
-        with decoding(name):
-            if any(component.is_alpha for component in frame.format.components):
-                image = to_rgb(Image.fromarray(reformatter.reformat(frame, format="rgba").to_ndarray()), name)
-            else:
-                image = reformatter.reformat(frame, format="rgb24").to_image()
-        images.append(image if turn is None else image.transpose(turn))
-    return images
-
-
-def _turn(frame: av.VideoFrame, name: str) -> Image.Transpose | None:
-    """How a video is turned and mirrored, read from a small copy of its first frame.
-
-    A frame whose side data was read is not freed before the garbage collector runs.
-    """
-    side_data: Any = frame.side_data.get("DISPLAYMATRIX")
-    if side_data is None:
-        return None
-    matrix = np.frombuffer(side_data, np.int32)[[0, 1, 3, 4]].astype(float)  # x' = m0 x + m2 y, y' = m1 x + m3 y
-    turn = tuple(np.rint(matrix / max(np.abs(matrix).max(), 1)).astype(int).tolist())
-    if turn not in TURNS:
-        raise ValueError(
-            f"{name} is to be shown turned by {frame.rotation}°, and only quarter turns are read: save it upright."
-        )
-    return TURNS[turn]
