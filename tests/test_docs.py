@@ -96,9 +96,9 @@ def test_every_block_runs(page: Path, workshop: Path, monkeypatch: pytest.Monkey
         if block.language == "python":
             # line numbers of the page in tracebacks
             exec(compile("\n" * (block.line - 1) + block.code, name_of(page), "exec"), names)
-        elif block.run_with:
+        elif block.run_with or runs_theworld_only(block.code):
             for command in commands_of(block.code):
-                run_here(command, shlex.split(block.run_with), monkeypatch)
+                run_here(command, shlex.split(block.run_with or ""), monkeypatch)
         else:
             assert run_bash(block.code).returncode == 0, f"{where} failed:\n{block.code}"
 
@@ -119,6 +119,11 @@ def commands_of(code: str) -> list[list[str]]:
     """The words of each command of a block, without comments."""
     lines = code.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def runs_theworld_only(code: str) -> bool:
+    """Whether a block has only `theworld` commands and nothing that needs a shell, so that it runs in this process."""
+    return not set("|<>&;$`(*~") & set(code) and all(words[0] == "theworld" for words in commands_of(code))
 
 
 def run_here(command: list[str], more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

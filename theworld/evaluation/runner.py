@@ -71,7 +71,7 @@ class InMemory:
 
 
 @dataclass
-class Counter:
+class AnswerProgress:
     """Answers done and wanted over all arms, for one progress display with one remaining time."""
 
     total: int
@@ -130,7 +130,7 @@ def run_arms(
     runs = with_steps(arms, steps)
     store = InMemory() if store is None else store
     known = {name: store.known(name) for name in runs}
-    counter = Counter(sum(item.id not in known[name] for name in runs for item in items), progress)
+    counter = AnswerProgress(sum(item.id not in known[name] for name in runs for item in items), progress)
     # the model under test comes last, so that it is in memory when all answers are complete
     groups = sorted({arm.weights for arm, _ in runs.values()}, key=lambda weights: (weights is None, weights))
     imagination: Imagination | None = None
@@ -160,7 +160,7 @@ def answer_items(
     seed: int,
     batch_size: int,
     max_new_tokens: int,
-    counter: Counter,
+    counter: AnswerProgress,
 ) -> None:
     """Generates the missing answers, batch by batch and arm by arm, into the store and into `known`."""
     reads_others = any(arm.reads_others for arm, _ in runs.values())
