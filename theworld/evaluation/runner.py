@@ -18,6 +18,7 @@ from theworld.evaluation.arms import Arm, Batch, Imagination
 from theworld.evaluation.tasks import Item, other_images
 from theworld.media.images import load_image
 from theworld.messages import TaskProgress
+from theworld.model.call_plan import UNTRAINED
 
 MAX_NEW_TOKENS = 8  # answers are a word or a letter
 ANSWERING = "Answering questions"
@@ -253,10 +254,7 @@ def check_arms(model: Answerer, arms: Mapping[str, Arm]) -> None:
     """Raises a ValueError for arms that this model cannot run, before the first question is answered."""
     readers = [name for name, arm in arms.items() if arm.reads_tokens]
     if readers and not model.projector_is_trained:
-        raise ValueError(
-            f"The projector of this model is untrained, so {', '.join(readers)} would read noise; train it with "
-            "`theworld train`, or leave these arms out."
-        )
+        raise ValueError(f"{UNTRAINED} Train it, or leave out the arms that read them: {', '.join(readers)}.")
     needing_gemma = [name for name, arm in arms.items() if arm.needs_base_gemma]
     if needing_gemma and not model.has_base_gemma:
         raise ValueError(
