@@ -52,8 +52,10 @@ def test_training_by_make(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         return result.stdout.strip()
 
-    for _ in range(2):  # twice: the second run starts again
-        folder = tmp_path / make("smoke-test")
+    earlier = tmp_path / "checkpoints" / "smoke-test" / "checkpoint-1"
+    earlier.mkdir(parents=True)
+    folder = tmp_path / make("smoke-test")
+    assert not earlier.exists(), "it starts again"
     written = {str(path.relative_to(folder)) for path in folder.rglob("*")}
     assert {
         "model.safetensors",

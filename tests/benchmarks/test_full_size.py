@@ -61,6 +61,7 @@ def test_the_tokenizer_has_the_published_ids(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer(question, add_special_tokens=False)["input_ids"]) == question
 
 
+@pytest.mark.slow  # half a minute; a rehearsal of the measurements on a GPU
 def test_answers_come_with_times_and_memory(run: Run) -> None:
     found = full_size_sections.answers(run)
     assert list(found["calls"]) == list(full_size_run.CALLS)
@@ -93,6 +94,7 @@ def test_both_parities_hold(run: Run) -> None:
     assert distance(1.1 * one, one) == pytest.approx(0.1, rel=1e-4), "and it would be seen if they did not"
 
 
+@pytest.mark.slow  # half a minute; a rehearsal of the measurements on a GPU
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*able.* is deprecated:FutureWarning")
 def test_every_training_setting_steps(run: Run) -> None:
     found = full_size_sections.training(run)
@@ -109,6 +111,7 @@ def test_every_training_setting_steps(run: Run) -> None:
     assert again < plain
 
 
+@pytest.mark.slow  # half a minute; a rehearsal of the measurements on a GPU
 def test_a_run_leaves_its_findings_and_says_what_failed(tmp_path: Path) -> None:
     results = tmp_path / "found.json"
     base = ["--size", "tiny", "--device", "cpu", "--folder", str(tmp_path / "work"), "--results", str(results)]

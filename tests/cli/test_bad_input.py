@@ -277,7 +277,7 @@ def tampered(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Ten
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("missing", "1 missing"),
+        ("missing", "1 tensor missing"),
         ("unexpected", "1 tensor unexpected (another)"),
         ("shape", "is (3, 5) there"),
         ("numbers", "non-finite values"),

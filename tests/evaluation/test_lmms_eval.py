@@ -267,7 +267,7 @@ class Echo:
     """A model that answers with its question, and records each batch."""
 
     projector_is_trained = has_base_gemma = True
-    model = SimpleNamespace(device="cpu")
+    model = SimpleNamespace(device="cpu", model=SimpleNamespace(dtype=torch.float32))
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(world_images="first", num_world_steps=1)
@@ -353,9 +353,9 @@ def test_model_args_take_precedence_over_options(echo: Echo) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"num_world_step": 4}, "theworld has no 'num_world_step'; did you mean num_world_steps?"),
+        ({"num_world_step": 4}, "theworld has no 'num_world_step'; did you mean 'num_world_steps'?"),
         ({"quantum": 4}, "theworld has no 'quantum'; choose one of pretrained,"),
-        ({"arm": "fuse"}, "arm=fuse is not an arm; did you mean fused?"),
+        ({"arm": "fuse"}, "arm=fuse is not an arm; did you mean 'fused'?"),
         ({"arm": "shuffled"}, "arm=shuffled needs data"),
         ({"arm": "direct"}, "arm=direct has its own weights"),
         ({"batch_size": "auto"}, "batch_size is 'auto'; it must be an integer"),

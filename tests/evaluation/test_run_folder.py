@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,28 +52,29 @@ def test_an_incomplete_last_line_is_dropped_and_asked_again(items: list[Item], t
     assert len(place.read_text().splitlines()) == 20
 
 
+def run_until_killed(folder: Path) -> None:
+    """Runs an evaluation in a process that kills itself at its thirteenth answer."""
+    answers = itertools.count(1)
+
+    def says(number: int, world: bool) -> str:
+        if next(answers) == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "(A)"
+
+    planted_run(folder / "run", planted_benchmark(folder, 20), says)
+
+
 def test_a_killed_run_resumes_without_repeating_or_losing_an_answer(items: list[Item], tmp_path: Path) -> None:
     """A process is killed in the middle, three times; in the end every question is answered once."""
-    script = textwrap.dedent(f"""
-        import os, sys
-        from pathlib import Path
-        from tests.evaluation.planted import planted_benchmark, planted_run
-        items = planted_benchmark(Path({str(tmp_path)!r}), 20)
-        asked = [0]
-        def says(number, world):
-            asked[0] += 1
-            if asked[0] == 13:
-                os.kill(os.getpid(), {int(signal.SIGKILL)})
-            return "(A)"
-        planted_run(Path({str(tmp_path / "run")!r}), items, says)
-        """)
-    repository = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     codes = []
     for _ in range(6):
-        done = subprocess.run([sys.executable, "-c", script], cwd=repository, env=environment, check=False, timeout=120)
-        codes.append(done.returncode)
-        if done.returncode == 0:
+        process = context.Process(target=run_until_killed, args=(tmp_path,))
+        process.start()
+        process.join()
+        codes.append(process.exitcode)
+        if process.exitcode == 0:
             break
     assert codes[-1] == 0
     assert codes[:-1] == [-signal.SIGKILL] * (len(codes) - 1)

@@ -276,7 +276,7 @@ def test_without_prompts_a_rollout_says_what_to_do(folder: Path) -> None:
         ("nowhere", "no folder nowhere"),
         ("./nowhere/here", "no folder ./nowhere/here"),
         ("some one/world", "not a Hugging Face repository id"),
-        ("someone/no-such-world", "neither in the Hugging Face cache nor reachable on the Hub"),
+        ("someone/no-such-world", "not in the Hugging Face cache. Hub access is disabled"),
     ],
 )
 def test_a_world_that_is_not_there(name: str, message: str) -> None:

@@ -184,6 +184,11 @@ class TheWorld(nn.Module):
         """Whether the language model can read world tokens; also True if the model has no world model."""
         return self.model.world is None or self.config.reads_world_tokens
 
+    @property
+    def needs_guardrail(self) -> bool:
+        """Whether NVIDIA's guardrail checks world prompts and displayed frames."""
+        return self.runner.world.needs_guardrail
+
     def get_trainable_parameters(self) -> tuple[int, int, float]:
         """Number of trainable parameters, of all parameters in memory, and their ratio in percent."""
         rows = self.parameter_table()
