@@ -10,11 +10,7 @@ TaskProgress = Callable[[str, int, int], None]  # called with (task, steps done,
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
-    """What to do about an unknown name: `did you mean 'x'?`, or, if no known name is similar, `otherwise`.
-
-    Args:
-        otherwise: default, a list of the known names.
-    """
+    """What to do about an unknown name: `did you mean 'x'?`, or `otherwise` (default: a list of the known names)."""
     names = list(known)
     close = difflib.get_close_matches(name, names, 1)
     if close:
@@ -27,7 +23,6 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def enumerate_names(names: Collection[str], limit: int = 3) -> str:
-    """The first names, with an ellipsis if there are more."""
-    first = sorted(names)[:limit]
-    return ", ".join(first) + (", …" if len(names) > limit else "")
+def enumerate_names(names: Collection[str]) -> str:
+    """The first three names, with an ellipsis if there are more."""
+    return ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")

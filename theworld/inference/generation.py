@@ -38,15 +38,9 @@ def generation_inputs(
 ) -> BatchFeature:
     """Model inputs that hold `world_latents`, or in mode `frames` imagined frames as images, instead of frames.
 
-    Args:
-        plan: how the call uses the world model.
-
     Returns:
         Gemma's inputs (B, L) on the runner's device; in mode `tokens` also `world_latents` (n, C, P + 1 + N, h, w)
         float32 and `num_past_steps`, the number P.
-
-    Raises:
-        ValueError: if an option has no effect in this plan.
     """
     if plan.mode == "off" and any(prompts_each(rollout.world_prompt, None)):
         raise ValueError("world_prompt has no effect without imagined steps; set num_world_steps to 1 or more.")

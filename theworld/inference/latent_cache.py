@@ -36,14 +36,8 @@ from theworld.world_models.configuration import CosmosPredict2Config
 FORMAT = 1  # version of keys and shards; another version starts another cache
 SHARD_ENTRIES = 256
 DECIDING = (  # fields of a world config that change its latents
-    "vae",
-    "transformer",
-    "scheduler",
-    "text_tokens",
-    "num_inference_steps",
-    "guidance_scale",
-    "sigma_conditioning",
-    "fps",
+    *("vae", "transformer", "scheduler"),
+    *("text_tokens", "num_inference_steps", "guidance_scale", "sigma_conditioning", "fps"),
 )
 OPEN_SHARDS = 64  # kept open by one reader
 ABANDONED = 3600.0  # seconds after which an unfinished shard is considered abandoned
@@ -128,11 +122,7 @@ class LatentCache:
         return {**vars(self), "_open": OrderedDict()}  # a worker process opens shards itself
 
     def refresh(self) -> None:
-        """Reads the keys of shards that other runs have written since.
-
-        Raises:
-            ValueError: if a shard is damaged.
-        """
+        """Reads the keys of shards that other runs have written since."""
         for shard in sorted(self.folder.glob("*.safetensors")):
             if shard not in self._known:
                 self._shards.update(dict.fromkeys(self._opened(shard).keys(), shard))
@@ -145,11 +135,7 @@ class LatentCache:
         return len(self._shards)
 
     def read(self, key: str) -> Tensor:
-        """Reads one entry, on the CPU.
-
-        Raises:
-            ValueError: if it does not exist, or its shard is damaged.
-        """
+        """Reads one entry, on the CPU."""
         if key not in self._shards:
             raise ValueError(
                 f"{self.folder} has no latents for one of the samples; fill it with `theworld cache CONFIG` and the "
@@ -177,17 +163,13 @@ class LatentCache:
         self._known.add(shard)
 
     def fill(
-        self,
-        requests: Iterable[WorldRequest],
-        compute: Compute,
-        batch_size: int,
-        shard_entries: int = SHARD_ENTRIES,
+        self, requests: Iterable[WorldRequest], compute: Compute, batch_size: int, shard_entries: int = SHARD_ENTRIES
     ) -> int:
         """Computes missing entries in batches and writes them shard by shard; returns the number of new entries."""
         self._remove_abandoned()
         waiting: dict[tuple[int, int], dict[str, WorldRequest]] = {}
         made: dict[str, Tensor] = {}
-        count = 0
+        before = len(self)
 
         def compute_group(own: dict[str, WorldRequest]) -> None:
             made.update({key: x.cpu() for key, x in latents_by_key(list(own.values()), compute).items()})
@@ -201,14 +183,12 @@ class LatentCache:
             if len(own) == batch_size:
                 compute_group(own)
             if len(made) >= shard_entries:
-                count += len(made)
                 self.write(made)
                 made.clear()
         for own in waiting.values():
-            if own:
-                compute_group(own)
+            compute_group(own)
         self.write(made)
-        return count + len(made)
+        return len(self) - before
 
     def _opened(self, shard: Path) -> Any:
         if shard not in self._open:
@@ -235,13 +215,10 @@ def damaged(shard: Path, error: Exception) -> ValueError:
 def world_identity(
     config: TheWorldConfig, dtype: torch.dtype, base_dir: str | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """Identifies the world model of a config, without loading it: its weights, how it samples, and its dtype.
+    """The identity of a config's world model, which is not loaded: a digest, and what it is made of.
 
     Args:
         base_dir: folder that base names starting with `./` are relative to.
-
-    Returns:
-        The identity, and what it is made of.
     """
     place = Path(resolve(config.world_name_or_path, base_dir))
     weights = digest_of(place) if place.is_dir() else f"{config.world_name_or_path}@{config.world_revision}"
@@ -274,10 +251,7 @@ def digest_of(folder: Path) -> str:
 
 def compute_with(world: WorldModel, config: CosmosPredict2Config) -> Compute:
     """A `Compute` that uses `world` on its device and samples as `config` specifies."""
-    sampling: dict[str, Any] = {
-        "num_inference_steps": config.num_inference_steps,
-        "guidance_scale": config.guidance_scale,
-    }
+    sampling: dict[str, Any] = {name: getattr(config, name) for name in ("num_inference_steps", "guidance_scale")}
 
     def compute(frames: Tensor, num_world_steps: int, seeds: Sequence[int], prompts: Sequence[str] | None) -> Tensor:
         if num_world_steps:

@@ -111,11 +111,7 @@ class GenerateOptions(TypedDict, total=False):
 def split_options(
     options: Mapping[str, Any], num_world_steps: int | None, progress: Progress | None
 ) -> tuple[RolloutOptions, dict[str, Any]]:
-    """Splits the keyword arguments of a call into rollout options and arguments of transformers' `generate`.
-
-    Raises:
-        ValueError: if a name is unknown, or known to transformers and unsupported here.
-    """
+    """Splits the keyword arguments of a call into rollout options and arguments of transformers' `generate`."""
     names = [field.name for field in fields(RolloutOptions)]
     decoding_names = generate_arguments()
     for name in options:
@@ -146,9 +142,6 @@ def decoding_arguments(
     A temperature above 0 samples, and 0 does not. Without one, `do_sample` decides as in transformers, where sampling
     has a temperature of 1.0. With a `generation_config`, its values hold wherever `max_new_tokens` and `temperature`
     keep their defaults.
-
-    Raises:
-        ValueError: if a value is out of range, or two options contradict each other.
     """
     if check_integer("max_new_tokens", max_new_tokens) < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
@@ -204,10 +197,7 @@ def check_integer(name: str, value: Any) -> int:
 
 
 def check_keywords(config: Mapping[str, Any], call: Callable[..., Any]) -> None:
-    """Raises a ValueError for a keyword that neither `call` nor TheWorldConfig has.
-
-    transformers would keep it as an unused attribute.
-    """
+    """Raises a ValueError for a keyword that neither `call` nor TheWorldConfig has: transformers would keep it."""
     known = [*inspect.signature(TheWorldConfig.__init__).parameters, *inspect.signature(call).parameters]
     for key in config:
         if key not in known:

@@ -26,11 +26,7 @@ ANSWER_OPENING = f"{TURN}model\n"
 
 
 class PromptBuilder:
-    """Builds the inputs of one model.
-
-    Args:
-        processor: the model's processor.
-    """
+    """Builds the inputs of the model that `processor` belongs to."""
 
     def __init__(self, processor: TheWorldProcessor) -> None:
         self.processor = processor
@@ -41,11 +37,7 @@ class PromptBuilder:
     def normalize_inputs(
         self, image: Any, question: str | Sequence[str] | None, video: Any
     ) -> tuple[LoadedImages, list[str]]:
-        """The images and videos of each question, and the questions.
-
-        Raises:
-            ValueError: if there is no question, `image` is an empty list, or they do not fit together.
-        """
+        """The images and videos of each question, and the questions."""
         questions = self.questions(image, question)
         if isinstance(image, (list, tuple)) and not image:
             raise ValueError("image is an empty list; pass one or more images, or None to ask without an image.")
@@ -59,11 +51,7 @@ class PromptBuilder:
         return LoadedImages([self.video(each, image)] for each in videos), questions
 
     def questions(self, image: Any, question: Any) -> list[str]:
-        """The questions of a call as a list.
-
-        Raises:
-            ValueError: if there is none, it is not text, or the caller has passed the question first.
-        """
+        """The questions of a call as a list."""
         if question is None:
             raise ValueError("question is missing; pass a string, or a list of strings.")
         if swapped(image, question):
@@ -73,11 +61,7 @@ class PromptBuilder:
         raise ValueError("The list of questions is empty.")
 
     def video(self, video: Any, image: Any = None) -> Video:
-        """Loads the argument `video` of a call, of which as many frames are kept as the model reads.
-
-        Raises:
-            ValueError: if `image` was given too, or the video cannot be read.
-        """
+        """Loads the argument `video` of a call, of which as many frames are kept as the model reads."""
         if image is not None:
             raise ValueError(
                 "image and video were both given; pass one of them, since the last frame of a video is the current "
@@ -173,9 +157,6 @@ def check_text(text: str, control_tokens: Iterable[str]) -> None:
 
     A tokenizer reads the name of a control token as that token, so a question could end its own turn, answer itself, or
     contain placeholders that nothing fills. Prompts with control tokens are for the processor.
-
-    Raises:
-        ValueError: if the text contains a control token, or is not valid Unicode.
     """
     try:
         text.encode("utf-8")

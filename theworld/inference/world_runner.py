@@ -22,11 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class WorldRunner:
-    """Imagines, encodes and decodes with the world model of `model`.
-
-    Args:
-        model: the fused model; `processor` is its processor.
-    """
+    """Imagines, encodes and decodes with the world model of `model`, whose processor is `processor`."""
 
     def __init__(self, model: TheWorldForConditionalGeneration, processor: TheWorldProcessor) -> None:
         self.model = model
@@ -34,11 +30,7 @@ class WorldRunner:
 
     @property
     def world(self) -> WorldModel:
-        """The world model.
-
-        Raises:
-            ValueError: if the model has none.
-        """
+        """The world model; a ValueError if there is none."""
         if self.model.world is None:
             raise ValueError("This model was trained without a world model (enable_world=False), so it cannot imagine.")
         return self.model.world

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -87,7 +89,7 @@ def describe_model(
         "trained_parts": list(config.trained_parts),
         "lora": config.lora,
         "components": count_components(built),
-        "parameters": [{"part": row.part, "total": row.total, "trainable": row.trainable} for row in rows],
+        "parameters": [asdict(row) for row in rows],
         "total_parameters": sum(counts.values()),
         "trainable_parameters": sum(row.trainable for row in rows),
         "freeze_settings": describe_freeze_settings(config, counts, {**size, "num_world_steps": training_steps}),
@@ -144,24 +146,21 @@ def describe_freeze_settings(
     config: TheWorldConfig, counts: Mapping[str, int], size: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Trainable parameters of each freeze setting, and the memory of a training step."""
-    rows = []
-    for name, parts in freeze_settings(config).items():
+
+    def describe(name: str, parts: tuple[str, ...]) -> dict[str, Any]:
         trainable = sum(counts[part] for part in parts)
-        step, checkpointed = (
-            memory.training(config, counts, parts, checkpointing=checkpointing, **size)
-            for checkpointing in (False, True)
-        )
-        rows.append(
-            {
-                "setting": name,
-                "trains": list(parts),
-                "trainable": trainable,
-                "percent": 100 * trainable / sum(counts.values()),
-                "training_memory": as_bytes(step),
-                "training_memory_checkpointing": as_bytes(checkpointed),
-            }
-        )
-    return rows
+        return {
+            "setting": name,
+            "trains": list(parts),
+            "trainable": trainable,
+            "percent": 100 * trainable / sum(counts.values()),
+            "training_memory": as_bytes(memory.training(config, counts, parts, **size)),
+            "training_memory_checkpointing": as_bytes(
+                memory.training(config, counts, parts, checkpointing=True, **size)
+            ),
+        }
+
+    return [describe(name, parts) for name, parts in freeze_settings(config).items()]
 
 
 def predict_answer(config: TheWorldConfig, counts: Mapping[str, int], size: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,20 +173,11 @@ def predict_answer(config: TheWorldConfig, counts: Mapping[str, int], size: Mapp
 
 def count_components(model: TheWorldForConditionalGeneration) -> list[dict[str, Any]]:
     """Parameters of each component, in the order of COMPONENTS; tied ones are counted once."""
-    totals: dict[str, int] = {}
+    totals = Counter[str]()
     for name, parameter in model.named_parameters():
-        component = next(
-            component
-            for component, prefixes in COMPONENTS.items()
-            if any(name.startswith(prefix) or (prefix.startswith(".") and prefix in name) for prefix in prefixes)
-        )
-        totals[component] = totals.get(component, 0) + parameter.numel()
+        totals[freezing.part_of(name, COMPONENTS)] += parameter.numel()
     return [{"component": name, "parameters": totals[name]} for name in COMPONENTS if name in totals]
 
 
 def as_bytes(prediction: Prediction) -> dict[str, Any]:
-    return {
-        "peak": prediction.peak,
-        "persistent": dict(prediction.persistent),
-        "transient": dict(prediction.transient),
-    }
+    return {"peak": prediction.peak, **asdict(prediction)}

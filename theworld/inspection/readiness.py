@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from huggingface_hub import constants, get_token
@@ -93,7 +93,7 @@ def preflight(
         "num_world_steps": plan.num_world_steps if plan else num_world_steps or 0,
         "mode": plan.mode if plan else None,
         "works": not any(one.fails for one in findings),
-        "findings": [{"fails": one.fails, "text": one.text} for one in findings],
+        "findings": [asdict(one) for one in findings],
         "repositories": [as_row(one) for one in found],
         "download_bytes": missing,
         "cache": str(cache),
@@ -122,11 +122,7 @@ def hub_is_away(*names: str) -> bool:
 
 
 def repositories_of(spec: ModelSpec, parts: Sequence[str]) -> list[Repository]:
-    """The repositories that a call reads, and the files of each.
-
-    Args:
-        parts: of the world model.
-    """
+    """The repositories that a call with these parts of the world model reads, and the files of each."""
     config, adapter = spec.config, spec.name if spec.is_fused else None
     wanted = [repositories.adapter_repository(adapter)] if adapter else []
     gemma = config.vlm_name_or_path if adapter else spec.name
@@ -285,11 +281,8 @@ def model_findings(spec: ModelSpec, plan: CallPlan, found: Sequence[RepositoryCh
 
 def gib(size: int) -> str:
     """Bytes as GiB, with two or three significant digits."""
-    return (
-        f"{size / memory.GIB:.1f}"
-        if size >= 10 * memory.GIB
-        else f"{size / memory.GIB:.2f}" if size >= memory.GIB / 100 else "< 0.01"
-    )
+    digits = 1 if size >= 10 * memory.GIB else 2
+    return f"{size / memory.GIB:.{digits}f}" if size >= memory.GIB / 100 else "< 0.01"
 
 
 def gigabytes(size: int) -> str:

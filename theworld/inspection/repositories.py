@@ -48,12 +48,8 @@ GEMMA_REQUIRED = ("config.json", "model*.safetensors", "tokenizer.*", "*processo
 CHAT_TEMPLATE_CONFIGS = ("tokenizer_config.json", "processor_config.json")  # each may hold the template
 GEMMA_FILES = (
     *GEMMA_REQUIRED,
-    "model.safetensors.index.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
+    *("model.safetensors.index.json", "generation_config.json", "chat_template*"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json"),
 )
 CONFIG_FILES = (CONFIG_FILE, "model_index.json")
 
@@ -146,11 +142,11 @@ def _base(
 
 def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     """The names that match a pattern; `*` does not match across folders."""
-    return [
-        name
-        for name in names
-        if any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
-    ]
+
+    def fits(name: str) -> bool:
+        return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
+
+    return list(filter(fits, names))
 
 
 def check_repository(repository: Repository) -> RepositoryCheck:
@@ -223,7 +219,8 @@ def _on_hub(repository: Repository) -> RepositoryCheck:
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         names = matching(sizes, repository.files)
         found.names = {name: sizes[name] for name in names}
-        found.here = sum(sizes[name] for name in names if _is_cached(repository.path, name, info.sha))
+        cached = {name: try_to_load_from_cache(repository.path, name, revision=info.sha) for name in names}
+        found.here = sum(sizes[name] for name, path in cached.items() if isinstance(path, str))
         lacking = [pattern for pattern in repository.required if not matching(sizes, [pattern])]
         if lacking:
             found.access = "incomplete"
@@ -281,10 +278,6 @@ def has_chat_template(gemma: RepositoryCheck) -> bool:
 
 def no_network() -> str:
     return f"check the network and {constants.ENDPOINT}"
-
-
-def _is_cached(repository: str, name: str, commit: str | None) -> bool:
-    return isinstance(try_to_load_from_cache(repository, name, revision=commit), str)
 
 
 def token_problem() -> str | None:

@@ -95,11 +95,7 @@ def stages(
 
 
 def layout(config: TheWorldConfig, num_world_steps: int, base_dir: str | None = None) -> list[Block]:
-    """The blocks of a prompt with one image and QUESTION, as `TheWorldProcessor` writes it.
-
-    Args:
-        base_dir: folder that base names starting with `./` are relative to.
-    """
+    """The blocks of a prompt with one image and QUESTION, as `TheWorldProcessor` writes it."""
     if Path(resolve(config.vlm_name_or_path, base_dir)).is_dir():
         return read_layout(config, num_world_steps, base_dir)
     soft = config.vlm_config.mm_tokens_per_image
@@ -114,12 +110,9 @@ def read_layout(config: TheWorldConfig, num_world_steps: int, base_dir: str | No
     processor = TheWorldProcessor.from_config(config, base_dir)
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+    image = Image.new("RGB", (1, 1))
     inputs = processor(
-        images=[Image.new("RGB", (1, 1))],
-        text=prompt,
-        num_world_steps=num_world_steps,
-        add_special_tokens=False,
-        return_tensors="pt",
+        images=[image], text=prompt, num_world_steps=num_world_steps, add_special_tokens=False, return_tensors="pt"
     )
     kinds = {
         config.vlm_config.image_token_id: "soft tokens of the image",

@@ -64,7 +64,14 @@ def save_rollout(
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     if labels is not None:
         frames = np.stack([_with_label(frame, label) for frame, label in zip(frames, labels, strict=True)])
-    _write(path, write(frames, fps, hold))
+    content = write(frames, fps, hold)
+    try:
+        with atomic_file(path) as unfinished:
+            unfinished.write_bytes(content)
+    except OSError as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be written ({error.strerror or error}): choose another path."
+        ) from error
     return path
 
 
@@ -110,14 +117,8 @@ def _gif(frames: np.ndarray, fps: float, hold: float) -> bytes:
     images = [Image.fromarray(frame) for frame in frames]
     step = max(20, round(1000 / fps))  # ms; viewers slow down shorter ones
     file = io.BytesIO()
-    images[0].save(
-        file,
-        format="GIF",
-        save_all=True,
-        append_images=images[1:],
-        duration=[step + round(1000 * hold)] + [step] * (len(images) - 1),
-        loop=0,
-    )
+    durations = [step + round(1000 * hold)] + [step] * (len(images) - 1)
+    images[0].save(file, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     return file.getvalue()
 
 
@@ -130,11 +131,8 @@ def _mp4(frames: np.ndarray, fps: float, hold: float) -> bytes:
 
 
 def _strip(frames: np.ndarray, fps: float, hold: float) -> bytes:
-    num_frames, height, width, _ = frames.shape
-    strip = np.full((height, num_frames * (width + STRIP_GAP) - STRIP_GAP, 3), 255, dtype=np.uint8)
-    for index, frame in enumerate(frames):
-        left = index * (width + STRIP_GAP)
-        strip[:, left : left + width] = frame
+    spaced = np.pad(frames, ((0, 0), (0, 0), (0, STRIP_GAP), (0, 0)), constant_values=255)
+    strip = np.concatenate(spaced, axis=1)[:, :-STRIP_GAP]
     file = io.BytesIO()
     Image.fromarray(strip).save(file, format="PNG")
     return file.getvalue()
@@ -142,13 +140,3 @@ def _strip(frames: np.ndarray, fps: float, hold: float) -> bytes:
 
 # extension -> (frames, fps, hold) -> the bytes of the file
 WRITERS: dict[str, Callable[[np.ndarray, float, float], bytes]] = {".gif": _gif, ".mp4": _mp4, ".png": _strip}
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        with atomic_file(path) as unfinished:
-            unfinished.write_bytes(content)
-    except OSError as error:
-        raise ValueError(
-            f"{str(path)!r} cannot be written ({error.strerror or error}): choose another path."
-        ) from error

@@ -38,17 +38,8 @@ QUICKTIME_BOXES = (b"moov", b"mdat", b"wide", b"free", b"skip")
 
 # What decoders raise for damaged files, besides av.FFmpegError; UnidentifiedImageError is covered by these.
 DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 
 
@@ -57,15 +48,7 @@ class NotAnImage(ValueError):
 
 
 def read_file(source: str | os.PathLike[str], read: Callable[[BinaryIO, str, int], Content], kind: str) -> Content:
-    """Returns `read(file, name, number of bytes)` of an ordinary file.
-
-    Args:
-        kind: what the file should hold, for the error messages.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be opened, or is an address, a directory or a device.
-    """
+    """Returns `read(file, name, number of bytes)` of an ordinary file; `kind` is what it should hold, for errors."""
     name = os.fspath(source)
     if name.startswith(("http://", "https://")):
         raise ValueError(f"{name!r} is an address, and {kind}s are read from files: download it and pass its path.")
@@ -127,12 +110,7 @@ def image_formats() -> list[str]:
 
 
 def open_image(file: BinaryIO, name: str) -> ImageFile.ImageFile:
-    """Opens an image file, of which only the header is read.
-
-    Raises:
-        NotAnImage: if no accepted format fits the file.
-        ValueError: if it has more than `MAX_PIXELS` pixels, or is a HEIC image that cannot be read.
-    """
+    """Opens an image file, of which only the header is read; raises NotAnImage if no accepted format fits."""
     still, start = still_image_kind(file), _start(file)
     try:
         return _open_with_pillow(file, name, image_formats())

@@ -150,9 +150,6 @@ def _resize(image: Image.Image, size: int) -> Image.Image:
     return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.LANCZOS)
 
 
-# --- files ---
-
-
 def _read_image(file: BinaryIO, name: str, num_bytes: int) -> Image.Image:
     """The first image of an open file; `name` begins the error messages."""
     check_not_empty(num_bytes, name)
@@ -176,9 +173,6 @@ def decode_image(image: Image.Image, name: str) -> Image.Image:
         image.load()
         upright = ImageOps.exif_transpose(image)
     return to_rgb(upright, name)
-
-
-# --- modes ---
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -213,9 +207,6 @@ def _fits(values: np.ndarray, top: int, name: str, last: int) -> bool:
 
 def _grey(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
-
-
-# --- arrays ---
 
 
 def images_from_array(array: np.ndarray | torch.Tensor) -> list[Image.Image]:

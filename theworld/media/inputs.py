@@ -25,10 +25,6 @@ def group_images(images: Any, text: str | Sequence[str] | None) -> LoadedImages:
         images: for one prompt an image, a `Video` or a list of them; for several, one entry (or list) per prompt. A
             batch in one tensor (B, C, H, W) or array (B, H, W, C) is a list of B images. None: no images.
         text: one prompt or several; None counts as one, unless `images` is a list of lists.
-
-    Raises:
-        FileNotFoundError: if an image file does not exist.
-        ValueError: if an image cannot be read, or if there is not one entry for each of several prompts.
     """
     nested = isinstance(images, (list, tuple)) and any(isinstance(entry, (list, tuple)) for entry in images)
     if text is None or isinstance(text, str):

@@ -49,9 +49,6 @@ def plan_call(
         num_world_steps: the caller's number; None means the model's own.
         num_past_steps: past latent frames of a video.
         enable_world: False means that the call does not use the world model.
-
-    Raises:
-        ValueError: if the mode is unknown, or the model cannot imagine as many world steps.
     """
     if mode is not None and mode not in MODES:
         raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}.")
@@ -71,11 +68,7 @@ def plan_call(
 
 
 def steps_to_imagine(config: TheWorldConfig, num_world_steps: int | None = None) -> int:
-    """World steps of a rollout: the caller's number, the model's own, or UNTRAINED_STEPS if its own is 0.
-
-    Raises:
-        ValueError: if the model cannot imagine as many.
-    """
+    """World steps of a rollout: the caller's number, the model's own, or UNTRAINED_STEPS if its own is 0."""
     if num_world_steps is not None:
         return config.check_world_steps(num_world_steps)
     return config.num_world_steps or min(UNTRAINED_STEPS, config.max_world_steps)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from theworld.model import freezing
-from theworld.model.freezing import fingerprints
+from theworld.model.freezing import count_parameters, fingerprints, part_of
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.storage.adapters import check_tensors, copy_tensors, read_pickle
 from theworld.storage.files import atomic_file
@@ -69,5 +68,5 @@ def load_checkpoint(
 
 def parts_outside(model: TheWorldForConditionalGeneration, tensors: Iterable[str]) -> list[str]:
     """Parts in memory that a checkpoint of these tensors does not contain, so that they must not differ on loading."""
-    stored = {freezing.part_of(name) for name in tensors}
-    return [row.part for row in freezing.count_parameters(model) if row.part not in stored]
+    stored = {part_of(name) for name in tensors}
+    return [row.part for row in count_parameters(model) if row.part not in stored]

@@ -23,18 +23,11 @@ DTYPES = {
 def resolve_device_and_dtype(
     device: str | torch.device | None, device_map: Any, dtype: torch.dtype | str | None
 ) -> tuple[torch.device | None, torch.dtype]:
-    """The device of a model and the dtype of its weights.
+    """The device of a model (None if `device_map` places it) and the dtype of its weights.
 
     Args:
         device: None means the first GPU, or the CPU.
-        device_map: where Gemma's layers go, instead of `device`.
         dtype: None means `default_dtype` of the device.
-
-    Returns:
-        The device, or None if `device_map` places the model, and the dtype.
-
-    Raises:
-        ValueError: if this machine does not have the device, or the dtype is not supported.
     """
     if device is not None and device_map is not None:
         raise ValueError("device and device_map were both given; give one.")
@@ -58,11 +51,7 @@ def cpu_has_bfloat16() -> bool:
 
 
 def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
-    """A dtype of weights, given as such or by one of the names in DTYPES.
-
-    Raises:
-        ValueError: if the dtype is not supported.
-    """
+    """A dtype of weights, given as such or by one of the names in DTYPES."""
     named = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if named not in DTYPES.values():
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
@@ -71,11 +60,7 @@ def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def check_device(device: str | torch.device | None, option: str = "device") -> None:
-    """Raises a ValueError for a device that this machine does not have.
-
-    Args:
-        option: name of the setting, for the message.
-    """
+    """Raises a ValueError, which names the `option`, for a device that this machine does not have."""
     if device is None:
         return
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -35,12 +36,11 @@ class PartCount:
     trainable: int
 
 
-def part_of(name: str) -> str:
+def part_of(name: str, parts: Mapping[str, Sequence[str]] = PARTS) -> str:
     """The part that a parameter belongs to, by its full name."""
-    for part, patterns in PARTS.items():
-        for pattern in patterns:
-            if name.startswith(pattern) or (pattern.startswith(".") and pattern in name):
-                return part
+    for part, patterns in parts.items():
+        if any(name.startswith(pattern) or (pattern.startswith(".") and pattern in name) for pattern in patterns):
+            return part
     raise AssertionError(f"Parameter {name} belongs to no part; add it to PARTS.")
 
 
@@ -53,17 +53,12 @@ def parameters_of(model: nn.Module, parts: Iterable[str]) -> Iterator[tuple[str,
 
 
 def train_only(model: nn.Module, parts: Iterable[str]) -> None:
-    """Makes exactly these parts trainable and freezes all others.
-
-    Raises:
-        ValueError: if a part does not exist, cannot be trained, or is not in this model.
-    """
-    wanted = tuple(dict.fromkeys(parts))
+    """Makes exactly these parts trainable and freezes all others."""
+    wanted = tuple(parts)
+    present = {part_of(name) for name, _ in model.named_parameters()}
     for part in wanted:
         if part not in TRAINABLE_PARTS:
             raise ValueError(f"{part!r} is not a trainable part; choose one of {', '.join(TRAINABLE_PARTS)}.")
-    present = {part_of(name) for name, _ in model.named_parameters()}
-    for part in wanted:
         if part not in present:
             raise ValueError(f"This model has no part {part!r}; its parts are {', '.join(sorted(present))}.")
     for name, parameter in model.named_parameters():
@@ -78,12 +73,10 @@ def trained_parts(model: nn.Module) -> tuple[str, ...]:
 
 def count_parameters(model: nn.Module) -> list[PartCount]:
     """One row per part that the model has; works on the meta device."""
-    totals: dict[str, int] = {}
-    trainable: dict[str, int] = {}
+    totals, trainable = Counter[str](), Counter[str]()
     for name, parameter in model.named_parameters():
-        part = part_of(name)
-        totals[part] = totals.get(part, 0) + parameter.numel()
-        trainable[part] = trainable.get(part, 0) + (parameter.numel() if parameter.requires_grad else 0)
+        totals[part_of(name)] += parameter.numel()
+        trainable[part_of(name)] += parameter.numel() * parameter.requires_grad
     return [PartCount(part, totals[part], trainable[part]) for part in PARTS if part in totals]
 
 
@@ -110,11 +103,7 @@ def checksum(tensor: Tensor) -> int:
 
 
 class PartChecksums:
-    """Checksums of the weights that a model was loaded with, which show the parts that have changed since.
-
-    Args:
-        model: with the weights of its base models and an untrained projector.
-    """
+    """Checksums of the weights that a model was loaded with, which show the parts that have changed since."""
 
     def __init__(self, model: nn.Module) -> None:
         self._sums = {part: self._sums_of(model, part) for part in TRAINABLE_PARTS}
@@ -123,12 +112,11 @@ class PartChecksums:
     @staticmethod
     def _sums_of(model: nn.Module, part: str) -> dict[tuple[torch.dtype, int], int]:
         """Sum of the checksums of a part's parameters, by dtype and number of values."""
-        sums: dict[tuple[torch.dtype, int], int] = {}
+        sums = Counter[tuple[torch.dtype, int]]()
         for _, parameter in parameters_of(model, [part]):
             if not parameter.is_meta and type(parameter.data) is Tensor:  # neither offloaded nor a shard
-                key = (parameter.dtype, parameter.numel())
-                sums[key] = sums.get(key, 0) + checksum(parameter)
-        return sums
+                sums[parameter.dtype, parameter.numel()] += checksum(parameter)
+        return dict(sums)
 
     def changed(self, model: nn.Module) -> set[str]:
         """Parts whose weights differ from those that the model was loaded with.

@@ -9,7 +9,6 @@ import copy
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +19,10 @@ from transformers import __version__ as transformers_version
 
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.spec import BASE, resolve_model
-from theworld.storage.adapters import check_names, read_tensors, split_checkpoint_name
-from theworld.storage.hub import find_base_dir, read_json, resolve
+from theworld.storage.adapters import check_names, read_tensors
+from theworld.storage.hub import find_base_dir, read_json, resolve, split_checkpoint_name
 from theworld.world_models import world_model_class
-from theworld.world_models.base import WORLD_PARTS, WorldModel
+from theworld.world_models.base import WorldModel
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +30,10 @@ COMMIT = re.compile("[0-9a-f]{40}")
 # keys of published configs that transformers keeps as plain attributes, read or not; vision_use_head is published as
 # false, which matches the default of older transformers versions
 GEMMA_KEYS_KEPT = {"model_type", "eos_token_id", "cache_implementation", "sliding_window_pattern", "vision_use_head"}
-VLM_FOLDER, WORLD_FOLDER = "vlm", "world"  # of a full export
 
 
 def gemma_config(values: Mapping[str, Any], name_or_path: str, revision: str | None = None) -> Gemma3Config:
-    """The config of a Gemma 3 that reads images, from the content of its `config.json`.
-
-    Raises:
-        ValueError: if it is another kind of model.
-    """
+    """The config of a Gemma 3 that reads images, from the content of its `config.json`."""
     kind = values.get("model_type")
     if kind != BASE:
         raise ValueError(
@@ -88,14 +82,9 @@ def load_gemma(
         dtype: None keeps the stored dtype.
         config: its configuration, if it has been read already.
         arguments: passed to transformers (`device_map`, `attn_implementation`, …).
-
-    Raises:
-        ValueError: if a tensor is missing (except a head that is tied to the embeddings), unexpected or of another
-            shape, or a file is missing or damaged.
     """
     if config is None:
-        values = read_json(name_or_path, revision=revision)
-        config = gemma_config(values, name_or_path, revision)
+        config = gemma_config(read_json(name_or_path, revision=revision), name_or_path, revision)
     try:
         model, found = Gemma3ForConditionalGeneration.from_pretrained(
             name_or_path,
@@ -165,16 +154,7 @@ def load_bases(
 def read_adapter(
     name: str, checkpoint_name: str | None = None, revision: str | None = None, config: TheWorldConfig | None = None
 ) -> tuple[TheWorldConfig, dict[str, Tensor], str | None]:
-    """Reads an adapter: its config, its tensors, and the folder that base names starting with `./` are relative to.
-
-    Args:
-        name: `nano`, a folder, or a Hub id.
-        checkpoint_name: a folder or file inside it.
-        config: used instead of the adapter's own.
-
-    Raises:
-        ValueError: if it cannot be read, is damaged or is not a TheWorld model.
-    """
+    """Reads an adapter: its config (unless `config` replaces it), its tensors, and its `find_base_dir`."""
     model = resolve(name)
     subfolder, filename = split_checkpoint_name(checkpoint_name)
     if config is None:
@@ -184,19 +164,3 @@ def read_adapter(
     tensors = read_tensors(model, f"{subfolder}{filename}", revision)
     bases = (config.vlm_name_or_path, config.world_name_or_path)
     return config, tensors, find_base_dir(model, bases, revision, subfolder)
-
-
-def write_bases(
-    folder: Path, config: TheWorldConfig, vlm: Gemma3ForConditionalGeneration, world: WorldModel | None
-) -> None:
-    """Writes the weights of both bases into `folder`, and points `config` to them."""
-    if config.lora is not None:
-        raise ValueError(
-            "A full export needs the LoRA merged into the weights: call merge_lora() first, or save the adapter alone."
-        )
-    vlm.save_pretrained(folder / VLM_FOLDER)
-    config.vlm_name_or_path, config.vlm_revision = f"./{VLM_FOLDER}", None
-    if world is not None:
-        world.load_parts(*WORLD_PARTS)  # without its decoder an export could not show imagined frames
-        world.save_pretrained(folder / WORLD_FOLDER)
-        config.world_name_or_path, config.world_revision = f"./{WORLD_FOLDER}", None

@@ -37,11 +37,7 @@ def disabled(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def merge(language_model: nn.Module) -> None:
-    """Merges the LoRA into the weights of its layers, and removes it.
-
-    Raises:
-        ValueError: if a merged weight would not be finite. Nothing changes then.
-    """
+    """Merges the LoRA into the weights of its layers, and removes it; nothing changes if a value is not finite."""
     layers = layers_of(language_model)
     for name, layer in layers.items():
         if not layer.get_delta_weight("default").isfinite().all():

@@ -5,25 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 LORA_FIELDS = (  # of peft's LoraConfig: those that add A and B matrices and leave every other weight as it is
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-    "init_lora_weights",
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern"),
 )
 
 
 def lora_settings(lora: dict[str, Any] | int | None) -> dict[str, Any] | None:
-    """A LoRA's full settings out of its rank, or of some of them: alpha twice the rank, on all linear layers.
-
-    Raises:
-        ValueError: a rank below 1, or a setting that is none of LORA_FIELDS.
-    """
+    """A LoRA's full settings out of its rank, or of some of them: alpha twice the rank, on all linear layers."""
     if lora is None:
         return None
     given = dict(lora) if isinstance(lora, dict) else {"r": lora}

@@ -37,21 +37,16 @@ from theworld.model.configuration import TheWorldConfig
 from theworld.model.placeholders import one_number, scatter
 from theworld.model.processing import TheWorldProcessor, prompts_each
 from theworld.model.projector import WorldProjector
-from theworld.storage.adapters import copy_tensors, split_checkpoint_name
-from theworld.storage.hub import resolve
+from theworld.storage.adapters import copy_tensors
+from theworld.storage.hub import resolve, split_checkpoint_name
 from theworld.world_models import world_model_class
 from theworld.world_models.base import WorldModel
 
 logger = logging.getLogger(__name__)
 
 WORLD_INPUTS = (
-    "world_frames",
-    "world_latents",
-    "world_embeds",
-    "world_seeds",
-    "num_world_steps",
-    "num_past_steps",
-    "world_prompt",
+    *("world_frames", "world_latents", "world_embeds"),  # one of them is given
+    *("world_seeds", "num_world_steps", "num_past_steps", "world_prompt"),
 )
 PREFILL_INPUTS = ("pixel_values", "image_features", *WORLD_INPUTS)  # used once, before the first token is generated
 
@@ -95,12 +90,10 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vlm = vlm if vlm is not None else Gemma3ForConditionalGeneration(copy.deepcopy(config.vlm_config))
         # one config object, not two: masks and caches read the attention implementation that the VLM sets on its own
         config.vlm_config = self.vlm.config
-        self.world: WorldModel | None = None
-        if config.enable_world:
+        self.world: WorldModel | None = world if config.enable_world else None
+        if config.enable_world and world is None:
             parts = world_parts_for(config.max_world_steps) if world_parts is None else tuple(world_parts)
-            self.world = world
-            if self.world is None:
-                self.world = world_model_class(config.world_config.model_type)(config.world_config, parts=parts)
+            self.world = world_model_class(config.world_config.model_type)(config.world_config, parts=parts)
         self.projector = WorldProjector(config)
         if config.lora is not None:
             lora.inject(self.language_model, config.lora)
@@ -289,13 +282,10 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError("This model was built without a world model (enable_world=False), so it cannot imagine.")
         self.config.check_world_steps(num_world_steps)
         prompts = prompts_each(world_prompt, world_frames.shape[0])
-        sampling = {
-            "num_inference_steps": self.config.world_config.num_inference_steps,
-            "guidance_scale": self.config.world_config.guidance_scale,
-            **rollout,
-        }
+        rollout.setdefault("num_inference_steps", self.config.world_config.num_inference_steps)
+        rollout.setdefault("guidance_scale", self.config.world_config.guidance_scale)
         return self.world.imagine(
-            world_frames, num_world_steps, seeds=seeds, prompts=prompts, progress=progress, **sampling
+            world_frames, num_world_steps, seeds=seeds, prompts=prompts, progress=progress, **rollout
         )
 
     def world_tokens(
@@ -388,11 +378,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         }
         if world_tokens is None and image_features is None:
             # a decoding step of one token has no placeholders, and a look for them would synchronise the GPU
-            if (
-                input_ids is not None
-                and input_ids.shape[1] > 1
-                and bool((input_ids == self.config.world_token_id).any())
-            ):
+            if input_ids is not None and input_ids.shape[1] > 1 and (input_ids == self.config.world_token_id).any():
                 raise ValueError(
                     "The prompt has world placeholders; pass world_frames, world_latents or world_embeds with it."
                 )

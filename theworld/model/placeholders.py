@@ -6,11 +6,7 @@ from torch import Tensor
 
 
 def scatter(embeds_BLD: Tensor, placeholders_BL: Tensor, features: Tensor, kind: str) -> Tensor:
-    """Replaces the placeholders by `features` (images, tokens, D), in order.
-
-    Raises:
-        ValueError: if their numbers differ.
-    """
+    """Replaces the placeholders by `features` (images, tokens, D), in order; a ValueError if their numbers differ."""
     expected, given = int(placeholders_BL.sum()), features.shape[0] * features.shape[1]
     if expected != given:
         raise ValueError(

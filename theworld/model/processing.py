@@ -21,13 +21,11 @@ from transformers.models.gemma3 import Gemma3Processor
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from theworld.media.images import stack_frames, to_pixels
-from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
+from theworld.media.inputs import ImageOrVideo, group_images
 from theworld.media.video import Video
 from theworld.messages import counted
 from theworld.model.configuration import TheWorldConfig
 from theworld.storage.hub import find_base_dir, resolve
-
-__all__ = ["ImageOrVideo", "LoadedImages", "TheWorldProcessor", "content_seed", "group_images", "prompts_each"]
 
 WORLD_TOKEN = "<world_soft_token>"
 NO_CHAT_TEMPLATE = (
@@ -37,15 +35,9 @@ NO_CHAT_TEMPLATE = (
 
 
 def content_seed(frames_FHWC: np.ndarray, world_prompt: str = "", seed: int = 0) -> int:
-    """The seed of a rollout, from its content: equal frames, prompt and `seed` give the same future in any batch.
+    """The seed of a rollout, in [0, 2**63): equal frames, prompt and `seed` give the same future in any batch.
 
-    Args:
-        frames_FHWC: (F, H, W, 3) uint8, as the world model sees them.
-        world_prompt: the user's prompt for the future, if any.
-        seed: the user's seed; another value gives another future of the same image.
-
-    Returns:
-        A number in [0, 2**63).
+    `frames_FHWC` (F, H, W, 3) are uint8, as the world model sees them.
     """
     digest = hashlib.blake2b(frames_FHWC.tobytes(), digest_size=8)
     digest.update(repr((frames_FHWC.shape, world_prompt, seed)).encode())
@@ -306,25 +298,13 @@ def prompts_each(world_prompt: str | Sequence[str] | None, count: int | None) ->
 
 
 def texts_of(name: str, value: Any) -> list[str]:
-    """One text or several as a list.
-
-    Args:
-        name: of the argument, for the message.
-
-    Raises:
-        ValueError: if it is anything else.
-    """
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, Iterable) or isinstance(value, bytes | bytearray | Mapping):
-        raise ValueError(f"{name} has the type {type(value).__name__}; pass a string, or a list of strings.")
-    texts = list(value)
-    for index, text in enumerate(texts):
+    """The argument `name`, one text or several, as a list; a ValueError if it is anything else."""
+    several = isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | Mapping)
+    texts = {f"{name}[{index}]": text for index, text in enumerate(value)} if several else {name: value}
+    for where, text in texts.items():
         if not isinstance(text, str):
-            raise ValueError(
-                f"{name}[{index}] has the type {type(text).__name__}; pass a string, or a list of strings."
-            )
-    return texts
+            raise ValueError(f"{where} has the type {type(text).__name__}; pass a string, or a list of strings.")
+    return list(texts.values())
 
 
 def check_chat(conversation: Any) -> None:
@@ -333,8 +313,7 @@ def check_chat(conversation: Any) -> None:
         for chat in conversation:
             check_chat(chat)
         return
-    turns = conversation if isinstance(conversation, list | tuple) and conversation else [conversation]
-    for turn in turns:
+    for turn in conversation if isinstance(conversation, list | tuple) and conversation else [conversation]:
         content = turn.get("content") if isinstance(turn, Mapping) else None
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list | tuple) or not all(map(is_part, parts)):

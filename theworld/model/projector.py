@@ -202,11 +202,7 @@ class WorldProjector(nn.Module):
         return (self.row[:, None] + self.column[None]).flatten(0, 1)
 
     def temporal_pos_embed(self, num_frames: int, num_past_steps: int) -> Tensor:
-        """Position embedding (T, D) of latent frames, the first `num_past_steps` of which are before now.
-
-        Raises:
-            ValueError: if the temporal embedding has no row for one of the frames.
-        """
+        """Position embedding (T, D) of latent frames, the first `num_past_steps` of which are before now."""
         if not 0 <= num_past_steps < num_frames:
             raise ValueError(
                 f"num_past_steps is {num_past_steps} of {num_frames} latent frames; pass 0 to {num_frames - 1}, since "
@@ -235,9 +231,6 @@ class WorldProjector(nn.Module):
 
         Returns:
             (B, T·h·w/merge² + 2, D) world tokens, boundaries included; (B, T·K + 2, D) with a resampler.
-
-        Raises:
-            ValueError: if the grid is not the config's, or the temporal embedding has no row for a frame.
         """
         B, _, frames, h, w = latents.shape
         rows, columns = h // self.merge, w // self.merge

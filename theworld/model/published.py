@@ -6,38 +6,20 @@ from transformers.models.gemma3 import Gemma3Config
 
 DEFAULT_GEMMA = "google/gemma-3-4b-it"
 
-# Gemma 3 as published, so that its size is known before its licence is accepted: https://huggingface.co/google/gemma-3-4b-it
 # Every field of all three sizes, and of the vision tower and the rotary embedding below, was compared with two places
 # where Google wrote them out (2026-11-25): the variants in transformers' convert_gemma3_weights.py and the classes in
 # gemma/gm/nn/_gemma.py of google-deepmind/gemma. The config.json of 12B and 27B are gated and were not read.
+TEXT_FIELDS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "query_pre_attn_scalar"),
+)
 GEMMA_3_TEXT: dict[str, dict[str, int]] = {
-    "google/gemma-3-4b": {
-        "hidden_size": 2560,
-        "intermediate_size": 10240,
-        "num_hidden_layers": 34,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-    },
-    "google/gemma-3-12b": {
-        "hidden_size": 3840,
-        "intermediate_size": 15360,
-        "num_hidden_layers": 48,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-    },
-    "google/gemma-3-27b": {
-        "hidden_size": 5376,
-        "intermediate_size": 21504,
-        "num_hidden_layers": 62,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 16,
-        "head_dim": 128,
-        "query_pre_attn_scalar": 168,
-    },
+    name: dict(zip(TEXT_FIELDS, values, strict=True))
+    for name, values in {
+        "google/gemma-3-4b": (2560, 10240, 34, 8, 4, 256, 256),
+        "google/gemma-3-12b": (3840, 15360, 48, 16, 8, 256, 256),
+        "google/gemma-3-27b": (5376, 21504, 62, 32, 16, 128, 168),
+    }.items()
 }
 
 

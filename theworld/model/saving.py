@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from theworld.model import freezing, loading, lora
+from theworld.model import freezing, lora
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import dtype_of
 from theworld.model.processing import TheWorldProcessor
@@ -24,13 +24,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+VLM_FOLDER, WORLD_FOLDER = "vlm", "world"  # of a full export
+
 
 def parts_to_save(model: TheWorldForConditionalGeneration) -> list[str]:
-    """Parts that an adapter must hold: trainable now, trained before, or changed since loading in another way.
-
-    Raises:
-        ValueError: if there are LoRA layers that the config does not describe, so that they could not be loaded.
-    """
+    """Parts that an adapter must hold: trainable now, trained before, or changed since loading in another way."""
     has_lora = bool(lora.layers_of(model.language_model))
     if has_lora and model.config.lora is None:
         raise ValueError(
@@ -101,19 +99,27 @@ def export_bases(
     dtype_is_given: bool,
 ) -> None:
     """Writes both base models and Gemma's processor into `folder`, and names them in `config`."""
+    if config.lora is not None:
+        raise ValueError(
+            "A full export needs the LoRA merged into the weights: call merge_lora() first, or save the adapter alone."
+        )
     if model.world is not None:
-        model.world.load_parts(*WORLD_PARTS)
+        model.world.load_parts(*WORLD_PARTS)  # without its decoder an export could not show imagined frames
     in_memory = model.vlm.config.dtype
     world = model.world or nn.Module()
     # The world model may be stored in a wider dtype than Gemma; it is rounded only if the caller asks for it.
     world_dtype = dtype if dtype_is_given or is_exact(world, dtype) else model.dtype
     try:
         with freezing.cast(model.vlm, dtype), freezing.cast(world, world_dtype):
-            loading.write_bases(folder, config, model.vlm, model.world)
+            model.vlm.save_pretrained(folder / VLM_FOLDER)
+            if model.world is not None:
+                model.world.save_pretrained(folder / WORLD_FOLDER)
+                config.world_name_or_path, config.world_revision = f"./{WORLD_FOLDER}", None
     finally:
         model.vlm.config.dtype = in_memory  # transformers sets it on saving
+    config.vlm_name_or_path, config.vlm_revision = f"./{VLM_FOLDER}", None
     config.dtype = config.vlm_config.dtype = dtype
-    TheWorldProcessor.from_config(model.config, model.bases_folder).write_base(folder / loading.VLM_FOLDER)
+    TheWorldProcessor.from_config(model.config, model.bases_folder).write_base(folder / VLM_FOLDER)
 
 
 def is_exact(module: nn.Module, dtype: torch.dtype) -> bool:

@@ -27,6 +27,7 @@ from theworld.storage.hub import (
     is_shipped,
     read_json,
     resolve,
+    split_checkpoint_name,
 )
 
 if TYPE_CHECKING:
@@ -54,12 +55,7 @@ class ModelSpec:
         path: its folder, or its Hub id.
         is_fused: True for a TheWorld model, False for a Gemma 3 that loading fuses with a world model.
         values: its `config.json`; empty if the bundled copy of a published config is used instead.
-        revision: branch, tag or commit of a Hub repository.
-        checkpoint_name: folder or file inside the model, such as `checkpoint-1000`.
-        world_model: name of the world model that a Gemma 3 is fused with; None means the published 2B one.
-        fusion_values: fields of TheWorldConfig that a Gemma 3 is fused with; a TheWorld model has its own.
-        describe_only: published configs that cannot be read are replaced by the bundled copies.
-        local_files_only: the Hub is not asked.
+        revision, checkpoint_name, world_model, fusion_values, describe_only, local_files_only: as in `resolve_model`.
     """
 
     name: str
@@ -78,11 +74,7 @@ class ModelSpec:
 
     @cached_property
     def config(self) -> TheWorldConfig:
-        """The configuration of the TheWorld model, or of the fusion that the Gemma 3 will become.
-
-        Raises:
-            ValueError: if `config.json` has a wrong value, or a base model's configuration cannot be read.
-        """
+        """The configuration of the TheWorld model, or of the fusion that the Gemma 3 will become."""
         from theworld.model.configuration import TheWorldConfig
 
         if not self.is_fused:
@@ -171,11 +163,7 @@ class ModelSpec:
             )
 
     def check_trained(self, alternative: str) -> None:
-        """Raises a ValueError if world tokens would come from an untrained projector.
-
-        Args:
-            alternative: what else the user can do, for the message.
-        """
+        """Raises a ValueError that offers an `alternative` if world tokens would come from an untrained projector."""
         if not self.projector_is_trained:
             raise ValueError(f"{UNTRAINED} Train the projector of {self.name}, use a trained model, or {alternative}.")
 
@@ -249,9 +237,6 @@ class ModelSpec:
             device_map: where Gemma's layers go, as transformers takes it.
             config: used instead of `self.config`.
             arguments: passed to Gemma's `from_pretrained` (`attn_implementation`, …).
-
-        Raises:
-            ValueError: if a file is missing or damaged, or its tensors do not fit the config.
         """
         from theworld.model.modeling import TheWorldForConditionalGeneration
 
@@ -282,7 +267,7 @@ class ModelSpec:
 
     @property
     def _subfolder(self) -> str:
-        return checkpoint_folder(self.checkpoint_name)
+        return split_checkpoint_name(self.checkpoint_name)[0]
 
     def _read_fusion_config(self) -> TheWorldConfig:
         """The configuration of the fusion; bases on the Hub are named by commit, also if no revision was given."""
@@ -355,18 +340,19 @@ def resolve_model(
             model can be described before its licence is accepted. Its weights could not be loaded.
         local_files_only: reads the local cache and does not ask the Hub.
         fusion_values: fields of TheWorldConfig that a Gemma 3 is fused with; a TheWorld model has its own.
-
-    Raises:
-        ValueError: if there is no such model, it cannot be read, or it is of another kind.
     """
     name = os.fspath(name)
     path = resolve(name)
     revision = fusion_values.pop("vlm_revision", None) or revision
     try:
-        file = f"{checkpoint_folder(checkpoint_name)}{CONFIG_FILE}"
+        file = f"{split_checkpoint_name(checkpoint_name)[0]}{CONFIG_FILE}"
         values = read_json(path, file, revision, local_files_only=local_files_only)
     except ValueError:
-        if not describe_only or not is_published(name) or Path(path).is_dir():
+        if not describe_only or Path(path).is_dir():
+            raise
+        from theworld.model.published import published_gemma
+
+        if published_gemma(name) is None:
             raise
         values = {}
     kind = values.get("model_type", BASE if not values else None)
@@ -387,22 +373,6 @@ def resolve_model(
         describe_only,
         local_files_only,
     )
-
-
-def checkpoint_folder(checkpoint_name: str | None) -> str:
-    """The folder part of a checkpoint's name, ending in a slash, or an empty string."""
-    if not checkpoint_name:
-        return ""
-    from theworld.storage.adapters import split_checkpoint_name
-
-    return split_checkpoint_name(checkpoint_name)[0]
-
-
-def is_published(name: str) -> bool:
-    """Whether this package has a copy of the model's published config."""
-    from theworld.model.published import published_gemma
-
-    return published_gemma(name) is not None
 
 
 def bundled(name: str) -> str:

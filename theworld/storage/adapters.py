@@ -18,16 +18,6 @@ from theworld.messages import enumerate_names
 from theworld.storage.hub import ADAPTER_FILE, find_file
 
 
-def split_checkpoint_name(name: str | None) -> tuple[str, str]:
-    """`checkpoint-1000/pytorch_model.bin` -> (subfolder with a slash or empty, file name)."""
-    if not name:
-        return "", ADAPTER_FILE
-    folder, _, last = name.rpartition("/")
-    if last.endswith((".bin", ".safetensors")):
-        return (f"{folder}/" if folder else ""), last
-    return f"{name.strip('/')}/", ADAPTER_FILE
-
-
 def read_tensors(model: str, filename: str = ADAPTER_FILE, revision: str | None = None) -> dict[str, Tensor]:
     """Reads a safetensors file, or a `.bin` file with `weights_only=True`, which refuses pickled code."""
     path = find_file(model, filename, revision)
@@ -67,12 +57,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def check_names(expected: Iterable[str], found: Iterable[str], mismatch: str, hint: str = "") -> None:
-    """Raises a ValueError that names the first missing and unexpected tensors, unless there are none.
-
-    Args:
-        mismatch: start of the message, such as `FILE does not match this model`.
-        hint: its end.
-    """
+    """Raises a ValueError, from `mismatch` to `hint`, that names the first missing and unexpected tensors, if any."""
     expected, found = set(expected), set(found)
     differences = (("missing", expected - found), ("unexpected", found - expected))
     parts = [

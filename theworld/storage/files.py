@@ -38,10 +38,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(folder: str | os.PathLike[str], stale: Sequence[str] = ()) -> Iterator[Path]:
     """Yields a temporary folder; its entries move into `folder` if the block ends without an error.
 
-    Entries of `folder` that the block does not write stay there.
-
-    Args:
-        stale: names of files to remove from `folder` even if the block does not write them.
+    Entries of `folder` that the block does not write stay there, except the files named in `stale`.
     """
     target = Path(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -78,15 +75,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_json_file(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
-    """Reads the JSON object in a file.
-
-    Args:
-        remedy: what to do about a damaged file, the end of the error message: "download it again".
-
-    Raises:
-        ValueError: if the file holds anything but a JSON object.
-        OSError: if the file cannot be read.
-    """
+    """Reads the JSON object in a file; `remedy` ends the ValueError about a damaged one: "download it again"."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -8,7 +8,7 @@ adapter folder, which keeps a full export in one piece.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -46,14 +46,10 @@ COSMOS_2B = "nvidia/Cosmos-Predict2-2B-Video2World"  # the world model of a new 
 
 
 def resolve(model: str | os.PathLike[str], base_dir: str | os.PathLike[str] | None = None) -> str:
-    """The folder of a shipped model or of a local path; anything else is a Hub id and is returned unchanged.
+    """The folder of a shipped model (`nano`, or a part of it, `nano/NAME`) or of a local path; a Hub id is unchanged.
 
     Args:
-        model: `nano` (the shipped model), `nano/NAME` (a part of it), a folder, or a Hub id.
         base_dir: folder that ids starting with `./` are relative to.
-
-    Raises:
-        ValueError: if there is no shipped model `nano/NAME`.
     """
     name = os.path.expanduser(model)
     if name == "nano" or name.startswith("nano/"):
@@ -107,19 +103,22 @@ def check_name(model: str) -> None:
 
 def rebase_path(name: str, base_dir: str | os.PathLike[str]) -> str:
     """A base model's name for use from another folder: names in the folder `base_dir` become absolute paths."""
-    return (
-        str(Path(resolve(name, base_dir)).resolve())
-        if name.startswith("./") and Path(base_dir, name).is_dir()
-        else name
-    )
+    is_inside = name.startswith("./") and Path(base_dir, name).is_dir()
+    return str(Path(base_dir, name).resolve()) if is_inside else name
+
+
+def split_checkpoint_name(name: str | None) -> tuple[str, str]:
+    """`checkpoint-1000/pytorch_model.bin` -> (subfolder with a slash or empty, file name)."""
+    if not name:
+        return "", ADAPTER_FILE
+    folder, _, last = name.rpartition("/")
+    if last.endswith((".bin", ".safetensors")):
+        return (f"{folder}/" if folder else ""), last
+    return f"{name.strip('/')}/", ADAPTER_FILE
 
 
 def find_file(model: str, filename: str, revision: str | None = None, *, local_files_only: bool = False) -> Path:
-    """Path of a file of a folder or Hub repository; the latter is downloaded unless it is in the cache.
-
-    Raises:
-        ValueError: if there is no such model or file, no permission, or no network.
-    """
+    """Path of a file of a folder or Hub repository; the latter is downloaded unless it is in the cache."""
     check_name(model)
     if Path(model).is_dir():
         path = Path(model) / filename
@@ -138,12 +137,7 @@ def find_file(model: str, filename: str, revision: str | None = None, *, local_f
 
 @contextmanager
 def hub_errors(model: str, what: str) -> Iterator[None]:
-    """Turns errors of a download inside the block into a ValueError of one sentence.
-
-    Args:
-        model: the Hub id.
-        what: what is downloaded: a file name, or "its weights".
-    """
+    """Turns errors of downloading `what` (a file, or "its weights") of a Hub id into a ValueError of one sentence."""
     try:
         yield
     except (HfHubHTTPError, TransportError, HFValidationError, OSError) as error:
@@ -152,13 +146,10 @@ def hub_errors(model: str, what: str) -> Iterator[None]:
 
 def explain_hub_error(error: BaseException, model: str, what: str) -> str:
     """One sentence about an error of huggingface_hub: what went wrong, and what to do."""
-    if isinstance(error, LocalEntryNotFoundError) and is_disabled():
-        return f"{model} is not a local folder, and {what} is not in the Hugging Face cache. {DISABLED}"
     if isinstance(error, LocalEntryNotFoundError):
-        return (
-            f"{model} is not a local folder, and {what} is neither in the Hugging Face cache nor reachable on the Hub; "
-            "check the name and the network."
-        )
+        neither = "neither in the Hugging Face cache nor reachable on the Hub; check the name and the network."
+        where = f"not in the Hugging Face cache. {DISABLED}" if is_disabled() else neither
+        return f"{model} is not a local folder, and {what} is {where}"
     if isinstance(error, GatedRepoError):  # before its base class, RepositoryNotFoundError
         return (
             f"{model} is gated; accept its licence at {constants.ENDPOINT}/{model}, then run `hf auth login` or set "
@@ -203,28 +194,29 @@ def commit_of(model: str, revision: str | None = None, filename: str = CONFIG_FI
 
 
 def find_base_dir(model: str, bases: Iterable[str], revision: str | None = None, subfolder: str = "") -> str | None:
-    """The folder that base names starting with `./` are relative to, downloaded when a Hub repository holds them.
+    """The folder that base names starting with `./` are relative to; None for a Hub repository without such `bases`.
 
     Args:
-        bases: the names that a config gives its base models.
-        subfolder: the folder of that config in `model`, ending with a slash, or empty.
-
-    Returns:
-        None for a Hub repository that contains no base model.
+        subfolder: the folder of the config in `model`, ending with a slash, or empty.
     """
     if Path(model).is_dir():
         return str(Path(model) / subfolder)
     contained = [name.removeprefix("./") for name in bases if name.startswith("./")]
     if not contained:
         return None
-    with hub_errors(model, contained[0]):
-        snapshot = snapshot_download(
-            model,
-            revision=revision,
-            allow_patterns=[f"{subfolder}{name}/*" for name in contained],
-            local_files_only=is_offline_mode(),
+    return str(download(model, [f"{subfolder}{name}/*" for name in contained], contained[0], revision) / subfolder)
+
+
+def download(
+    model: str, patterns: Sequence[str], what: str, revision: str | None = None, *, local_files_only: bool = False
+) -> Path:
+    """The local folder of a Hub repository, in which the files that match `patterns` are."""
+    # without local_files_only, hub 1.x would ask the network for the files of a commit that is in the cache
+    offline = local_files_only or is_offline_mode()
+    with hub_errors(model, what):
+        return Path(
+            snapshot_download(model, revision=revision, allow_patterns=list(patterns), local_files_only=offline)
         )
-    return str(Path(snapshot) / subfolder)
 
 
 def read_json(

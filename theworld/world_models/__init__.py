@@ -12,15 +12,8 @@ WORLD_MODELS: dict[str, str] = {"cosmos_predict2": "theworld.world_models.cosmos
 
 
 def world_model_class(model_type: str) -> type[WorldModel]:
-    """The class registered under `model_type` (`config.world_config.model_type`).
-
-    Raises:
-        ValueError: if nothing is registered under that name.
-    """
+    """The class registered under `model_type` (`config.world_config.model_type`)."""
     if model_type not in WORLD_MODELS:
         raise ValueError(f"Unknown world model {model_type!r}; choose one of {', '.join(WORLD_MODELS)}.")
     module, _, name = WORLD_MODELS[model_type].partition(":")
     return cast(type[WorldModel], getattr(import_module(module), name))
-
-
-__all__ = ["WORLD_MODELS", "WorldModel", "world_model_class"]

@@ -48,6 +48,8 @@ class WorldModel(nn.Module, ABC):
     the call to load it.
     """
 
+    config: PreTrainedConfig
+
     @classmethod
     @abstractmethod
     def read_config(
@@ -68,19 +70,19 @@ class WorldModel(nn.Module, ABC):
         """Reads exactly the tensors of `parts` from a folder or Hugging Face repository."""
 
     @property
-    @abstractmethod
     def latent_channels(self) -> int:
         """C, channels of a latent."""
+        return int(self.config.latent_channels)
 
     @property
-    @abstractmethod
     def temporal_factor(self) -> int:
         """Pixel frames per latent frame after the first."""
+        return int(self.config.temporal_factor)
 
     @property
-    @abstractmethod
     def spatial_factor(self) -> int:
         """Pixels per latent cell along one side."""
+        return int(self.config.spatial_factor)
 
     @property
     @abstractmethod
@@ -170,13 +172,7 @@ class WorldModel(nn.Module, ABC):
         """Appends `num_world_steps` imagined latent frames to the given latents (n, C, P + 1, h, w)."""
 
     def imagine(
-        self,
-        frames: Tensor,
-        num_world_steps: int,
-        *,
-        seeds: Sequence[int],
-        prompts: Sequence[str] = (),
-        **rollout: Any,
+        self, frames: Tensor, num_world_steps: int, *, seeds: Sequence[int], prompts: Sequence[str] = (), **rollout: Any
     ) -> Tensor:
         """Encodes frames and, if `num_world_steps` is above 0, imagines what follows: `encode`, then `rollout`.
 

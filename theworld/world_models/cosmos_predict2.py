@@ -11,6 +11,7 @@ ones, T = P + 1 + N, h×w cells, L prompt tokens of width D.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,10 +35,7 @@ from theworld.world_models.cosmos_components import (
     read_config,
 )
 from theworld.world_models.cosmos_sampler import denoise, noise_schedule, rollout_noise
-from theworld.world_models.diffusers_folder import (
-    find_folder,
-    read_weights,
-)
+from theworld.world_models.diffusers_folder import find_folder, read_weights
 from theworld.world_models.prompts import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT, embed_prompts, has_text_encoder
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and `import theworld` reaches this module
@@ -84,7 +82,6 @@ class CosmosPredict2(WorldModel):
         self.register_buffer("negative_prompt_embeds", None)
         self._source: tuple[str, str | None, torch.dtype | None] | None = None  # what load_parts reads from
         self._embedded: dict[str, Tensor] = {}  # default prompts that the source does not have
-        self._text_encoder_is_there: bool | None = None  # None until it is needed; a repository is queried once
         self._recent: dict[str, Tensor] = {}  # embeddings of users' prompts, for a loop over images
         new_scheduler(config)  # a wrong config fails here, not at the first rollout
         if "encoder" in parts or "decoder" in parts:
@@ -96,18 +93,6 @@ class CosmosPredict2(WorldModel):
             self.negative_prompt_embeds = torch.randn(prompt_shape)
 
     # -- what it is ---------------------------------------------------------------------------------------------------
-
-    @property
-    def latent_channels(self) -> int:
-        return self.config.latent_channels
-
-    @property
-    def temporal_factor(self) -> int:
-        return self.config.temporal_factor
-
-    @property
-    def spatial_factor(self) -> int:
-        return self.config.spatial_factor
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -164,9 +149,8 @@ class CosmosPredict2(WorldModel):
 
     @staticmethod
     def _normalisation(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
-        center = like.new_tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
-        scale = like.new_tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
-        return center, scale  # each (1, C, 1, 1, 1)
+        mean, std = (like.new_tensor(values) for values in (vae.config.latents_mean, vae.config.latents_std))
+        return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)  # each (1, C, 1, 1, 1)
 
     # -- the future ---------------------------------------------------------------------------------------------------
 
@@ -281,7 +265,7 @@ class CosmosPredict2(WorldModel):
         return torch.stack([known[prompt].float() for prompt in prompts])
 
     def check_takes_prompts(self) -> None:
-        if not self._has_text_encoder():
+        if not self._has_text_encoder:
             raise ValueError(
                 "This world model has no text encoder, so it cannot take a world prompt; omit the prompt, or use a "
                 "Cosmos-Predict2 repository, which has one."
@@ -293,7 +277,7 @@ class CosmosPredict2(WorldModel):
         if self.transformer is None:
             raise ValueError(self._missing("transformer"))
         complete = self.prompt_embeds is not None and self.negative_prompt_embeds is not None
-        if not complete and not self._has_text_encoder():
+        if not complete and not self._has_text_encoder:
             raise ValueError(self._no_prompt("prompt_embeds"))
         wanted = [*prompts, *(() if complete else (DEFAULT_PROMPT, DEFAULT_NEGATIVE_PROMPT))]
         if not wanted:
@@ -306,10 +290,9 @@ class CosmosPredict2(WorldModel):
             self.keep_prompts(defaults, "the text encoder")
         return known
 
+    @cached_property  # a repository is queried once
     def _has_text_encoder(self) -> bool:
-        if self._text_encoder_is_there is None:
-            self._text_encoder_is_there = self._source is not None and has_text_encoder(*self._source[:2])
-        return self._text_encoder_is_there
+        return self._source is not None and has_text_encoder(*self._source[:2])
 
     def _device(self) -> torch.device:
         return next(self.parameters()).device if self.parts else torch.device("cpu")
@@ -458,10 +441,8 @@ class CosmosPredict2(WorldModel):
     def _take_vae(self, loaded: AutoencoderKLWan, parts: tuple[str, ...]) -> None:
         """Takes over the halves of `loaded` named in `parts`, and keeps a half that is in memory already."""
         halves = {"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")}
-        for part, names in halves.items():
-            if part not in parts:
-                for name in names:
-                    setattr(loaded, name, getattr(self.vae, name) if self.vae is not None else None)
+        for name in (name for part, names in halves.items() if part not in parts for name in names):
+            setattr(loaded, name, getattr(self.vae, name, None))
         self.vae = loaded
 
     def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:

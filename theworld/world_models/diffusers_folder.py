@@ -11,44 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import is_offline_mode, snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from theworld.storage.adapters import check_names
 from theworld.storage.files import read_json_file
-from theworld.storage.hub import check_name, hub_errors
+from theworld.storage.hub import check_name, download
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-WEIGHTS_INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
 
 def find_folder(
     repo_or_folder: str | Path, revision: str | None, patterns: Sequence[str], local_files_only: bool = False
 ) -> Path:
-    """The local folder; for a Hugging Face repository, files that match `patterns` are downloaded.
-
-    Raises:
-        ValueError: if it is neither a folder nor a repository that can be reached.
-    """
+    """The local folder; for a Hugging Face repository, files that match `patterns` are downloaded."""
     folder = Path(repo_or_folder).expanduser()
     if folder.is_dir():
         return folder
     name = str(repo_or_folder)
     check_name(name)
-    with hub_errors(name, "the world model"):
-        # without local_files_only, hub 1.x would ask the network for the files of a commit that is in the cache
-        offline = local_files_only or is_offline_mode()
-        snapshot = snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=offline)
-        return Path(snapshot)
+    return download(name, patterns, "the world model", revision, local_files_only=local_files_only)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object of a world folder.
-
-    Raises:
-        ValueError: if the file does not exist, or contains anything else.
-    """
+    """Reads a JSON object of a world folder."""
     if not path.is_file():
         if any((place / "config.json").is_file() for place in (path.parent, path.parent.parent)):
             raise ValueError(
@@ -74,9 +60,6 @@ def read_weights(
         expected: the complete state dict of the component, for instance on the meta device. Stored names and shapes
             must be exactly these, including those of tensors that are not read.
         dtype: dtype to cast floating-point tensors to; None keeps the stored one.
-
-    Raises:
-        ValueError: if a tensor is missing, unexpected or of another shape, or a file is missing or damaged.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     tensors: dict[str, Tensor] = {}
@@ -101,10 +84,9 @@ def read_weights(
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / WEIGHTS_INDEX
-    if not index.is_file():
-        files = [folder / WEIGHTS]
-    else:
+    index = folder / f"{WEIGHTS}.index.json"
+    names = [WEIGHTS]
+    if index.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{index} has no weight_map; download or save it again.")
@@ -113,8 +95,7 @@ def _weight_files(folder: Path) -> list[Path]:
         outside = [name for name in names if Path(name).name != name]
         if outside:
             raise ValueError(f"{index} names {outside[0]!r}, which is outside its own folder.")
-        files = [folder / name for name in names]
-    for path in files:
-        if not path.is_file():
-            raise ValueError(f"{path} is missing; the folder is not a complete world model.")
-    return files
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing; the folder is not a complete world model.")
+    return [folder / name for name in names]

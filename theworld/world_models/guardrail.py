@@ -24,11 +24,7 @@ INSTALL = f"`uv pip install --python {shlex.quote(sys.executable)} cosmos_guardr
 
 
 def require_installed() -> None:
-    """Checks quickly whether the guardrail is installed, without importing it.
-
-    Raises:
-        ValueError: if it is not installed; the message has the command that installs it.
-    """
+    """Raises a ValueError, which has the command that installs it, if there is no guardrail; does not import it."""
     if importlib.util.find_spec(PACKAGE) is None:
         raise ValueError(
             "With NVIDIA's weights, world prompts and frames for people must pass NVIDIA's guardrail, which is not "
@@ -43,11 +39,7 @@ def check_prompt(prompt: str, device: torch.device | str = "cpu") -> None:
 
 
 def check_frames(frames: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
-    """Returns clips (n, F, H, W, 3) uint8 with faces blurred by the guardrail.
-
-    Raises:
-        ValueError: if the guardrail refuses a clip, or is not available.
-    """
+    """Returns clips (n, F, H, W, 3) uint8 with faces blurred; a ValueError if the guardrail refuses a clip."""
     checked = [_on(device, "check_video_safety", clip) for clip in frames]
     if any(clip is None for clip in checked):
         raise ValueError("NVIDIA's guardrail refuses the imagined frames; use another seed.")

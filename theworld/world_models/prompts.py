@@ -60,9 +60,6 @@ def embed_prompts(
     """Embeds prompts as (L, D) = `shape`, bfloat16, on the CPU; positions after a prompt's last token are zero.
 
     The text encoder is loaded, on `device`, only if one of them is not in the cache.
-
-    Raises:
-        ValueError: if the text encoder is missing, damaged or of another width, or a prompt has more than L tokens.
     """
     folder = find_folder(repo_or_folder, revision, INDEX_FILES)
     files = {prompt: cache_file(repo_or_folder, folder, shape, prompt) for prompt in prompts}
@@ -90,13 +87,10 @@ def encode_texts(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = ENCODER_DTYPE,
 ) -> list[Tensor]:
-    """T5 embeddings (L, D) of texts as in `Cosmos2VideoToWorldPipeline`, on the CPU.
+    """T5 embeddings (L, D) of texts as in `Cosmos2VideoToWorldPipeline`, on the CPU, with the encoder in `folder`.
 
     The pipeline pads to L tokens, masks the padding and sets its embeddings to zero. Here only the result is padded
     with zeros, which is equal up to rounding and much cheaper. A text that is too long is an error, not truncated.
-
-    Args:
-        folder: local folder with `text_encoder/` and `tokenizer/`.
     """
     from transformers import AutoTokenizer, T5EncoderModel
 
@@ -144,9 +138,6 @@ def _device_with_memory(device: torch.device, encoder: torch.nn.Module) -> torch
     needed = sum(parameter.nbytes for parameter in encoder.parameters())
     free, _ = torch.cuda.mem_get_info(device)
     return device if free > 1.2 * needed else torch.device("cpu")
-
-
-# -- the cache --------------------------------------------------------------------------------------------------------
 
 
 def cache_file(repo_or_folder: str | Path, folder: Path, shape: tuple[int, int], prompt: str) -> Path:
