@@ -225,9 +225,8 @@ class ChatCollator:
             add_special_tokens=False,  # the template has written <bos>
             return_tensors="pt",
         )
-        for name in ("world_frames", "world_seeds", "num_world_steps", "world_prompt"):
-            inputs.pop(name, None)  # requested below, sample by sample
-        batch = dict(inputs)
+        # what the world model reads is requested below, sample by sample
+        batch = {name: value for name, value in inputs.items() if "world" not in name}
         if world_on and any(images):
             self.add_world(batch, samples, images, steps, seed, true)
         return batch

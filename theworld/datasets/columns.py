@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def read_fields(text: str) -> Fields:
         given["first_answer"] = int(given["first_answer"])
     if "media" in given:
         given["media"] = tuple([given["media"]] if isinstance(given["media"], str) else given["media"])
-    return replace(Fields(), **given)
+    return Fields(**given)
 
 
 def value_of(row: Mapping[str, Any], column: str) -> Any:

@@ -7,7 +7,6 @@ Many addresses are dead by now; their rows are left out and counted.
 from __future__ import annotations
 
 import logging
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -55,13 +54,8 @@ def fetch(url: str) -> Image.Image | None:
         request = urllib.request.Request(url, headers={"User-Agent": "theworld"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             content = answer.read(MOST_BYTES + 1)
-    except (OSError, ValueError, urllib.error.URLError):  # no such host, no such page, not an address
-        return None
-    if len(content) > MOST_BYTES:
-        return None
-    try:
-        return load_image(content)
-    except ValueError:
+        return load_image(content) if len(content) <= MOST_BYTES else None
+    except (OSError, ValueError):  # no such host, no such page, not an address, not an image
         return None
 
 

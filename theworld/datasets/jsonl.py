@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,17 @@ class JsonlDataset(TheWorldDataset):
 
     def __init__(self, path: str | os.PathLike[str], limit: int | None = None) -> None:
         self.path = Path(path)
-        self.lines = list(read_lines(self.path, limit))
+        if not self.path.is_file():
+            raise ValueError(f"There is no file {path}: pass the path of a JSON Lines file.")
+        self.lines = list(islice(read_lines(self.path), limit))
         if not self.lines:
             raise ValueError(f"{path} has no lines: write one JSON object per line.")
         super().__init__([record for _, record in self.lines], self.path.parent, str(path))
         known: set[str] = set()
         for index, (_, record) in enumerate(self.lines):
+            for key, value in record.items():
+                if value is None:
+                    raise ValueError(f"{self.where(index)}: {key} is null: give it a value, or remove the key.")
             self.messages(index)
             check_video(record, self.where(index))
             check_files(record, self.path.parent, self.where(index), known)
@@ -136,31 +142,22 @@ def check_files(record: Mapping[str, Any], folder: Path, where: str, known: set[
             known.add(name)
 
 
-def read_lines(path: Path, limit: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the number and the object of each line that is not empty.
 
     Raises:
-        ValueError: if there is no such file, it is not UTF-8, or a line is not a JSON object whose keys differ.
+        ValueError: if the file is not UTF-8, or a line is not a JSON object whose keys differ.
     """
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}: pass the path of a JSON Lines file.")
-    count = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            if count == limit:
-                return
-            count += 1
             try:
                 record = json.loads(line.decode("utf-8"), object_pairs_hook=with_unique_keys)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path} line {number} is not valid JSON ({error}): fix or remove it.") from error
             if not isinstance(record, dict):
                 raise ValueError(f"{path} line {number} is not a JSON object: write one record per line.")
-            null = [key for key, value in record.items() if value is None]
-            if null:
-                raise ValueError(f"{path} line {number}: {null[0]} is null: give it a value, or remove the key.")
             yield number, record
 
 
@@ -170,8 +167,7 @@ def with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: if a key occurs twice.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
-    return found
+    return dict(pairs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,11 +81,9 @@ def load_questions(
         )
     check_answers(rows, fields, source)
     questions = [read_row(row, fields, root, f"{config or split or 'row'}/{number}") for number, row in enumerate(rows)]
-    ids: set[str] = set()
-    for question in questions:
-        if question.id in ids:
-            raise ValueError(f"{source} has two rows with the id {question.id!r}: ids must be unique.")
-        ids.add(question.id)
+    for row_id, count in Counter(question.id for question in questions).items():
+        if count > 1:
+            raise ValueError(f"{source} has two rows with the id {row_id!r}: ids must be unique.")
     return questions
 
 
@@ -192,9 +191,7 @@ def read_images(
     folders = [root / folder for folder in fields.media] or [root]
 
     def find(name: str) -> Path:
-        path = Path(name)
-        candidates = [path] if path.is_absolute() else [folder / path for folder in folders]
-        found = next((candidate for candidate in candidates if candidate.exists()), None)
+        found = next((path for folder in folders if (path := folder / name).exists()), None)
         if found is None:
             raise ValueError(f"Row {row_id}: there is no image or video {name!r} in {folders[0]}: check the paths.")
         return found
@@ -231,9 +228,8 @@ def read_images(
             video, rest = replace(video, until=str(last)), Video(video.source, FUTURE_FRAMES, after=str(last))
             future = rest if future is None and frames[-1].stem != rest.after else future
         return video, future
-    given = _numbered_images(
-        row, fields.images or next((name for name in USUAL["images"] if row.get(name) is not None), "")
-    )
+    column = fields.images or next((name for name in USUAL["images"] if row.get(name) is not None), "")
+    given = _numbered_images(row, column)
     if given is None or (isinstance(given, list | tuple) and not given):
         raise ValueError(
             f"Row {row_id} has no image: name its column in the fields, as images=COLUMN (or video=COLUMN)."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from theworld.datasets.hub import load_split
+from theworld.datasets.jsonl import read_lines
 
 ROWS = (".jsonl", ".json", ".parquet")
 
@@ -38,23 +39,16 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{path} is damaged or not a parquet file ({error}): get the file again.") from error
         return rows
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        content = parse(text, str(path))
-        rows = list(content.values()) if isinstance(content, dict) else content
-    else:
-        lines = enumerate(text.splitlines(), start=1)
-        rows = [parse(line, f"line {number} of {path}") for number, line in lines if line.strip()]
+    if path.suffix == ".jsonl":
+        return [row for _, row in read_lines(path)]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): each row must be an object of columns and values.") from error
+    rows = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} holds no rows: each row must be a JSON object of columns and values.")
     return rows
-
-
-def parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON ({error}): each row must be an object of columns and values.") from error
 
 
 def read_folder(folder: Path, split: str | None, config: str | None) -> tuple[list[dict[str, Any]], Path]:

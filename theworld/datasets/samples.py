@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,8 @@ from theworld.messages import suggest
 Message = dict[str, Any]
 ROLES = ("system", "user", "assistant")
 RECORD_KEYS = (
-    "image",
-    "images",
-    "text",
-    "label",
-    "messages",
-    "frames",
-    "future_frames",
-    "world_latents",
-    "world_prompt",
-)
+    "image", "images", "text", "label", "messages", "frames", "future_frames", "world_latents", "world_prompt"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,8 +123,7 @@ class TheWorldDataset(SampleDataset):
         record = self.records[index]
         if not isinstance(record, Mapping) or record.get("world_latents") is not None:  # which are used instead
             return None
-        future = record.get("future_frames")
-        return 0 if future is None else len(future)
+        return 0 if record.get("future_frames") is None else len(record["future_frames"])
 
 
 class HFDatasetWrapper(SampleDataset):
@@ -185,34 +176,30 @@ class FieldMapping:
     text_key: str = "text"
     label_key: str = "label"
     question_template: str | None = None
-    images: tuple[str, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        names = tuple(name.strip() for name in self.image_key.split(",") if name.strip())
-        object.__setattr__(self, "images", names)
+    @property
+    def images(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.image_key.split(",") if name.strip())
 
-    def check(self, columns: Iterable[str] | None) -> None:
+    def check(self, columns: Sequence[str] | None) -> None:
         """Raises a ValueError if a column is missing; a stream that does not know its columns passes."""
-        if columns is None:
-            return
-        known = list(columns)
-        needed = {"image_key": self.images, "label_key": (self.label_key,)}
+        needed = [*(("image_key", name) for name in self.images), ("label_key", self.label_key)]
         if self.question_template is None:
-            needed["text_key"] = (self.text_key,)
-        for key, names in needed.items():
-            for name in names:
-                if name not in known:
-                    raise ValueError(f"The dataset has no field {name!r} ({key}); it has {', '.join(known)}.")
+            needed.append(("text_key", self.text_key))
+        for key, name in needed:
+            if columns is not None and name not in columns:
+                raise ValueError(f"The dataset has no field {name!r} ({key}); it has {', '.join(columns)}.")
 
     def question(self, row: Mapping[str, Any]) -> str:
         if self.question_template is None:
             return str(row[self.text_key])
+        fields = {key: row[key] for key in row if key not in self.images}
         try:
-            return self.question_template.format(**{key: row[key] for key in row if key not in self.images})
+            return self.question_template.format(**fields)
         except (KeyError, IndexError, ValueError) as error:
-            fields = ", ".join(key for key in row if key not in self.images)
             raise ValueError(
-                f"question_template {self.question_template!r} cannot be filled in ({error}); the fields are {fields}."
+                f"question_template {self.question_template!r} cannot be filled in ({error}); the fields are "
+                f"{', '.join(fields)}."
             ) from error
 
     def answer(self, row: Mapping[str, Any]) -> str:
@@ -329,9 +316,7 @@ def images_of(record: Mapping[str, Any], origin: str, folder: Path | None) -> tu
         if isinstance(frames, Video):
             return (frames,)
         return (Video([inside(f, folder) for f in frames] if isinstance(frames, list) else inside(frames, folder)),)
-    images = record.get("images")
-    if images is None:
-        images = [] if record.get("image") is None else [record["image"]]
+    images = [record["image"]] if given == ["image"] else record["images"] if given else ()
     return tuple(inside(image, folder) for image in images)
 
 
@@ -370,9 +355,8 @@ def check_chat(messages: Sequence[Message], num_images: int, origin: str) -> Non
         )
     if not all(message["content"].strip() for message in messages if message["role"] == "assistant"):
         raise ValueError(f"{origin} has an empty answer: fill it in, or remove the record.")
-    in_messages = sum(
-        part["type"] == "image" for message in messages if message["role"] == "user" for part in message["content"]
-    )
+    users = [message for message in messages if message["role"] == "user"]
+    in_messages = sum(part["type"] == "image" for message in users for part in message["content"])
     if in_messages != num_images:
         raise ValueError(
             f"{origin} has {num_images} image{'s' * (num_images != 1)}, and its messages have {in_messages} of them."

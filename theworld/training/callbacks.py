@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from theworld.datasets.collator import ChatCollator
 from theworld.datasets.samples import Sample
 from theworld.messages import TaskProgress
-from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.training.hf_arguments import LOGS
 from theworld.training.stopping import ENDING, Stop
 from theworld.training.trainer import EvaluationStopped, TheWorldTrainer
@@ -35,26 +33,20 @@ class StopAfterStep(TrainerCallback):
     def on_train_begin(self, *arguments: Any, **keywords: Any) -> None:
         self.stop.begin()
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **keywords: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **keywords: Any) -> None:
         if state.global_step + 1 >= state.max_steps:
             self.stop.phase = ENDING  # a stop during this step leaves nothing to resume
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **keywords: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **keywords: Any) -> None:
         if self.stop.requested:
             control.should_evaluate = False  # it may take longer than the grace period after SIGTERM
             control.should_save = control.should_training_stop = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **keywords: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **keywords: Any) -> None:
         if self.stop.requested:  # while the checkpoint was written
             control.should_training_stop = True
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **keywords: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **keywords: Any) -> None:
         if self.stop.requested:
             control.should_save = control.should_training_stop = True
             raise EvaluationStopped
@@ -65,39 +57,24 @@ class StopAfterStep(TrainerCallback):
 
 
 class Report(TrainerCallback):
-    """Writes metrics to the log and reports the progress of training and of each evaluation.
-
-    Args:
-        progress: called with (description, done, total).
-    """
+    """Writes metrics to the log and reports the progress of training and of each evaluation."""
 
     def __init__(self, progress: TaskProgress) -> None:
         self.progress = progress
         self.evaluated = 0  # batches of the current evaluation
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **keywords: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **keywords: Any) -> None:
         if state.is_world_process_zero:
             metrics = " ".join(f"{name} {value:.5g}" for name, value in logs.items())
             logger.info("step %d of %d: %s", state.global_step, state.max_steps, metrics)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **keywords: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **keywords: Any) -> None:
         if state.is_world_process_zero:
             self.progress("Training", state.global_step, state.max_steps)
 
     on_step_end = on_train_begin
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **keywords: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **keywords: Any) -> None:
         if state.is_world_process_zero:
             self.evaluated += 1
             self.progress("Evaluation", self.evaluated, len(keywords["eval_dataloader"]))
@@ -111,7 +88,6 @@ class ShownSamples(TrainerCallback):
 
     Args:
         trainer: makes batches and latents.
-        samples: the samples.
         strips: an image file with the imagined future of each sample; None if it cannot be shown.
         folder: for `step-N.jsonl`.
     """
@@ -125,27 +101,19 @@ class ShownSamples(TrainerCallback):
         self.folder = folder
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: TheWorldForConditionalGeneration,
-        **keywords: Any,
+        self, args: TrainingArguments, state: TrainerState, control: Any, model: PreTrainedModel, **keywords: Any
     ) -> None:
         if not state.is_world_process_zero:
             return
-        collator = self.trainer.data_collator
-        assert isinstance(collator, ChatCollator)
-        answers = self.answers(model, collator)
         lines = [
             {
                 "origin": sample.origin,
                 "question": last_question(sample),
                 "truth": sample.answers()[-1],
-                "answer": answer,
-                "strip": None if strip is None else strip.name,
+                "answer": self.answer(model, sample),
+                "strip": strip and strip.name,
             }
-            for sample, answer, strip in zip(self.samples, answers, self.strips, strict=True)
+            for sample, strip in zip(self.samples, self.strips, strict=True)
         ]
         self.folder.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -154,15 +122,13 @@ class ShownSamples(TrainerCallback):
         self._to_wandb(args, state.global_step, lines)
 
     @torch.no_grad()
-    def answers(self, model: TheWorldForConditionalGeneration, collator: ChatCollator) -> list[str]:
-        """Greedy answers, one per sample, each generated in a batch of its own."""
-        texts = []
-        for sample in self.samples:
-            inputs = self.trainer._prepare_inputs(collator.prompts([sample]))
-            ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-            new = ids[0, inputs["input_ids"].shape[1] :]
-            texts.append(str(collator.processor.tokenizer.decode(new, skip_special_tokens=True)).strip())
-        return texts
+    def answer(self, model: PreTrainedModel, sample: Sample) -> str:
+        """The greedy answer to a sample's last question."""
+        collator = self.trainer.data_collator
+        inputs = self.trainer._prepare_inputs(collator.prompts([sample]))
+        ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        new = ids[0, inputs["input_ids"].shape[1] :]
+        return str(collator.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
     def _to_tensorboard(self, args: TrainingArguments, step: int, lines: Sequence[dict[str, Any]]) -> None:
         if "tensorboard" not in args.report_to:
@@ -183,7 +149,7 @@ class ShownSamples(TrainerCallback):
 
         columns = ["origin", "question", "answer", "truth", "imagined"]
         rows = [
-            [*(line[name] for name in columns[:-1]), None if strip is None else wandb.Image(str(strip))]
+            [*(line[name] for name in columns[:-1]), strip and wandb.Image(str(strip))]
             for line, strip in zip(lines, self.strips, strict=True)
         ]
         wandb.log({"samples": wandb.Table(columns=[*columns], data=rows), "train/global_step": step})

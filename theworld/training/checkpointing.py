@@ -50,12 +50,9 @@ RESTORED = (
 
 def checkpoints_in(output_dir: str | os.PathLike[str]) -> list[Path]:
     """The checkpoints of a run, earliest first."""
-    found = [
-        path
-        for path in Path(output_dir).glob(f"{PREFIX}*")
-        if path.name.removeprefix(PREFIX).isdecimal() and (path / STATE_FILE).is_file()
-    ]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    files = Path(output_dir).glob(f"{PREFIX}*/{STATE_FILE}")
+    steps = {step: file.parent for file in files if (step := file.parent.name.removeprefix(PREFIX)).isdecimal()}
+    return [steps[step] for step in sorted(steps, key=int)]
 
 
 def find_last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
@@ -138,14 +135,10 @@ def not_written(folder: Path, error: Exception) -> ValueError:
     """The error for a checkpoint or an output folder that could not be written."""
     last = find_last_checkpoint(folder.parent if folder.name.startswith(PREFIX) else folder)
     kept = f"{last} is complete" if last else "there is no earlier checkpoint"
-    return ValueError(f"{folder} could not be written ({write_failure(error)}); {kept}. Free some space, then resume.")
-
-
-def write_failure(error: Exception) -> str:
-    """Why a file could not be written; torch and safetensors report a full disk in their own ways."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"the disk is probably full: {' '.join(str(error).split()).rstrip('.')}"
+    cause = getattr(error, "strerror", None)
+    if not cause:  # torch and safetensors report a full disk in their own ways
+        cause = f"the disk is probably full: {' '.join(str(error).split()).rstrip('.')}"
+    return ValueError(f"{folder} could not be written ({cause}); {kept}. Free some space, then resume.")
 
 
 # ------------------------------------------------------------------------------------------------------------- resuming
@@ -181,18 +174,13 @@ def find_checkpoint(config: TrainingConfig) -> Path | None:
         return found
     folder = Path(name)
     if not folder.is_dir():
-        folder = download(name)
+        check_name(name)
+        with hub_errors(name, STATE_FILE):
+            folder = Path(snapshot_download(name, local_files_only=is_offline_mode()))
     for path in (folder, folder / HUB_CHECKPOINT, find_last_checkpoint(folder)):
         if path is not None and (path / STATE_FILE).is_file():
             return path
     raise ValueError(f"{name} has no training state to resume from; to start from its weights, set model_name to it.")
-
-
-def download(name: str) -> Path:
-    """A repository of the Hub, in the cache."""
-    check_name(name)
-    with hub_errors(name, STATE_FILE):
-        return Path(snapshot_download(name, local_files_only=is_offline_mode()))
 
 
 def check_output(config: TrainingConfig, checkpoint: Path | None) -> None:

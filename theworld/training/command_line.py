@@ -68,10 +68,9 @@ def log_to_stderr() -> None:
 
 
 def import_recipe() -> ModuleType:
-    """The module of the recipe; the progress bars of libraries are switched off, since a run shows its own."""
     from theworld.training import recipe
 
-    hide_library_bars()
+    hide_library_bars()  # since a run shows its own
     return recipe
 
 
@@ -111,10 +110,8 @@ def main(load: LoadDatasets, description: str, default_config: str, arguments: S
         hide_token()
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=default_config, metavar="FILE", help="a JSON file (default: %(default)s)")
-    parser.add_argument(
-        "--set", dest="changes", action="append", default=[], metavar="KEY=VALUE",
-        help="set any key of the config (repeatable); --KEY VALUE does the same",
-    )  # fmt: skip
+    changes_help = "set any key of the config (repeatable); --KEY VALUE does the same"
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help=changes_help)
     own = ("--config", "--set", "--help")
     given = parser.parse_args(keys_as_set(list(sys.argv[1:] if arguments is None else arguments), own))
     log_to_stderr()

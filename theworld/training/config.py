@@ -27,15 +27,23 @@ from theworld.training.config_keys import (
     checked,
     trainer_field_names,
     trainer_fields,
-)
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("bf16", "fp16", "fp32", "no")  # "no" is accelerate's word for fp32
-HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
-POSITIONS = ("zeros", "sinusoidal")
-OPTIMIZERS = ("adamw", "muon")
-PLACEHOLDER_OWNER = "your-username/"  # in the examples of configs/
+CHOICES = {
+    "mixed_precision": ("bf16", "fp16", "fp32", "no"),  # "no" is accelerate's word for fp32
+    "hub_strategy": ("end", "every_save", "checkpoint", "all_checkpoints"),
+    "projector_positions": ("zeros", "sinusoidal"),
+    "optimizer": ("adamw", "muon"),
+}
+# the smallest allowed values
+LEAST = {
+    "max_world_steps max_past_steps num_world_steps warmup_steps weight_decay num_workers shown_samples max_grad_norm "
+    "num_epochs": 0,
+    "batch_size gradient_accumulation_steps max_seq_length max_steps num_samples eval_batch_size num_eval_samples "
+    "save_total_limit futures_per_image resampler_tokens latent_batch_size": 1,
+}
 JSON_LINES = ".jsonl"
 
 
@@ -287,7 +295,7 @@ class TrainingConfig:
     def _check_hub(self) -> None:
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("push_to_hub needs hub_model_id, the repository to push to (owner/name).")
-        if self.push_to_hub and str(self.hub_model_id).startswith(PLACEHOLDER_OWNER):
+        if self.push_to_hub and str(self.hub_model_id).startswith("your-username/"):  # in the examples of configs/
             raise ValueError(
                 f"hub_model_id is the example {self.hub_model_id!r}; replace it by your own repository, or set "
                 "push_to_hub to false."
@@ -403,10 +411,10 @@ class TrainingConfig:
         """Every setting but the token; of settings that another one replaces, only that one."""
         values = {key: value for key, value in dataclasses.asdict(self).items() if key != SECRET}
         others = values.pop("trainer_arguments")
-        replaced = {"optimizer"} if "optim" in others else set()
-        if self.trackers == ["all"]:
-            replaced.update(TRACKERS.values())
-        values = {key: value for key, value in values.items() if key not in replaced}
+        if "optim" in others:
+            del values["optimizer"]
+        for switch in TRACKERS.values() if self.trackers == ["all"] else ():
+            del values[switch]
         return {**values, **others, **({"report_to": self.trackers} if "report_to" in others else {})}
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -418,21 +426,6 @@ class TrainingConfig:
         if self.hf_token is not None:
             os.environ["HF_TOKEN"] = self.hf_token
             self.hf_token = None
-
-
-CHOICES = {
-    "mixed_precision": PRECISIONS,
-    "hub_strategy": HUB_STRATEGIES,
-    "projector_positions": POSITIONS,
-    "optimizer": OPTIMIZERS,
-}
-# the smallest allowed values
-LEAST = {
-    "max_world_steps max_past_steps num_world_steps warmup_steps weight_decay num_workers shown_samples max_grad_norm "
-    "num_epochs": 0,
-    "batch_size gradient_accumulation_steps max_seq_length max_steps num_samples eval_batch_size num_eval_samples "
-    "save_total_limit futures_per_image resampler_tokens latent_batch_size": 1,
-}
 
 
 def own_keys() -> list[str]:

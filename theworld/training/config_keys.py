@@ -42,35 +42,26 @@ ALIASES = {
 }
 # our key -> names that other trainers have for it, which are suggestions in errors and no keys
 ELSEWHERE = {
-    "adam_beta1": "beta1",
     "adam_beta2": "beta2",
-    "adam_epsilon": "eps",
-    "batch_size": "bs bsz train_batch_size micro_batch_size per_gpu_train_batch_size",
+    "batch_size": "bs bsz train_batch_size micro_batch_size",
     "dataset_name": "data data_path dataset_path train_data train_file",
-    "eval_steps": "eval_every eval_interval val_check_interval",
-    "freeze_gemma_vision": "freeze_vision",
-    "gradient_accumulation_steps": "accumulate_grad_batches accumulation_steps grad_accum gradient_accumulation",
+    "gradient_accumulation_steps": "accumulate_grad_batches accumulation_steps grad_accum",
     "hf_token": "token",
     "learning_rate": "lr max_lr",
     "log_to_wandb": "wandb use_wandb",
-    "logging_steps": "log_every log_interval",
     "lora": "lora_r lora_rank peft use_lora use_peft",
-    "lr_scheduler": "lr_schedule schedule scheduler",
-    "max_grad_norm": "clip grad_clip gradient_clip_val gradient_clipping",
+    "lr_scheduler": "scheduler",
+    "max_grad_norm": "clip grad_clip gradient_clipping",
     "max_seq_length": "max_len max_length seq_len",
-    "max_steps": "iterations iters max_iters num_steps num_train_steps steps total_steps",
+    "max_steps": "iterations iters max_iters num_steps steps total_steps",
     "mixed_precision": "amp dtype fp32 precision torch_dtype",
-    "model_name": "model model_name_or_path pretrained_model_name_or_path",
-    "num_epochs": "epoch epochs max_epochs n_epochs train_epochs",
-    "num_samples": "limit max_samples max_train_samples",
+    "model_name": "model model_name_or_path",
+    "num_epochs": "epoch epochs max_epochs",
     "num_workers": "workers",
-    "num_world_steps": "world_steps",
-    "output_dir": "out out_dir output output_path save_dir",
-    "resume_from_checkpoint": "checkpoint ckpt ckpt_path resume",
-    "save_steps": "checkpoint_every save_every save_interval",
-    "save_total_limit": "keep_checkpoints max_checkpoints",
+    "output_dir": "out out_dir output save_dir",
+    "resume_from_checkpoint": "checkpoint ckpt resume",
     "seed": "random_seed random_state",
-    "warmup_steps": "num_warmup_steps warmup warmup_iters warmup_ratio",
+    "warmup_steps": "warmup warmup_iters warmup_ratio",
     "weight_decay": "wd",
 }
 FORMER_VALUES = {("projector_positions", "waves"): "sinusoidal"}
@@ -103,14 +94,9 @@ UNSUPPORTED = {
 }
 
 JSON_TYPES = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    dict: "a JSON object",
-    list: "a list",
-    types.NoneType: "null",
-}
+    str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a JSON object",
+    list: "a list", types.NoneType: "null",
+}  # fmt: skip
 
 
 @functools.cache
@@ -120,12 +106,9 @@ def trainer_field_names() -> tuple[str, ...]:
     assert package is not None
     assert package.origin is not None
     source = Path(package.origin).with_name("training_args.py").read_text(encoding="utf-8")
-    (body,) = (
-        node.body
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
-    )
-    return tuple(n.target.id for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name))
+    classes = {node.name: node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    fields = (node.target for node in classes["TrainingArguments"] if isinstance(node, ast.AnnAssign))
+    return tuple(target.id for target in fields if isinstance(target, ast.Name))
 
 
 @functools.cache
@@ -204,24 +187,16 @@ def checked(name: str, value: Any, wanted: Any) -> Any:
     union = typing.get_origin(wanted) in (typing.Union, types.UnionType)
     options = typing.get_args(wanted) if union else (wanted,)
     kinds = tuple(kind for option in options if (kind := typing.get_origin(option) or option) in JSON_TYPES)
-    if isinstance(value, bool) and bool not in kinds:
-        fits = False
-    elif isinstance(value, int) and float in kinds and int not in kinds and bool not in kinds:
-        fits, value = True, float(value)
-    else:
-        fits = isinstance(value, kinds)
-    if not fits:
+    if type(value) is int and float in kinds and int not in kinds and bool not in kinds:
+        value = float(value)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         shown = "of another type" if name == SECRET else repr(value)
         raise ValueError(f"{name} is {shown}; give {' or '.join(JSON_TYPES[kind] for kind in kinds)}.")
     return value
 
 
 def assignments(changes: Sequence[str]) -> dict[str, Any]:
-    """`["seed=1", "output_dir=runs/a"]` as a dict.
-
-    Raises:
-        ValueError: if one of them has no `=`.
-    """
+    """`["seed=1", "output_dir=runs/a"]` as a dict; raises a ValueError if one of them has no `=`."""
     values: dict[str, Any] = {}
     for change in changes:
         key, equals, text = change.partition("=")

@@ -36,17 +36,8 @@ def load_physics(
     eval_scenes_per_family: int = 20,
 ) -> Datasets:
     """Simulated physics scenes, rendered when they are needed; their true futures are known."""
-    train = PhysicsSamples(
-        config.train_split,
-        scenes_per_family,
-        first_scene,
-        chats_per_scene,
-        what_happens,
-        now,
-        reading,
-        to_read,
-        config.seed,
-    )
+    questions = (chats_per_scene, what_happens, now, reading, to_read)
+    train = PhysicsSamples(config.train_split, scenes_per_family, first_scene, *questions, config.seed)
     return train, PhysicsSamples(config.eval_split, eval_scenes_per_family) if config.do_eval else None
 
 
@@ -78,10 +69,8 @@ def load_hub(config: TrainingConfig, **options: Any) -> Datasets:
 
 
 DATASETS: dict[str, Callable[..., Datasets]] = {
-    "physics": load_physics,
-    "jsonl": load_jsonl,
-    "datacomp": load_datacomp,
-}
+    "physics": load_physics, "jsonl": load_jsonl, "datacomp": load_datacomp
+}  # fmt: skip
 
 
 def load_datasets(config: TrainingConfig) -> Datasets:
@@ -111,12 +100,10 @@ def load_datasets(config: TrainingConfig) -> Datasets:
 
 def check_options(name: str, load: Callable[..., Datasets], options: Mapping[str, Any]) -> None:
     """Raises a ValueError for an option that a dataset does not have."""
-    parameters = inspect.signature(load).parameters.values()
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    known = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    function = inspect.getfullargspec(load)
+    known = function.kwonlyargs
     for option in options:
-        if option not in known:
+        if function.varkw is None and option not in known:
             raise ValueError(
                 f"dataset_options has {option!r}, but {name} takes {', '.join(known) or 'no options'}; "
                 f"{suggest(option, known, 'remove it.')}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from theworld.messages import TaskProgress
 from theworld.storage.hub import resolve
 from theworld.training.config import TrainingConfig
 from theworld.training.model_setup import Described, frozen_dtype, world_parts_for_latents
-from theworld.training.samplers import IndexedSamples
+from theworld.training.samplers import IndexedSamples, IndexedStream
 from theworld.world_models import world_model_class
 from theworld.world_models.base import WorldModel
 
@@ -54,35 +56,30 @@ def load_world(config: TrainingConfig, described: Described, parts: Sequence[str
     return world.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class UncachedRequests:
-    """Collate function that returns those requests of the samples that are not cached."""
-
-    def __init__(self, collator: ChatCollator, cache: LatentCache) -> None:
-        self.collator = collator
-        self.cache = cache
-
-    def __call__(self, placed: Sequence[IndexedSample]) -> list[WorldRequest]:
-        asked = {
-            request.key: request
-            for each in placed
-            for request in self.collator.all_requests(each.sample, each.deterministic)
-        }
-        return [request for key, request in asked.items() if key not in self.cache]
+def uncached(collator: ChatCollator, placed: Sequence[IndexedSample]) -> list[WorldRequest]:
+    """Those requests of the samples that are not cached."""
+    assert collator.cache is not None
+    requests = (r for each in placed for r in collator.all_requests(each.sample, each.deterministic))
+    asked = {request.key: request for request in requests}
+    return [request for key, request in asked.items() if key not in collator.cache]
 
 
 def missing_requests(
-    sets: Sequence[IndexedSamples], collator: ChatCollator, cache: LatentCache, num_workers: int, progress: TaskProgress
+    sets: Sequence[IndexedSamples | IndexedStream | None],
+    collator: ChatCollator,
+    num_workers: int,
+    progress: TaskProgress,
 ) -> Iterator[WorldRequest]:
     """Yields the uncached requests of training and evaluation."""
-    scenes = [placed.scenes() for placed in sets]
-    total = sum(map(len, scenes))
+    scenes = [(placed, placed.scenes()) for placed in sets if isinstance(placed, IndexedSamples)]
+    total = sum(len(places) for _, places in scenes)
     done = 0
-    for placed, places in zip(sets, scenes, strict=True):
+    for placed, places in scenes:
         loader = DataLoader(
             placed,
             batch_size=SAMPLES_AT_ONCE,
             sampler=places,
-            collate_fn=UncachedRequests(collator, cache),
+            collate_fn=partial(uncached, collator),
             num_workers=num_workers,
         )
         for requests in loader:
@@ -95,7 +92,7 @@ def fill_cache(
     config: TrainingConfig,
     described: Described,
     collator: ChatCollator,
-    sets: Sequence[IndexedSamples],
+    sets: Sequence[IndexedSamples | IndexedStream | None],
     shown: Sequence[Sample],
     progress: TaskProgress,
 ) -> int:
@@ -106,7 +103,7 @@ def fill_cache(
     """
     cache = collator.cache
     assert cache is not None
-    requests = missing_requests(sets, collator, cache, config.num_workers, progress)
+    requests = missing_requests(sets, collator, config.num_workers, progress)
     first = next(requests, None)
     frames = [request for request in shown_requests(collator, shown) if FRAMES + request.key not in cache]
     if first is None and not frames:
@@ -115,7 +112,7 @@ def fill_cache(
     count = 0
     if first is not None:
         compute = compute_with(world, described.config.world_config)
-        count = cache.fill(chain_first(first, requests), compute, config.latent_batch_size)
+        count = cache.fill(chain([first], requests), compute, config.latent_batch_size)
     if frames and can_show(world):
         world.load_parts("decoder")
         latents = [cache.read(request.key) for request in frames]
@@ -124,17 +121,9 @@ def fill_cache(
     return count
 
 
-def chain_first(first: WorldRequest, rest: Iterator[WorldRequest]) -> Iterator[WorldRequest]:
-    yield first
-    yield from rest
-
-
 def shown_requests(collator: ChatCollator, samples: Sequence[Sample]) -> list[WorldRequest]:
     """What each shown sample's future is made from; samples without an image give none."""
-    found = []
-    for sample in samples:
-        found += collator.all_requests(sample, deterministic=True)[:1]
-    return found
+    return [request for sample in samples for request in collator.all_requests(sample, deterministic=True)[:1]]
 
 
 def can_show(world: WorldModel) -> bool:
@@ -163,22 +152,19 @@ def write_strips(
         world: decodes where there is no cache.
     """
     cache, world_config = collator.cache, collator.processor.config.world_config
-    decodes = cache is None and world is not None and bool(samples) and can_show(world)
-    if decodes:
-        assert world is not None
+    if world is not None and (cache is not None or not can_show(world)):
+        world = None
+    if world is not None:
         world.load_parts("decoder")
-    strips: list[Path | None] = []
+    strips: list[Path | None] = [None] * len(samples)
     for number, sample in enumerate(samples):
-        frames: Tensor | None = None
         for request in shown_requests(collator, [sample]):
             if cache is not None and FRAMES + request.key in cache:
                 frames = cache.read(FRAMES + request.key)
-            elif decodes:
-                assert world is not None
+            elif world is not None:
                 frames = decode(world, latents_of([request], compute_with(world, world_config))[0])
-        strips.append(None)
-        if frames is not None:  # the present, then the last frame of each world step
-            strips[-1] = save_rollout(
-                frames[:: world_config.temporal_factor].numpy(), folder / f"imagined-{number}.png"
-            )
+            else:
+                continue
+            shown = frames[:: world_config.temporal_factor]  # the present, then the last frame of each world step
+            strips[number] = save_rollout(shown.numpy(), folder / f"imagined-{number}.png")
     return strips

@@ -44,14 +44,12 @@ def answer_sums(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
         targets: (B, K).
         labels: (B, L), which show where one answer ends and the next one begins.
     """
-    assert targets.shape[1] == int(
-        (labels[:, 1:] != IGNORE_INDEX).any(dim=0).sum()
-    ), "the K positions are the labelled ones"
+    all_labelled = labels[:, 1:] != IGNORE_INDEX  # (B, L-1)
+    assert targets.shape[1] == int(all_labelled.any(dim=0).sum()), "the K positions are the labelled ones"
     B = targets.shape[0]
     labelled = targets != IGNORE_INDEX
     losses = torch.zeros(targets.shape, device=logits.device)
     losses[labelled] = nn.functional.cross_entropy(logits[labelled].float(), targets[labelled], reduction="none")
-    all_labelled = labels[:, 1:] != IGNORE_INDEX  # (B, L-1)
     starts = all_labelled & ~nn.functional.pad(all_labelled, (1, 0))[:, :-1]
     answer = starts.cumsum(dim=1)[:, all_labelled.any(dim=0)]  # (B, K): which answer of its sample a token belongs to
     wrong = labelled & (logits.argmax(dim=-1) != targets)

@@ -7,9 +7,7 @@ may be added, but the architecture of the projector does not change.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -20,20 +18,12 @@ from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.projector import RESET_SEED
 from theworld.model.spec import ModelSpec, resolve_model
 from theworld.training.config import TrainingConfig
-from theworld.world_models.configuration import CosmosPredict2Config
 
 # fields of a new fusion that have the same name in both configs
 FUSION_FIELDS = (
-    "max_world_steps",
-    "max_past_steps",
-    "enable_world",
-    "projector",
-    "projector_hidden_size",
-    "resampler_tokens",
-    "spatial_merge",
-    "world_image_size",
-    "world_images",
-)
+    "max_world_steps", "max_past_steps", "enable_world", "projector", "projector_hidden_size", "resampler_tokens",
+    "spatial_merge", "world_image_size", "world_images",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,7 +55,9 @@ def describe(config: TrainingConfig) -> Described:
     Raises:
         ValueError: a model that cannot be read, or settings that it cannot take.
     """
-    spec = resolve_model(config.model_name, world_model=config.cosmos_model_name, **fusion_values(config))
+    values = {name: getattr(config, name) for name in FUSION_FIELDS}
+    values |= {"num_world_steps": config.num_world_steps or 0, "lora": config.lora}
+    spec = resolve_model(config.model_name, world_model=config.cosmos_model_name, **values)
     model_config = copy.deepcopy(spec.config)
     if spec.is_fused:
         check_unchanged(config, model_config)
@@ -77,35 +69,23 @@ def describe(config: TrainingConfig) -> Described:
             if model_config.lora not in (None, wanted):
                 raise ValueError(f"{config.model_name} has another LoRA ({model_config.lora}); remove lora.")
             model_config.lora = wanted
-    set_sampling(config, model_config.world_config)
+    for name in ("num_inference_steps", "guidance_scale"):
+        if getattr(config, name) is not None:
+            setattr(model_config.world_config, name, getattr(config, name))
     for steps in config.steps_shares:
         model_config.check_world_steps(steps)
     return Described(spec, model_config)
 
 
-def fusion_values(config: TrainingConfig) -> dict[str, Any]:
-    """Fields of the TheWorldConfig of a new fusion."""
-    values = {name: getattr(config, name) for name in FUSION_FIELDS}
-    return {**values, "num_world_steps": config.num_world_steps or 0, "lora": config.lora}
-
-
-def set_sampling(config: TrainingConfig, world: CosmosPredict2Config) -> None:
-    """Sets the sampling options of a run in a world model's config."""
-    for name in ("num_inference_steps", "guidance_scale"):
-        if getattr(config, name) is not None:
-            setattr(world, name, getattr(config, name))
-
-
 def check_unchanged(config: TrainingConfig, model: TheWorldConfig) -> None:
     """Raises a ValueError if a setting of new fusions differs from the value of the trained model."""
-    for field in dataclasses.fields(TrainingConfig):
-        if field.name not in FUSION_FIELDS or field.name == "enable_world":  # may be switched off for any model
-            continue
-        value = getattr(config, field.name)
-        if value not in (field.default, getattr(model, field.name)):
+    for name in FUSION_FIELDS:
+        value, trained = getattr(config, name), getattr(model, name)
+        # enable_world may be switched off for any model
+        if name != "enable_world" and value not in (getattr(TrainingConfig, name), trained):
             raise ValueError(
-                f"{field.name} is {value!r}, but {config.model_name} was trained with "
-                f"{getattr(model, field.name)!r}, which cannot be changed; remove {field.name}."
+                f"{name} is {value!r}, but {config.model_name} was trained with {trained!r}, which cannot be changed; "
+                f"remove {name}."
             )
 
 

@@ -6,7 +6,7 @@ norms, projectors and other parameters outside the layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -47,15 +47,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.param_groups = [*self.adamw.param_groups, *self.muon.param_groups]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of both."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         self.muon.step()
         self.adamw.step()
-        return loss
 
     def state_dict(self) -> dict[str, Any]:
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}

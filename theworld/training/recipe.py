@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -71,12 +70,9 @@ def train(
     Raises:
         ValueError: if settings, data, a model or a checkpoint do not fit, or if the disk is full.
     """
-    with Stop() if stop is None else nullcontext(stop) as stop:
-        return train_until(stop, config, load, progress)
-
-
-def train_until(stop: Stop, config: TrainingConfig, load: LoadDatasets, progress: TaskProgress) -> Path:
-    """Trains to the end of the run, or until a stop is requested."""
+    if stop is None:
+        with Stop() as stop:
+            return train(config, load, progress, stop)
     stop.outcome = partial(what_is_saved, config.output_dir)
     config.move_token()
     training_arguments(config)  # refused now rather than after the weights are loaded
@@ -99,8 +95,7 @@ def train_until(stop: Stop, config: TrainingConfig, load: LoadDatasets, progress
     # 2. world latents, computed once for all runs
     collator.cache = open_cache(config, described)
     if collator.cache is not None:
-        sets = [samples for samples in (training, evaluation) if isinstance(samples, IndexedSamples)]
-        new = fill_cache(config, described, collator, sets, shown, progress)
+        new = fill_cache(config, described, collator, (training, evaluation), shown, progress)
         logger.info("%d entries in %s, %d of them new", len(collator.cache), collator.cache.folder, new)
 
     # 3. the model and its trainable parts
@@ -146,9 +141,8 @@ def fill(
     collator.cache = open_cache(config, described)
     if collator.cache is None:
         raise ValueError("This config has no latent_cache (or no world model); set latent_cache to a folder.")
-    training, evaluation = index_samples(config, load, collator)
-    sets = [samples for samples in (training, evaluation) if isinstance(samples, IndexedSamples)]
-    return collator.cache, fill_cache(config, described, collator, sets, shown_samples(config, evaluation), progress)
+    sets = index_samples(config, load, collator)
+    return collator.cache, fill_cache(config, described, collator, sets, shown_samples(config, sets[1]), progress)
 
 
 def new_collator(config: TrainingConfig, described: Described) -> ChatCollator:
@@ -223,9 +217,9 @@ def check_futures(training: IndexedSamples, collator: ChatCollator) -> None:
 
 def shown_samples(config: TrainingConfig, evaluation: IndexedSamples | None) -> list[Sample]:
     """The evaluation samples whose answers are written at each evaluation."""
-    return (
-        [] if evaluation is None else [evaluation.sample(i) for i in range(min(config.shown_samples, len(evaluation)))]
-    )
+    if evaluation is None:
+        return []
+    return [evaluation.sample(index) for index in range(min(config.shown_samples, len(evaluation)))]
 
 
 def check_machine(config: TrainingConfig) -> None:

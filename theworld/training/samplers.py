@@ -80,10 +80,9 @@ class EpochOrder(Sampler[int]):
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
+        self.length = self.total
         if len(self.members) > 1:
             self.length = sum(len(group) // batch_size * batch_size for group in self.members.values())
-        else:
-            self.length = self.total
         if self.length == 0:
             raise ValueError(
                 f"No group of samples with equal num_world_steps has {batch_size} of them; set a smaller batch_size."
@@ -124,20 +123,17 @@ class IndexedStream(IterableDataset):
         self.max_text_tokens = max_text_tokens
 
     def __iter__(self) -> Iterator[IndexedSample]:
-        index = left_out = 0
+        index, left_out, limit = 0, 0, self.max_text_tokens
         for _ in itertools.count():
             before = index
             for sample in self.dataset:
-                limit = self.max_text_tokens
                 if limit is not None and self.collator.text_lengths([sample.messages])[0] > limit:
                     left_out += 1
                     continue
                 yield IndexedSample(index, sample, left_out=left_out)
                 index, left_out = index + 1, 0
             if index == before:
-                raise ValueError(
-                    f"The stream has no sample of at most {self.max_text_tokens} text tokens; increase max_seq_length."
-                )
+                raise ValueError(f"The stream has no sample of at most {limit} text tokens; increase max_seq_length.")
 
 
 def filter_by_length(

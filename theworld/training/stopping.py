@@ -50,15 +50,12 @@ class Stop:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
-        if isinstance(error, KeyboardInterrupt):
-            if sys.stderr.isatty():
-                sys.stderr.write("\n")  # a new line after ^C
-            self.report("Ctrl-C")
-        elif self.requested and (self.phase == TRAINING or isinstance(error, SystemExit)):
-            self.report("SIGTERM")
-
-    def report(self, cause: str) -> None:
-        logger.warning("Stopped by %s %s: %s", cause, self.phase, self.outcome())
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if interrupted and sys.stderr.isatty():
+            sys.stderr.write("\n")  # a new line after ^C
+        if interrupted or (self.requested and (self.phase == TRAINING or isinstance(error, SystemExit))):
+            cause = "Ctrl-C" if interrupted else "SIGTERM"
+            logger.warning("Stopped by %s %s: %s", cause, self.phase, self.outcome())
 
     def begin(self) -> None:
         """Begins the training, unless a library caught the exception that should have ended the run before."""

@@ -13,7 +13,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,6 @@ class TheWorldTrainer(Trainer):
         trainable = freezing.trained_parts(model)
         self.encodes_in_forward = "vae_encoder" in trainable
         self.trains_projector = "projector" in trainable
-        self._compute: Compute | None = None
 
     # -------------------------------------------------------------------------------------------------------- batches
 
@@ -126,12 +125,10 @@ class TheWorldTrainer(Trainer):
             inputs["world_latents"] = torch.stack(latents_of(requests, self.compute)).to(self.args.device)
         return inputs
 
-    @property
+    @cached_property
     def compute(self) -> Compute:
-        if self._compute is None:
-            assert self.model.world is not None
-            self._compute = compute_with(self.model.world, self.model.config.world_config)
-        return self._compute
+        assert self.model.world is not None
+        return compute_with(self.model.world, self.model.config.world_config)
 
     # ------------------------------------------------------------------------------------------------------ optimizer
 

@@ -27,12 +27,6 @@ TOUCHING, APART = 1.0, 3.0  # px between ball and box, in an image
 _COLOURS = ("green", "yellow", "purple", "orange", "cyan", "pink", "brown")
 
 
-def propose(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
-    """A random scene with both floors; None if its parts do not fit."""
-    asked = propose_asked(rng, split, wanted, lucky)
-    return asked if asked is None else propose_other(rng, split, asked)
-
-
 def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
     """The floor with the red ball and the blue box."""
     parts = _floor(rng, split, FLOORS[int(rng.integers(2))], [str(c) for c in rng.permutation(_COLOURS)], True)
@@ -115,27 +109,25 @@ def _bounds(piece: Part, ball: Part) -> tuple[float, float]:
     return min(left, ball.x - RADIUS), max(right, ball.x + RADIUS)
 
 
-def recolour(parts: Sequence[Part], outcome: str, wanted: str) -> list[Part] | None:
-    """None: scenes are proposed for the wanted answer already."""
-    return None
-
-
 def moved(parts: Sequence[Part], dx: float, dy: float = 0.0) -> list[Part]:
     """The same scene with the red ball moved sideways (and lifted as much as a slope needs)."""
     return [part.moved(dx, dy - abs(dx)) if part.role == "red" else part for part in parts]
 
 
-def gap(parts: Sequence[Part], poses: np.ndarray, frame: int, role: str = "blue") -> float:
+def gap(parts: Sequence[Part], poses: np.ndarray, frame: int) -> float:
     """Px between the red ball and the blue box in one frame."""
-    x, y, _ = poses[-1, frame]
-    index = next(i for i, part in enumerate(parts) if part.role == role)
-    return box_gap((float(x), float(y), RADIUS), parts[index], poses[index, frame])
+    return gap_to(next(i for i, part in enumerate(parts) if part.role == "blue"), parts, poses, frame)
+
+
+def gap_to(box: int, parts: Sequence[Part], poses: np.ndarray, frame: int) -> float:
+    """Px between the red ball and the part with this index, a box."""
+    x, y, _ = poses[-1, frame].tolist()
+    return box_gap((x, y, RADIUS), parts[box], poses[box, frame].tolist())
 
 
 def judge(parts: Sequence[Part], poses: np.ndarray, touched: bool) -> str | None:
     """The outcome of a run; None if the last image does not show it."""
-    movement = np.abs(poses[:, -1, :2] - poses[:, -3, :2]).max()
-    if movement > 1.0 or not -1 < poses[-1, -1, 1] < IMAGE_SIZE:
+    if not fits(parts, poses) or not -1 < poses[-1, -1, 1] < IMAGE_SIZE:
         return None
     last = gap(parts, poses, -1)
     if touched:

@@ -40,29 +40,16 @@ def bin_at(parts: Sequence[Part], x: float, margin: float = 0.0) -> str | None:
     return "left" if x < first else "middle" if x < second else "right"
 
 
-def propose(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
-    """A random scene with both balls; None if its parts do not fit."""
-    asked = propose_asked(rng, split, wanted, lucky)
-    return asked if asked is None else propose_other(rng, split, asked)
-
-
 def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
     """Bins, ramps and the yellow ball; None if they do not fit."""
     count = 4 if split == "hard" else int(rng.choice([2, 3], p=[0.75, 0.25]))
-    dividers = _dividers(rng)
-    edges = (
-        0.0,
-        dividers[0],
-        dividers[0] + _DIVIDER_WIDTH,
-        dividers[1],
-        dividers[1] + _DIVIDER_WIDTH,
-        float(IMAGE_SIZE),
-    )
+    first, second = _dividers(rng)
+    edges = (0.0, first, first + _DIVIDER_WIDTH, second, second + _DIVIDER_WIDTH, float(IMAGE_SIZE))
     parts = []
     for side, colour, left, right in zip(SIDES, rng.permutation(OUTCOMES)[:3], edges[0::2], edges[1::2], strict=True):
         size = (right - left, IMAGE_SIZE - _FLOOR)
         parts.append(Part("bin", str(colour), "box", size, (left + right) / 2, (IMAGE_SIZE + _FLOOR) / 2, role=side))
-    for left in dividers:
+    for left in (first, second):
         size = (_DIVIDER_WIDTH, IMAGE_SIZE - _DIVIDER_TOP)
         parts.append(Part("divider", "black", "box", size, left + _DIVIDER_WIDTH / 2, (IMAGE_SIZE + _DIVIDER_TOP) / 2))
     colours = [str(c) for c in rng.permutation(_COLOURS) if c not in {part.colour for part in parts}]
@@ -112,7 +99,7 @@ def _ramp_gap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return float(np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1)).min())
 
 
-def recolour(parts: Sequence[Part], outcome: str, wanted: str) -> list[Part] | None:
+def recolour(parts: Sequence[Part], outcome: str, wanted: str) -> list[Part]:
     """The scene with two colours exchanged, so that the wanted one is the answer."""
     swap = {outcome: wanted, wanted: outcome}
     return [replace(part, colour=swap.get(part.colour, part.colour)) for part in parts]

@@ -49,15 +49,8 @@ def cell_questions(image: np.ndarray, family: str, count: int, rng: np.random.Ge
     colours = cell_colours(image)
     full, empty = np.argwhere(colours > 0), np.argwhere(colours == 0)
     chosen = [*rng.permutation(full)[: count - count // 4], *rng.permutation(empty)[: count // 4]]
-    return [
-        QAPair(
-            f"What colour is at column {column + 1}, row {row + 1}?",
-            COLOUR_NAMES[colours[row, column]],
-            family,
-            "cell",
-        )
-        for row, column in chosen
-    ]
+    text = "What colour is at column {}, row {}?"
+    return [QAPair(text.format(x + 1, y + 1), COLOUR_NAMES[colours[y, x]], family, "cell") for y, x in chosen]
 
 
 def scan_questions(clip: Clip, frame: int, count: int, rng: np.random.Generator) -> list[QAPair]:
@@ -67,9 +60,8 @@ def scan_questions(clip: Clip, frame: int, count: int, rng: np.random.Generator)
     for name, lines in (("row", colours), ("column", colours.T)):
         for number, line in enumerate(lines):
             words = " ".join("unsure" if colour < 0 else COLOUR_NAMES[colour] for colour in line)
-            questions.append(
-                QAPair(f"Which colours are in {name} {number + 1}?", words, clip.family, f"{name}_colours")
-            )
+            text = f"Which colours are in {name} {number + 1}?"
+            questions.append(QAPair(text, words, clip.family, f"{name}_colours"))
     for name, middle in things(clip, frame).items():
         x, y = (min(PLACES - 1, max(0, int(value * PLACES / IMAGE_SIZE))) for value in middle)
         # twice, so that positions are as frequent as rows and columns

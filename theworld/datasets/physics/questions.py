@@ -8,13 +8,14 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
 from theworld.datasets.physics import contact, drop, tower
 from theworld.datasets.physics.rendering import PALETTE
 from theworld.datasets.physics.scenes import BLOCK, Clip, outcomes
-from theworld.datasets.physics.simulation import ASKED, IMAGE_SIZE, Part, box_gap, corners
+from theworld.datasets.physics.simulation import ASKED, IMAGE_SIZE, Part, corners
 
 _EIGHTH = IMAGE_SIZE / 8
 _BOUNDARY = 0.6  # px from the edge of an eighth within which there is no question about a position
@@ -109,40 +110,29 @@ class _Asker:
     def __init__(self, clip: Clip, kind: str, frame: int = 0) -> None:
         self.clip, self.kind = clip, kind
         self.prefix = f"{clip.family}/{clip.split}/{clip.index}/{kind}" + (f"/{frame}" if kind == "now" else "")
+        self.wordings = (_NEXT_WORDING, _NOW_WORDING) if kind == "next" else (_NOW_WORDING,)
         self.questions: list[Question] = []
 
     def ask(
-        self,
-        topic: str,
-        answer: str,
-        others: Sequence[str] = (),
-        *,
-        a: str = "",
-        b: str = "",
-        next_b: str = "",
-        place: int | None = None,
-        forms: Sequence[str] = ("free",),
-    ) -> None:
+        self, topic: str, answer: str, others: Sequence[str] = (), *, a: str = "", b: str = "", next_b: str = "",
+        place: int | None = None, forms: Sequence[str] = ("free",),
+    ) -> None:  # fmt: skip
         """Adds a question in the given forms; `others` are the wrong choices, `place` the index of the right one."""
         for form in forms:
             key = "/".join(part for part in (self.prefix, topic, form, f"{a}-{b}".strip("-").replace(" ", "_")) if part)
             words = {"a": a, "b": b, "A": a.capitalize(), "next_b": next_b}
-            wording = _NOW_WORDING[topic]
-            now_text = wording[_hash(key) % len(wording)].format(**words)
-            text = now_text
-            if self.kind == "next":
-                wording = _NEXT_WORDING[topic]
-                text = wording[_hash(key) % len(wording)].format(**words)
+            wordings = [wording[topic] for wording in self.wordings]
+            texts = [wording[_hash(key) % len(wording)].format(**words) for wording in wordings]
             choices: tuple[str, ...] = ()
             shown = answer
             if form == "choice":
                 where = _hash(key + "place") % (len(others) + 1) if place is None else place
                 choices = _arrange(answer, others, where, key)
-                text, now_text = _with_choices(text, choices), _with_choices(now_text, choices)
+                texts = [_with_choices(text, choices) for text in texts]
                 shown = "ABCD"[where]
-            now_form = now_text if self.kind == "next" else None
+            text, *now_form = texts
             self.questions.append(
-                Question(key, self.clip.family, self.kind, topic, form, text, shown, choices, now_form)
+                Question(key, self.clip.family, self.kind, topic, form, text, shown, choices, *now_form)
             )
 
 
@@ -171,7 +161,7 @@ def next_questions(clip: Clip) -> list[Question]:
             asker.ask("in_colour", _yes(yes), [_yes(not yes)], a=_YELLOW, b=about, place=coin, forms=(form,))
     elif clip.family == "contact":
         asker.ask("touching", clip.outcome, others, place=place, forms=_BOTH)
-        _ask_boxes(asker, clip, -1, _BOTH)
+        _ask_boxes(asker, clip, -1)
     else:
         stack = f"the stack on the {tower.STANDS[0]} stand"
         asker.ask("stack", clip.outcome, others, a=stack, b=" or ".join(options[:2]), place=place, forms=_BOTH)
@@ -192,40 +182,27 @@ def now_questions(clip: Clip, frame: int) -> list[Question]:
         raise ValueError(f"frame must be in [0, {clip.poses.shape[1] - 1}], got {frame}.")
     asker = _Asker(clip, "now", frame)
     {"drop": _ask_drop, "contact": _ask_contact, "tower": _ask_tower}[clip.family](asker, clip, frame)
-    names = _names(clip, frame)
-    inside = {name: i for name, i in names.items() if _inside(clip.parts[i], clip.poses[i, frame])}
-    for name, i in names.items():
-        part = clip.parts[i]
-        if part.kind == "ramp":
+    for name, i in _names(clip, frame).items():
+        if clip.parts[i].kind == "ramp":
             down = "right" if np.sin(clip.poses[i, frame, 2]) > 0 else "left"
             asker.ask("tilt", down, ["left" if down == "right" else "right"], a=name, forms=_BOTH)
-    for name, i in inside.items():
-        x, y = _centre(clip.parts[i], clip.poses[i, frame])
+    middles = things(clip, frame)
+    for name, (x, y) in middles.items():
         for topic, value in (("column", x), ("row", y)):
             if abs(value / _EIGHTH - round(value / _EIGHTH)) * _EIGHTH > _BOUNDARY:
                 asker.ask(topic, str(int(value // _EIGHTH) + 1), a=name)
-    listed = list(inside.items())
-    for first, (a, i) in enumerate(listed):
-        for b, j in listed[first + 1 :]:
-            if _hash(a + b) % 2:
-                a_, b_, i_, j_ = b, a, j, i
-            else:
-                a_, b_, i_, j_ = a, b, i, j
-            (ax, ay), (bx, by) = _centre(clip.parts[i_], clip.poses[i_, frame]), _centre(
-                clip.parts[j_], clip.poses[j_, frame]
-            )
-            if abs(ax - bx) >= _PAIR:
-                asker.ask(
-                    "left_right", *(("left", ["right"]) if ax < bx else ("right", ["left"])), a=a_, b=b_, forms=_BOTH
-                )
-            if abs(ay - by) >= _PAIR:
-                asker.ask("higher_lower", "higher" if ay < by else "lower", a=a_, b=b_)
+    for pair in combinations(middles, 2):
+        a, b = reversed(pair) if _hash("".join(pair)) % 2 else pair
+        (ax, ay), (bx, by) = middles[a], middles[b]
+        if abs(ax - bx) >= _PAIR:
+            asker.ask("left_right", *(("left", ["right"]) if ax < bx else ("right", ["left"])), a=a, b=b, forms=_BOTH)
+        if abs(ay - by) >= _PAIR:
+            asker.ask("higher_lower", "higher" if ay < by else "lower", a=a, b=b)
     return asker.questions
 
 
 def things(clip: Clip, frame: int) -> dict[str, tuple[float, float]]:
-    """Objects with a unique name that are completely in the image `clip.frames[frame]`, and the position of their
-    middle.
+    """Objects with a unique name that are completely in the image `clip.frames[frame]`, and where their middles are.
 
     Returns:
         Name to (x, y) in px from the upper left corner, in order of painting.
@@ -305,37 +282,32 @@ def _ask_drop(asker: _Asker, clip: Clip, frame: int) -> None:
 
 
 def _ask_contact(asker: _Asker, clip: Clip, frame: int) -> None:
-    distance = contact.gap(clip.parts, clip.poses, frame)
-    if distance < _TOUCHING_NOW or distance >= contact.APART:
-        answer = _yes(distance < _TOUCHING_NOW)
-        asker.ask("touching", answer, ["no" if answer == "yes" else "yes"], forms=_BOTH)
-    _ask_boxes(asker, clip, frame, _BOTH)
-    for kind, plural in (
-        ("ball", "balls"),
-        ("box", "boxes"),
-        ("obstacle", "obstacles"),
-        ("ramp", "ramps"),
-        ("hill", "hills"),
-    ):
+    _ask_touching(asker, "touching", contact.gap(clip.parts, clip.poses, frame))
+    _ask_boxes(asker, clip, frame)
+    plurals = {"ball": "balls", "box": "boxes", "obstacle": "obstacles", "ramp": "ramps", "hill": "hills"}
+    for kind, plural in plurals.items():
         asker.ask("count", str(sum(part.kind == kind for part in clip.parts)), a=plural)
     for kind in ("hill", "ramp"):
         only = [part for part in clip.parts if part.kind == kind]
         if len(only) == 1:
             _ask_colours(asker, f"the {kind}", only[0].colour)
-    _ask_colours(
-        asker, "the other ball", next(part.colour for part in clip.parts if part.kind == "ball" and not part.role)
-    )
+    (other,) = (part.colour for part in clip.parts if part.kind == "ball" and not part.role)
+    _ask_colours(asker, "the other ball", other)
 
 
-def _ask_boxes(asker: _Asker, clip: Clip, frame: int, forms: Sequence[str] = ("free",)) -> None:
+def _ask_boxes(asker: _Asker, clip: Clip, frame: int) -> None:
     """Asks whether the red ball touches the other boxes of its floor."""
-    x, y, _ = clip.poses[-1, frame]
     for i, part in enumerate(clip.parts):
         if part.kind == "box" and part.role != "blue" and part.group == ASKED:
-            distance = box_gap((float(x), float(y), contact.RADIUS), part, clip.poses[i, frame].tolist())
-            if distance < _TOUCHING_NOW or distance >= contact.APART:
-                near = distance < _TOUCHING_NOW
-                asker.ask("touching_other", _yes(near), [_yes(not near)], a=f"the {part.colour} box", forms=forms)
+            distance = contact.gap_to(i, clip.parts, clip.poses, frame)
+            _ask_touching(asker, "touching_other", distance, f"the {part.colour} box")
+
+
+def _ask_touching(asker: _Asker, topic: str, distance: float, a: str = "") -> None:
+    """Asks whether the red ball touches a box, unless the image leaves it open."""
+    near = distance < _TOUCHING_NOW
+    if near or distance >= contact.APART:
+        asker.ask(topic, _yes(near), [_yes(not near)], a=a, forms=_BOTH)
 
 
 def _stack_states(clip: Clip, stand: str) -> tuple[str, ...]:

@@ -80,9 +80,9 @@ def make_scene(family: str, split: str, index: int) -> tuple[list[Part], np.ndar
         if asked is None or outcome is None or (module.naive(asked) == outcome) != lucky:
             continue
         if outcome != wanted:
-            asked = module.recolour(asked, outcome, wanted)
-        if asked is None:
-            continue
+            if family != "drop":
+                continue
+            asked = drop.recolour(asked, outcome, wanted)
         if any(outcome_when_moved(family, asked, dx) != wanted for dx in _SHIFTS):
             continue
         for _ in range(_OTHERS):
@@ -119,7 +119,8 @@ def make_wild_frames(family: str, index: int) -> np.ndarray:
     parts = None
     while parts is None:
         wanted = module.OUTCOMES[int(rng.integers(len(module.OUTCOMES)))]
-        parts = module.propose(rng, SPLITS[0], wanted, bool(rng.random() < module.NAIVE_RIGHT))
+        asked = module.propose_asked(rng, SPLITS[0], wanted, bool(rng.random() < module.NAIVE_RIGHT))
+        parts = asked and module.propose_other(rng, SPLITS[0], asked)
     poses, _ = simulate(parts, module.WORLD)  # together, since the two groups may meet here
     return render(parts, poses)
 

@@ -46,7 +46,7 @@ class Part:
     angle: float = 0.0
     density: float = 0.0
     role: str = ""
-    group: int = -1
+    group: int = SHARED
 
     def moved(self, dx: float, dy: float = 0.0) -> "Part":
         return replace(self, x=self.x + dx, y=self.y + dy)
@@ -64,13 +64,8 @@ class World:
 
 def _local_points(part: Part) -> list[tuple[float, float]]:
     if part.shape == "box":
-        half_width, half_height = part.size[0] / 2, part.size[1] / 2
-        return [
-            (-half_width, -half_height),
-            (half_width, -half_height),
-            (half_width, half_height),
-            (-half_width, half_height),
-        ]
+        u, v = part.size[0] / 2, part.size[1] / 2
+        return [(-u, -v), (u, -v), (u, v), (-u, v)]
     return [(part.size[i], part.size[i + 1]) for i in range(0, len(part.size), 2)]
 
 

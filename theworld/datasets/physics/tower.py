@@ -46,12 +46,6 @@ def _verdicts(margins: np.ndarray, stands: float = 0.0, falls: float = 0.0) -> n
     return result
 
 
-def propose(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
-    """A random scene with both stacks; None if statics does not predict the wanted answer."""
-    asked = propose_asked(rng, split, wanted, lucky)
-    return asked if asked is None else propose_other(rng, split, asked)
-
-
 def propose_asked(rng: np.random.Generator, split: str, wanted: str, lucky: bool) -> list[Part] | None:
     """The stack on the yellow stand and its ground."""
     return _stack(rng, split, FLOORS[int(rng.integers(2))], wanted, lucky, STANDS[0], ASKED)
@@ -104,26 +98,10 @@ def _stack(
         material = role if level == 0 else "stone" if stone[i, level] else "wood"
         size = (float(width[i, level]), float(height[i, level]))
         kind, density = ("block", DENSITY[material]) if level else ("stand", 0.0)
-        parts.append(
-            Part(
-                kind,
-                material,
-                "box",
-                size,
-                float(x[i, level]),
-                top - size[1] / 2,
-                density=density,
-                role=role,
-                group=group,
-            )
-        )
+        middle, y = float(x[i, level]), top - size[1] / 2
+        parts.append(Part(kind, material, "box", size, middle, y, density=density, role=role, group=group))
         top -= size[1]
     return parts
-
-
-def recolour(parts: Sequence[Part], outcome: str, wanted: str) -> list[Part] | None:
-    """Always None: scenes are proposed for the wanted answer."""
-    return None
 
 
 def moved(parts: Sequence[Part], dx: float, dy: float = 0.0) -> list[Part]:
