@@ -70,8 +70,6 @@ def batch() -> Batch:
         questions=[one.question for one in items],
         num_world_steps=STEPS,
         seed=0,
-        enable_world=True,
-        world_latents=None,
         items=items,
         world_images=[[one.image] for one in items],
         other_images=[[items[1].image], [items[0].image]],

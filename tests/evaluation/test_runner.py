@@ -11,6 +11,7 @@ import pytest
 from theworld.evaluation import runner
 from theworld.evaluation.answering import ModelAnswerer
 from theworld.evaluation.arms import ARMS, choose
+from theworld.evaluation.run_folder import RunFolder
 from theworld.evaluation.tasks import Item
 from theworld.inference.pipeline import TheWorld
 
@@ -70,9 +71,9 @@ def loader(family: Path) -> Any:
     return lambda weights: ModelAnswerer(TheWorld.from_pretrained(family / (weights or "fused"), device="cpu"))
 
 
-def test_what_the_store_knows_is_not_asked_again(family: Path, items: list[Item]) -> None:
+def test_what_the_store_knows_is_not_asked_again(family: Path, items: list[Item], tmp_path: Path) -> None:
     arms = choose(["fused", "no-world"])
-    store = runner.InMemory()
+    store = RunFolder(tmp_path / "run", {}, items)
     whole = runner.run_arms(items, arms, loader(family), num_world_steps=1, batch_size=2)
     store.add("fused", whole["fused"][:3])
     store.add("no-world", whole["no-world"])
@@ -129,7 +130,7 @@ def test_several_images_and_a_image_that_cannot_be_read(family: Path, items: lis
     assert answers["fused"] != run(family, items, "fused", num_world_steps=1)["fused"]
     (tmp_path / "broken.png").write_bytes(b"no image")
     broken = [*items[:2], replace(items[2], image=tmp_path / "broken.png")]
-    store = runner.InMemory()
+    store = RunFolder(tmp_path / "run", {}, broken)
     with pytest.raises(ValueError, match=r"^2: .*broken.png.* is not an image"):
         runner.run_arms(broken, choose(["no-world"]), loader(family), num_world_steps=0, batch_size=2, store=store)
     assert set(store.known("no-world")) == {"0", "1"}
@@ -145,9 +146,9 @@ def test_answers_do_not_depend_on_the_batch_size(family: Path, items: list[Item]
     assert run(family, items, "fused,shuffled", batch_size=5) == run(family, items, "fused,shuffled", batch_size=2)
 
 
-def test_one_progress_counts_the_missing_answers_of_all_arms(family: Path, items: list[Item]) -> None:
+def test_one_progress_counts_the_missing_answers_of_all_arms(family: Path, items: list[Item], tmp_path: Path) -> None:
     steps: list[tuple[str, int, int]] = []
-    store = runner.InMemory()
+    store = RunFolder(tmp_path / "run", {}, items)
     store.add("fused", [runner.Answer(items[0].id, "left")])
     model = ModelAnswerer(TheWorld.from_pretrained(family / "fused", device="cpu"))
     runner.run_arms(

@@ -118,19 +118,15 @@ def ask(
             progress=lambda done, total: step("Imagining (denoising passes)", done, total),
         )
         first = next(pieces, "")
-    written = [first]
     if not as_json:
         sys.stdout.write(first.lstrip())
-    for piece in pieces:
-        written.append(piece)
-        if not as_json:
+        for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
-    if not as_json:
         sys.stdout.write("\n")
         return
     content = {
-        "answer": "".join(written).strip(),
+        "answer": "".join([first, *pieces]).strip(),
         "question": question,
         "images": images,
         **({} if video is None else {"video": video}),

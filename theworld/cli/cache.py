@@ -32,7 +32,7 @@ def cache(
 
     with Stop() as stop:
         stop.outcome = lambda: "the entries that were computed are kept, and the same command computes the others."
-        settings = read_config(config, None, None, hf_token, dataset, num_samples, None, changes)
+        settings = read_config(config, changes, hf_token=hf_token, dataset_name=dataset, num_samples=num_samples)
         recipe = import_recipe()
         with counting() as step:
             filled, new = recipe.fill(settings, progress=step)

@@ -35,11 +35,16 @@ def say(text: str) -> None:
     stderr().print(text, markup=False)
 
 
-def figures(name: str, *columns: str) -> Table:
-    """A table of names and right-aligned numbers."""
+def plain_table(*columns: str, show_header: bool = True) -> Table:
+    """A table without lines."""
     from rich.table import Table
 
-    table = Table(name, box=None, padding=(0, 2, 0, 0))
+    return Table(*columns, box=None, padding=(0, 2, 0, 0), show_header=show_header)
+
+
+def figures(name: str, *columns: str) -> Table:
+    """A table of names and right-aligned numbers."""
+    table = plain_table(name)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -65,7 +70,7 @@ def counting() -> Iterator[Step]:
     """Yields step(what, done, total), which updates a progress bar, or prints lines if there is no terminal."""
     console = stderr()
     if not console.is_terminal:
-        yield _Lines(console).step
+        yield lines(console)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -97,22 +102,22 @@ def counting() -> Iterator[Step]:
         bars.stop()
 
 
-class _Lines:
+def lines(console: Console) -> Step:
     """Progress without a terminal: one line every LINE_EVERY seconds."""
+    started: dict[str, tuple[float, int]] = {}
+    last = time.monotonic()
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.started: dict[str, tuple[float, int]] = {}
-        self.last = time.monotonic()
-
-    def step(self, what: str, done: int, total: int) -> None:
+    def step(what: str, done: int, total: int) -> None:
+        nonlocal last
         now = time.monotonic()
-        started, begin = self.started.setdefault(what, (now, done))
+        start, begin = started.setdefault(what, (now, done))
         if done >= total:
-            self.started.pop(what)
-        if now - self.last < LINE_EVERY:
+            started.pop(what)
+        if now - last < LINE_EVERY:
             return
-        self.last = now
-        rate = (done - begin) / (now - started) if now > started else 0.0
+        last = now
+        rate = (done - begin) / (now - start) if now > start else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
-        self.console.print(f"{what}: {done}/{total}{left}", markup=False)
+        console.print(f"{what}: {done}/{total}{left}", markup=False)
+
+    return step

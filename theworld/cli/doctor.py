@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from theworld.cli import options
-from theworld.cli.console import figures, stdout, waiting
+from theworld.cli.console import figures, plain_table, stdout, waiting
 from theworld.cli.loading import chosen_model
 from theworld.messages import counted
 
@@ -42,13 +42,12 @@ def doctor(
 def show(content: dict[str, Any]) -> None:
     """Prints the result of `preflight`: the machine, what the call needs, and the findings."""
     from rich.markup import escape
-    from rich.table import Table
 
     from theworld.inspection.readiness import gib, gigabytes
 
     console = stdout()
     machine = content["machine"]
-    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    facts = plain_table(show_header=False)
     facts.add_row("libraries", ", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
     cards = [f"{card['name']}, {gib(card['free_bytes'])} GiB free" for card in machine["gpus"]]
     facts.add_row("GPU", "; ".join(cards) or "none")
@@ -64,8 +63,7 @@ def show(content: dict[str, Any]) -> None:
         for row in content["repositories"]:
             sizes = (gigabytes(row["needed_bytes"]), gigabytes(row["download_bytes"])) if row["files"] else ("?", "?")
             table.add_row(escape(row["name"]), *sizes, row["where"], row["access"], row["role"])
-        console.print()
-        console.print(table)
+        console.print("", table, sep="\n")
     if content["memory"]:
         table = figures("memory", "predicted", "free")
         table.add_column("predicted is the sum of, in GiB")
@@ -73,8 +71,7 @@ def show(content: dict[str, Any]) -> None:
             free = "?" if row["there_is"] is None else f"{gib(row['there_is'])} GiB"
             terms = ", ".join(f"{name} {gib(size)}" for name, size in row["contains"].items())
             table.add_row(row["of"], f"{gib(row['predicted'])} GiB", free, terms)
-        console.print()
-        console.print(table)
+        console.print("", table, sep="\n")
     console.print()
     for finding in sorted(content["findings"], key=lambda one: one["fails"]):
         word = "[bold red]Problem:[/]" if finding["fails"] else "Note:"

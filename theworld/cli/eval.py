@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from theworld.cli import options
-from theworld.cli.console import counting, say, stdout
+from theworld.cli.console import counting, plain_table, say, stdout
 from theworld.cli.loading import check_output, check_output_folder, go_offline_if_unreachable, load
 
 if TYPE_CHECKING:
@@ -206,11 +206,9 @@ def show(found: Results) -> None:
 
 def list_arms() -> None:
     """Prints the arms."""
-    from rich.table import Table
-
     from theworld.evaluation.arms import ARMS
 
-    table = Table("arm", "meaning", box=None, padding=(0, 2, 0, 0))
+    table = plain_table("arm", "meaning")
     for name, arm in ARMS.items():
         table.add_row(name, arm.meaning)
     stdout().print(table)
@@ -218,19 +216,12 @@ def list_arms() -> None:
 
 def list_benchmarks() -> None:
     """Prints the benchmarks."""
-    from rich.table import Table
-
     from theworld.datasets.published import KNOWN_SETS
     from theworld.evaluation.tasks import BENCHMARKS
 
-    table = Table("benchmark", "meaning", "data", "column names from", box=None, padding=(0, 2, 0, 0))
+    table = plain_table("benchmark", "meaning", "data", "column names from")
     for name, benchmark in BENCHMARKS.items():
         known = KNOWN_SETS.get(name)
-        source = {"physics": "generated", "blink": "BLINK-Benchmark/BLINK"}.get(name, "--data")
-        table.add_row(
-            name,
-            benchmark.meaning,
-            source if known is None else known.hub or "--data",
-            "" if known is None else known.source,
-        )
+        source = {"physics": "generated", "blink": "BLINK-Benchmark/BLINK"}.get(name) or (known and known.hub)
+        table.add_row(name, benchmark.meaning, source or "--data", known.source if known else "")
     stdout().print(table)

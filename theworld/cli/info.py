@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from theworld.cli import options
-from theworld.cli.console import figures, say, stdout, waiting
+from theworld.cli.console import figures, plain_table, say, stdout, waiting
 from theworld.cli.loading import chosen_model, resolve_spec
 from theworld.messages import counted
 
@@ -57,13 +57,11 @@ def info(
 
 def show(content: dict[str, Any]) -> None:
     """Prints the result of `describe_model` as tables."""
-    from rich.table import Table
-
     from theworld.inspection.memory import LIBRARIES
     from theworld.inspection.readiness import gib
 
     console = stdout()
-    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    facts = plain_table(show_header=False)
     facts.add_row("vision-language model", str(content["vision_language_model"]))
     facts.add_row("world model", str(content["world_model"] or "none"))
     if content["world_model"]:
@@ -80,24 +78,21 @@ def show(content: dict[str, Any]) -> None:
         facts.add_row(f"world tokens at {default}", f"{tokens['world_default']:,}")
     for name, count in content["labels"].items():
         facts.add_row(name.replace("_", " "), f"{count:,}")
-    console.print(f"[bold]{content['model']}[/]")
-    console.print(facts)
+    console.print(f"[bold]{content['model']}[/]", facts, sep="\n")
 
     total = content["total_parameters"]
     table = figures("component", "parameters", "share")
     for row in content["components"]:
         table.add_row(row["component"], f"{row['parameters']:,}", f"{100 * row['parameters'] / total:.4f} %")
     table.add_row("all", f"{total:,}", "", style="bold")
-    console.print()
-    console.print(table)
+    console.print("", table, sep="\n")
 
     memory = content["memory"]
     table = figures("trained", "trainable", "share", "GiB to train", "checkpointing")
     for row in content["freeze_settings"]:
         peaks = (gib(row[name]["peak"]) for name in ("training_memory", "training_memory_checkpointing"))
         table.add_row(row["setting"], f"{row['trainable']:,}", f"{row['percent']:.4f} %", *peaks)
-    console.print()
-    console.print(table)
+    console.print("", table, sep="\n")
 
     modes = {"GiB": memory["inference"]}
     if "inference_frames" in memory:
@@ -108,8 +103,7 @@ def show(content: dict[str, Any]) -> None:
         label = name if name in memory["inference"]["persistent"] else f"{name} (transient)"
         table.add_row(label, *(gib(row[name]) if name in row else "" for row in rows))
     table.add_row("peak", *(gib(mode["peak"]) for mode in modes.values()), style="bold")
-    console.print()
-    console.print(table)
+    console.print("", table, sep="\n")
     console.print()
     console.print(
         f"Memory is predicted for {memory['dtype']}, batch {memory['batch']} and stock eager PyTorch with fused AdamW: "
@@ -124,10 +118,9 @@ def show(content: dict[str, Any]) -> None:
 def show_shapes(content: dict[str, Any]) -> None:
     """Prints the result of `describe_shapes` as two tables."""
     from rich.markup import escape
-    from rich.table import Table
 
     console = stdout()
-    table = Table("from an image to the next token", "", "shape", "made by", box=None, padding=(0, 2, 0, 0))
+    table = plain_table("from an image to the next token", "", "shape", "made by")
     for column in table.columns[1:3]:  # a shape is never cut; in a narrow terminal the words wrap
         column.no_wrap = True
     table.columns[3].overflow = "fold"
@@ -135,13 +128,10 @@ def show_shapes(content: dict[str, Any]) -> None:
         shape = ", ".join(str(size) for size in row["shape"])
         table.add_row(row["what"], escape(row["letters"]), f"({shape})", row["made_by"])
     console.print(table)
-    console.print()
-    table = Table("prompt", box=None, padding=(0, 2, 0, 0))
-    for name in ("tokens", "positions"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = figures("prompt", "tokens", "positions")
     for row in content["prompt"]:
         first, last = row["first"], None if row["first"] is None else row["first"] + row["tokens"] - 1
         positions = "" if first is None else f"{first:,}" if first == last else f"{first:,}–{last:,}"
         table.add_row(escape(row["what"]), f"{row['tokens']:,}", positions)
     table.add_row("all", f"{content['prompt_tokens']:,}", "", style="bold")
-    console.print(table)
+    console.print("", table, sep="\n")

@@ -135,8 +135,6 @@ def check_output(path: str) -> None:
     while not folder.exists():
         folder = folder.parent
     try:
-        if not os.access(folder, os.W_OK):
-            raise PermissionError
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

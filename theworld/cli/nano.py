@@ -37,6 +37,7 @@ def scene(
     """
     from theworld.cli.loading import check_output
     from theworld.datasets.physics import make_clip, next_questions
+    from theworld.media.export import save_rollout
 
     for path in (output, truth):
         if path is not None:
@@ -44,10 +45,10 @@ def scene(
     clip = make_clip(family, split, index)
     questions = next_questions(clip)
     if output is not None:
-        write_image(clip.frames[0], output)
+        if not output.lower().endswith(".png"):
+            raise ValueError(f"{output} does not end in .png; other formats would change the pixels.")
+        save_rollout(clip.frames[:1], output, scale=1)
     if truth is not None:
-        from theworld.media.export import save_rollout
-
         save_rollout(clip.frames, truth)
     if as_json:
         content = {
@@ -67,18 +68,3 @@ def scene(
         typer.echo(output)
     for question in questions:
         typer.echo(f"{question.text}  →  {question.answer}")
-
-
-def write_image(pixels: object, path: str) -> None:
-    """Writes an image (H, W, 3) uint8 as PNG, so that a model reads the same pixels."""
-    from pathlib import Path
-
-    from PIL import Image
-
-    from theworld.storage.files import atomic_file
-
-    target = Path(path)
-    if target.suffix.lower() != ".png":
-        raise ValueError(f"{path} does not end in .png; other formats would change the pixels.")
-    with atomic_file(target) as unfinished:
-        Image.fromarray(pixels).save(unfinished, format="PNG")  # type: ignore[arg-type]

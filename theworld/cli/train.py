@@ -27,11 +27,7 @@ OutputDir = Annotated[
 ]
 HfToken = Annotated[
     str | None,
-    typer.Option(
-        "--hf_token",
-        metavar="TOKEN",
-        help="Hugging Face token. Prefer the HF_TOKEN environment variable.",
-    ),
+    typer.Option("--hf_token", metavar="TOKEN", help="Hugging Face token. Prefer the HF_TOKEN environment variable."),
 ]
 DatasetName = Annotated[
     str | None,
@@ -93,37 +89,28 @@ def train(
     from theworld.training.stopping import Stop
 
     with Stop() as stop:
-        settings = read_config(config, resume_from, output_dir, hf_token, dataset, num_samples, streaming, changes)
+        settings = read_config(
+            config,
+            changes,
+            resume_from_checkpoint=resume_from,
+            output_dir=output_dir,
+            hf_token=hf_token,
+            dataset_name=dataset,
+            num_samples=num_samples,
+            streaming=streaming,
+        )
         recipe = import_recipe()
         with counting() as step:
             folder = recipe.train(settings, progress=step, stop=stop)
         typer.echo(folder)
 
 
-def read_config(
-    path: str,
-    resume_from: str | None,
-    output_dir: str | None,
-    hf_token: str | None,
-    dataset: str | None,
-    num_samples: int | None,
-    streaming: bool | None,
-    changes: list[str] | None,
-) -> TrainingConfig:
+def read_config(path: str, changes: list[str] | None, **given: Any) -> TrainingConfig:
     """The config of a command line."""
     from theworld.training.command_line import log_to_stderr
     from theworld.training.config import TrainingConfig
 
     log_to_stderr()
-    config = TrainingConfig.read(
-        path,
-        changes or [],
-        resume_from_checkpoint=resume_from,
-        output_dir=output_dir,
-        hf_token=hf_token,
-        num_samples=num_samples,
-        streaming=streaming,
-        dataset_name=dataset,
-    )
+    config = TrainingConfig.read(path, changes or [], **given)
     config.check_files()
     return config

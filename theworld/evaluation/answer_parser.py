@@ -174,14 +174,9 @@ def read_choice(text: str, choices: Sequence[str]) -> str | None:
     Returns:
         A capital letter, or None where the answer commits to no choice, to several, or to one that is not among them.
     """
-    letters = LETTERS[: len(choices)]
     plain = _plain(text)
-    whole = _whole(plain, choices)
-    if whole is not None:
-        return whole if whole in letters else None
-    marked = _marked(plain, choices)
-    letter = _commitment(marked, choices)
-    return letter if letter is not None and letter in letters else None
+    letter = _whole(plain, choices) or _commitment(_marked(plain, choices), choices)
+    return letter if letter in tuple(LETTERS[: len(choices)]) else None
 
 
 def _plain(text: str) -> str:
@@ -228,7 +223,13 @@ def _marked(text: str, choices: Sequence[str]) -> str:
             text = re.sub(pattern, f"⟨{letter}⟩", text, flags=re.I)
     text = re.sub(r"[(\[{]\s*\"?([A-Ja-j])\"?\s*[)\]}]", lambda found: f"⟦{found[1].upper()}⟧", text)
     text = re.sub(r"(^|\n)(\W{0,3})([A-J])(?=\s*[).:\-–](?:\s|$))[).:]?", r"\1\2⟦\3⟧", text)
-    text = _labelled(text)
+    # "option b", "Point A", "Box B": a capital after any of the nouns, a small letter after the first few
+    text = re.sub(rf"\b((?i:{_NOUN})\s+\"?)([A-J])(?![\w'])", r"\1⟦\2⟧", text)
+    text = re.sub(
+        r"\b((?i:option|choice|answer is|answer:|letter)\s+\"?)([a-j])(?=[\s.,;:!?\")]|$)(?!\s+[a-z])",
+        lambda found: f"{found[1]}⟦{found[2].upper()}⟧",
+        text,
+    )
     text = re.sub(
         r"(?<![\w'⟦⟨.])(?<!Mr\. )(?<!Dr\. )(?<!Mrs\. )(?<!Ms\. )\"?([B-HJ])\"?(?![\w'⟧⟩]|\.\w)", r"⟦\1⟧", text
     )
@@ -244,27 +245,10 @@ def _marked(text: str, choices: Sequence[str]) -> str:
     )
 
 
-def _labelled(text: str) -> str:
-    """Marks "option b", "Point A", "Box B": a capital after any of the nouns, a small letter after the first few."""
-    text = re.sub(rf"\b({_NOUN}\s+\"?)([A-J])(?![\w'])", r"\1⟦\2⟧", text)
-    text = re.sub(rf"\b((?i:{_NOUN})\s+\"?)([A-J])(?![\w'])", r"\1⟦\2⟧", text)
-    return re.sub(
-        r"\b((?i:option|choice|answer is|answer:|letter)\s+\"?)([a-j])(?=[\s.,;:!?\")]|$)(?!\s+[a-z])",
-        lambda f: f"{f[1]}⟦{f[2].upper()}⟧",
-        text,
-    )
-
-
 def _commitment(text: str, choices: Sequence[str]) -> str | None:
     strong = re.sub(r"⟨([A-J])⟩", lambda found: choices[LETTERS.index(found[1])], text)
-    weak = text
-    decided = _last_commit(strong, choices)
-    if decided is not None:
-        return decided or None
-    begins = _beginning(text)
-    if begins is not None:
-        return begins or None
-    decided = _last_commit(weak, choices)
+    attempts = (lambda: _last_commit(strong, choices), lambda: _beginning(text), lambda: _last_commit(text, choices))
+    decided = next((found for attempt in attempts if (found := attempt()) is not None), None)
     if decided is not None:
         return decided or None
     if _REFUSAL.search(text):
@@ -275,7 +259,7 @@ def _commitment(text: str, choices: Sequence[str]) -> str | None:
             mark = _MARK.search(text)
             assert mark is not None
             return None if _is_denied(text, mark.start(), mark.end()) else first.pop()
-    for marks in (strong, weak):
+    for marks in (strong, text):
         named = {mark[1] for mark in _MARK.finditer(marks) if not _is_denied(marks, mark.start(), mark.end())}
         if named:
             return named.pop() if len(named) == 1 else None
@@ -288,16 +272,10 @@ def _last_commit(text: str, choices: Sequence[str]) -> str | None:
     for sentence in _SENTENCE.split(text):
         if _CONDITION.search(sentence) and not _FORCED.search(sentence):
             continue
-        found: list[tuple[int, str]] = []
-        for pattern in _COMMITS:
-            for match in pattern.finditer(sentence):
-                found.append((match.start("mark"), _committed(sentence, match.start("mark"), choices)))
-        for mark in _MARK.finditer(sentence):
-            if _PRAISED.search(sentence[mark.end() :]):
-                found.append((mark.start(), _committed(sentence, mark.start(), choices)))
-        found = [(position, letter) for position, letter in found if letter != "-"]
-        if found:
-            verdict = max(found)[1]
+        positions = {match.start("mark") for pattern in _COMMITS for match in pattern.finditer(sentence)}
+        positions |= {mark.start() for mark in _MARK.finditer(sentence) if _PRAISED.search(sentence[mark.end() :])}
+        letters = [_committed(sentence, position, choices) for position in sorted(positions)]
+        verdict = next((letter for letter in reversed(letters) if letter != "-"), verdict)
     if verdict is None:
         lines = [line for line in text.split("\n") if line.strip()]
         last = re.match(r"\W*[⟦⟨]([A-J])[⟧⟩]", lines[-1]) if len(lines) > 1 else None

@@ -1,14 +1,11 @@
-"""How an evaluation asks a model: answers with option likelihoods, and the inputs that arms replace.
-
-`Answerer` names everything that the runner and the arms use of a model; `ModelAnswerer` provides it for a `TheWorld`.
-"""
+"""How an evaluation asks a model: answers with option likelihoods, and the inputs that arms replace."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,19 +24,11 @@ TOKEN_KINDS = ("trained", "random", "dummy")  # what makes world tokens from lat
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer.
-
-    Attributes:
-        text: the generated text.
-        num_tokens: generated tokens, the end of turn included.
-        prompt_tokens: tokens of the prompt, those of images and world included, padding excluded.
-        option_logprobs: log-probability of each option where the answer decides; None where no options were given, or
-            where the first tokens do not decide between them.
-    """
+    """One answer; `option_logprobs` is None without options, and where the first tokens do not decide between them."""
 
     text: str
-    num_tokens: int
-    prompt_tokens: int
+    num_tokens: int  # the end of turn included
+    prompt_tokens: int  # those of images and world included, padding excluded
     option_logprobs: tuple[float, ...] | None = None
 
 
@@ -64,88 +53,32 @@ class ReplyInputs:
     lora: bool = True
 
 
-class Answerer(Protocol):
-    """Everything that the runner and the arms use of a model."""
-
-    @property
-    def config(self) -> Any:
-        """The model's `TheWorldConfig`."""
-
-    @property
-    def projector_is_trained(self) -> bool:
-        """Whether the language model can read its world tokens."""
-
-    @property
-    def has_base_gemma(self) -> bool:
-        """Whether `lora=False` gives the base Gemma model."""
-
-    def imagine(self, images: Sequence[Any], num_world_steps: int, *, seed: int = 0) -> Tensor:
-        """Latents (n, C, 1 + num_world_steps, h, w), one row per image."""
-
-    def encode(self, frames: Sequence[Any]) -> Tensor:
-        """Latents (1, C, T, h, w) of true frames."""
-
-    def decode(self, latents: Tensor, *, for_people: bool = True) -> np.ndarray:
-        """Frames (n, F, H, W, 3) uint8; those that people look at pass the guardrail."""
-
-    def world_tokens(self, latents: Tensor, kind: str, seed: int = 0) -> Tensor:
-        """World tokens (n, K, D) of one of TOKEN_KINDS."""
-
-    def image_features(self, images: Sequence[Any]) -> Tensor:
-        """Gemma's soft tokens (images, tokens, D)."""
-
-    def reply(
-        self,
-        images: Sequence[Any],
-        questions: Sequence[str],
-        options: Sequence[Sequence[str]] | None = None,
-        max_new_tokens: int = 128,
-        inputs: ReplyInputs = ReplyInputs(),
-        *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-    ) -> list[Reply]:
-        """One answer per question, from one batch."""
-
-    def answer_logprobs(
-        self,
-        images: Sequence[Any],
-        questions: Sequence[str],
-        answers: Sequence[str],
-        inputs: ReplyInputs = ReplyInputs(),
-    ) -> list[tuple[float, bool]]:
-        """For each given answer, its log-probability and whether greedy decoding gives it."""
-
-
 class ModelAnswerer:
-    """The `Answerer` of a `TheWorld`.
+    """Everything that the runner and the arms use of a `TheWorld`.
 
     World latents are always read as world tokens: which frames are shown as images is the arm's decision.
+
+    Attributes:
+        projector_is_trained: whether the language model can read its world tokens.
+        has_base_gemma: whether `lora=False` gives the base Gemma model: neither vision nor language were trained.
     """
 
     def __init__(self, model: TheWorld) -> None:
         self.model = model
-
-    @property
-    def config(self) -> Any:
-        return self.model.config
-
-    @property
-    def projector_is_trained(self) -> bool:
-        return self.model.projector_is_trained
-
-    @property
-    def has_base_gemma(self) -> bool:
-        """Whether neither vision nor language weights were trained; a LoRA can be disabled."""
-        return not {"vision", "language"} & set(self.config.trained_parts)
+        self.config = model.config
+        self.projector_is_trained = model.projector_is_trained
+        self.has_base_gemma = not {"vision", "language"} & set(model.config.trained_parts)
 
     def imagine(self, images: Sequence[Any], num_world_steps: int, *, seed: int = 0) -> Tensor:
+        """Latents (n, C, 1 + num_world_steps, h, w), one row per image."""
         return self.model.imagine(images, num_world_steps, seed=seed)
 
     def encode(self, frames: Sequence[Any]) -> Tensor:
+        """Latents (1, C, T, h, w) of true frames."""
         return self.model.encode(frames)
 
     def decode(self, latents: Tensor, *, for_people: bool = True) -> np.ndarray:
+        """Frames (n, F, H, W, 3) uint8; those that people look at pass the guardrail."""
         return self.model.decode(latents, for_people=for_people)
 
     @torch.no_grad()
@@ -266,19 +199,11 @@ class ModelAnswerer:
         return self.model.model.lora_disabled() if disabled else nullcontext()
 
     def _features(
-        self,
-        images: Sequence[Any],
-        questions: Sequence[str],
-        inputs: ReplyInputs,
-        answers: Sequence[str] | None = None,
+        self, images: Sequence[Any], questions: Sequence[str], inputs: ReplyInputs, answers: Sequence[str] | None = None
     ) -> BatchFeature:
         """Model inputs in which precomputed world tokens and image features replace what they are computed from."""
         rollout = RolloutOptions(
-            inputs.num_world_steps,
-            inputs.seed,
-            inputs.enable_world,
-            world_latents=inputs.world_latents,
-            mode="tokens",
+            inputs.num_world_steps, inputs.seed, inputs.enable_world, world_latents=inputs.world_latents, mode="tokens"
         )
         features = self.model.prepare_generation(images, questions, answers, rollout=rollout)
         if inputs.world_tokens is not None:

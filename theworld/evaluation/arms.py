@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theworld.evaluation.answering import Answerer, ReplyInputs
+from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
 from theworld.evaluation.tasks import Item, image_key
 from theworld.inference.filmstrip import introduce
 from theworld.messages import suggest
@@ -25,7 +25,6 @@ from theworld.messages import suggest
 FORESEE = "Describe in one sentence what happens next."
 FORESEEN = "Foreseen in words: {words}\n\n{question}"
 MAX_FORESIGHT_TOKENS = 64
-ALL = "all"
 
 
 @dataclass
@@ -38,7 +37,7 @@ class Imagination:
         spent: seconds spent on rollouts since `start`.
     """
 
-    model: Answerer
+    model: ModelAnswerer
     spent: float = 0.0
     used: set[tuple[str, int, int]] = field(default_factory=set)
     seconds: dict[tuple[str, int, int], float] = field(default_factory=dict)
@@ -92,7 +91,7 @@ class Imagination:
         return torch.cat([self.model.encode(list(true_frames(item, count)[:count])).cpu() for item in items])
 
     def tokens(self, latents: Tensor, kind: str, seed: int) -> Tensor:
-        """World tokens (n, K, D) on the CPU; `kind` as in `Answerer.world_tokens`."""
+        """World tokens (n, K, D) on the CPU; `kind` as in `ModelAnswerer.world_tokens`."""
         return self.model.world_tokens(latents, kind, seed).cpu()
 
     def features(self, images: Sequence[Sequence[Any]]) -> Tensor:
@@ -132,12 +131,12 @@ class Batch:
         questions: prompt texts.
         num_world_steps: N, future latent frames.
         seed: of the rollouts.
-        enable_world: False answers without world tokens.
-        world_latents: (n, C, T, h, w) to read; None lets the model imagine its own.
         items: the items of the questions, with true frames where the benchmark has them.
         world_images: for each question, the images that the world model starts from.
         other_images: for each of those, an image of another item; empty if no arm of the run reads others.
         imagination: rollouts, shared by the arms of one model.
+        enable_world: False answers without world tokens.
+        world_latents: (n, C, T, h, w) to read; None lets the model imagine its own.
         world_tokens: (n, K, D) replaces the tokens that the projector makes of `world_latents`.
         lora: False asks the base Gemma model.
     """
@@ -146,12 +145,12 @@ class Batch:
     questions: list[str]
     num_world_steps: int
     seed: int
-    enable_world: bool
-    world_latents: Tensor | None
     items: list[Item]
     world_images: list[list[Any]]
     other_images: list[list[Any]]
     imagination: Imagination
+    enable_world: bool = True
+    world_latents: Tensor | None = None
     world_tokens: Tensor | None = None
     lora: bool = True
 
@@ -181,7 +180,7 @@ class Arm:
     needs_base_gemma: bool = False
 
 
-def true_frames(item: Item, count: int = 1) -> Any:
+def true_frames(item: Item, count: int) -> Any:
     """True frames of an item, the present first.
 
     Raises:
@@ -369,7 +368,7 @@ def choose(names: Sequence[str]) -> dict[str, Arm]:
     Raises:
         ValueError: if a name is unknown, or there is none.
     """
-    if list(names) == [ALL]:
+    if list(names) == ["all"]:
         return dict(ARMS)
     if not names:
         raise ValueError(f"No arm was named; choose one or more of {', '.join(ARMS)}.")

@@ -22,9 +22,7 @@ GAP = 4
 INDEX = "index.json"
 
 
-def disagreeing(
-    items: Sequence[Item], arms: Mapping[str, Sequence[Sequence[Answer]]], limit: int = MAX_QUESTIONS
-) -> list[int]:
+def disagreeing(items: Sequence[Item], arms: Mapping[str, Sequence[Sequence[Answer]]]) -> list[int]:
     """Rows of questions whose parsed answers differ, alternating between families; first those with a correct answer.
 
     Args:
@@ -39,7 +37,7 @@ def disagreeing(
     for row in sorted(rows, key=lambda row: not any(answers[row] == items[row].answer for answers in read.values())):
         by_family.setdefault(items[row].family, []).append(row)
     longest = max(map(len, by_family.values()), default=0)
-    return [members[i] for i in range(longest) for members in by_family.values() if i < len(members)][:limit]
+    return [members[i] for i in range(longest) for members in by_family.values() if i < len(members)][:MAX_QUESTIONS]
 
 
 def save_images(

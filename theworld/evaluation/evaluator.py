@@ -7,14 +7,13 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from theworld.datasets.columns import Fields, read_fields
-from theworld.evaluation.answering import Answerer, ModelAnswerer
+from theworld.evaluation.answering import ModelAnswerer
 from theworld.evaluation.arms import Arm, Imagination, choose
 from theworld.evaluation.disagreements import INDEX, disagreeing, save_images
 from theworld.evaluation.results import MEAN_OF_FAMILIES, Results, summarise
@@ -132,20 +131,20 @@ def evaluate(
     models = {"model": subject.path, **subject.controls}
     content = {
         **summary,
-        **{name: value for name, value in settings.items() if value is not None},
+        **settings,
         "questions": len(items),
         "headline": MEAN_OF_FAMILIES if kind.equal_families else "accuracy",
         "controls": subject.controls,
-        **({} if command is None else {"command": command}),
+        "command": command,
         "versions": versions(),
         "device": device_name(device),
-        **({"dtype": subject.dtype} if subject.dtype else {}),
+        "dtype": subject.dtype or settings.get("dtype"),
         "seconds": round(time.perf_counter() - started, 1),
         "labels": {name: labels(resolve(path)) for name, path in models.items() if path is not None},
         "warnings": [*summary["warnings"], *notes],
-        **({} if subject.note is None else {"note": subject.note}),
+        "note": subject.note,
     }
-    results = Results(content, items, answers)
+    results = Results({name: value for name, value in content.items() if value is not None}, items, answers)
     if output is not None:
         write_text(Path(output) / RESULTS, results.to_json())
         if results.hidden:
@@ -153,56 +152,37 @@ def evaluate(
     return results
 
 
-@dataclass
 class Subject:
     """The model under test and its trained controls.
 
     Attributes:
-        model: as in `evaluate`.
-        world_model: as in `evaluate`.
-        needs_world: whether an arm needs a world model; a Gemma 3 is fused with one only then.
-        load_spec: loads the weights of a resolved model.
+        name: of the model.
+        path: its folder or Hub id; None for a loaded model, whose weights may have changed.
+        note: the sentence that belongs to every answer of the shipped model.
         controls: name -> model of each trained control.
         dtype: type of the weights, once a model has been loaded.
     """
 
-    model: Model
-    world_model: str | None
-    needs_world: bool
-    load_spec: Callable[[ModelSpec], TheWorld]
-    controls: dict[str, str] = field(default_factory=dict)
-    dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        self.spec = None if isinstance(self.model, TheWorld) else self._resolve()
-
-    def _resolve(self) -> ModelSpec:
-        if isinstance(self.model, ModelSpec):
-            return self.model
-        assert not isinstance(self.model, TheWorld)
-        spec = resolve_model(self.model, world_model=self.world_model, enable_world=self.needs_world)
-        spec.check_world_model(self.world_model)
-        return spec
-
-    @property
-    def name(self) -> str:
-        if self.spec is not None:
-            return self.spec.name
-        assert isinstance(self.model, TheWorld)
-        return str(self.model.config.name_or_path or self.model.config.vlm_name_or_path)
-
-    @property
-    def path(self) -> str | None:
-        """The model's folder or Hub id; None for a loaded model, whose weights may have changed."""
-        return None if self.spec is None else self.spec.path
-
-    @property
-    def note(self) -> str | None:
-        return None if self.spec is None else self.spec.shipped_note
+    def __init__(
+        self, model: Model, world_model: str | None, needs_world: bool, load_spec: Callable[[ModelSpec], TheWorld]
+    ) -> None:
+        if not isinstance(model, ModelSpec | TheWorld):
+            # a Gemma 3 is fused with a world model only if an arm needs one
+            model = resolve_model(model, world_model=world_model, enable_world=needs_world)
+            model.check_world_model(world_model)
+        self._model, self._load_spec = model, load_spec
+        self.controls: dict[str, str] = {}
+        self.dtype: str | None = None
+        self.path: str | None = None
+        self.note: str | None = None
+        if isinstance(model, TheWorld):
+            self.name = str(model.config.name_or_path or model.config.vlm_name_or_path)
+        else:
+            self.name, self.path, self.note = model.name, model.path, model.shipped_note
 
     def check_trained(self, alternative: str) -> None:
-        if self.spec is not None:  # `check_arms` checks a loaded model
-            self.spec.check_trained(alternative)
+        if isinstance(self._model, ModelSpec):  # `check_arms` checks a loaded model
+            self._model.check_trained(alternative)
 
     def world_steps(self, requested: int | Sequence[int] | None) -> list[int]:
         """The requested numbers of world steps in order, or the model's own number.
@@ -210,30 +190,24 @@ class Subject:
         Raises:
             ValueError: if the model cannot imagine that many.
         """
+        model = self._model
         if requested is None:
-            if self.spec is not None:
-                requested = self.spec.config.num_world_steps if self.spec.is_fused else 0
-            else:
-                assert isinstance(self.model, TheWorld)
-                requested = self.model.config.num_world_steps
+            has_own = isinstance(model, TheWorld) or model.is_fused
+            requested = model.config.num_world_steps if has_own else 0
         steps = sorted({requested} if isinstance(requested, int) else set(requested))
         if not steps or steps[0] < 0:
             raise ValueError(f"num_world_steps is {requested}; it must be 0 or more.")
-        if self.spec is not None:
-            self.spec.check_steps(steps[-1])
-        elif isinstance(self.model, TheWorld):
-            self.model.config.check_world_steps(steps[-1])
+        if isinstance(model, TheWorld):
+            model.config.check_world_steps(steps[-1])
+        else:
+            model.check_steps(steps[-1])
         return steps
 
-    def load(self, weights: str | None) -> Answerer:
+    def load(self, weights: str | None) -> ModelAnswerer:
         """The model for the name of a trained control, or for None the model under test."""
-        if weights is not None:
-            model = self.load_spec(resolve_model(self.controls[weights]))
-        elif self.spec is not None:
-            model = self.load_spec(self.spec)
-        else:
-            assert isinstance(self.model, TheWorld)
-            model = self.model
+        model = self._model if weights is None else resolve_model(self.controls[weights])
+        if isinstance(model, ModelSpec):
+            model = self._load_spec(model)
         self.dtype = str(model.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
         return ModelAnswerer(model)
 
@@ -241,7 +215,7 @@ class Subject:
 def answer_in_arms(
     items: Sequence[Item],
     arms: Mapping[str, Arm],
-    load: Callable[[str | None], Answerer],
+    load: Callable[[str | None], ModelAnswerer],
     settings: Mapping[str, Any],
     steps: Sequence[int],
     output: str | os.PathLike[str] | None,
@@ -289,8 +263,7 @@ def weights_digest(path: str | None) -> str | None:
     digest = hashlib.blake2b(digest_size=8)
     for file in files:
         with file.open("rb") as content:
-            for chunk in iter(lambda: content.read(2**20), b""):
-                digest.update(chunk)
+            hashlib.file_digest(content, lambda: digest)
     return digest.hexdigest()
 
 

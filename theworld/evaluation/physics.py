@@ -26,11 +26,7 @@ POOL_FROM = 48  # number of scenes above which worker processes are worth their 
 
 
 def pick(
-    split: str,
-    limit: int,
-    seed: int = 0,
-    progress: Progress | None = None,
-    families: Sequence[str] = FAMILIES,
+    split: str, limit: int, seed: int = 0, progress: Progress | None = None, families: Sequence[str] = FAMILIES
 ) -> list[Item]:
     """`limit` items of a split, spread evenly over the families.
 

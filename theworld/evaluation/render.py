@@ -45,21 +45,13 @@ WIDTH = 7.2  # inches of a plot
 
 @dataclass(frozen=True)
 class Table:
-    """One table of results.
-
-    Attributes:
-        title: heading.
-        columns: headers; the first column names the row, the others are right-aligned.
-        rows: cells as text.
-        details: columns that the terminal leaves out.
-        note: explanation on the page.
-    """
+    """One table of results."""
 
     title: str
-    columns: Sequence[str]
+    columns: Sequence[str]  # the first column names the row, the others are right-aligned
     rows: Sequence[Sequence[str]]
-    details: frozenset[str] = frozenset()
-    note: str = ""
+    details: frozenset[str] = frozenset()  # columns that the terminal leaves out
+    note: str = ""  # explanation on the page
 
 
 def tables(content: Mapping[str, Any]) -> list[Table]:
@@ -244,20 +236,19 @@ def to_html(content: Mapping[str, Any]) -> str:
 
 def plots(content: Mapping[str, Any]) -> dict[str, str]:
     """Title -> SVG of each plot for which there are data."""
-    found = {"Accuracy by arm": by_arm(content)}
     families = list(content["commonest_answer"]["by_family"])
-    if len(families) > 1:
-        found["Accuracy by sub-task"] = by_group(content["arms"], "by_family", families)
-    if all("by_horizon" in row for row in content["arms"].values()):
-        horizons = sorted(next(iter(content["arms"].values()))["by_horizon"], key=int)
-        if len(horizons) > 1:
-            found["Accuracy by horizon (world steps until the outcome can be seen)"] = by_group(
-                content["arms"], "by_horizon", horizons
-            )
-    if isinstance(content["steps"], Mapping) and content["steps"]:  # of a single run it is a number
-        found["Accuracy against world steps"] = by_steps(content["steps"])
-    found["Cost per answer"] = costs(content["arms"])
-    return found
+    with rc_context(STYLE):
+        found = {"Accuracy by arm": by_arm(content)}
+        if len(families) > 1:
+            found["Accuracy by sub-task"] = by_group(content["arms"], "by_family", families)
+        if all("by_horizon" in row for row in content["arms"].values()):
+            horizons = sorted(next(iter(content["arms"].values()))["by_horizon"], key=int)
+            if len(horizons) > 1:
+                title = "Accuracy by horizon (world steps until the outcome can be seen)"
+                found[title] = by_group(content["arms"], "by_horizon", horizons)
+        if isinstance(content["steps"], Mapping) and content["steps"]:  # of a single run it is a number
+            found["Accuracy against world steps"] = by_steps(content["steps"])
+        return {**found, "Cost per answer": costs(content["arms"])}
 
 
 def as_svg(figure: Figure) -> str:
@@ -270,102 +261,91 @@ def as_svg(figure: Figure) -> str:
 def by_arm(content: Mapping[str, Any]) -> str:
     """Dot plot: accuracy and interval per arm, and the most common answer as a vertical line."""
     *arms, baseline = score_rows(content)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.7 + 0.32 * len(arms)))
-        axes = figure.add_subplot()
-        for y, row in enumerate(arms):
-            low, high, value = 100 * row["low"], 100 * row["high"], 100 * row["accuracy"]
-            colour = ACCENT if row["arm"] == content["reference"] else INK
-            axes.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-            axes.plot(value, y, "o", color=colour, markersize=6)
-            axes.annotate(f"{value:.1f}", (high, y), (6, 0), textcoords="offset points", va="center", color=colour)
-        guess = 100 * baseline["accuracy"]
-        axes.axvline(guess, color=OTHER, linestyle=":", linewidth=1.2)
-        axes.annotate("most common answer", (guess, -0.75), (3, 0), textcoords="offset points", color=MUTED, fontsize=8)
-        axes.set_yticks(range(len(arms)), [row["arm"] for row in arms])
-        axes.set_ylim(len(arms) - 0.5, -1)
-        axes.set_xlabel("correct, % (95 % interval)")
-        axes.tick_params(axis="y", length=0)
-        return as_svg(figure)
+    figure = Figure(figsize=(WIDTH, 0.7 + 0.32 * len(arms)))
+    axes = figure.add_subplot()
+    for y, row in enumerate(arms):
+        low, high, value = 100 * row["low"], 100 * row["high"], 100 * row["accuracy"]
+        colour = ACCENT if row["arm"] == content["reference"] else INK
+        axes.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+        axes.plot(value, y, "o", color=colour, markersize=6)
+        axes.annotate(f"{value:.1f}", (high, y), (6, 0), textcoords="offset points", va="center", color=colour)
+    guess = 100 * baseline["accuracy"]
+    axes.axvline(guess, color=OTHER, linestyle=":", linewidth=1.2)
+    axes.annotate("most common answer", (guess, -0.75), (3, 0), textcoords="offset points", color=MUTED, fontsize=8)
+    axes.set_yticks(range(len(arms)), [row["arm"] for row in arms])
+    axes.set_ylim(len(arms) - 0.5, -1)
+    axes.set_xlabel("correct, % (95 % interval)")
+    axes.tick_params(axis="y", length=0)
+    return as_svg(figure)
 
 
 def by_group(arms: Mapping[str, Any], key: str, groups: Sequence[str]) -> str:
     """Heat map: accuracy per arm and group."""
     names = list(arms)
     values = [[100 * arms[name][key][group]["accuracy"] for name in names] for group in groups]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(max(WIDTH, 1.6 + 0.62 * len(names)), 1.3 + 0.3 * len(groups)))
-        axes = figure.add_subplot()
-        axes.imshow(values, cmap="GnBu", vmin=0, vmax=110, aspect="auto")
-        for y, row in enumerate(values):
-            for x, value in enumerate(row):
-                axes.text(
-                    x, y, f"{value:.0f}", ha="center", va="center", color="white" if value > 80 else INK, fontsize=9
-                )
-        counts = [next(iter(arms.values()))[key][group]["n"] for group in groups]
-        axes.set_yticks(range(len(groups)), [f"{group} ({n})" for group, n in zip(groups, counts, strict=True)])
-        axes.set_xticks(range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor")
-        axes.tick_params(axis="both", length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
-        axes.tick_params(axis="x", colors=INK)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        return as_svg(figure)
+    figure = Figure(figsize=(max(WIDTH, 1.6 + 0.62 * len(names)), 1.3 + 0.3 * len(groups)))
+    axes = figure.add_subplot()
+    axes.imshow(values, cmap="GnBu", vmin=0, vmax=110, aspect="auto")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            axes.text(x, y, f"{value:.0f}", ha="center", va="center", color="white" if value > 80 else INK, fontsize=9)
+    counts = [next(iter(arms.values()))[key][group]["n"] for group in groups]
+    axes.set_yticks(range(len(groups)), [f"{group} ({n})" for group, n in zip(groups, counts, strict=True)])
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor")
+    axes.tick_params(axis="both", length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
+    axes.tick_params(axis="x", colors=INK)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return as_svg(figure)
 
 
 def by_steps(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Accuracy with its interval at each number of world steps, one line per model and arm."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.2))
-        axes = figure.add_subplot()
-        for number, (name, points) in enumerate(lines.items()):
-            x = [point["steps"] for point in points]
-            y = [100 * point["accuracy"] for point in points]
-            # at 0 and 100 % rounding may put a bound on the other side of the value
-            low = [100 * max(0.0, point["accuracy"] - point["interval_95"][0]) for point in points]
-            high = [100 * max(0.0, point["interval_95"][1] - point["accuracy"]) for point in points]
-            axes.errorbar(x, y, [low, high], marker="o", capsize=3, label=name, color=f"C{number}")
-        axes.set_xlabel("world steps")
-        axes.set_ylabel("correct, %")
-        axes.set_xticks(sorted({point["steps"] for points in lines.values() for point in points}))
-        axes.margins(x=0.08)
-        figure.legend(loc="outside upper left", frameon=False, fontsize=9)
-        return as_svg(figure)
+    figure = Figure(figsize=(WIDTH, 3.2))
+    axes = figure.add_subplot()
+    for number, (name, points) in enumerate(lines.items()):
+        x = [point["steps"] for point in points]
+        y = [100 * point["accuracy"] for point in points]
+        # at 0 and 100 % rounding may put a bound on the other side of the value
+        low = [100 * max(0.0, point["accuracy"] - point["interval_95"][0]) for point in points]
+        high = [100 * max(0.0, point["interval_95"][1] - point["accuracy"]) for point in points]
+        axes.errorbar(x, y, [low, high], marker="o", capsize=3, label=name, color=f"C{number}")
+    axes.set_xlabel("world steps")
+    axes.set_ylabel("correct, %")
+    axes.set_xticks(sorted({point["steps"] for points in lines.values() for point in points}))
+    axes.margins(x=0.08)
+    figure.legend(loc="outside upper left", frameon=False, fontsize=9)
+    return as_svg(figure)
 
 
 def costs(arms: Mapping[str, Any]) -> str:
     """Seconds per answer, with those of the rollouts that the arm needs on its own in another colour."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.9 + 0.32 * len(arms)))
-        axes = figure.add_subplot()
-        for y, row in enumerate(arms.values()):
-            cost = row["cost"]
-            axes.barh(y, cost["seconds"], color=INK, height=0.55, label="answer" if y == 0 else None)
-            axes.barh(
-                y,
-                cost["rollout_seconds"],
-                left=cost["seconds"],
-                color=ACCENT,
-                height=0.55,
-                label="rollouts, computed once for all arms" if y == 0 else None,
-            )
-            axes.annotate(
-                f"{cost['prompt_tokens']:.0f} prompt tokens, {cost['new_tokens']:.1f} generated, "
-                f"{cost['rollouts']:g} rollouts",
-                (cost["seconds"] + cost["rollout_seconds"], y),
-                (6, 0),
-                textcoords="offset points",
-                va="center",
-                color=MUTED,
-                fontsize=8,
-            )
-        axes.set_yticks(range(len(arms)), list(arms))
-        axes.invert_yaxis()
-        axes.margins(x=0.55)
-        axes.set_xlim(left=0)
-        axes.set_xlabel("seconds per answer")
-        axes.tick_params(axis="y", length=0)
-        figure.legend(loc="outside upper left", frameon=False, fontsize=9, ncols=2)
-        return as_svg(figure)
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.32 * len(arms)))
+    axes = figure.add_subplot()
+    rows = [row["cost"] for row in arms.values()]
+    seconds, rollouts = ([cost[name] for cost in rows] for name in ("seconds", "rollout_seconds"))
+    axes.barh(range(len(rows)), seconds, color=INK, height=0.55, label="answer")
+    label = "rollouts, computed once for all arms"
+    axes.barh(range(len(rows)), rollouts, left=seconds, color=ACCENT, height=0.55, label=label)
+    for y, cost in enumerate(rows):
+        axes.annotate(
+            f"{cost['prompt_tokens']:.0f} prompt tokens, {cost['new_tokens']:.1f} generated, "
+            f"{cost['rollouts']:g} rollouts",
+            (cost["seconds"] + cost["rollout_seconds"], y),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            color=MUTED,
+            fontsize=8,
+        )
+    axes.set_yticks(range(len(arms)), list(arms))
+    axes.invert_yaxis()
+    axes.margins(x=0.55)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("seconds per answer")
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper left", frameon=False, fontsize=9, ncols=2)
+    return as_svg(figure)
 
 
 def confusions(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -387,9 +367,6 @@ def confusions(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def card(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A question on which arms disagree, with its images as data."""
-    images = {kind: as_data(Path(path)) for kind, path in entry.get("images", {}).items() if Path(path).is_file()}
-    return {**entry, "images": images}
-
-
-def as_data(path: Path) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode()
+    paths = {kind: Path(path) for kind, path in entry.get("images", {}).items()}
+    content = {kind: base64.b64encode(path.read_bytes()).decode() for kind, path in paths.items() if path.is_file()}
+    return {**entry, "images": {kind: f"data:image/jpeg;base64,{text}" for kind, text in content.items()}}

@@ -178,7 +178,11 @@ def summarise(
     if any(item.answer == HIDDEN for item in items):
         if not all(item.answer == HIDDEN for item in items):
             raise ValueError("Some questions have an answer and some have none; evaluate them separately.")
-        return {"hidden": True, "arms": {name: unscored(items, seeds) for name, seeds in arms.items()}, "warnings": []}
+        known = {
+            name: {"n": len(items), "unparsed": scoring.count_unparsed(items, seeds), "cost": scoring.cost(seeds)}
+            for name, seeds in arms.items()
+        }
+        return {"hidden": True, "arms": known, "warnings": []}
     reference = reference or reference_of(list(arms))
     pairs = {
         f"{reference}-minus-{name}": compare_arms(items, arms[reference], arms[name])
@@ -202,12 +206,6 @@ def reference_of(names: Sequence[str]) -> str:
     return fused[-1] if fused else names[0]
 
 
-def unscored(items: Sequence[Item], seeds: Sequence[Sequence[Answer]]) -> dict[str, Any]:
-    """What is known about answers whose true answers are hidden."""
-    answers = [answer for row in seeds for answer in row]
-    return {"n": len(items), "unparsed": scoring.count_unparsed(items, seeds), "cost": scoring.cost(answers)}
-
-
 def compare_arms(
     items: Sequence[Item], first: Sequence[Sequence[Answer]], second: Sequence[Sequence[Answer]]
 ) -> dict[str, Any]:
@@ -219,16 +217,12 @@ def compare_arms(
         for family, members in families.items()
     }
     shares = [np.asarray(side, dtype=float).mean(axis=0) for side in sides]
-    groups = [(shares[0] - shares[1])[members] for members in families.values()]
     pair = statistics.compare_seeds(*sides)
     disagreement = (pair["only_first"] + pair["only_second"]) / pair["n"]
     return {
         **pair,
         "by_family": by_family,
-        MEAN_OF_FAMILIES: {
-            "difference": float(np.mean([group.mean() for group in groups])),
-            "interval_95": list(statistics.bootstrap_mean(groups)),
-        },
+        MEAN_OF_FAMILIES: scoring.mean_of_families(items, shares[0] - shares[1], "difference"),
         "disagreement": disagreement,
         # arms that never disagree leave the rate unknown; arms that differ by d disagree on d of the questions or more
         "questions_for_points": {f"{100 * d:g}": statistics.questions_needed(d, max(disagreement, d)) for d in POINTS},
@@ -238,9 +232,9 @@ def compare_arms(
 def with_family_findings(pairs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The comparisons with findings within each family, corrected over all families of all comparisons."""
     rows = {(name, family): row for name, pair in pairs.items() for family, row in pair["by_family"].items()}
-    found = statistics.with_findings({f"{name}\n{family}": row for (name, family), row in rows.items()})
+    found = statistics.with_findings(rows)
     return {
-        name: {**pair, "by_family": {family: found[f"{name}\n{family}"] for family in pair["by_family"]}}
+        name: {**pair, "by_family": {family: found[name, family] for family in pair["by_family"]}}
         for name, pair in pairs.items()
     }
 
@@ -264,21 +258,12 @@ def suspicions(items: Sequence[Item], arms: Mapping[str, Sequence[Sequence[Answe
 
 @dataclass(frozen=True)
 class Contender:
-    """One arm of one run, or of several training seeds.
+    """One arm of one run, or of several training seeds."""
 
-    Attributes:
-        name: in tables.
-        arm: without its number of world steps.
-        steps: imagined world steps.
-        model: the model under test.
-        seeds: one list of answers per training seed, in the order of the items.
-    """
-
-    name: str
-    arm: str
+    arm: str  # without its number of world steps
     steps: int
     model: str
-    seeds: list[list[Answer]]
+    seeds: list[list[Answer]]  # one list of answers per training seed, in the order of the items
 
 
 def compare(
@@ -339,8 +324,8 @@ def gather(specs: Sequence[str]) -> tuple[dict[str, Contender], list[Run], list[
     if duplicate is not None:
         raise ValueError(f"Duplicate run: {duplicate}.")
     names = [name for name, _ in groups]
-    if len(set(names)) < len(names):
-        double = next(name for name in names if names.count(name) > 1)
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
         raise ValueError(f"Two groups of runs are named {double!r}; give them different names, as NAME=RUN.")
     contenders: dict[str, Contender] = {}
     runs: list[Run] = []
@@ -374,9 +359,9 @@ def split_spec(spec: str) -> tuple[str, list[str]]:
 def check_same_questions(first: Run, other: Run) -> None:
     """Raises a ValueError if two runs have different questions."""
     if first.fingerprint != other.fingerprint:
-        different = [key for key in first.settings if first.settings[key] != other.settings.get(key)]
-        known = [key for key in ("benchmark", "split", "data", "tasks", "limit", "seed") if key in different]
-        differences = f" ({', '.join(known)} differ)" if known else ""
+        keys = ("benchmark", "split", "data", "tasks", "limit", "seed")
+        different = [key for key in keys if first.settings.get(key) != other.settings.get(key)]
+        differences = f" ({', '.join(different)} differ)" if different else ""
         raise ValueError(
             f"{other.folder} has other questions than {first.folder}{differences}; compare runs of the same questions."
         )
@@ -401,7 +386,7 @@ def contenders_of(group: str, runs: Sequence[Run], notes: list[str]) -> dict[str
         last = settings["steps"][-1] if isinstance(settings["steps"], list) else settings["steps"]
         name = "/".join(part for part in (group, arm) if part)
         number = 0 if base == "fused-0" else int(steps or last)
-        found[name] = Contender(name, base, number, settings["model"], [run.answers[arm] for run in runs])
+        found[name] = Contender(base, number, settings["model"], [run.answers[arm] for run in runs])
     return found
 
 
@@ -430,23 +415,22 @@ def disagreements(
 ) -> list[dict[str, Any]]:
     """Questions on which arms disagree: the question, each arm's answer, and the paths of its images."""
     folders = [run.folder / name for run in runs for name in IMAGE_FOLDERS]
-    indices = [(folder, read_index(folder)) for folder in folders]
-    found = []
-    for row in disagreeing(items, arms):
-        item = items[row]
-        entry: dict[str, Any] = {
+    images = {
+        number: {"images": {kind: str(folder / name) for kind, name in names.items()}}
+        for folder in reversed(folders)  # the first folder that has them counts
+        for number, names in read_index(folder).items()
+    }
+    return [
+        {
             "id": item.id,
             "family": item.family,
             "question": item.question,
             "answer": item.answer,
             "answers": {name: answer_of(item, seeds[0][row]) for name, seeds in arms.items()},
+            **images.get(item.id, {}),
         }
-        for folder, index in indices:
-            if item.id in index:
-                entry["images"] = {kind: str(folder / name) for kind, name in index[item.id].items()}
-                break
-        found.append(entry)
-    return found
+        for row, item in ((row, items[row]) for row in disagreeing(items, arms))
+    ]
 
 
 def answer_of(item: Item, answer: Answer) -> dict[str, Any]:

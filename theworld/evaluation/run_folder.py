@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,10 @@ from theworld.storage.files import read_json_file, write_text
 RUN, QUESTIONS, ANSWERS, IMAGES, RESULTS = "run.json", "questions.jsonl", "answers", "images", "results.json"
 IMAGE_FOLDERS = (IMAGES, "pictures")  # the second is the name in older runs
 # fields of a question that are written; images and true frames stay at their source
-KEPT = ("id", "family", "topic", "form", "question", "answer", "choices", "horizon", "legal")
+KEPT = ("id", "family", "topic", "form", "question", "answer", "legal", "choices", "horizon")
 
 
-class RunFolder:
+class RunFolder(AbstractContextManager["RunFolder"]):
     """A store of answers in a folder, for one process at a time.
 
     Args:
@@ -73,16 +74,14 @@ class RunFolder:
         others = [entry.name for entry in self.folder.iterdir() if entry.name != ".lock"]
         if others:
             raise ValueError(f"{self.folder} is not empty and holds no run ({others[0]}); choose another folder.")
-        lines = [json.dumps(kept(item), ensure_ascii=False) for item in items]
+        kept = [{name: getattr(item, name) for name in KEPT} for item in items]
+        lines = [json.dumps(content, ensure_ascii=False, default=sorted) for content in kept]  # `legal` is a set
         write_text(self.folder / QUESTIONS, "\n".join(lines) + "\n")
         write_text(path, json.dumps(written, ensure_ascii=False, indent=2) + "\n")  # last: it makes the folder a run
 
     def close(self) -> None:
         """Releases the folder for other processes."""
         self._lock.release()
-
-    def __enter__(self) -> RunFolder:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -119,23 +118,14 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Run:
-    """A saved run.
-
-    Attributes:
-        folder: its folder.
-        settings: everything that determined the answers.
-        fingerprint: of the questions.
-        items: the questions, without images.
-        answers: arm -> answers in the order of the items, for complete arms.
-        unfinished: arm -> number of answers, for incomplete arms.
-    """
+    """A saved run."""
 
     folder: Path
-    settings: dict[str, Any]
-    fingerprint: str
-    items: list[Item]
-    answers: dict[str, list[Answer]]
-    unfinished: dict[str, int]
+    settings: dict[str, Any]  # everything that determined the answers
+    fingerprint: str  # of the questions
+    items: list[Item]  # without images
+    answers: dict[str, list[Answer]]  # of complete arms, in the order of the items
+    unfinished: dict[str, int]  # incomplete arm -> number of its answers
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
@@ -166,12 +156,6 @@ def arm_order(name: str) -> tuple[int, int]:
     """Sort key: arms in the order of ARMS, then by number of world steps, so that `fused@4` follows `fused@0`."""
     arm, _, steps = name.partition("@")
     return (list(ARMS).index(arm) if arm in ARMS else len(ARMS), int(steps or 0))
-
-
-def kept(item: Item) -> dict[str, Any]:
-    """The fields of a question that are written, as JSON values."""
-    content = {name: value for name, value in vars(item).items() if name in KEPT}
-    return {**content, "choices": list(item.choices), "legal": sorted(item.legal)}
 
 
 def _item(content: dict[str, Any], source: Path) -> Item:

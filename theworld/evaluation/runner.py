@@ -9,16 +9,19 @@ tokens, rows are padded to different lengths, and a cache at other positions rou
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from theworld.evaluation.answering import Answerer, ReplyInputs
+from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
 from theworld.evaluation.arms import Arm, Batch, Imagination
 from theworld.evaluation.tasks import Item, other_images
 from theworld.media.images import load_image
 from theworld.messages import TaskProgress
 from theworld.model.call_plan import UNTRAINED
+
+if TYPE_CHECKING:
+    from theworld.evaluation.run_folder import RunFolder
 
 MAX_NEW_TOKENS = 8  # answers are a word or a letter
 ANSWERING = "Answering questions"
@@ -50,41 +53,6 @@ class Answer:
     rollout_seconds: float = 0.0
 
 
-class Store(Protocol):
-    """Where answers are written as they are generated, and where those of an earlier run come from."""
-
-    def known(self, arm: str) -> dict[str, Answer]: ...
-
-    def add(self, arm: str, answers: Sequence[Answer]) -> None: ...
-
-
-class InMemory:
-    """A store without files."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, dict[str, Answer]] = {}
-
-    def known(self, arm: str) -> dict[str, Answer]:
-        return dict(self.answers.get(arm, {}))
-
-    def add(self, arm: str, answers: Sequence[Answer]) -> None:
-        self.answers.setdefault(arm, {}).update((answer.id, answer) for answer in answers)
-
-
-@dataclass
-class AnswerProgress:
-    """Answers done and wanted over all arms, for one progress display with one remaining time."""
-
-    total: int
-    progress: TaskProgress | None
-    done: int = 0
-
-    def add(self, count: int) -> None:
-        self.done += count
-        if self.progress is not None:
-            self.progress(ANSWERING, self.done, self.total)
-
-
 def with_steps(arms: Mapping[str, Arm], steps: Sequence[int]) -> dict[str, tuple[Arm, int]]:
     """Each arm with its number of world steps; with several numbers, `fused@0` and `fused@4` where they matter."""
     if len(steps) == 1:
@@ -98,14 +66,14 @@ def with_steps(arms: Mapping[str, Arm], steps: Sequence[int]) -> dict[str, tuple
 def run_arms(
     items: Sequence[Item],
     arms: Mapping[str, Arm],
-    load: Callable[[str | None], Answerer],
+    load: Callable[[str | None], ModelAnswerer],
     *,
     num_world_steps: int | Sequence[int],
     seed: int = 0,
     batch_size: int = 32,
     max_new_tokens: int = MAX_NEW_TOKENS,
     progress: TaskProgress | None = None,
-    store: Store | None = None,
+    store: RunFolder | None = None,
     finish: Finish | None = None,
 ) -> dict[str, list[Answer]]:
     """Answers of every arm, in the order of `items`; answers that are in the store are not generated again.
@@ -129,9 +97,8 @@ def run_arms(
     """
     steps = [num_world_steps] if isinstance(num_world_steps, int) else list(num_world_steps)
     runs = with_steps(arms, steps)
-    store = InMemory() if store is None else store
-    known = {name: store.known(name) for name in runs}
-    counter = AnswerProgress(sum(item.id not in known[name] for name in runs for item in items), progress)
+    known: dict[str, dict[str, Answer]] = {name: {} if store is None else store.known(name) for name in runs}
+    done, total = 0, sum(item.id not in known[name] for name in runs for item in items)
     # the model under test comes last, so that it is in memory when all answers are complete
     groups = sorted({arm.weights for arm, _ in runs.values()}, key=lambda weights: (weights is None, weights))
     imagination: Imagination | None = None
@@ -141,29 +108,31 @@ def run_arms(
         if all(item.id in known[name] for name in group for item in items) and not is_wanted:
             continue
         imagination = None  # frees the previous weights before the next are loaded
-        model = load(weights)
-        check_arms(model, {name: arm for name, (arm, _) in group.items()})
-        imagination = Imagination(model)
-        del model
-        answer_items(items, group, imagination, known, store, seed, batch_size, max_new_tokens, counter)
+        imagination = Imagination(load(weights))
+        check_arms(imagination.model, {name: arm for name, (arm, _) in group.items()})
+        for name, given in missing_answers(items, group, imagination, known, seed, batch_size, max_new_tokens):
+            if store is not None:
+                store.add(name, given)
+            known[name].update((one.id, one) for one in given)
+            done += len(given)
+            if progress is not None:
+                progress(ANSWERING, done, total)
     answers = {name: [known[name][item.id] for item in items] for name in runs}
     if finish is not None:
         finish(imagination if None in groups else None, answers)
     return answers
 
 
-def answer_items(
+def missing_answers(
     items: Sequence[Item],
     runs: Mapping[str, tuple[Arm, int]],
     imagination: Imagination,
-    known: dict[str, dict[str, Answer]],
-    store: Store,
+    known: Mapping[str, Mapping[str, Answer]],
     seed: int,
     batch_size: int,
     max_new_tokens: int,
-    counter: AnswerProgress,
-) -> None:
-    """Generates the missing answers, batch by batch and arm by arm, into the store and into `known`."""
+) -> Iterator[tuple[str, list[Answer]]]:
+    """Yields the arm and its answers that are not in `known`, batch by batch and arm by arm."""
     reads_others = any(arm.reads_others for arm, _ in runs.values())
     others = other_images(items, seed, imagination.uses_all_images) if reads_others else [[] for _ in items]
     for start in range(0, len(items), batch_size):
@@ -179,17 +148,12 @@ def answer_items(
                 questions=[items[row].question for row in rows],
                 num_world_steps=n,
                 seed=seed,
-                enable_world=True,
-                world_latents=None,
                 items=[items[row] for row in rows],
                 world_images=[items[row].world_images(imagination.uses_all_images, decoded[row]) for row in rows],
                 other_images=[others[row] for row in rows],
                 imagination=imagination,
             )
-            answers = answer(arm, batch, max_new_tokens)
-            store.add(name, answers)
-            known[name].update((one.id, one) for one in answers)
-            counter.add(len(answers))
+            yield name, answer(arm, batch, max_new_tokens)
         imagination.forget_features()
 
 
@@ -250,7 +214,7 @@ def inputs_of(batch: Batch) -> ReplyInputs:
     )
 
 
-def check_arms(model: Answerer, arms: Mapping[str, Arm]) -> None:
+def check_arms(model: ModelAnswerer, arms: Mapping[str, Arm]) -> None:
     """Raises a ValueError for arms that this model cannot run, before the first question is answered."""
     readers = [name for name, arm in arms.items() if arm.reads_tokens]
     if readers and not model.projector_is_trained:

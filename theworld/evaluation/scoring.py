@@ -73,17 +73,16 @@ def score(items: Sequence[Item], seeds: Sequence[Sequence[Answer]]) -> dict[str,
         seeds: one list of answers per training seed; a question counts with its share of correct seeds.
     """
     rows = [right_answers(items, answers) for answers in seeds]
-    answers = [answer for row in seeds for answer in row]
     found = {
         **share(rows),
         "by_family": shares_by(items, rows, lambda item: item.family),
-        "mean_of_families": mean_of_families(items, rows),
+        "mean_of_families": mean_of_families(items, np.asarray(rows, dtype=float).mean(axis=0)),
         "unparsed": count_unparsed(items, seeds),
         "likelihood": {
             **share([right_answers(items, row, "likelihood") for row in seeds]),
-            "undecided": sum(answer.logprobs is None for answer in answers),
+            "undecided": sum(answer.logprobs is None for row in seeds for answer in row),
         },
-        "cost": cost(answers),
+        "cost": cost(seeds),
     }
     if all(item.horizon is not None for item in items):
         found["by_horizon"] = shares_by(items, rows, lambda item: str(item.horizon))
@@ -117,26 +116,17 @@ def shares_by(items: Sequence[Item], rows: Sequence[Sequence[bool]], key: Callab
     return {name: share([[row[i] for i in members] for row in rows]) for name, members in groups_of(items, key).items()}
 
 
-def mean_of_families(items: Sequence[Item], rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    """{"accuracy", "interval_95"} of the unweighted mean over families, with questions resampled within each."""
-    shares = np.asarray(rows, dtype=float).mean(axis=0)
-    groups = [shares[members] for members in groups_of(items, lambda item: item.family).values()]
-    return {
-        "accuracy": float(np.mean([group.mean() for group in groups])),
-        "interval_95": list(bootstrap_mean(groups)),
-    }
+def mean_of_families(items: Sequence[Item], values: Any, name: str = "accuracy") -> dict[str, Any]:
+    """{`name`, "interval_95"} of the unweighted mean over families of `values` (n,), resampled within each."""
+    groups = [values[members] for members in groups_of(items, lambda item: item.family).values()]
+    return {name: float(np.mean([group.mean() for group in groups])), "interval_95": list(bootstrap_mean(groups))}
 
 
-def cost(answers: Sequence[Answer]) -> dict[str, float]:
+def cost(seeds: Sequence[Sequence[Answer]]) -> dict[str, float]:
     """Means per answer: seconds without rollouts, seconds of rollouts, rollouts, prompt tokens, generated tokens."""
-    n = len(answers)
-    return {
-        "seconds": round(sum(answer.seconds for answer in answers) / n, 4),
-        "rollout_seconds": round(sum(answer.rollout_seconds for answer in answers) / n, 4),
-        "rollouts": round(sum(answer.rollouts for answer in answers) / n, 3),
-        "prompt_tokens": round(sum(answer.prompt_tokens for answer in answers) / n, 1),
-        "new_tokens": round(sum(answer.new_tokens for answer in answers) / n, 2),
-    }
+    answers = [answer for row in seeds for answer in row]
+    digits = {"seconds": 4, "rollout_seconds": 4, "rollouts": 3, "prompt_tokens": 1, "new_tokens": 2}
+    return {name: round(sum(getattr(one, name) for one in answers) / len(answers), n) for name, n in digits.items()}
 
 
 def confusion(items: Sequence[Item], seeds: Sequence[Sequence[Answer]]) -> dict[str, dict[str, int]]:

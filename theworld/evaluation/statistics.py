@@ -12,7 +12,7 @@ scipy and statsmodels do the arithmetic; this module chooses the method:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -25,6 +25,7 @@ RESAMPLES = 9_999  # with the observed one, 10,000
 BATCH = 500  # resamples at a time: 500 x 2,000 questions are 8 MB
 
 NO_DIFFERENCE = "not shown"
+K = TypeVar("K")
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -169,7 +170,7 @@ def p_of(pair: dict[str, Any]) -> float:
     return float(pair["p_sign_flip"] if "p_sign_flip" in pair else pair["p_mcnemar"])
 
 
-def with_findings(pairs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def with_findings(pairs: dict[K, dict[str, Any]]) -> dict[K, dict[str, Any]]:
     """The comparisons with `p_holm`, corrected over all of them, and `finding`: better, worse or not shown.
 
     A difference is shown if the corrected p is below 0.05 and the interval excludes 0.

@@ -223,8 +223,7 @@ def mcq_items(request: Request, known: KnownSet | None = None) -> list[Item]:
     if data is None:
         raise ValueError("This benchmark has no data of its own; name a file, a folder or a Hub id as its data.")
     fields = request.fields if request.fields is not None or known is None else known.fields
-    split = request.split or (None if known is None else known.split)
-    questions = multiple_choice.load_questions(data, fields, split, request.config)
+    questions = multiple_choice.load_questions(data, fields, request.split, request.config)
     tasks = multiple_choice.tasks_of(questions)
     missing = [task for task in request.tasks if task not in tasks]
     if missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,7 +64,9 @@ class TheWorldChat(lmms):
         check_names(unknown)
         self.arm = choose_arm(arm)
         self.seed = seed
-        self.batch_size = positive_integer("batch_size", batch_size)
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; it must be an integer of 1 or more.")
+        self.batch_size = int(batch_size)
         self.accelerator = Accelerator()
         if self.accelerator.num_processes > 1 and device != "cpu" and torch.cuda.is_available():
             device = f"cuda:{self.accelerator.local_process_index}"
@@ -96,24 +98,14 @@ class TheWorldChat(lmms):
         for i, request in enumerate(requests):
             groups[self.decoding(request)].append(i)
         found: dict[int, GenerationResult] = {}
-        with self.progress(len(requests)) as bar:
-            for decoding, indices in groups.items():
-                for start in range(0, len(indices), self.batch_size):
-                    batch = indices[start : start + self.batch_size]
-                    prompts = [self.read(requests[i]) for i in batch]
-                    found.update(zip(batch, self.answers(prompts, decoding), strict=True))
-                    bar.update(len(batch))
+        for batch in self.in_batches(list(groups.values())):
+            prompts = [self.read(requests[i]) for i in batch]
+            found.update(zip(batch, self.answers(prompts, self.decoding(requests[batch[0]])), strict=True))
         return [found[i] for i in range(len(requests))]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """The answers to all rounds of each request; a task builds the next question from the answers so far."""
-        found: list[list[str]] = []
-        with self.progress(len(requests)) as bar:
-            for start in range(0, len(requests), self.batch_size):
-                batch = requests[start : start + self.batch_size]
-                found += self.rounds(batch)
-                bar.update(len(batch))
-        return found
+        return [texts for batch in self.in_batches([requests]) for texts in self.rounds(batch)]
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """Not supported: lmms-eval requests likelihoods only from models in their simple form."""
@@ -136,8 +128,14 @@ class TheWorldChat(lmms):
             logger.warning(f"{request.task_name} sets {name}, which TheWorld ignores.")
         return decoding
 
-    def progress(self, total: int) -> tqdm[Any]:
-        return tqdm(total=total, disable=self.rank != 0, desc="TheWorld answers")
+    def in_batches(self, groups: Sequence[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+        """Yields the batches of each group, and shows one progress bar."""
+        with tqdm(total=sum(map(len, groups)), disable=self.rank != 0, desc="TheWorld answers") as bar:
+            for group in groups:
+                for start in range(0, len(group), self.batch_size):
+                    batch = group[start : start + self.batch_size]
+                    yield batch
+                    bar.update(len(batch))
 
     def rounds(self, requests: Sequence[Instance]) -> list[list[str]]:
         """All rounds of a batch of requests; in each round, those with equal settings share a batch."""
@@ -153,13 +151,12 @@ class TheWorldChat(lmms):
                 if number == 0:
                     turn = messages(self.doc(request))
                 else:
-                    following = messages(
+                    turn, is_over, _, known[i] = messages(
                         self.doc(request),
                         round_idx=number,
                         previous_output=list(found[i]),
                         previous_round_info=known[i],
                     )
-                    turn, is_over, _, known[i] = following
                     if is_over:
                         continue
                 prompts[self.decoding(request)][i] = read_messages(turn)
@@ -200,8 +197,6 @@ class TheWorldChat(lmms):
             questions=[prompt.text for prompt in prompts],
             num_world_steps=self.num_world_steps,
             seed=self.seed,
-            enable_world=True,
-            world_latents=None,
             items=[
                 Item(str(i), "", "", "free", prompt.images, prompt.text, HIDDEN) for i, prompt in enumerate(prompts)
             ],
@@ -225,13 +220,13 @@ class TheWorldSimple(TheWorldChat):
         lmms-eval 0.7.3 takes the smallest value as the likeliest, and converts a bare pair to text, which it cannot
         score (`unwrap_generation_output`): hence the sign, and the wrapping.
         """
-        found: list[tuple[float, bool]] = []
-        with self.progress(len(requests)) as bar:
-            for start in range(0, len(requests), self.batch_size):
-                batch = requests[start : start + self.batch_size]
-                found += self.likelihoods([self.read(one) for one in batch], [self.continuation(one) for one in batch])
-                bar.update(len(batch))
-        return [GenerationResult((-logprob, is_greedy)) for logprob, is_greedy in found]
+        return [
+            GenerationResult((-logprob, is_greedy))
+            for batch in self.in_batches([requests])
+            for logprob, is_greedy in self.likelihoods(
+                [self.read(one) for one in batch], [self.continuation(one) for one in batch]
+            )
+        ]
 
     def continuation(self, request: Instance) -> str:
         """The answer to score, without the space that precedes it in running text."""
@@ -269,12 +264,6 @@ def choose_arm(name: str) -> Arm:
         if ARMS[name].weights is not None:
             reason = f"has its own weights: pass them as pretrained=…/{name}, with an arm of that model"
     raise ValueError(f"arm={name} {reason}; {suggest('' if name in ARMS else name, OFFERED)}")
-
-
-def positive_integer(name: str, value: int | str) -> int:
-    if not str(value).isdecimal() or int(value) < 1:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of 1 or more.")
-    return int(value)
 
 
 def load(

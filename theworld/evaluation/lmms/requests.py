@@ -56,17 +56,11 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question.
+    """One question."""
 
-    Attributes:
-        images: decoded, in order; of a video, some of its frames.
-        text: the prompt.
-        now: index of a video's last frame in `images`, from which the world model starts; None without a video.
-    """
-
-    images: list[Any]
+    images: list[Any]  # decoded, in order; of a video, some of its frames
     text: str
-    now: int | None = None
+    now: int | None = None  # index of a video's last frame in `images`, from which the world model starts
 
     def world_images(self, use_all: bool) -> list[Any]:
         """The images that the world model starts from, as in `Item.world_images`."""
