@@ -169,8 +169,6 @@ class TheWorld(nn.Module):
             freeze_cosmos_vae=freeze_cosmos_vae,
         )
 
-    # ------------------------------------------------------------------------------------------------- what it is
-
     @property
     def config(self) -> TheWorldConfig:
         return self.model.config
@@ -203,8 +201,6 @@ class TheWorld(nn.Module):
         """How a call of `generate` with these arguments uses the world model; see `plan_call`."""
         steps = self.default_steps if num_world_steps is None else num_world_steps
         return plan_call(self.config, mode, steps, num_past_steps=num_past_steps)
-
-    # --------------------------------------------------------------------------------------------- from image to answer
 
     def prepare(
         self,
