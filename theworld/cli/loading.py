@@ -156,9 +156,7 @@ def quieten_libraries() -> None:
     """Keeps progress bars and advice of libraries, and what the command says itself, out of its output."""
     from transformers.utils import logging as transformers_logging
 
-    from theworld.training.command_line import hide_library_bars
-
     transformers_logging.set_verbosity_error()
-    hide_library_bars()
+    transformers_logging.disable_progress_bar()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     logging.getLogger("theworld.inference.pipeline").setLevel(logging.ERROR)  # the mode line of `ask` says it

@@ -18,10 +18,21 @@ FIELDS = Fields(id="idx", images="image_1", task="sub_task", prompt="prompt", ch
 UNREAD = "(Z)"  # what the official code writes for an answer without a choice
 
 TASKS = (
-    "Art_Style", "Counting", "Forensic_Detection", "Functional_Correspondence", "IQ_Test", "Jigsaw",
-    "Multi-view_Reasoning", "Object_Localization", "Relative_Depth", "Relative_Reflectance", "Semantic_Correspondence",
-    "Spatial_Relation", "Visual_Correspondence", "Visual_Similarity",
-)  # fmt: skip
+    "Art_Style",
+    "Counting",
+    "Forensic_Detection",
+    "Functional_Correspondence",
+    "IQ_Test",
+    "Jigsaw",
+    "Multi-view_Reasoning",
+    "Object_Localization",
+    "Relative_Depth",
+    "Relative_Reflectance",
+    "Semantic_Correspondence",
+    "Spatial_Relation",
+    "Visual_Correspondence",
+    "Visual_Similarity",
+)
 
 
 def load_blink(source: str = HUB, split: str = "val", tasks: Sequence[str] = ()) -> list[ChoiceQuestion]:

@@ -21,8 +21,16 @@ from theworld.messages import suggest
 Message = dict[str, Any]
 ROLES = ("system", "user", "assistant")
 RECORD_KEYS = (
-    "image", "images", "text", "label", "messages", "frames", "future_frames", "world_latents", "world_prompt"
-)  # fmt: skip
+    "image",
+    "images",
+    "text",
+    "label",
+    "messages",
+    "frames",
+    "future_frames",
+    "world_latents",
+    "world_prompt",
+)
 
 
 @dataclass(frozen=True)

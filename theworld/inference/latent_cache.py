@@ -36,8 +36,14 @@ from theworld.world_models.configuration import CosmosPredict2Config
 FORMAT = 1  # version of keys and shards; another version starts another cache
 SHARD_ENTRIES = 256
 DECIDING = (  # fields of a world config that change its latents
-    *("vae", "transformer", "scheduler"),
-    *("text_tokens", "num_inference_steps", "guidance_scale", "sigma_conditioning", "fps"),
+    "vae",
+    "transformer",
+    "scheduler",
+    "text_tokens",
+    "num_inference_steps",
+    "guidance_scale",
+    "sigma_conditioning",
+    "fps",
 )
 OPEN_SHARDS = 64  # kept open by one reader
 ABANDONED = 3600.0  # seconds after which an unfinished shard is considered abandoned

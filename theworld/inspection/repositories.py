@@ -48,8 +48,12 @@ GEMMA_REQUIRED = ("config.json", "model*.safetensors", "tokenizer.*", "*processo
 CHAT_TEMPLATE_CONFIGS = ("tokenizer_config.json", "processor_config.json")  # each may hold the template
 GEMMA_FILES = (
     *GEMMA_REQUIRED,
-    *("model.safetensors.index.json", "generation_config.json", "chat_template*"),
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    "model.safetensors.index.json",
+    "generation_config.json",
+    "chat_template*",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
 )
 CONFIG_FILES = (CONFIG_FILE, "model_index.json")
 

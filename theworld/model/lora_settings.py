@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 LORA_FIELDS = (  # of peft's LoraConfig: those that add A and B matrices and leave every other weight as it is
-    *("r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern"),
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "init_lora_weights",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "rank_pattern",
+    "alpha_pattern",
 )
 
 

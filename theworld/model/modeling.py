@@ -45,8 +45,13 @@ from theworld.world_models.base import WorldModel
 logger = logging.getLogger(__name__)
 
 WORLD_INPUTS = (
-    *("world_frames", "world_latents", "world_embeds"),  # one of them is given
-    *("world_seeds", "num_world_steps", "num_past_steps", "world_prompt"),
+    "world_frames",
+    "world_latents",
+    "world_embeds",  # one of them is given
+    "world_seeds",
+    "num_world_steps",
+    "num_past_steps",
+    "world_prompt",
 )
 PREFILL_INPUTS = ("pixel_values", "image_features", *WORLD_INPUTS)  # used once, before the first token is generated
 

@@ -10,8 +10,13 @@ DEFAULT_GEMMA = "google/gemma-3-4b-it"
 # where Google wrote them out (2026-11-25): the variants in transformers' convert_gemma3_weights.py and the classes in
 # gemma/gm/nn/_gemma.py of google-deepmind/gemma. The config.json of 12B and 27B are gated and were not read.
 TEXT_FIELDS = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "query_pre_attn_scalar"),
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "query_pre_attn_scalar",
 )
 GEMMA_3_TEXT: dict[str, dict[str, int]] = {
     name: dict(zip(TEXT_FIELDS, values, strict=True))

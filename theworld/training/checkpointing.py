@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import is_offline_mode, snapshot_download
-
-from theworld.storage.hub import check_name, hub_errors
+from theworld.storage.hub import check_name, download
 from theworld.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -175,8 +173,7 @@ def find_checkpoint(config: TrainingConfig) -> Path | None:
     folder = Path(name)
     if not folder.is_dir():
         check_name(name)
-        with hub_errors(name, STATE_FILE):
-            folder = Path(snapshot_download(name, local_files_only=is_offline_mode()))
+        folder = download(name, ["*"], STATE_FILE)
     for path in (folder, folder / HUB_CHECKPOINT, find_last_checkpoint(folder)):
         if path is not None and (path / STATE_FILE).is_file():
             return path

@@ -27,7 +27,7 @@ from theworld.training.config_keys import (
     checked,
     trainer_field_names,
     trainer_fields,
-)  # fmt: skip
+)
 
 logger = logging.getLogger(__name__)
 

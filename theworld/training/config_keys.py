@@ -94,9 +94,14 @@ UNSUPPORTED = {
 }
 
 JSON_TYPES = {
-    str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a JSON object",
-    list: "a list", types.NoneType: "null",
-}  # fmt: skip
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a JSON object",
+    list: "a list",
+    types.NoneType: "null",
+}
 
 
 @functools.cache

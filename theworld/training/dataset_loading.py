@@ -68,9 +68,7 @@ def load_hub(config: TrainingConfig, **options: Any) -> Datasets:
     return train, mapped(load_split(config.dataset_name, config.eval_split, **options), fields, streaming=False)
 
 
-DATASETS: dict[str, Callable[..., Datasets]] = {
-    "physics": load_physics, "jsonl": load_jsonl, "datacomp": load_datacomp
-}  # fmt: skip
+DATASETS: dict[str, Callable[..., Datasets]] = {"physics": load_physics, "jsonl": load_jsonl, "datacomp": load_datacomp}
 
 
 def load_datasets(config: TrainingConfig) -> Datasets:

@@ -21,9 +21,16 @@ from theworld.training.config import TrainingConfig
 
 # fields of a new fusion that have the same name in both configs
 FUSION_FIELDS = (
-    "max_world_steps", "max_past_steps", "enable_world", "projector", "projector_hidden_size", "resampler_tokens",
-    "spatial_merge", "world_image_size", "world_images",
-)  # fmt: skip
+    "max_world_steps",
+    "max_past_steps",
+    "enable_world",
+    "projector",
+    "projector_hidden_size",
+    "resampler_tokens",
+    "spatial_merge",
+    "world_image_size",
+    "world_images",
+)
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,9 @@ def train(
     if trainer.left_out:
         logger.warning(
             "%d samples of the stream had more than %d text tokens and were left out",
-            trainer.left_out, config.max_seq_length,
-        )  # fmt: skip
+            trainer.left_out,
+            config.max_seq_length,
+        )
     if stop.phase == ENDING:
         trainer.save_model()
         return output
@@ -211,8 +212,10 @@ def check_futures(training: IndexedSamples, collator: ChatCollator) -> None:
         logger.warning(
             "true_futures is %g, but %s of %s training samples have no future_frames and no video, so the world model "
             "imagines their futures",
-            draws.true_futures, f"{without:,}", f"{len(training):,}",
-        )  # fmt: skip
+            draws.true_futures,
+            f"{without:,}",
+            f"{len(training):,}",
+        )
 
 
 def shown_samples(config: TrainingConfig, evaluation: IndexedSamples | None) -> list[Sample]:

@@ -114,9 +114,17 @@ class _Asker:
         self.questions: list[Question] = []
 
     def ask(
-        self, topic: str, answer: str, others: Sequence[str] = (), *, a: str = "", b: str = "", next_b: str = "",
-        place: int | None = None, forms: Sequence[str] = ("free",),
-    ) -> None:  # fmt: skip
+        self,
+        topic: str,
+        answer: str,
+        others: Sequence[str] = (),
+        *,
+        a: str = "",
+        b: str = "",
+        next_b: str = "",
+        place: int | None = None,
+        forms: Sequence[str] = ("free",),
+    ) -> None:
         """Adds a question in the given forms; `others` are the wrong choices, `place` the index of the right one."""
         for form in forms:
             key = "/".join(part for part in (self.prefix, topic, form, f"{a}-{b}".strip("-").replace(" ", "_")) if part)
