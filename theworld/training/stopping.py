@@ -6,6 +6,7 @@ This module imports no other library, so that a command can install the handler 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code that a shell gives to a process ended by SIGTERM
 INTERRUPTED = 128 + signal.SIGINT
+PARENT_CHECK_SECONDS = 1.0  # after which a worker notices that its run was killed
 BEFORE, TRAINING, ENDING = "before the first step", "during training", "after the last step"
 
 
@@ -85,18 +87,24 @@ def sigterm_blocked() -> Iterator[None]:
 
 
 def obey_parent_only(number: int, *, then: Callable[[int], None] | None) -> None:
-    """Starts a worker that prepares batches and, with SIGTERM blocked, is ended by a SIGTERM of its parent only.
+    """Starts a worker that prepares batches: it ends with its parent, or by a SIGTERM of its parent alone.
 
     `timeout` and schedulers send the signal to all processes of a run, which needs its workers to complete the step.
+    The parent is the process that created the worker; with the start method forkserver it is not that of `os.getppid`.
 
     Args:
         number: of the worker.
         then: DataLoader's own `worker_init_fn`.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # a fork server does not pass on the run's mask
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def wait() -> None:
-        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-            pass
+        while parent.is_alive():
+            received = signal.sigtimedwait([signal.SIGTERM], PARENT_CHECK_SECONDS)
+            if received is not None and received.si_pid == parent.pid:
+                break
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
