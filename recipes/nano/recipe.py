@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from recipes.nano.buffers import FrameBuffer
-from recipes.nano.clips import ClipFactory, ClipSettings, load_labelled
+from recipes.nano.clips import ClipFactory, ClipSettings, LabelledClips, load_labelled
 from recipes.nano.foresight import Foresight, ForesightSettings, reconstruction_psnr
 from recipes.nano.fusion import FUSED, KINDS, OF_READER, TRAINED, FusionSettings
 from recipes.nano.fusion import TRAINING as FUSION_TRAINING
@@ -197,8 +197,14 @@ def run_world(work: Path, settings: NanoSettings, device: torch.device) -> Path:
         FrameBuffer(shards, settings.capacity, shape, device) as frames,
     ):
 
-        def psnr(vae: AutoencoderKLWan) -> dict[str, float] | None:
-            clips = load_labelled(shards, settings.clips, FAMILIES)
+        def labelled_clips() -> LabelledClips:
+            while (clips := load_labelled(shards, settings.clips, FAMILIES)) is None:
+                factory.check()
+                time.sleep(1)
+            return clips
+
+        def psnr(vae: AutoencoderKLWan, wait: bool) -> dict[str, float] | None:
+            clips = labelled_clips() if wait else load_labelled(shards, settings.clips, FAMILIES)
             if clips is None:
                 return None
             some = torch.from_numpy(clips.frames[:: max(1, len(clips.frames) // 512)])
@@ -208,10 +214,7 @@ def run_world(work: Path, settings: NanoSettings, device: torch.device) -> Path:
         fresh = new_world(settings.world, vae)
         assert fresh.transformer is not None
         save_world(work / "untrained", settings.world, vae, fresh, fresh.transformer.state_dict())
-        while (labelled := load_labelled(shards, settings.clips, FAMILIES)) is None:
-            factory.check()
-            time.sleep(1)
-        foresight = Foresight(labelled, vae, settings.foresight, device)
+        foresight = Foresight(labelled_clips(), vae, settings.foresight, device)
         curve = work / "foresight.csv"
 
         def measure(folder: Path, step: int, clips: int) -> None:

@@ -76,7 +76,7 @@ def train_vae(
     device: torch.device,
     *,
     check: Callable[[], None] = lambda: None,
-    measure: Callable[[AutoencoderKLWan], dict[str, float] | None] | None = None,
+    measure: Callable[[AutoencoderKLWan, bool], dict[str, float] | None] | None = None,
 ) -> AutoencoderKLWan:
     """Trains the VAE on `frames` and returns it with bf16-rounded weights and its latents' statistics in its config.
 
@@ -84,7 +84,8 @@ def train_vae(
         work: gets `vae/` (the result: a second call returns it), `vae_state.pt` (checkpoint), `vae_loss.csv`, and
             `vae_measure.csv` with what `measure` returned.
         check: called repeatedly; raises if the clip workers have failed.
-        measure: called every `measure_seconds` with the VAE; None means not ready yet.
+        measure: called every `measure_seconds` with the VAE and False, and at the end with True: it then waits until it
+            can measure. None means not ready yet.
     """
     from diffusers import AutoencoderKLWan
 
@@ -132,7 +133,7 @@ def train_vae(
             save_state(work / "vae_state.pt", step, clock.spent(), model=vae, optimizer=optimizer)
         if measure is not None and clock.due("measure", settings.measure_seconds):
             with clock.paused():
-                if (values_of := measure(vae.eval())) is not None:
+                if (values_of := measure(vae.eval(), False)) is not None:
                     measures.add((clock.spent(), step, frames.filled, values_of["psnr"], values_of["psnr_moving"]))
                     logger.info("vae: %s", values_of)
                 vae.train()
@@ -142,7 +143,7 @@ def train_vae(
         parameter.data = parameter.data.to(torch.bfloat16).float()
     center, scale = _measure_statistics(vae, frames)
     vae.register_to_config(latents_mean=center, latents_std=scale)
-    if measure is not None and (values_of := measure(vae)) is not None:
+    if measure is not None and (values_of := measure(vae, True)) is not None:
         measures.add((clock.spent(), step, frames.filled, values_of["psnr"], values_of["psnr_moving"]))
     vae.save_pretrained(work / "vae", max_shard_size=SHARD_SIZE)
     return vae

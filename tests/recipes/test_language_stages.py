@@ -204,7 +204,7 @@ def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.
     assert not any(torch.equal(drawn[name], tensor) for name, tensor in reader.items() if tensor.ndim == 2)
 
 
-@pytest.mark.slow  # half a minute, most of it the wall-clock budgets of the two stages
+@pytest.mark.slow  # half a minute
 def test_the_world_stage_runs_from_scenes_to_a_folder(tmp_path: Path) -> None:
     world = nano_world_config(3)
     world.vae["base_dim"] = 4
@@ -215,8 +215,10 @@ def test_the_world_stage_runs_from_scenes_to_a_folder(tmp_path: Path) -> None:
             workers=1, per_family=1, wild_per_family=2, max_clips=60, labelled_per_family=6, head_start=2
         ),
         capacity=60,
-        vae=VAESettings(seconds=10, phases=((0.4, 1, 8), (1.0, 5, 2)), min_clips=9, measure_seconds=4),
-        transformer=TransformerSettings(seconds=5, batch=4, min_clips=9, encode_clips=4, max_clips=40),
+        vae=VAESettings(seconds=2, phases=((0.4, 1, 8), (1.0, 5, 2)), min_clips=9, log_seconds=0),
+        transformer=TransformerSettings(
+            seconds=1, batch=4, min_clips=9, encode_clips=4, max_clips=40, log_seconds=0
+        ),
         foresight=ForesightSettings(scenes=2, reader_steps=5, reader_batch=4),
         denoise_steps=(2,),
     )
