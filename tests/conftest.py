@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+import tempfile
 
 # Before any Hugging Face library is imported: it reads these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,11 +19,25 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests import commands
+
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 # Property tests: the same examples every run, and no deadline on a busy machine.
 settings.register_profile("theworld", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("theworld")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Names the folder of the commands of this session (tests/commands.py), before workers are started."""
+    if not hasattr(config, "workerinput"):
+        os.environ[commands.FOLDER] = tempfile.mkdtemp(prefix="commands-")
+        os.environ[f"{commands.FOLDER}_OWNER"] = str(os.getpid())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ[commands.FOLDER])
 
 
 @pytest.fixture(autouse=True)

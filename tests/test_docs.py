@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests import commands
 from theworld.cli import app
 
 REPOSITORY = Path(__file__).parent.parent
@@ -107,8 +108,8 @@ def run_bash(code: str) -> subprocess.CompletedProcess[bytes]:
     """Runs bash offline, with the programs of this Python first; `make` installs nothing."""
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHON": sys.executable,
+        "PATH": os.pathsep.join([str(commands.programs()), str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHON": str(commands.programs() / "python"),
         "PYTHONPATH": str(REPOSITORY),
         "HF_HUB_OFFLINE": "1",
     }

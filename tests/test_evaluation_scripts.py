@@ -8,7 +8,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from tests import commands
 from tests.evaluation.tiny_family import tiny_family
 
 REPOSITORY = Path(__file__).parent.parent
@@ -70,8 +70,8 @@ def test_the_make_targets_evaluate_and_compare(family: Path, blink: Path, tmp_pa
         (tmp_path / entry).symlink_to(REPOSITORY / entry)
 
     def make(*arguments: str) -> str:
-        environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-        command = ["make", "--silent", *arguments, f"PYTHON={sys.executable}"]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+        command = ["make", "--silent", *arguments, f"PYTHON={commands.programs() / 'python'}"]
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
         )

@@ -13,6 +13,7 @@ import imageio.v3 as iio
 import pytest
 from rich.console import Console
 
+from tests import commands
 from tests.evaluation.tiny_family import tiny_family
 from theworld import TheWorld
 from theworld.datasets.physics import make_clip, next_questions
@@ -77,7 +78,7 @@ def test_inference_does_not_use_an_untrained_projector(family: Path, monkeypatch
 
 @pytest.mark.parametrize("target", ["run MODEL=missing", "train-hf CONFIG=missing.json"])
 def test_a_failing_make_target_is_an_error(target: str) -> None:
-    command = ["make", "--silent", *target.split(), f"PYTHON={sys.executable}"]
+    command = ["make", "--silent", *target.split(), f"PYTHON={commands.programs() / 'python'}"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=EXAMPLES.parent)
     assert result.returncode != 0
     assert "missing" in result.stdout + result.stderr

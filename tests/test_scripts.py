@@ -6,18 +6,17 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from PIL import Image
+
+from tests import commands
 
 REPOSITORY = Path(__file__).parent.parent
 
 
 def run(script: str, *arguments: object) -> str:
-    command = [sys.executable, str(REPOSITORY / "scripts" / script), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=REPOSITORY)
+    result = commands.run(REPOSITORY / "scripts" / script, *arguments, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

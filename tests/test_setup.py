@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+from tests import commands
 from tests.loopback_hub import LoopbackHub
 
 REPOSITORY = Path(__file__).parent.parent
@@ -45,7 +46,7 @@ def test_training_by_make(tmp_path: Path) -> None:
     offline.pop("HF_TOKEN", None)
 
     def make(*arguments: str) -> str:
-        command = ["make", "--silent", *arguments, f"PYTHON={sys.executable}"]
+        command = ["make", "--silent", *arguments, f"PYTHON={commands.programs() / 'python'}"]
         result = subprocess.run(
             command, cwd=tmp_path, env=offline, capture_output=True, text=True, timeout=300, check=False
         )

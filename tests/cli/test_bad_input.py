@@ -13,7 +13,6 @@ import resource
 import shutil
 import struct
 import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
+from tests import commands
 from tests.loopback_hub import ACCEPTED, LoopbackHub, files_of, use_endpoint
 from tests.tiny import tiny_gemma_folder
 from theworld.cli import app
@@ -596,7 +596,7 @@ WRITES = [("--version",), ("--help",), ("nano", "scene", "drop", "--json"), ("ev
 
 
 def run_into(stdout: Any, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "theworld.cli", *arguments]
+    command = [*commands.client(), "-m", "theworld.cli", *arguments]
     return subprocess.run(
         command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120, check=False, **options
     )

@@ -216,9 +216,7 @@ def test_the_world_stage_runs_from_scenes_to_a_folder(tmp_path: Path) -> None:
         ),
         capacity=60,
         vae=VAESettings(seconds=2, phases=((0.4, 1, 8), (1.0, 5, 2)), min_clips=9, log_seconds=0),
-        transformer=TransformerSettings(
-            seconds=1, batch=4, min_clips=9, encode_clips=4, max_clips=40, log_seconds=0
-        ),
+        transformer=TransformerSettings(seconds=1, batch=4, min_clips=9, encode_clips=4, max_clips=40, log_seconds=0),
         foresight=ForesightSettings(scenes=2, reader_steps=5, reader_batch=4),
         denoise_steps=(2,),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from tests import commands
 from tests.training.conftest import load
 from theworld.training import recipe
 from theworld.training.checkpointing import find_last_checkpoint
@@ -75,7 +75,6 @@ class SignalAt(TrainerCallback):
 
 def run(values: dict[str, Any], *signal_at: Any) -> None:
     """One process of a run, which sends itself a signal if the arguments of a SignalAt are given."""
-    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     plain = recipe.TheWorldTrainer
@@ -89,14 +88,9 @@ def run(values: dict[str, Any], *signal_at: Any) -> None:
     recipe.train(TrainingConfig.from_dict(values), load())
 
 
-def exit_code(values: dict[str, Any], *signal_at: Any) -> int | None:
+def exit_code(values: dict[str, Any], *signal_at: Any) -> int:
     """The exit code of a run in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["theworld.training.recipe", "diffusers.models", "tests.training.conftest"])
-    process = context.Process(target=run, args=(values, *signal_at))
-    process.start()
-    process.join()
-    return process.exitcode
+    return commands.exit_code(run, values, *signal_at)
 
 
 def finish(values: dict[str, Any]) -> None:
@@ -162,11 +156,7 @@ def test_killed_while_saving(settings: Settings, tmp_path: Path, moment: str) ->
     plain = settings(**{**RANDOM, "max_steps": 4, "output_dir": str(tmp_path / "whole")})
     finish(plain.to_dict())
     killed = {**plain.to_dict(), "output_dir": str(tmp_path / "killed"), "resume_from_checkpoint": "last"}
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=run_into, args=(killed, moment))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert commands.exit_code(run_into, killed, moment) == -signal.SIGKILL
     before = find_last_checkpoint(tmp_path / "killed")
     assert before is not None
     assert before.name == "checkpoint-1"

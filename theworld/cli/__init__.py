@@ -36,7 +36,9 @@ class Commands(TyperGroup):
                 raise
             # at exit Python would try to write the rest again, and print its own message
             sys.stdout = nowhere()
-            if error.errno != errno.EPIPE:  # the reader has closed the pipe, so there is nothing to report
+            ended = error.__context__
+            reported = isinstance(ended, SystemExit) and ended.code != 0  # by the subcommand
+            if not reported and error.errno != errno.EPIPE:  # EPIPE: nobody reads any more
                 say_error(one_sentence(error))
             sys.exit(1)
 
