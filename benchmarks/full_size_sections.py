@@ -156,7 +156,7 @@ def answers(run: Run) -> dict[str, Any]:
         row = content["calls"][name]
         say(f"{name}: {row['median_seconds']} s, predicted/measured memory {row['predicted_over_measured']}")
     with peak_of(run.device, model) as peak:
-        frames = model.decode(model.imagine(photo, run.steps), for_people=False)
+        frames = model.decode(model.imagine(photo, run.steps), check_guardrail=False)
     prediction = memory.imagining(model.config, counts, num_world_steps=run.steps, b=run.dtype.itemsize)
     content["imagine and decode"] = {
         "frames": list(frames.shape),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -217,6 +218,8 @@ def serve(path: str, owner: str) -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     assert threading.active_count() == 1, "a fork has one thread only"
+    gc.collect()
+    gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{path}-new")
     listener.listen(16)

@@ -329,9 +329,9 @@ def write_curve(trained: Path, file: Path) -> float:
     curve = CsvLog(file, ("step", "loss", "validation"))
     right = float("nan")
     for step, row in sorted(rows.items()):
-        if "loss" in row or "eval_answers_right" in row:
-            right = row.get("eval_answers_right", right)
-            curve.add((step, row.get("loss", float("nan")), row.get("eval_answers_right", float("nan"))))
+        if "loss" in row or "eval_exact_match" in row:
+            right = row.get("eval_exact_match", right)
+            curve.add((step, row.get("loss", float("nan")), row.get("eval_exact_match", float("nan"))))
     return right
 
 

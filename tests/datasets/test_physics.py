@@ -12,6 +12,8 @@ from theworld.datasets.physics.scenes import make_scene, naive_guess, outcome_wh
 from theworld.datasets.physics.simulation import Part, World, simulate
 from theworld.datasets.physics.tower import state
 
+QUICK = 5  # of the first hard scenes of drop, the one that is found in the fewest proposals
+
 
 @pytest.fixture(scope="module")
 def clips() -> dict[str, list[Clip]]:
@@ -29,10 +31,10 @@ def test_a_clip_depends_on_family_split_and_index_only(family: str, clips: dict[
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_splits_share_nothing(family: str, clips: dict[str, list[Clip]]) -> None:
-    first = {split: make_clip(family, split, 0).frames[0].tobytes() for split in SPLITS}
+    first = {split: make_clip(family, split, QUICK).frames[0].tobytes() for split in SPLITS}
     first["wild"] = make_wild_frames(family, 0)[0].tobytes()
     images = {clip.frames[0].tobytes() for clip in clips[family]} | set(first.values())
-    assert len(images) == len(clips[family]) + len(first) - 1  # train/0 is in both
+    assert len(images) == len(clips[family]) + len(first) - 1  # one of train is in both
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -76,7 +78,7 @@ def test_the_last_image_shows_the_answer(clips: dict[str, list[Clip]]) -> None:
 
 def test_hard_scenes_have_more_in_them() -> None:
     for family, kind, more in (("drop", "ramp", 4), ("tower", "block", 10)):
-        assert sum(part.kind == kind for part in make_scene(family, "hard", 1)[0]) >= more
+        assert sum(part.kind == kind for part in make_scene(family, "hard", QUICK)[0]) >= more
 
 
 def test_a_planted_ball_falls_onto_the_box_below_it() -> None:

@@ -38,8 +38,8 @@ class Painter:
         ahead = 0.1 * torch.arange(1 + num_world_steps).view(1, 1, -1, 1, 1) + seed
         return (shades + ahead).expand(-1, 1, -1, 2, 2)
 
-    def decode(self, latents: torch.Tensor, *, for_people: bool = True) -> np.ndarray:
-        assert not for_people, "these frames are for the language model, without the guardrail"
+    def decode(self, latents: torch.Tensor, *, check_guardrail: bool = True) -> np.ndarray:
+        assert not check_guardrail, "these frames are for the language model, without the guardrail"
         shades = latents[:, 0, -1, 0, 0].round().to(torch.uint8).numpy()
         return np.stack([np.full((1 + 4 * STEPS, 4, 4, 3), shade, dtype=np.uint8) for shade in shades])
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +18,7 @@ import yaml
 from lmms_eval.api.instance import Instance
 from PIL import Image
 
+from tests import commands
 from theworld import TheWorld
 from theworld.evaluation.answering import ModelAnswerer, Reply, ReplyInputs
 from theworld.evaluation.arms import ARMS, choose
@@ -49,6 +47,12 @@ doc_to_messages: !function blink.blink_doc_to_messages
 process_results: !function blink.blink_process_results
 metric_list: [{metric: blink_acc, aggregation: !function blink.blink_aggregate_results, higher_is_better: true}]
 generation_kwargs: {max_new_tokens: 8}
+"""
+LMMS_EVAL = """
+import pathlib, runpy, sys
+import datasets
+datasets.config.HF_DATASETS_CACHE = pathlib.Path(sys.argv.pop(1))
+runpy.run_module("lmms_eval", run_name="__main__", alter_sys=True)
 """
 LIKELIEST = """
 task: local_likeliest
@@ -108,14 +112,7 @@ def lmms_eval(folder: Path, *runs: dict[str, Any]) -> list[tuple[dict[str, float
     (folder / "runs.yaml").write_text(
         yaml.safe_dump([shared | run | {"output_path": str(out)} for run, out in zip(runs, outputs, strict=True)])
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "lmms_eval", "--config", str(folder / "runs.yaml")],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = commands.run("-c", LMMS_EVAL, folder / "cache", "--config", folder / "runs.yaml")
     found = []
     for out in outputs:
         results = list(out.rglob("*_results.json"))

@@ -157,7 +157,7 @@ def test_the_guardrail_leaves_training_possible(bases: Path) -> None:
 def test_the_guardrail_is_left_alone_where_there_is_nothing_to_check(model: TheWorld) -> None:
     latents = model.imagine(pixels())
     model.generate(pixels(), QUESTION, 3)
-    model.decode(latents, for_people=False)
+    model.decode(latents, check_guardrail=False)
     assert guardrail_calls() == []
     model.decode(latents)
     assert guardrail_calls() == ["loaded", "cpu", (9, TINY_SIZE, TINY_SIZE, 3), "cpu"]
@@ -168,7 +168,7 @@ def test_the_guardrail_is_left_alone_where_there_is_nothing_to_check(model: TheW
 @pytest.mark.usefixtures("checked")
 def test_people_see_what_the_guardrail_gives(model: TheWorld) -> None:
     latents = torch.zeros(1, 4, 2, 4, 4)
-    assert np.array_equal(model.decode(latents), model.decode(latents, for_people=False) // 2)
+    assert np.array_equal(model.decode(latents), model.decode(latents, check_guardrail=False) // 2)
 
 
 def test_without_the_guardrail_it_is_said_before_the_work(model: TheWorld) -> None:
@@ -180,7 +180,7 @@ def test_without_the_guardrail_it_is_said_before_the_work(model: TheWorld) -> No
     ):
         with pytest.raises(ValueError, match=r"uv pip install --python .* cosmos_guardrail"):
             call()
-    assert model.decode(latents, for_people=False).shape == (1, 9, TINY_SIZE, TINY_SIZE, 3)
+    assert model.decode(latents, check_guardrail=False).shape == (1, 9, TINY_SIZE, TINY_SIZE, 3)
 
 
 @pytest.mark.parametrize(

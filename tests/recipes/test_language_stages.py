@@ -127,6 +127,7 @@ def test_publishing_needs_every_part_and_names_the_shipped_bases(tmp_path: Path)
     assert str(tmp_path) not in (weights / "reader" / "config.json").read_text()
 
 
+@pytest.mark.slow
 def test_both_stages_run_and_their_models_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = nano_world_config(2)
     config.vae = {**NANO_VAE, "base_dim": 4}

@@ -1,5 +1,6 @@
 """Stages (a) and (b) of nano at toy size: the maths agrees with diffusers', and the whole path runs and resumes."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with ClipFactory(folder, CLIPS, FAMILIES) as factory:
         while not factory.finished():
             factory.check()
+            time.sleep(0.05)
         assert factory.clips_drawn() == 24
     return folder
 
@@ -186,7 +188,7 @@ def test_both_stages_run_resume_and_give_a_world_that_rolls_out(
         seconds=1.0, batch=4, min_clips=6, log_seconds=0.2, measure_seconds=0.4, warmup_steps=2
     )
     with FrameBuffer(some_shards, 48, (NUM_FRAMES, IMAGE_SIZE, IMAGE_SIZE), CPU) as frames:
-        vae = train_vae(stage_a, config, frames, work, CPU, measure=lambda vae: reconstruction_psnr(vae, clips))
+        vae = train_vae(stage_a, config, frames, work, CPU, measure=lambda vae, wait: reconstruction_psnr(vae, clips))
         latents = encode_normalised(vae, frames.sample(6))
         assert latents.std() == pytest.approx(1.0, abs=0.5)
         foresight = Foresight(labelled, vae, ForesightSettings(scenes=2, reader_steps=3, reader_batch=4), CPU)

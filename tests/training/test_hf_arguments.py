@@ -70,7 +70,7 @@ PASSED: dict[str, Any] = {
     "logging_nan_inf_filter": True,
     "logging_strategy": "epoch",
     "lr_scheduler_kwargs": {"num_cycles": 2},
-    "metric_for_best_model": "answers_right",
+    "metric_for_best_model": "exact_match",
     "neftune_noise_alpha": 5.0,
     "optim": "adafactor",
     "optim_args": "scale_parameter=False",
@@ -181,7 +181,7 @@ def test_a_field_changes_what_is_learned(settings: Settings, values: dict[str, A
 @pytest.mark.parametrize(
     "values",
     [
-        {"torch_compile_backend": "eager"},
+        pytest.param({"torch_compile_backend": "eager"}, marks=pytest.mark.slow),  # tracing takes 10 seconds
         {"use_gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
         {"num_workers": 1, "dataloader_prefetch_factor": 2},
     ],

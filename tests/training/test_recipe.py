@@ -254,7 +254,7 @@ def test_logs_are_in_the_output_folder(settings: Settings) -> None:
     events = EventAccumulator(str(folder / "logs"), size_guidance={"images": 0, "tensors": 0})
     events.Reload()
     scalars = events.Tags()["scalars"]
-    assert {"train/loss", "train/learning_rate", "train/grad_norm", "eval/loss", "eval/answers_right"} <= set(scalars)
+    assert {"train/loss", "train/learning_rate", "train/grad_norm", "eval/loss", "eval/exact_match"} <= set(scalars)
     assert [event.step for event in events.Scalars("eval/loss")] == [1, 2]
     assert events.Tags()["images"] == ["imagined/0", "imagined/1"]
     assert {"samples/0/text_summary", "samples/1/text_summary"} <= set(events.Tags()["tensors"])
@@ -291,7 +291,7 @@ def test_weights_and_biases_gets_metrics_and_samples(
     (history,) = folder.glob("run-*.wandb")
     wait_for(lambda: b"imagined-1.png" in history.read_bytes())  # its service writes on after `finish` has returned
     sent = history.read_bytes()
-    assert all(key in sent for key in (b"train/loss", b"eval/loss", b"eval/answers_right", b"samples"))
+    assert all(key in sent for key in (b"train/loss", b"eval/loss", b"eval/exact_match", b"samples"))
     (table,) = (folder / "files" / "media").rglob("samples*.table.json")
     shown = json.loads(table.read_text())
     assert shown["columns"] == ["origin", "question", "answer", "truth", "imagined"]

@@ -52,8 +52,8 @@ def test_a_stream_repeats_and_counts_what_it_leaves_out(settings: Callable[..., 
     stream = iter(IndexedStream(StreamedSamples(chats), collator, 60))
     placed = [next(stream) for _ in range(4)]
     assert [each.index for each in placed] == [0, 1, 2, 3]
-    assert [each.left_out for each in placed] == [0, 1, 0, 1]
-    assert collator(placed[:2])["left_out"] == 1
+    assert [each.num_skipped for each in placed] == [0, 1, 0, 1]
+    assert collator(placed[:2])["num_skipped"] == 1
     with pytest.raises(ValueError, match="no sample of at most 3 text tokens"):
         next(iter(IndexedStream(StreamedSamples(chats), collator, 3)))
 
@@ -65,4 +65,4 @@ def test_training_on_a_stream_logs_what_was_left_out(
     chats[1]["text"] = "Which bin will the ball land in? " * 20
     config = settings(max_steps=3, max_seq_length=60, save_steps=1)
     recipe.train(config, lambda config: (StreamedSamples(chats), None))
-    assert "3 samples of the stream had more than 60 text tokens and were left out" in caplog.text
+    assert "3 samples of the stream had more than 60 text tokens and were skipped" in caplog.text

@@ -117,7 +117,7 @@ def test_evaluation_is_the_mean_over_tokens_and_answers(settings: Settings) -> N
         tokens += int(learned.sum())
         right += bool((logits.argmax(-1) == labels[:, 1:])[learned].all())
     assert metrics["eval_loss"] == pytest.approx(loss / tokens, rel=1e-5)
-    assert metrics["eval_answers_right"] == pytest.approx(right / 3)
+    assert metrics["eval_exact_match"] == pytest.approx(right / 3)
     assert metrics["eval_answers"] == 3
 
 

@@ -32,13 +32,13 @@ class IndexedSample:
     Attributes:
         index: unique in the run; what is drawn depends on it.
         deterministic: whether nothing is drawn, as in evaluation.
-        left_out: how many samples of a stream were left out since the previous one.
+        num_skipped: how many samples of a stream were left out since the previous one.
     """
 
     index: int
     sample: Sample
     deterministic: bool = False
-    left_out: int = 0
+    num_skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class ChatCollator:
         texts = [self.chat(sample.messages) for sample in samples]
         batch = self.encode(samples, texts, steps, seed, world_on, images_on, true, padding_side="right")
         batch["labels"] = self.labels(batch["input_ids"], samples)
-        batch["left_out"] = sum(entry.left_out for entry in indexed)
+        batch["num_skipped"] = sum(entry.num_skipped for entry in indexed)
         return batch
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, Any]:

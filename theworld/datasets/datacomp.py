@@ -29,13 +29,13 @@ class FetchedRows:
     """Turns rows with an address and a caption into records with an image; leaves out what cannot be fetched or read.
 
     Attributes:
-        left_out: how many rows were left out so far in this process.
+        num_skipped: how many rows were left out so far in this process.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], question: str = QUESTION) -> None:
         self.rows = rows
         self.question = question
-        self.left_out = 0
+        self.num_skipped = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for seen, row in enumerate(self.rows, start=1):
@@ -43,9 +43,9 @@ class FetchedRows:
             if image is not None:
                 yield {"image": image, "text": self.question, "label": row["text"]}
                 continue
-            self.left_out += 1
-            if self.left_out % REPORT_EVERY == 0:
-                logger.warning("%d of %d rows were left out: their image or caption is missing", self.left_out, seen)
+            self.num_skipped += 1
+            if self.num_skipped % REPORT_EVERY == 0:
+                logger.warning("%d of %d rows were left out: their image or caption is missing", self.num_skipped, seen)
 
 
 def fetch(url: str) -> Image.Image | None:

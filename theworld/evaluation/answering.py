@@ -77,9 +77,9 @@ class ModelAnswerer:
         """Latents (1, C, T, h, w) of true frames."""
         return self.model.encode(frames)
 
-    def decode(self, latents: Tensor, *, for_people: bool = True) -> np.ndarray:
+    def decode(self, latents: Tensor, *, check_guardrail: bool = True) -> np.ndarray:
         """Frames (n, F, H, W, 3) uint8; those that people look at pass the guardrail."""
-        return self.model.decode(latents, for_people=for_people)
+        return self.model.decode(latents, check_guardrail=check_guardrail)
 
     @torch.no_grad()
     def image_features(self, images: Sequence[Any]) -> Tensor:

@@ -83,7 +83,7 @@ class Imagination:
 
     def frames(self, latents: Tensor) -> list[Any]:
         """Frames (F, H, W, 3) uint8 of each row, for the language model only."""
-        return list(self.model.decode(latents, for_people=False))
+        return list(self.model.decode(latents, check_guardrail=False))
 
     def true_latents(self, items: Sequence[Item], num_world_steps: int) -> Tensor:
         """Latents (n, C, 1 + num_world_steps, h, w) of the true frames, on the CPU."""
@@ -163,7 +163,7 @@ class Arm:
         meaning: one line of help.
         change: from the plain batch to what this arm asks.
         weights: name of the trained control that answers; None is the model under test.
-        reads_tokens: whether it gives the model world tokens that a trained projector makes.
+        needs_trained_projector: whether the model that answers reads world tokens from its trained projector.
         needs_world: whether it needs a world model at all.
         looks_ahead: whether it depends on the number of world steps.
         reads_others: whether it needs images of other items.
@@ -173,7 +173,7 @@ class Arm:
     meaning: str
     change: Callable[[Batch], Batch]
     weights: str | None = None
-    reads_tokens: bool = False
+    needs_trained_projector: bool = False
     needs_world: bool = True
     looks_ahead: bool = True
     reads_others: bool = False
@@ -300,11 +300,11 @@ def future_as_images(batch: Batch, futures: Sequence[list[Any]], event: str) -> 
 
 ARMS: dict[str, Arm] = {
     # interventions: the same weights with another input
-    "fused": Arm("the model with its imagined future", fused, reads_tokens=True),
+    "fused": Arm("the model with its imagined future", fused, needs_trained_projector=True),
     "fused-0": Arm(
         "the same weights, world tokens of the present only (0 world steps)",
         fused_0,
-        reads_tokens=True,
+        needs_trained_projector=True,
         looks_ahead=False,
     ),
     "no-world": Arm("the same weights without world tokens", without_world, needs_world=False, looks_ahead=False),
@@ -324,17 +324,17 @@ ARMS: dict[str, Arm] = {
     ),
     "imagined-image": Arm("the decoded last imagined frame as an input image, world model disabled", imagined_image),
     "true-image": Arm("the true last frame as an input image, world model disabled", true_image, needs_world=False),
-    "shuffled": Arm("world tokens of another image", shuffled, reads_tokens=True, reads_others=True),
+    "shuffled": Arm("world tokens of another image", shuffled, needs_trained_projector=True, reads_others=True),
     "wrong-future": Arm(
         "tokens of the present from its own image, of the future from another",
         wrong_future,
-        reads_tokens=True,
+        needs_trained_projector=True,
         reads_others=True,
     ),
-    "zero": Arm("world tokens of all-zero latents", zero, reads_tokens=True),
-    "dummy": Arm("one constant token in every position between the boundaries", dummy, reads_tokens=True),
+    "zero": Arm("world tokens of all-zero latents", zero, needs_trained_projector=True),
+    "dummy": Arm("one constant token in every position between the boundaries", dummy, needs_trained_projector=True),
     "random-projection": Arm("its imagined future through an untrained projector", random_projection),
-    "oracle-future": Arm("world tokens of the true future", oracle_future, reads_tokens=True),
+    "oracle-future": Arm("world tokens of the true future", oracle_future, needs_trained_projector=True),
     # trained controls: weights of their own, by the same recipe with one flag changed
     "matched-control": Arm(
         "trained on the same labels by the same recipe, without world tokens",
@@ -354,7 +354,7 @@ ARMS: dict[str, Arm] = {
         "trained and evaluated with tokens that are the same for all images", zero, weights="trained-dummy"
     ),
     "trained-oracle": Arm(
-        "trained and evaluated with true futures", oracle_future, weights="trained-oracle", reads_tokens=True
+        "trained and evaluated with true futures", oracle_future, weights="trained-oracle", needs_trained_projector=True
     ),
     "frozen-random-projection": Arm(
         "trained with a frozen, untrained projector", fused, weights="frozen-random-projection"

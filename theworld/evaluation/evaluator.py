@@ -97,7 +97,7 @@ def evaluate(
     )
     subject.controls = find_controls(subject.name, wanted, controls or {})
     steps = subject.world_steps(num_world_steps)
-    readers = [name for name, arm in chosen.items() if arm.reads_tokens and arm.weights is None]
+    readers = [name for name, arm in chosen.items() if arm.needs_trained_projector and arm.weights is None]
     if readers:
         subject.check_trained(f"leave out the arms that read them ({', '.join(readers)})")
     request = Request(

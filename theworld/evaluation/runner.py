@@ -216,7 +216,7 @@ def inputs_of(batch: Batch) -> ReplyInputs:
 
 def check_arms(model: ModelAnswerer, arms: Mapping[str, Arm]) -> None:
     """Raises a ValueError for arms that this model cannot run, before the first question is answered."""
-    readers = [name for name, arm in arms.items() if arm.reads_tokens]
+    readers = [name for name, arm in arms.items() if arm.needs_trained_projector]
     if readers and not model.projector_is_trained:
         raise ValueError(f"{UNTRAINED} Train it, or leave out the arms that read them: {', '.join(readers)}.")
     needing_gemma = [name for name, arm in arms.items() if arm.needs_base_gemma]

@@ -80,6 +80,6 @@ def with_frames(
             latents = runner.imagine(every, steps, rollout.seed, steering, rollout.progress)
         factor = processor.config.world_config.temporal_factor
         first = factor * (processor.num_past_steps(every) + 1)  # where the first imagined world step ends
-        decoded = runner.decode(latents, for_people=False)[:, first::factor]  # (n, N, H, W, 3)
+        decoded = runner.decode(latents, check_guardrail=False)[:, first::factor]  # (n, N, H, W, 3)
         futures = [[Image.fromarray(frame) for frame in frames] for frames in decoded]
     return filmstrips(processor, images, chosen, futures, questions)

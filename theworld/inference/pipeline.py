@@ -116,7 +116,7 @@ class TheWorld(nn.Module):
         self.default_steps = num_world_steps  # of `generate`; None leaves the choice to `plan_call`
         self.runner = WorldRunner(model, self.processor)
         self._warned: set[str] = set()
-        self.eval()  # as transformers hands models out; call train() to train
+        self.eval()  # like transformers' from_pretrained; call train() to train
         self._freeze(freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
 
     def _freeze(self, vision: bool, language: bool, vae: bool) -> None:
@@ -147,12 +147,11 @@ class TheWorld(nn.Module):
             checkpoint_name: a checkpoint in it: `checkpoint-1000` or `checkpoint-1000/pytorch_model.bin`.
             num_world_steps: default of later calls; None keeps the model's own.
             revision: branch, tag or commit of a Hub repository.
-            device_map: the devices of Gemma's layers, instead of `device`.
-            config: nothing; a trained model has its own configuration.
+            dtype, device, device_map, freeze_…: as in the constructor.
+            config: not supported, because a trained model has its own configuration.
 
         Raises:
-            ValueError: if the model cannot be read, its tensors are not exactly those that it should have, or a keyword
-                is unknown.
+            ValueError: if the model cannot be read, its tensors are missing or unexpected, or a keyword is unknown.
         """
         check_keywords(config, cls.from_pretrained)  # before anything is fetched
         spec = resolve_model(model_name, revision=revision, checkpoint_name=checkpoint_name)
@@ -327,9 +326,10 @@ class TheWorld(nn.Module):
                 or with `do_sample=True` transformers' 1.0.
             num_world_steps: future latent frames to imagine; None means the model's own default.
             progress: called with (denoising steps done, total) during the rollout.
-            options: `seed`, `enable_world`, `world_images`, `world_latents`, `world_prompt` and `mode`, which
-                `RolloutOptions` explains, and any option of transformers' `generate` (`top_p`, `num_beams`,
-                `repetition_penalty`, `stop_strings`, `generation_config`, `logits_processor`, …).
+            options: `seed` (of the rollout's noise; sampled tokens follow `torch.manual_seed`), `enable_world`,
+                `world_images`, `world_latents`, `world_prompt` and `mode`, which `RolloutOptions` explains, and any
+                option of transformers' `generate` (`top_p`, `num_beams`, `repetition_penalty`, `stop_strings`,
+                `generation_config`, `logits_processor`, …).
 
         Raises:
             ValueError: if an option is unknown, out of range or contradicts another one, or if images, questions and
@@ -435,17 +435,17 @@ class TheWorld(nn.Module):
         """Latents (1, C, T, h, w) of 1 + 4·(T - 1) true frames: those of a perfect rollout."""
         return self.runner.encode(clip)
 
-    def decode(self, latents: Tensor, *, for_people: bool = True) -> np.ndarray:
+    def decode(self, latents: Tensor, *, check_guardrail: bool = True) -> np.ndarray:
         """Decodes latents (n, C, T, h, w) to frames (n, F, H, W, 3) uint8, F = 1 + 4·(T - 1).
 
         Args:
-            for_people: True checks the frames with NVIDIA's guardrail if these are NVIDIA's weights; False is for
-                frames that nothing but a model sees.
+            check_guardrail: True checks the frames with NVIDIA's guardrail if these are NVIDIA's weights; False is for
+                frames that only a model sees.
 
         Raises:
             ValueError: if the guardrail is needed and is not installed, or refuses the frames.
         """
-        return self.runner.decode(latents, for_people=for_people)
+        return self.runner.decode(latents, check_guardrail=check_guardrail)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned and not self.training:

@@ -13,7 +13,7 @@ from torch import Tensor
 from theworld.media.images import to_frames, to_pixels
 from theworld.media.inputs import ImageOrVideo
 from theworld.messages import Progress
-from theworld.model.call_plan import world_parts_for
+from theworld.model.call_plan import NO_WORLD_MODEL, world_parts_for
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
 from theworld.world_models.base import WorldModel
@@ -32,7 +32,7 @@ class WorldRunner:
     def world(self) -> WorldModel:
         """The world model; a ValueError if there is none."""
         if self.model.world is None:
-            raise ValueError("This model was trained without a world model (enable_world=False), so it cannot imagine.")
+            raise ValueError(NO_WORLD_MODEL)
         return self.model.world
 
     @property
@@ -77,10 +77,10 @@ class WorldRunner:
         return self.world.encode(frames.to(self.device))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, *, for_people: bool) -> np.ndarray:
+    def decode(self, latents: Tensor, *, check_guardrail: bool) -> np.ndarray:
         """Frames (n, F, H, W, 3) uint8 of latents; those for people pass the guardrail if the weights need it."""
-        if for_people:
+        if check_guardrail:
             self.world.require_guardrail()  # before the decoder is loaded
         self.load_parts("decoder")
         latents = latents.to(self.device)
-        return self.world.decode_for_people(latents) if for_people else to_pixels(self.world.decode(latents))
+        return self.world.decode_for_display(latents) if check_guardrail else to_pixels(self.world.decode(latents))

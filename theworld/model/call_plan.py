@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 MODES = ("tokens", "frames")  # how the future reaches the language model: as world tokens, or as further images
 UNTRAINED_STEPS = 4  # world steps that an untrained model imagines unless the caller sets a number
+NO_WORLD_MODEL = "This model has no world model, because it was trained with enable_world=False, so it cannot imagine."
 UNTRAINED = "The projector of this model is untrained, so world tokens would be noise to the language model."
 
 

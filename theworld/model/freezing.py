@@ -44,6 +44,14 @@ def part_of(name: str, parts: Mapping[str, Sequence[str]] = PARTS) -> str:
     raise AssertionError(f"Parameter {name} belongs to no part; add it to PARTS.")
 
 
+def parameters_by_part(model: nn.Module) -> dict[str, list[tuple[str, Tensor]]]:
+    """Named parameters of each part that the model has; tied ones once."""
+    found: dict[str, list[tuple[str, Tensor]]] = {}
+    for name, parameter in model.named_parameters():
+        found.setdefault(part_of(name), []).append((name, parameter))
+    return found
+
+
 def parameters_of(model: nn.Module, parts: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """Named parameters of the given parts; tied ones once."""
     wanted = set(parts)
@@ -81,20 +89,28 @@ def count_parameters(model: nn.Module) -> list[PartCount]:
 
 
 def fingerprints(model: nn.Module, parts: Iterable[str]) -> dict[str, str]:
-    """A digest of each part's weights, from the first numbers of each tensor, that does not depend on their dtype."""
-    digests = {}
-    for part in parts:
-        digest = hashlib.blake2b(digest_size=16)
-        for _, parameter in parameters_of(model, [part]):
-            if not parameter.is_meta and type(parameter.data) is Tensor:  # neither offloaded nor a shard
-                sample = parameter.detach().flatten()[:DIGESTED].to(torch.bfloat16)
-                digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
-        digests[part] = digest.hexdigest()
-    return digests
+    """The fingerprint of each part's weights."""
+    by_part = parameters_by_part(model)
+    return {part: fingerprint(parameter for _, parameter in by_part.get(part, ())) for part in parts}
+
+
+def fingerprint(parameters: Iterable[Tensor]) -> str:
+    """A digest of weights, from the first numbers of each tensor, that does not depend on their dtype."""
+    digest = hashlib.blake2b(digest_size=16)
+    for parameter in parameters:
+        if is_here(parameter):
+            sample = parameter.detach().flatten()[:DIGESTED].to(torch.bfloat16)
+            digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def is_here(parameter: Tensor) -> bool:
+    """Whether a parameter is complete and in memory: neither offloaded nor a shard."""
+    return not parameter.is_meta and type(parameter.data) is Tensor
 
 
 def checksum(tensor: Tensor) -> int:
-    """Sum of a tensor's bits as 64-bit integers: one pass over memory; a change of one weight changes it."""
+    """Sum of a tensor's bits as 64-bit integers, in one pass over memory; a change of one weight changes it."""
     flat = tensor.detach().flatten()
     per_word = 8 // flat.element_size()
     if flat.numel() % per_word or flat.storage_offset() % per_word:
@@ -106,17 +122,9 @@ class PartChecksums:
     """Checksums of the weights that a model was loaded with, which show the parts that have changed since."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._sums = {part: self._sums_of(model, part) for part in TRAINABLE_PARTS}
-        self._fingerprints = fingerprints(model, TRAINABLE_PARTS)
-
-    @staticmethod
-    def _sums_of(model: nn.Module, part: str) -> dict[tuple[torch.dtype, int], int]:
-        """Sum of the checksums of a part's parameters, by dtype and number of values."""
-        sums = Counter[tuple[torch.dtype, int]]()
-        for _, parameter in parameters_of(model, [part]):
-            if not parameter.is_meta and type(parameter.data) is Tensor:  # neither offloaded nor a shard
-                sums[parameter.dtype, parameter.numel()] += checksum(parameter)
-        return dict(sums)
+        by_part = weights_by_part(model)
+        self._sums = {part: sums_of(weights) for part, weights in by_part.items()}
+        self._fingerprints = {part: fingerprint(weights) for part, weights in by_part.items()}
 
     def changed(self, model: nn.Module) -> set[str]:
         """Parts whose weights differ from those that the model was loaded with.
@@ -124,19 +132,34 @@ class PartChecksums:
         After a change of dtype, sums cannot be compared, and the fingerprints decide. Parts that are sharded are left
         out, because their complete weights are not here.
         """
-        changed, now = set(), fingerprints(model, TRAINABLE_PARTS)
-        for part, before in self._sums.items():
-            sums = self._sums_of(model, part)
+        changed = set()
+        for part, weights in weights_by_part(model).items():
+            sums, before = sums_of(weights), self._sums[part]
             sizes, sizes_before = {size for _, size in sums}, {size for _, size in before}
             if sums.keys() == before.keys():
                 same = sums == before
             elif 0 in sizes or sizes < sizes_before:
                 same = True  # sharded
             else:
-                same = sizes == sizes_before and now[part] == self._fingerprints[part]
+                same = sizes == sizes_before and fingerprint(weights) == self._fingerprints[part]
             if not same:
                 changed.add(part)
         return changed
+
+
+def weights_by_part(model: nn.Module) -> dict[str, list[Tensor]]:
+    """The parameters of each part that can be trained; an empty list for one that the model does not have."""
+    by_part = parameters_by_part(model)
+    return {part: [parameter for _, parameter in by_part.get(part, ())] for part in TRAINABLE_PARTS}
+
+
+def sums_of(weights: Iterable[Tensor]) -> dict[tuple[torch.dtype, int], int]:
+    """Sum of the checksums of parameters, by dtype and number of values."""
+    sums = Counter[tuple[torch.dtype, int]]()
+    for parameter in weights:
+        if is_here(parameter):
+            sums[parameter.dtype, parameter.numel()] += checksum(parameter)
+    return dict(sums)
 
 
 @contextmanager

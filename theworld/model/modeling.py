@@ -32,9 +32,9 @@ from transformers import (
 from transformers.models.gemma3.modeling_gemma3 import Gemma3CausalLMOutputWithPast
 
 from theworld.model import freezing, loading, lora, saving
-from theworld.model.call_plan import world_parts_for
+from theworld.model.call_plan import NO_WORLD_MODEL, world_parts_for
 from theworld.model.configuration import TheWorldConfig
-from theworld.model.placeholders import one_number, scatter
+from theworld.model.placeholders import scatter, single_value
 from theworld.model.processing import TheWorldProcessor, prompts_each
 from theworld.model.projector import WorldProjector
 from theworld.storage.adapters import copy_tensors
@@ -197,21 +197,26 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         save_directory: str | os.PathLike[str],
         full: bool = False,
         dtype: torch.dtype | str | None = None,
-        **kwargs: Any,
+        *,
+        is_main_process: bool = True,
+        state_dict: Any = None,
+        max_shard_size: int | str | None = None,
     ) -> None:
-        """Writes the adapter, `config.json` and `model.safetensors`, atomically.
+        """Writes the adapter atomically: `config.json`, `model.safetensors` with the trained parts, and, if the world
+        model's own folder has no default prompts, the embeddings that were computed, in `prompt_embeds.safetensors`.
 
         Args:
             save_directory: folder to write to.
             full: also write both base models into it, so that it needs nothing else.
             dtype: of the base models in a full export. None keeps the dtype in which Gemma is stored, unless a base
                 model was changed: changed weights keep the dtype that they have in memory.
-            kwargs: what Trainer passes (`state_dict`, `is_main_process`); only the latter is used.
+            is_main_process: False writes nothing.
+            state_dict, max_shard_size: not used; transformers' Trainer and `push_to_hub` pass them.
 
         Raises:
             ValueError: if `dtype` is given without `full`, or the model has a LoRA that cannot be saved in this way.
         """
-        if kwargs.get("is_main_process", True):
+        if is_main_process:
             saving.save(self, save_directory, full, dtype)
 
     def merge_lora(self) -> None:
@@ -284,7 +289,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: if the model has no world model.
         """
         if self.world is None:
-            raise ValueError("This model was built without a world model (enable_world=False), so it cannot imagine.")
+            raise ValueError(NO_WORLD_MODEL)
         self.config.check_world_steps(num_world_steps)
         prompts = prompts_each(world_prompt, world_frames.shape[0])
         rollout.setdefault("num_inference_steps", self.config.world_config.num_inference_steps)
@@ -313,16 +318,16 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return world_embeds
         if world_latents is None:
             assert world_frames is not None
-            steps = one_number(num_world_steps, self.config.num_world_steps, "num_world_steps")
+            steps = single_value(num_world_steps, self.config.num_world_steps, "num_world_steps")
             seeds = [0] * world_frames.shape[0] if world_seeds is None else world_seeds.tolist()
             world_latents = self.world_latents_of(world_frames, steps, seeds, world_prompt=world_prompt)
             past = world_latents.shape[2] - 1 - steps
-            if one_number(num_past_steps, past, "num_past_steps") != past:
+            if single_value(num_past_steps, past, "num_past_steps") != past:
                 raise ValueError(
                     f"num_past_steps does not match world_frames, which have {past} past steps; leave it out."
                 )
         else:
-            past = one_number(num_past_steps, 0, "num_past_steps")
+            past = single_value(num_past_steps, 0, "num_past_steps")
         return self.projector(world_latents.to(self.projector.device), past)
 
     def forward(

@@ -16,7 +16,7 @@ def scatter(embeds_BLD: Tensor, placeholders_BL: Tensor, features: Tensor, kind:
     return embeds_BLD.masked_scatter(placeholders_BL.unsqueeze(-1), features.to(embeds_BLD))
 
 
-def one_number(value: Tensor | int | None, default: int, name: str) -> int:
+def single_value(value: Tensor | int | None, default: int, name: str) -> int:
     """The number of steps that all rows of a batch share; a ValueError if they differ."""
     if value is None:
         return default

@@ -76,23 +76,27 @@ class TheWorldProcessor(Gemma3Processor):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], revision: str | None = None, **kwargs: Any
     ) -> TheWorldProcessor:
-        """Reads the model's config, then the tokenizer and image processor of its Gemma base."""
+        """Reads the model's config, then the tokenizer and image processor of its Gemma base.
+
+        Further keywords (`padding_side`, `do_pan_and_scan`, …) are passed to both, as transformers' processors do.
+        """
+        kwargs.pop("trust_remote_code", None)  # AutoProcessor passes it; there is no remote code here
         model = resolve(pretrained_model_name_or_path)
         config = TheWorldConfig.from_pretrained(model, revision=revision)
-        return cls.from_config(config, base_dir=find_base_dir(model, [config.vlm_name_or_path], revision))
+        return cls.from_config(config, base_dir=find_base_dir(model, [config.vlm_name_or_path], revision), **kwargs)
 
     @classmethod
-    def from_config(cls, config: TheWorldConfig, base_dir: str | None = None) -> TheWorldProcessor:
+    def from_config(cls, config: TheWorldConfig, base_dir: str | None = None, **kwargs: Any) -> TheWorldProcessor:
         """Reads the processor for a config whose Gemma base is a folder, a shipped model or a Hub id."""
         name_or_path = resolve(config.vlm_name_or_path, base_dir)
         try:
             values, _ = Gemma3Processor.get_processor_dict(name_or_path, revision=config.vlm_revision)
             # The config and the file name are given, so that transformers does not open config.json to find them.
             tokenizer = AutoTokenizer.from_pretrained(
-                name_or_path, revision=config.vlm_revision, config=config.vlm_config
+                name_or_path, revision=config.vlm_revision, config=config.vlm_config, **kwargs
             )
             image_processor = AutoImageProcessor.from_pretrained(
-                name_or_path, revision=config.vlm_revision, image_processor_filename=IMAGE_PROCESSOR_NAME
+                name_or_path, revision=config.vlm_revision, image_processor_filename=IMAGE_PROCESSOR_NAME, **kwargs
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # what broken files raise
             raise ValueError(

@@ -1,7 +1,8 @@
 """Model names, folders and Hub repositories: what a name refers to, and how its files are found.
 
 An adapter folder holds `config.json` (a TheWorldConfig: the base models' ids and revisions, and which parts were
-trained) and `model.safetensors` (those parts and nothing else). A base id that starts with `./` is a subfolder of the
+trained), `model.safetensors` (those parts), and `prompt_embeds.safetensors` if the world model's own folder has no
+default prompts. A base id that starts with `./` is a subfolder of the
 adapter folder, which keeps a full export in one piece.
 """
 

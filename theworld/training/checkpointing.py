@@ -200,7 +200,7 @@ def check_output(config: TrainingConfig, checkpoint: Path | None) -> None:
 
 
 def check_changes(config: TrainingConfig, checkpoint: Path) -> None:
-    """Warns of settings that differ from those of the checkpoint and change what is learned.
+    """Warns about settings that differ from those of the checkpoint and change what is learned.
 
     Raises:
         ValueError: if the new value of a setting would have no effect, since the checkpoint restores the old one.

@@ -38,11 +38,27 @@ CHOICES = {
     "optimizer": ("adamw", "muon"),
 }
 # the smallest allowed values
-LEAST = {
-    "max_world_steps max_past_steps num_world_steps warmup_steps weight_decay num_workers shown_samples max_grad_norm "
+MINIMUM = {
+    "max_world_steps": 0,
+    "max_past_steps": 0,
+    "num_world_steps": 0,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "num_workers": 0,
+    "shown_samples": 0,
+    "max_grad_norm": 0,
     "num_epochs": 0,
-    "batch_size gradient_accumulation_steps max_seq_length max_steps num_samples eval_batch_size num_eval_samples "
-    "save_total_limit futures_per_image resampler_tokens latent_batch_size": 1,
+    "batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_seq_length": 1,
+    "max_steps": 1,
+    "num_samples": 1,
+    "eval_batch_size": 1,
+    "num_eval_samples": 1,
+    "save_total_limit": 1,
+    "futures_per_image": 1,
+    "resampler_tokens": 1,
+    "latent_batch_size": 1,
 }
 JSON_LINES = ".jsonl"
 
@@ -51,8 +67,9 @@ JSON_LINES = ".jsonl"
 class TrainingConfig:
     """All settings of a training run; `configs/*.json` hold some, the rest have these defaults.
 
-    Any other field of `transformers.TrainingArguments` is accepted as a key as well (see `trainer_arguments`), and so
-    are that class's own names for the keys below, such as `per_device_train_batch_size` for `batch_size`.
+    Other fields of `transformers.TrainingArguments` are accepted as keys as well (see `trainer_arguments`); those that
+    this trainer cannot follow are errors that give the reason. That class's own names for the keys below, such
+    as `per_device_train_batch_size` for `batch_size`, are accepted too.
 
     The model. Keys marked * apply to a new fusion; a trained model keeps its own values, and another one is an error.
 
@@ -266,11 +283,10 @@ class TrainingConfig:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}.")
-        for names, least in LEAST.items():
-            for name in names.split():
-                value = getattr(self, name)
-                if value is not None and not value >= least:
-                    raise ValueError(f"{name} is {value}; it must be at least {least}.")
+        for name, minimum in MINIMUM.items():
+            value = getattr(self, name)
+            if value is not None and not value >= minimum:
+                raise ValueError(f"{name} is {value}; it must be at least {minimum}.")
         for name in ("true_futures", "world_dropout", "image_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1].")

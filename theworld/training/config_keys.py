@@ -83,7 +83,7 @@ UNSUPPORTED = {
     "liger_kernel_config": "Liger's kernels replace forward methods and would leave out the world tokens",
     "load_best_model_at_end": "the last model is saved; choose a checkpoint by its eval_loss",
     "local_rank": "torchrun sets it",
-    "prediction_loss_only": "evaluation always reports eval_loss and eval_answers_right",
+    "prediction_loss_only": "evaluation always reports eval_loss and eval_exact_match",
     "remove_unused_columns": "samples have no columns",
     "restore_callback_states_from_checkpoint": "checkpoints hold no states of callbacks",
     "save_on_each_node": "checkpoints are written by the main process",

@@ -139,7 +139,7 @@ def can_show(world: WorldModel) -> bool:
 @torch.no_grad()
 def decode(world: WorldModel, latents: Tensor) -> Tensor:
     """Latents (C, T, h, w) as frames that people may see, uint8 (F, H, W, 3)."""
-    frames = world.decode_for_people(latents[None].to(next(world.parameters()).device))
+    frames = world.decode_for_display(latents[None].to(next(world.parameters()).device))
     return torch.from_numpy(np.ascontiguousarray(frames[0]))
 
 

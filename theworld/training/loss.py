@@ -1,4 +1,4 @@
-"""The training loss and the figures of an evaluation: cross-entropy over the tokens of the answers.
+"""The training loss and the metrics of an evaluation: cross-entropy over the tokens of the answers.
 
 Shapes: B samples, L tokens, K positions whose next token is a label in at least one sample, V vocabulary.
 """
@@ -63,4 +63,4 @@ def answer_sums(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
 def evaluation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Loss per answer token, and the share of right answers, over all evaluation samples."""
     loss, tokens, right, answers = np.asarray(prediction.predictions, dtype=np.float64).sum(axis=0)
-    return {"loss": loss / tokens, "answers_right": right / answers, "answers": int(answers)}
+    return {"loss": loss / tokens, "exact_match": right / answers, "answers": int(answers)}

@@ -111,10 +111,10 @@ def train(
         trainer.add_callback(ShownSamples(trainer, shown, strips, output / "samples"))
     with disk_full_as_error(output):
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    if trainer.left_out:
+    if trainer.num_skipped:
         logger.warning(
-            "%d samples of the stream had more than %d text tokens and were left out",
-            trainer.left_out,
+            "%d samples of the stream had more than %d text tokens and were skipped",
+            trainer.num_skipped,
             config.max_seq_length,
         )
     if stop.phase == ENDING:

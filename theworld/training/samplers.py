@@ -123,15 +123,15 @@ class IndexedStream(IterableDataset):
         self.max_text_tokens = max_text_tokens
 
     def __iter__(self) -> Iterator[IndexedSample]:
-        index, left_out, limit = 0, 0, self.max_text_tokens
+        index, num_skipped, limit = 0, 0, self.max_text_tokens
         for _ in itertools.count():
             before = index
             for sample in self.dataset:
                 if limit is not None and self.collator.text_lengths([sample.messages])[0] > limit:
-                    left_out += 1
+                    num_skipped += 1
                     continue
-                yield IndexedSample(index, sample, left_out=left_out)
-                index, left_out = index + 1, 0
+                yield IndexedSample(index, sample, num_skipped=num_skipped)
+                index, num_skipped = index + 1, 0
             if index == before:
                 raise ValueError(f"The stream has no sample of at most {limit} text tokens; increase max_seq_length.")
 

@@ -53,8 +53,8 @@ class TheWorldTrainer(Trainer):
     Args:
         model: with its trainable parts in float32.
         config: of the run. Trainer's arguments are derived from it, and it is saved in every checkpoint.
-        collator: makes batches.
-        train, evaluation: the samples.
+        data_collator: makes batches.
+        train_dataset, eval_dataset: the samples.
 
     Raises:
         ValueError: if transformers does not accept a setting, or if the strategy shards parameters.
@@ -66,17 +66,17 @@ class TheWorldTrainer(Trainer):
         self,
         model: TheWorldForConditionalGeneration,
         config: TrainingConfig,
-        collator: ChatCollator,
-        train: IndexedSamples | IndexedStream,
-        evaluation: IndexedSamples | None = None,
+        data_collator: ChatCollator,
+        train_dataset: IndexedSamples | IndexedStream,
+        eval_dataset: IndexedSamples | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(
             model=model,
             args=training_arguments(config),
-            data_collator=collator,
-            train_dataset=train,
-            eval_dataset=evaluation,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             compute_loss_func=answer_loss,  # makes Trainer count the labels of a step: the loss is their mean
             compute_metrics=evaluation_metrics,
             **arguments,
@@ -84,7 +84,7 @@ class TheWorldTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # prints metrics to stdout, which is for results
         model.config.__dict__.pop("use_cache", None)  # set by Trainer; it would be saved with the model
         self.config = config
-        self.left_out = 0  # samples of a stream that were too long
+        self.num_skipped = 0  # samples of a stream that were too long
         trainable = freezing.trained_parts(model)
         self.encodes_in_forward = "vae_encoder" in trainable
         self.trains_projector = "projector" in trainable
@@ -115,7 +115,7 @@ class TheWorldTrainer(Trainer):
         """Inputs on the device, with world latents instead of the requests for them."""
         inputs = dict(inputs)
         requests = inputs.pop("world_requests", None)
-        self.left_out += inputs.pop("left_out", 0)
+        self.num_skipped += inputs.pop("num_skipped", 0)
         inputs = super()._prepare_inputs(inputs)
         if requests and self.encodes_in_forward:
             inputs["world_frames"] = torch.stack([request.frames for request in requests]).to(self.args.device)

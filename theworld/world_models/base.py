@@ -107,7 +107,7 @@ class WorldModel(nn.Module, ABC):
         if self.needs_guardrail:
             guardrail.require_installed()
 
-    def decode_for_people(self, latents: Tensor) -> np.ndarray:
+    def decode_for_display(self, latents: Tensor) -> np.ndarray:
         """Latents (n, C, T, h, w) as frames (n, F, H, W, 3) uint8 that may be shown to people.
 
         Raises:
