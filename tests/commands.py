@@ -215,11 +215,13 @@ def main(path: str, *arguments: str) -> NoReturn:
 
 def serve(path: str, owner: str) -> None:
     """Runs commands until the process `owner` has ended."""
+    gc.disable()  # it would look at a million objects again and again
     for name in IMPORTED:
         importlib.import_module(name)
     assert threading.active_count() == 1, "a fork has one thread only"
     gc.collect()
     gc.freeze()
+    gc.enable()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{path}-new")
     listener.listen(16)

@@ -31,6 +31,7 @@ settings.load_profile("theworld")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Names the folder of the commands of this session (tests/commands.py), before workers are started."""
+    gc.disable()  # during the imports, since it would look at a million objects again and again
     if not hasattr(config, "workerinput"):
         os.environ[commands.FOLDER] = tempfile.mkdtemp(prefix="commands-")
         os.environ[f"{commands.FOLDER}_OWNER"] = str(os.getpid())
@@ -45,6 +46,7 @@ def pytest_collection_finish() -> None:
     """Excludes what has been imported from garbage collection: a full one took 0.6 s, and each training run has one."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:

@@ -86,11 +86,6 @@ def test_importing_the_package_is_cheap() -> None:
     assert loaded_after("import theworld; theworld.__version__; dir(theworld)", *heavy) == []
 
 
-def test_loading_a_model_class_waits_with_diffusers() -> None:
-    """Auto registration imports `modeling`, also if no world model is used."""
-    assert loaded_after("import theworld; theworld.TheWorld", "diffusers", "matplotlib", "pymunk") == []
-
-
 def test_public_names_resolve() -> None:
     assert set(theworld.__all__) == {"__version__", *theworld._PUBLIC}
     for name in theworld.__all__:

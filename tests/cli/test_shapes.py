@@ -67,8 +67,16 @@ def really(model: TheWorld, steps: int, batch: int) -> dict[str, tuple[int, ...]
     return seen
 
 
-@pytest.mark.parametrize(("steps", "batch"), [(2, 1), (0, 1), (1, 3)])
-@pytest.mark.parametrize("values", [{}, {"spatial_merge": 2, "projector": "mlp"}, {"projector": "resampler"}], ids=str)
+@pytest.mark.parametrize(
+    ("values", "steps", "batch"),
+    [
+        ({}, 2, 1),
+        ({}, 0, 1),
+        ({"spatial_merge": 2, "projector": "mlp"}, 1, 3),
+        ({"projector": "resampler"}, 2, 1),
+    ],
+    ids=str,
+)
 def test_the_shapes_are_those_of_a_model_that_runs(
     family: Path, tmp_path: Path, values: dict[str, Any], steps: int, batch: int
 ) -> None:

@@ -45,7 +45,11 @@ def live_of(model: TheWorldForConditionalGeneration) -> LiveMemory:
     return LiveMemory([*model.parameters(), *model.buffers()])
 
 
-@pytest.mark.parametrize("name", TRAINING)
+QUICK = ("projector, B=4 *", "projector, B=1, future", "all, B=1, checkpointing *")
+SETTINGS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TRAINING]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
 def test_a_training_step_takes_what_is_predicted(name: str) -> None:
     learns, batch, checkpointing = TRAINING[name].learns, TRAINING[name].batch, TRAINING[name].checkpointing
     steps = 4 if TRAINING[name].imagines else 0
