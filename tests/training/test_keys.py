@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -16,8 +17,8 @@ import torch
 from PIL import Image
 
 from tests.training.conftest import image, load, records
-from theworld.datasets import datacomp
 from theworld.datasets.samples import TheWorldDataset
+from theworld.datasets.shards import ImageShards
 from theworld.storage.adapters import read_tensors
 from theworld.storage.hub import resolve
 from theworld.training import dataset_loading, recipe
@@ -447,13 +448,22 @@ def test_columns_and_splits_of_a_hub_dataset(settings: Settings, tmp_path: Path)
         dataset_loading.load_datasets(settings(**named, question_template="Say {that}."))[0][0]
 
 
-def test_captions_from_the_web(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"url": f"address-{n}", "text": f"caption {n}"} for n in range(6)]
+def test_captions_from_the_web(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All images but one were downloaded before."""
+    rows = [{"url": f"http://somewhere.test/{n}", "text": f"caption {n}"} for n in range(6)]
+    png = io.BytesIO()
+    Image.fromarray(image(0)).save(png, "PNG")
+    with ImageShards(tmp_path / "shards") as shards:
+        for number, row in enumerate(rows):
+            if number == 1:
+                shards.mark(row["url"], "refused")
+            else:
+                shards.add(row["url"], row["text"], png.getvalue())
     monkeypatch.setattr(dataset_loading, "load_split", lambda *arguments, **keywords: rows)
-    monkeypatch.setattr(datacomp, "fetch", lambda url: None if url.endswith("1") else Image.fromarray(image(0)))
-    train, _ = dataset_loading.load_datasets(settings(dataset_name="datacomp", num_samples=3))
+    values = {"dataset_name": "datacomp", "dataset_options": {"shards": str(tmp_path / "shards")}}
+    train, _ = dataset_loading.load_datasets(settings(**values, num_samples=3))
     assert [train[index].answers() for index in range(len(train))] == [["caption 0"], ["caption 2"], ["caption 3"]]
-    streamed, _ = dataset_loading.load_datasets(settings(dataset_name="datacomp", streaming=True, max_steps=1))
+    streamed, _ = dataset_loading.load_datasets(settings(**values, streaming=True, max_steps=1))
     assert len(list(streamed)) == 5
     with pytest.raises(ValueError, match="set num_samples, or streaming"):
         dataset_loading.load_datasets(settings(dataset_name="datacomp"))

@@ -1,64 +1,132 @@
-"""DataComp: images on the web with their captions (https://www.datacomp.ai).
+"""DataComp: images on the web with their captions (https://www.datacomp.ai), and other datasets of addresses.
 
-The Hub has the addresses and captions (`url`, `text`) and not the images, which are fetched when samples are needed.
-Many addresses are dead by now; their rows are left out and counted.
+The Hub has the addresses and captions (`url`, `text`) and not the images, which are downloaded when samples are needed.
+Many addresses are dead by now; their rows are skipped and counted by cause.
 """
 
 from __future__ import annotations
 
 import logging
-import urllib.request
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from PIL import Image
 
+from theworld.datasets.downloads import CAUSES, Downloaded, Downloader, DownloadSettings
 from theworld.datasets.samples import StreamedSamples
+from theworld.datasets.shards import ImageShards
 from theworld.media.images import load_image
 
 logger = logging.getLogger(__name__)
 
 HUB_ID = "mlfoundations/datacomp_1b"
 QUESTION = "Describe this image."
-TIMEOUT = 10.0  # seconds per image
-MOST_BYTES = 20 * 2**20
-REPORT_EVERY = 100  # rows left out between two log lines
+REPORT_EVERY = 1000  # skipped rows between two log lines
+MOST_WITHOUT_IMAGE = 1000  # rows after which a dataset without any image is an error
+Row = Mapping[str, Any]
 
 
-class FetchedRows:
-    """Turns rows with an address and a caption into records with an image; leaves out what cannot be fetched or read.
+class DownloadedRows:
+    """Turns rows with an address and a caption into records with an image; skips what cannot be downloaded or read.
+
+    Args:
+        rows: with `url` and `text`.
+        question: of every record.
+        shards: folder that keeps what was downloaded, as WebDataset shards; None keeps nothing.
+        settings: limits of the downloads.
 
     Attributes:
-        num_skipped: how many rows were left out so far in this process.
+        seen: number of rows that were read.
+        causes: number of rows that were skipped, by cause: those of `theworld.datasets.downloads`, and `caption`.
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]], question: str = QUESTION) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        question: str = QUESTION,
+        shards: str | os.PathLike[str] | None = None,
+        settings: DownloadSettings | None = None,
+    ) -> None:
         self.rows = rows
         self.question = question
-        self.num_skipped = 0
+        self.folder = shards
+        self.settings = settings
+        self.seen = 0
+        self.causes = Counter[str]()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for seen, row in enumerate(self.rows, start=1):
-            image = fetch(str(row["url"])) if row["text"] else None
-            if image is not None:
-                yield {"image": image, "text": self.question, "label": row["text"]}
-                continue
-            self.num_skipped += 1
-            if self.num_skipped % REPORT_EVERY == 0:
-                logger.warning("%d of %d rows were left out: their image or caption is missing", self.num_skipped, seen)
+        kept = None if self.folder is None else ImageShards(self.folder)
+        found = False
+        try:
+            for result in self._files(kept):
+                self.seen += 1
+                cause, image = result.cause, None
+                if result.content is not None:
+                    image = readable(result.content)
+                    cause = None if image is not None else "image"
+                url, text = str(result.row["url"]), result.row["text"]
+                if kept is not None and kept.read(url) is None and text:
+                    if image is not None:
+                        kept.add(url, text, result.content or b"")
+                    elif cause is not None and kept.cause(url) is None:
+                        kept.mark(url, cause)
+                if image is not None:
+                    found = True
+                    yield {"image": image, "text": self.question, "label": text}
+                    continue
+                self.causes[str(cause)] += 1
+                if not found and self.seen >= MOST_WITHOUT_IMAGE:
+                    raise ValueError(f"None of the first {self.seen} rows has an image: {self.summary()}.")
+                if self.causes.total() % REPORT_EVERY == 0:
+                    self.report()
+        finally:
+            if kept is not None:
+                kept.close()
+            if self.causes:
+                self.report()
+
+    def _files(self, kept: ImageShards | None) -> Iterator[Downloaded[Row]]:
+        """The file of each row, in order; those of rows without a caption, and those that are kept, need no request."""
+
+        def request(row: Row) -> str | Downloaded[Row]:
+            url = str(row["url"])
+            if not row["text"]:
+                return Downloaded(row, cause="caption")
+            if kept is not None and (content := kept.read(url)) is not None:
+                return Downloaded(row, content=content)
+            if kept is not None and (cause := kept.cause(url)) is not None:
+                return Downloaded(row, cause=cause)
+            return url
+
+        with Downloader(self.settings) as downloader:
+            yield from downloader.map(self.rows, request)
+
+    def summary(self) -> str:
+        """The skipped rows by cause."""
+        meanings = {**CAUSES, "caption": "no caption"}
+        return ", ".join(f"{number} {cause} ({meanings[cause]})" for cause, number in self.causes.most_common())
+
+    def report(self) -> None:
+        logger.warning("%d of %d rows were skipped: %s", self.causes.total(), self.seen, self.summary())
 
 
-def fetch(url: str) -> Image.Image | None:
-    """Fetches the image at an address; None if there is no answer, or if the answer is not an image."""
+def readable(content: bytes) -> Image.Image | None:
+    """The image in a file; None if it is not one that can be read."""
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "theworld"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            content = answer.read(MOST_BYTES + 1)
-        return load_image(content) if len(content) <= MOST_BYTES else None
-    except (OSError, ValueError):  # no such host, no such page, not an address, not an image
+        return load_image(content)
+    except (ValueError, OSError):
         return None
 
 
-def datacomp(rows: Iterable[Mapping[str, Any]], limit: int | None, question: str | None = None) -> StreamedSamples:
-    """Makes samples of DataComp's rows, at most `limit` that have an image."""
-    return StreamedSamples(FetchedRows(rows, question or QUESTION), limit=limit, origin="DataComp image")
+def datacomp(
+    rows: Iterable[Row],
+    limit: int | None,
+    question: str | None = None,
+    shards: str | os.PathLike[str] | None = None,
+    settings: DownloadSettings | None = None,
+) -> StreamedSamples:
+    """Makes samples of DataComp's rows, at most `limit` that have an image; see `DownloadedRows`."""
+    records = DownloadedRows(rows, question or QUESTION, shards, settings)
+    return StreamedSamples(records, limit=limit, origin="DataComp image")

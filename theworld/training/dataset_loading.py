@@ -48,9 +48,10 @@ def load_jsonl(config: TrainingConfig) -> Datasets:
 
 
 def load_datacomp(config: TrainingConfig, **options: Any) -> Datasets:
-    """DataComp's captions, streamed, with their images downloaded from the web."""
+    """DataComp's captions, streamed, with their images downloaded from the web, and kept in a folder `shards`."""
+    shards = options.pop("shards", None)
     rows = load_split(options.pop("repository", HUB_ID), config.train_split, streaming=True, **options)
-    train = datacomp(rows, config.num_samples, config.question_template)
+    train = datacomp(rows, config.num_samples, config.question_template, shards)
     if config.streaming:
         return train, None
     if config.num_samples is None:
