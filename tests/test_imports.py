@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 
-def rooms() -> list[str]:
+def packages() -> list[str]:
     return sorted({path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or is_package(path)} - {"__init__"})
 
 
@@ -38,12 +38,12 @@ def is_package(path: Path) -> bool:
     return (path / "__init__.py").is_file()
 
 
-def files_of(room: str) -> list[Path]:
-    return sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
+def files_of(package: str) -> list[Path]:
+    return sorted((PACKAGE / package).rglob("*.py")) or [PACKAGE / f"{package}.py"]
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """The rooms of theworld that a file imports, at its top or inside its functions."""
+def imported_packages(path: Path) -> set[str]:
+    """The packages of theworld that a file imports, at its top or inside its functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -56,22 +56,22 @@ def imported_rooms(path: Path) -> set[str]:
     return {part[1] for part in parts if part[0] == "theworld" and len(part) > 1}
 
 
-@pytest.mark.parametrize("room", rooms())
-def test_imports_run_one_way(room: str) -> None:
-    assert room in MAY_IMPORT, f"say in MAY_IMPORT what {room} may import"
-    for path in files_of(room):
-        known = imported_rooms(path) & set(MAY_IMPORT)
-        wrong = known - MAY_IMPORT[room] - {room}
+@pytest.mark.parametrize("package", packages())
+def test_imports_run_one_way(package: str) -> None:
+    assert package in MAY_IMPORT, f"say in MAY_IMPORT what {package} may import"
+    for path in files_of(package):
+        known = imported_packages(path) & set(MAY_IMPORT)
+        wrong = known - MAY_IMPORT[package] - {package}
         assert not wrong, f"{path.relative_to(PACKAGE.parent)} imports {sorted(wrong)}, which is the way back"
 
 
 def test_the_order_has_no_circles() -> None:
-    """What a room may import may not import the room, by any way round."""
-    reach = {room: set(below) for room, below in MAY_IMPORT.items()}
+    """What a package may import may not import the package, by any way round."""
+    reach = {package: set(below) for package, below in MAY_IMPORT.items()}
     for _ in reach:
-        for room, below in reach.items():
-            reach[room] = below.union(*(reach[other] for other in below))
-    assert not [room for room, below in reach.items() if room in below]
+        for package, below in reach.items():
+            reach[package] = below.union(*(reach[other] for other in below))
+    assert not [package for package, below in reach.items() if package in below]
 
 
 def loaded_after(statement: str, *packages: str) -> list[str]:

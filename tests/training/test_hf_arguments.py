@@ -15,10 +15,10 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from safetensors.torch import load_file
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from tests.training.conftest import load
-from theworld.training import recipe
+from theworld.training import hf_arguments, recipe
 from theworld.training.checkpointing import find_last_checkpoint
 from theworld.training.config import TrainingConfig, own_keys
 from theworld.training.config_keys import (
@@ -241,3 +241,20 @@ def test_installed_versions_are_within_the_bounds() -> None:
     for name in ("transformers", "diffusers"):
         assert version(name) in bounds[name]
         assert any(bound.operator == "<" for bound in bounds[name]), f"{name} has an upper bound"
+
+
+def test_one_process_uses_one_gpu_and_says_how_to_use_all(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Trainer's own way with several, nn.DataParallel, ended in a traceback."""
+
+    class TwoGPUs(TrainingArguments):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self._n_gpu = 2
+
+    monkeypatch.setattr(hf_arguments, "TrainingArguments", TwoGPUs)
+    made = hf_arguments.training_arguments(settings(batch_size=3))
+    assert (made.n_gpu, made.train_batch_size) == (1, 3)
+    assert "This run uses one of 2 GPUs." in caplog.text
+    assert "torchrun --nproc_per_node 2" in caplog.text

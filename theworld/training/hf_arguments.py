@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from transformers import TrainingArguments
 
 from theworld.training.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 LOGS = "logs"  # inside output_dir
 
@@ -82,4 +85,10 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
             f"{name} shards parameters, which TheWorld cannot save yet; use several processes without it, or ZeRO "
             "stage 1 or 2."
         )
+    if made.n_gpu > 1:  # Trainer would use nn.DataParallel, which cannot gather logits of unequal lengths
+        logger.warning(
+            "This run uses one of %d GPUs. To use all: `torchrun --nproc_per_node %d -m theworld.cli train …`",
+            made.n_gpu, made.n_gpu,
+        )  # fmt: skip
+        made._n_gpu = 1
     return made
