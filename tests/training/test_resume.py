@@ -491,11 +491,36 @@ def test_two_runs_do_not_share_a_folder(settings: Settings, tmp_path: Path, monk
                 recipe.train(settings(resume_from_checkpoint=name), load())
     # the same run under any of its names, and a folder without checkpoints
     monkeypatch.chdir(tmp_path)
-    for number, name in enumerate(("last", "run", str(tmp_path / "run" / "checkpoint-1")), start=3):
+    for number, name in enumerate(("last", "run", str(tmp_path / "run" / "checkpoint-4")), start=3):
         values: dict[str, Any] = {"save_steps": 1, "save_total_limit": None, "max_steps": number}
         recipe.train(settings(**values, resume_from_checkpoint=name), load())
     recipe.train(settings(output_dir=str(tmp_path / "new"), resume_from_checkpoint="last"), load())
     recipe.train(settings(output_dir=str(tmp_path / "newer"), resume_from_checkpoint="run", max_steps=6), load())
+
+
+def test_an_abandoned_branch_is_not_mixed_with_its_replacement(settings: Settings, tmp_path: Path) -> None:
+    """Resumed from checkpoint-2 beside checkpoint-4, a run had the later one taken for its last."""
+    run = str(recipe.train(settings(save_steps=1, max_steps=4, save_total_limit=None), load()))
+    branch = {"resume_from_checkpoint": f"{run}/checkpoint-2", "max_steps": 3, "save_total_limit": 2}
+    with pytest.raises(
+        ValueError, match=r"checkpoint-2 is not the last checkpoint of its run, which is checkpoint-4; "
+    ):
+        recipe.train(settings(**branch), load())
+    assert len(list(Path(run).glob("checkpoint-*"))) == 4
+    recipe.train(settings(**branch, output_dir=str(tmp_path / "branch")), load())
+    assert [path.name for path in (tmp_path / "branch").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_a_finished_run_takes_no_further_step(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """Two steps end inside an epoch of three."""
+    folder = recipe.train(settings(save_steps=1, save_total_limit=1), load())
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    assert recipe.train(settings(save_steps=1, save_total_limit=1, resume_from_checkpoint="last"), load()) == folder
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
+    again = load_file(folder / "model.safetensors")
+    assert all(torch.equal(again[name], weight) for name, weight in weights.items())
+    assert "checkpoint-2 has all 2 steps of this run; increase max_steps to train further" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["scene.png", "scene.png/run"])

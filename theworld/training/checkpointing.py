@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from theworld.storage.files import read_json_file
 from theworld.storage.hub import check_name, download
 from theworld.training.config import TrainingConfig
 
@@ -187,16 +188,27 @@ def check_output(config: TrainingConfig, checkpoint: Path | None) -> None:
         checkpoint: where this run resumes from; None for a new run.
 
     Raises:
-        ValueError: if the output folder holds checkpoints, and the run resumes from none of them.
+        ValueError: if the output folder holds checkpoints, and the run does not resume from the last of them.
     """
     output = Path(config.output_dir)
     last = find_last_checkpoint(output)
-    if last is None or (checkpoint is not None and checkpoint.resolve().parent == output.resolve()):
+    if last is None or (checkpoint is not None and checkpoint.resolve() == last.resolve()):
         return
+    if checkpoint is not None and checkpoint.resolve().parent == output.resolve():
+        raise ValueError(
+            f"{checkpoint} is not the last checkpoint of its run, which is {last.name}; to continue from it, "
+            "choose another output_dir, or remove the later checkpoints."
+        )
     raise ValueError(
         f"output_dir {output} holds checkpoints of another run (the last is {last.name}); resume that run with "
         "resume_from=last, choose another output_dir, or remove them."
     )
+
+
+def is_finished(config: TrainingConfig, checkpoint: Path) -> bool:
+    """Whether a checkpoint has all steps of `max_steps`. Trainer would take one more step, each time it is resumed."""
+    state = read_json_file(checkpoint / STATE_FILE, "resume from an earlier checkpoint")
+    return config.max_steps is not None and state["global_step"] >= config.max_steps
 
 
 def check_changes(config: TrainingConfig, checkpoint: Path) -> None:

@@ -30,6 +30,7 @@ from theworld.training.checkpointing import (
     disk_full_as_error,
     find_checkpoint,
     find_last_checkpoint,
+    is_finished,
     make_output,
     remove_partial,
     what_is_saved,
@@ -109,6 +110,11 @@ def train(
     if shown:
         strips = write_strips(shown, collator, model.world, output / "samples")
         trainer.add_callback(ShownSamples(trainer, shown, strips, output / "samples"))
+    if resume is not None and is_finished(config, resume):
+        logger.warning("%s has all %d steps of this run; increase max_steps to train further", resume, config.max_steps)
+        trainer._load_from_checkpoint(str(resume))
+        trainer.save_model()
+        return output
     with disk_full_as_error(output):
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     if trainer.num_skipped:
