@@ -354,3 +354,12 @@ def test_a_submission_marks_answers_without_a_choice() -> None:
         "test_Jigsaw_1": "(A)",
         "test_Jigsaw_2": "(Z)",
     }
+
+
+def test_an_empty_text_is_no_path(folder: Path) -> None:
+    """Tables fill a column with empty texts; as a path it would be the folder of the file."""
+    (question,) = load_questions(str(write(folder, {**ROW, "video": "", "future_frames": ""})))
+    assert question.images == (folder / "a.png",)
+    assert question.future is None
+    with pytest.raises(ValueError, match=r"Row a: the path of an image or a video is empty"):
+        load_questions(str(write(folder, {**ROW, "image": ""})))

@@ -1,9 +1,12 @@
 """Questions are picked evenly, in balance, the same for the same seed, and apart for different seeds."""
 
+import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from tests import commands
 from theworld.datasets.physics import FAMILIES, Question
 from theworld.evaluation import physics
 from theworld.evaluation.scoring import is_right
@@ -74,3 +77,15 @@ def test_legal_answers_are_letters_for_choice_and_all_possible_answers_for_free(
     assert legal["drop", "side", "choice"] == {"A", "B", "C"}
     assert legal["drop", "side", "free"] == {"left", "middle", "right"}
     assert {"red", "blue", "green"} <= legal["drop", "colour", "free"]
+
+
+def test_a_script_without_a_guard_may_generate_many_scenes(tmp_path: Path) -> None:
+    """Worker processes must not run the caller's script again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from theworld.evaluation import physics\n"
+        "physics.POOL_FROM = 2\n"
+        "print([clip.family for clip in physics.make_clips([('tower', 'test', index) for index in range(3)])])\n"
+    )
+    done = commands.run(script, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    assert (done.returncode, done.stdout) == (0, "['tower', 'tower', 'tower']\n"), done.stderr

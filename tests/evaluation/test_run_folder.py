@@ -149,3 +149,11 @@ def test_files_of_another_run_are_detected(items: list[Item], tmp_path: Path) ->
         read_run(tmp_path / "run")
     with pytest.raises(ValueError, match="holds no run"):
         read_run(tmp_path / "nowhere")
+
+
+def test_a_run_of_an_earlier_version_has_no_default_dtype(items: list[Item], tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", SETTINGS, items).close()
+    RunFolder(tmp_path / "run", {**SETTINGS, "dtype": "float32"}, items).close()
+    RunFolder(tmp_path / "new", {**SETTINGS, "dtype": "float32"}, items).close()
+    with pytest.raises(ValueError, match="holds a run with dtype 'float32', and this one has 'bfloat16'"):
+        RunFolder(tmp_path / "new", {**SETTINGS, "dtype": "bfloat16"}, items)

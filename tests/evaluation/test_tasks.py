@@ -72,6 +72,23 @@ def test_of_a_video_the_last_frame_is_now(tmp_path: Path) -> None:
     assert len(asked.true_frames()) == 21
 
 
+def test_in_a_list_the_last_frame_of_each_video_is_its_present(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(20):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"frame_{number:03d}.png")
+    video, still = Video(tmp_path, SpacedFrames(4)), Image.new("RGB", (4, 4), (99, 0, 0))
+    for entries, first, every in (
+        ((video,), [19], [19]),
+        ((video, still), [19], [19, 99]),
+        ((still, video), [99], [99, 19]),
+    ):
+        asked = replace(item("a", "p", 0), image=entries)
+        for images in (None, asked.images()):
+            assert [one.getpixel((0, 0))[0] for one in asked.world_images(False, images)] == first
+            assert [one.getpixel((0, 0))[0] for one in asked.world_images(True, images)] == every
+
+
 def test_duplicate_or_unscorable_questions_are_refused() -> None:
     asked = item("a", "p", 0)
     check_items([asked])

@@ -586,3 +586,20 @@ def test_the_frames_of_an_image_file_are_counted(clip: np.ndarray, tmp_path: Pat
         (tmp_path / name).write_bytes(content)
         assert num_frames_of_image(tmp_path / name) == count, name
     assert num_frames_of_image(tmp_path / "nowhere.gif") == 1
+
+
+def test_an_empty_path_is_not_the_current_folder(
+    clip: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(clip[0]).save("frame.png")
+    for load in (load_video, load_image):
+        with pytest.raises(ValueError, match="is empty: pass the path of a file"):
+            load("")
+
+
+def test_a_folder_of_frames_takes_every_image_format(clip: np.ndarray, tmp_path: Path) -> None:
+    for number, ending in enumerate((".png", ".JPG", ".webp", ".jfif", ".ppm", ".avif", ".jp2", ".tif")):
+        kind = {".jfif": "JPEG", ".JPG": "JPEG"}.get(ending)
+        Image.fromarray(clip[number % len(clip)]).save(tmp_path / f"{number}{ending}", kind)
+    assert len(load_video(tmp_path).frames) == 8

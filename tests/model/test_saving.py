@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 from tests.model.test_loading import logits, same
 from tests.tiny import TINY_SIZE, tiny_bases
 from theworld import TheWorld
-from theworld.model import freezing
+from theworld.model import freezing, lora
 from theworld.model.modeling import TheWorldForConditionalGeneration
 
 
@@ -98,6 +98,79 @@ def test_a_lora_that_peft_merged_is_saved(bases: dict[str, str], tmp_path: Path)
     assert (before - plain).abs().max() > 0.01, "the LoRA does something"
     model.save_pretrained(tmp_path / "merged")
     same(logits(TheWorld.from_pretrained(tmp_path / "merged", device="cpu")), before)
+
+
+def test_a_lora_that_is_merged_in_place_is_refused(bases: dict[str, str], tmp_path: Path) -> None:
+    """It would be saved twice: in the weights of the language model, and as a LoRA."""
+    model = build(bases, lora=2)
+    layers = lora.layers_of(model.model.language_model).values()
+    for layer in layers:
+        layer.merge()
+    with pytest.raises(ValueError, match="merged in place"):
+        model.save_pretrained(tmp_path / "merged")
+    for layer in layers:
+        layer.unmerge()
+    model.save_pretrained(tmp_path / "unmerged")
+
+
+@pytest.mark.parametrize("part", ["world_transformer", "vae_decoder"])
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_changed_world_model_needs_a_full_export(
+    bases: dict[str, str], tmp_path: Path, part: str, trainable: bool
+) -> None:
+    model = build(bases)
+    model.model.world.load_parts("transformer", "decoder")
+    model.model.loaded_weights = freezing.PartChecksums(model.model)
+    tensors = [tensor for _, tensor in freezing.parameters_of(model.model, [part])]
+    if trainable:
+        tensors[0].requires_grad_(True)
+    else:
+        change(tensors)
+    with pytest.raises(
+        ValueError, match=f"weights of {part} were changed, which an adapter cannot hold; save with full"
+    ):
+        model.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "full", full=True)
+    loaded = TheWorld.from_pretrained(tmp_path / "full", device="cpu", dtype="float32")
+    loaded.model.world.load_parts("transformer", "decoder")
+    read = [tensor for _, tensor in freezing.parameters_of(loaded.model, [part])]
+    assert all(torch.equal(own, other) for own, other in zip(tensors, read, strict=True))
+
+
+@torch.no_grad()
+def test_weights_that_changed_places_have_changed(bases: dict[str, str]) -> None:
+    model = build(bases)
+    layers = model.model.language_model.layers
+    first, last = (layers[place].mlp.up_proj.weight for place in (0, -1))
+    assert first is not last
+    kept = first.clone()
+    first.copy_(last)
+    last.copy_(kept)
+    assert model.model.loaded_weights.changed(model.model) == {"language"}
+    last.copy_(first)
+    first.copy_(kept)
+    assert model.model.loaded_weights.changed(model.model) == set()
+    rows = first[[1, 0]].clone()
+    first[:2] = rows
+    assert model.model.loaded_weights.changed(model.model) == {"language"}
+
+
+@torch.no_grad()
+def test_a_change_is_seen_after_another_dtype(bases: dict[str, str]) -> None:
+    model = build(bases)
+    model.requires_grad_(False)
+    model.model.get_input_embeddings().weight[-1] += 1.0
+    model.to(torch.bfloat16)
+    assert {freezing.part_of(name) for name in model.model.adapter_tensors()} == {"language"}
+
+
+def test_the_world_model_of_a_merged_export_keeps_its_dtype(half_bases: dict[str, str], tmp_path: Path) -> None:
+    model = build(half_bases, lora=2, dtype="float32")
+    model.merge_lora()
+    model.save_pretrained(tmp_path, full=True)
+    found = stored_dtypes(tmp_path)
+    assert found["vlm"] == {torch.float32}
+    assert found["vae"] == found["transformer"] == {torch.bfloat16}
 
 
 def stored_dtypes(folder: Path) -> dict[str, set[torch.dtype]]:

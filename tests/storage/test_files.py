@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from theworld.storage import files
+from theworld.storage.files import atomic_folder, write_text
+from theworld.training.config import TrainingConfig
 
 
 def test_a_file_is_replaced_or_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,3 +85,13 @@ def test_damaged_json_names_the_file_and_what_to_do(tmp_path: Path, content: byt
 def test_writing_files_needs_no_torch() -> None:
     code = "import sys, theworld.storage.files; raise SystemExit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_text("~/a/b.txt", "text")
+    with atomic_folder("~/folder") as folder:
+        (folder / "c.txt").touch()
+    assert (tmp_path / "a" / "b.txt").read_text() == "text"
+    assert (tmp_path / "folder" / "c.txt").exists()
+    assert TrainingConfig(output_dir="~/run", latent_cache="~/cache").output_dir == str(tmp_path / "run")

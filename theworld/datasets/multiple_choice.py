@@ -191,6 +191,8 @@ def read_images(
     folders = [root / folder for folder in fields.media] or [root]
 
     def find(name: str) -> Path:
+        if not name:
+            raise ValueError(f"Row {row_id}: the path of an image or a video is empty: name a file, or leave it out.")
         found = next((path for folder in folders if (path := folder / name).exists()), None)
         if found is None:
             raise ValueError(f"Row {row_id}: there is no image or video {name!r} in {folders[0]}: check the paths.")
@@ -208,9 +210,10 @@ def read_images(
         return tuple(Video(find(entry), frames) if is_video(entry) else image(entry) for entry in entries)
 
     given = get("future_frames")
-    future = None if given is None or (isinstance(given, list) and not given) else several(given, FUTURE_FRAMES)
+    is_empty = given is None or (isinstance(given, list | str) and not given)
+    future = None if is_empty else several(given, FUTURE_FRAMES)
     shown = get("video")
-    if shown is not None:
+    if shown is not None and shown != "":  # tables fill a column with empty texts
         name = shown.get("path") if isinstance(shown, Mapping) else shown
         if not isinstance(name, str):
             raise ValueError(

@@ -23,6 +23,7 @@ from theworld.evaluation.tasks import Item, Request, find_benchmark, load_benchm
 from theworld.inference.pipeline import TheWorld
 from theworld.inspection.provenance import labels, versions
 from theworld.messages import TaskProgress
+from theworld.model.devices import resolve_device_and_dtype
 from theworld.model.spec import ModelSpec, resolve_model
 from theworld.storage.files import write_text
 from theworld.storage.hub import ADAPTER_FILE, CONFIG_FILE, resolve
@@ -124,7 +125,7 @@ def evaluate(
         "world_model": world_model,
         "steps": steps[0] if len(steps) == 1 else steps,
         "max_new_tokens": max_new_tokens or kind.max_new_tokens,
-        **({} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}),
+        "dtype": subject.dtype or str(resolve_device_and_dtype(device, None, dtype)[1]).removeprefix("torch."),
     }
     answers, notes = answer_in_arms(items, chosen, subject.load, settings, steps, output, batch_size, progress)
     summary = summarise(items, {name: [rows] for name, rows in answers.items()})
@@ -138,7 +139,7 @@ def evaluate(
         "command": command,
         "versions": versions(),
         "device": device_name(device),
-        "dtype": subject.dtype or settings.get("dtype"),
+        "dtype": subject.dtype or settings["dtype"],
         "seconds": round(time.perf_counter() - started, 1),
         "labels": {name: labels(resolve(path)) for name, path in models.items() if path is not None},
         "warnings": [*summary["warnings"], *notes],
@@ -160,7 +161,7 @@ class Subject:
         path: its folder or Hub id; None for a loaded model, whose weights may have changed.
         note: the sentence that belongs to every answer of the shipped model.
         controls: name -> model of each trained control.
-        dtype: type of the weights, once a model has been loaded.
+        dtype: type of the weights of a loaded model.
     """
 
     def __init__(
@@ -177,6 +178,7 @@ class Subject:
         self.note: str | None = None
         if isinstance(model, TheWorld):
             self.name = str(model.config.name_or_path or model.config.vlm_name_or_path)
+            self.dtype = dtype_name(model)
         else:
             self.name, self.path, self.note = model.name, model.path, model.shipped_note
 
@@ -208,8 +210,12 @@ class Subject:
         model = self._model if weights is None else resolve_model(self.controls[weights])
         if isinstance(model, ModelSpec):
             model = self._load_spec(model)
-        self.dtype = str(model.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        self.dtype = dtype_name(model)
         return ModelAnswerer(model)
+
+
+def dtype_name(model: TheWorld) -> str:
+    return str(model.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
 
 
 def answer_in_arms(

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -69,7 +71,23 @@ def make_clips(scenes: Sequence[tuple[str, str, int]]) -> Iterator[Clip]:
         return
     # spawn, not fork: this process may hold a GPU context
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(make_clip, *zip(*scenes, strict=True), chunksize=4)
+        with without_main_module():
+            clips = pool.map(make_clip, *zip(*scenes, strict=True), chunksize=4)
+        yield from clips
+
+
+@contextmanager
+def without_main_module() -> Iterator[None]:
+    """Within the context, spawned processes do not import the main module, which may be a script without a guard."""
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    main.__spec__ = None
+    if "__file__" in kept:
+        del main.__file__
+    try:
+        yield
+    finally:
+        vars(main).update(kept)
 
 
 def choose_one_each(questions: Sequence[Sequence[Question]]) -> list[Question]:

@@ -49,7 +49,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any], items: Sequence[Item]) -> None:
         check_items(items)
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.ids = {item.id for item in items}
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock")
@@ -217,6 +217,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def _check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     before, now = old.get("settings", {}), new["settings"]
     for name in {**before, **now}:
+        if name == "dtype" and name not in before:
+            continue  # earlier versions did not save the default
         if before.get(name) != now.get(name):
             raise ValueError(
                 f"{folder} holds a run with {name} {before.get(name)!r}, and this one has {now.get(name)!r}; choose "

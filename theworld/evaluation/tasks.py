@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -64,14 +65,16 @@ class Item:
         return _frames_of(self.image)
 
     def world_images(self, use_all: bool, images: Sequence[Any] | None = None) -> list[Any]:
-        """The images that the world model starts from: the first (of a video the last), or all with `use_all`.
+        """The images that the world model starts from: the first, or all with `use_all`; of a video its last frame.
 
         Args:
             images: those of the item, if they are decoded already.
         """
         images = self.images() if images is None else list(images)
-        if isinstance(self.image, Video):
-            return [images[-1]]  # earlier frames are not the present
+        entries = list(self.image) if isinstance(self.image, list | tuple) else [self.image]
+        if any(isinstance(entry, Video) for entry in entries):  # earlier frames are not the present
+            lengths = [len(entry.load().frames) if isinstance(entry, Video) else 1 for entry in entries]
+            images = [images[last - 1] for last in itertools.accumulate(lengths)]
         return images if use_all else images[:1]
 
     def true_frames(self) -> Sequence[Any] | np.ndarray:

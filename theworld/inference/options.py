@@ -65,7 +65,7 @@ class RolloutOptions:
 
     def __post_init__(self) -> None:
         check_integer("seed", self.seed)
-        if self.enable_world not in (None, True, False):
+        if self.enable_world is not None and not isinstance(self.enable_world, bool):
             raise ValueError(f"enable_world is {self.enable_world!r}; pass True, False or None.")
 
 

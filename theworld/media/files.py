@@ -47,15 +47,22 @@ class NotAnImage(ValueError):
     """Raised by `open_image` if no image format fits the file."""
 
 
+def check_path(name: str, kind: str) -> None:
+    """Raises a ValueError for an empty path, which would be read as the current folder."""
+    if not name:
+        raise ValueError(f"The path of the {kind} is empty: pass the path of a file.")
+
+
 def read_file(source: str | os.PathLike[str], read: Callable[[BinaryIO, str, int], Content], kind: str) -> Content:
     """Returns `read(file, name, number of bytes)` of an ordinary file; `kind` is what it should hold, for errors."""
     name = os.fspath(source)
+    check_path(name, kind)
     if name.startswith(("http://", "https://")):
         raise ValueError(f"{name!r} is an address, and {kind}s are read from files: download it and pass its path.")
     path = Path(os.path.expanduser(name))
     try:
         if path.is_dir():
-            raise ValueError(f"{name!r} is a directory: pass the path of a {kind} inside it.")
+            raise ValueError(f"{name!r} is a directory: pass the path of a file inside it.")
         if not path.exists():
             raise FileNotFoundError(f"There is no file {name!r} (seen from {os.getcwd()!r}): check the path.")
         if not path.is_file():

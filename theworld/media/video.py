@@ -24,6 +24,7 @@ from theworld.media.files import (
     VIDEO_FORMATS,
     NotAnImage,
     check_not_empty,
+    check_path,
     check_size,
     damaged,
     decoding,
@@ -56,7 +57,10 @@ KEPT_FRAMES = 65
 ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp8", "vp9", "av1")
 TRANSPARENT_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Endings of the frames in a folder that is read as a video.
-FRAME_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FRAME_FILES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pnm", ".avif", ".jp2", ".heic", ".heif"),
+)
 
 ACCEPTED_VIDEO = (
     "the path or the bytes of a video or an animation, a folder or a list of images, a NumPy array (F, H, W, C), or a "
@@ -217,6 +221,7 @@ def _read(video: Video) -> tuple[tuple[Image.Image, ...], int]:
         name = f"The video given as {len(source):,} bytes"
         return _read_file(io.BytesIO(source), name, len(source), selection)
     if isinstance(source, str | os.PathLike):
+        check_path(os.fspath(source), "video")
         path = Path(os.path.expanduser(source))
         if not os.fspath(source).startswith(("http://", "https://")) and _is_dir(path):
             paths = frame_paths(path, video.until, video.after)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 DIGESTED = 1024  # numbers of each tensor that a fingerprint reads
+COLUMNS = 4096  # of the table of words whose row and column sums are a checksum
 
 # A part is identified by the names of its parameters. The first match wins: LoRA precedes the language model around it.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -110,12 +111,20 @@ def is_here(parameter: Tensor) -> bool:
 
 
 def checksum(tensor: Tensor) -> int:
-    """Sum of a tensor's bits as 64-bit integers, in one pass over memory; a change of one weight changes it."""
+    """Sum of a tensor's bits as 64-bit words, weighted by their places; a change of one weight changes it."""
     flat = tensor.detach().flatten()
     per_word = 8 // flat.element_size()
     if flat.numel() % per_word or flat.storage_offset() % per_word:
         flat = torch.nn.functional.pad(flat, (0, -flat.numel() % per_word))
-    return int(flat.view(torch.int64).sum())
+    words = flat.view(torch.int64)
+    rows = max(1, words.numel() // COLUMNS)
+    square = words[: rows * COLUMNS]
+    rest = words[square.numel() :]
+    square = square.view(rows, square.numel() // rows)
+    total = 0
+    for number, sums in enumerate((square.sum(0), square.sum(1), rest), start=1):
+        total += number * int((sums * torch.arange(1, sums.numel() + 1, device=sums.device)).sum())
+    return total
 
 
 class PartChecksums:
@@ -124,41 +133,48 @@ class PartChecksums:
     def __init__(self, model: nn.Module) -> None:
         by_part = weights_by_part(model)
         self._sums = {part: sums_of(weights) for part, weights in by_part.items()}
-        self._fingerprints = {part: fingerprint(weights) for part, weights in by_part.items()}
+        self._rounded = {part: sums_of(weights, torch.bfloat16) for part, weights in by_part.items()}
 
     def changed(self, model: nn.Module) -> set[str]:
         """Parts whose weights differ from those that the model was loaded with.
 
-        After a change of dtype, sums cannot be compared, and the fingerprints decide. Parts that are sharded are left
-        out, because their complete weights are not here.
+        After a change of dtype, the weights are compared as they are in bfloat16. Parts that are sharded are left out,
+        because their complete weights are not here, and so are parts of the world model that were loaded later.
         """
         changed = set()
         for part, weights in weights_by_part(model).items():
-            sums, before = sums_of(weights), self._sums[part]
+            sums, before = sums_of(weights), self._sums.get(part)
+            if before is None:
+                continue
             sizes, sizes_before = {size for _, size in sums}, {size for _, size in before}
             if sums.keys() == before.keys():
                 same = sums == before
             elif 0 in sizes or sizes < sizes_before:
                 same = True  # sharded
             else:
-                same = sizes == sizes_before and fingerprint(weights) == self._fingerprints[part]
+                same = sizes == sizes_before and sums_of(weights, torch.bfloat16) == self._rounded[part]
             if not same:
                 changed.add(part)
         return changed
 
 
 def weights_by_part(model: nn.Module) -> dict[str, list[Tensor]]:
-    """The parameters of each part that can be trained; an empty list for one that the model does not have."""
+    """The parameters of each part that the model has, and an empty list for a missing one that can be trained."""
     by_part = parameters_by_part(model)
-    return {part: [parameter for _, parameter in by_part.get(part, ())] for part in TRAINABLE_PARTS}
+    parts = [part for part in PARTS if part in by_part or part in TRAINABLE_PARTS]
+    return {part: [parameter for _, parameter in by_part.get(part, ())] for part in parts}
 
 
-def sums_of(weights: Iterable[Tensor]) -> dict[tuple[torch.dtype, int], int]:
-    """Sum of the checksums of parameters, by dtype and number of values."""
+def sums_of(weights: Iterable[Tensor], dtype: torch.dtype | None = None) -> dict[tuple[torch.dtype, int], int]:
+    """Sums of the checksums of parameters, by dtype and number of values, which depend on the order of parameters.
+
+    `dtype` converts the parameters first.
+    """
     sums = Counter[tuple[torch.dtype, int]]()
-    for parameter in weights:
+    for place, parameter in enumerate(weights, start=1):
         if is_here(parameter):
-            sums[parameter.dtype, parameter.numel()] += checksum(parameter)
+            weight = parameter.detach() if dtype is None else parameter.detach().to(dtype)
+            sums[weight.dtype, weight.numel()] += place * checksum(weight)
     return dict(sums)
 
 

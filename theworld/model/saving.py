@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 VLM_FOLDER, WORLD_FOLDER = "vlm", "world"  # of a full export
 
 
-def parts_to_save(model: TheWorldForConditionalGeneration) -> list[str]:
+def parts_to_save(model: TheWorldForConditionalGeneration, full: bool = False) -> list[str]:
     """Parts that an adapter must hold: trainable now, trained before, or changed since loading in another way."""
     has_lora = bool(lora.layers_of(model.language_model))
     if has_lora and model.config.lora is None:
@@ -35,8 +35,17 @@ def parts_to_save(model: TheWorldForConditionalGeneration) -> list[str]:
             "The language model has LoRA layers that were not added by lora=, so this model cannot be saved; call "
             "peft's merge_and_unload() first, or save the adapter with peft."
         )
+    if any(layer.merged for layer in lora.layers_of(model.language_model).values()):
+        raise ValueError(
+            "The LoRA is merged in place (by peft's merge), so a saved model would apply it twice; call merge_lora() "
+            "to merge it for good, or peft's unmerge first."
+        )
     changed = set() if model.loaded_weights is None else model.loaded_weights.changed(model)
     parts = {*model.config.trained_parts, *freezing.trained_parts(model), *changed}
+    if not full and (lost := [part for part in freezing.PARTS if part in parts - set(freezing.TRAINABLE_PARTS)]):
+        raise ValueError(
+            f"The weights of {' and '.join(lost)} were changed, which an adapter cannot hold; save with full=True."
+        )
     if not has_lora:
         parts.discard("lora")  # merged by peft's own merge_and_unload
     return [part for part in freezing.PARTS if part in parts]
@@ -52,7 +61,7 @@ def save(
     if dtype is not None and not full:
         raise ValueError("dtype is the dtype of exported base models; pass it with full=True.")
     config = copy.deepcopy(model.config)
-    config.trained_parts = parts_to_save(model)
+    config.trained_parts = parts_to_save(model, full)
     bases_changed = bool(set(config.trained_parts) - set(freezing.BETWEEN_BASES))
     if full:  # the other parts are in the exported bases
         config.trained_parts = [part for part in config.trained_parts if part in freezing.BETWEEN_BASES]
@@ -107,8 +116,9 @@ def export_bases(
         model.world.load_parts(*WORLD_PARTS)  # without its decoder an export could not show imagined frames
     in_memory = model.vlm.config.dtype
     world = model.world or nn.Module()
-    # The world model may be stored in a wider dtype than Gemma; it is rounded only if the caller asks for it.
-    world_dtype = dtype if dtype_is_given or is_exact(world, dtype) else model.dtype
+    # Gemma may be wider or narrower than the world model, which is rounded only if the caller asks for it.
+    exact = (one for one in (dtype, torch.bfloat16) if is_exact(world, one))
+    world_dtype = dtype if dtype_is_given else min(exact, key=lambda one: one.itemsize, default=model.dtype)
     try:
         with freezing.cast(model.vlm, dtype), freezing.cast(world, world_dtype):
             model.vlm.save_pretrained(folder / VLM_FOLDER)

@@ -24,7 +24,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     The folder of `path` is created if necessary. The temporary file is in the same folder, and its name contains the
     process id, so that several processes may write the same file.
     """
-    target = Path(path)
+    target = Path(path).expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}{UNFINISHED}")
     try:
@@ -40,7 +40,7 @@ def atomic_folder(folder: str | os.PathLike[str], stale: Sequence[str] = ()) -> 
 
     Entries of `folder` that the block does not write stay there, except the files named in `stale`.
     """
-    target = Path(folder)
+    target = Path(folder).expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as unfinished:
         yield Path(unfinished)

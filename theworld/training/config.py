@@ -259,6 +259,9 @@ class TrainingConfig:
         hints = typing.get_type_hints(type(self))
         for known in dataclasses.fields(self):
             setattr(self, known.name, checked(known.name, getattr(self, known.name), hints[known.name]))
+        for name in ("output_dir", "latent_cache"):
+            if (folder := getattr(self, name)) is not None:
+                setattr(self, name, os.path.expanduser(folder))
         for name, value in self.trainer_arguments.items():
             if name in hints or name in ALIASES or name not in trainer_field_names():
                 raise ValueError(
