@@ -322,8 +322,8 @@ def test_options_reach_the_run(config: Path, tmp_path: Path) -> None:
 
 
 def test_a_json_lines_file_replaces_the_dataset_of_the_config(config: Path, tmp_path: Path) -> None:
-    """The options of the config's dataset are not used, and a wrong key in the file is not hidden by them."""
-    values = {**json.loads(config.read_text()), "dataset_options": {"scenes_per_family": 2}}
+    """The options and the evaluation of the config's dataset are not used, and hide no wrong key in the file."""
+    values = {**json.loads(config.read_text()), "dataset_options": {"scenes_per_family": 2}, "do_eval": True}
     config.write_text(json.dumps(values))
     result = invoke("train", config, "--dataset", tmp_path / "chats.jsonl", "--max_steps", 1)
     assert result.exit_code == 0, result.output

@@ -17,7 +17,7 @@ from theworld.datasets.jsonl import JsonlDataset
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
 from theworld.datasets.physics.practice import scan_questions
 from theworld.datasets.physics.samples import PhysicsSamples
-from theworld.datasets.samples import Sample, StreamedSamples, conversation
+from theworld.datasets.samples import Sample, StreamedSamples, chat_of, conversation
 from theworld.media.video import Video
 
 PLAIN = {"text": "What is this?", "label": "A cat"}
@@ -273,3 +273,9 @@ def test_practice_in_reading_is_about_any_moment_of_a_clip() -> None:
             if question not in cells:
                 assert {**known, **plain}[question] == answer
     assert frames == {0, 4, 8, 12, 16}
+
+
+@pytest.mark.parametrize(("key", "ours"), [("question", "text"), ("answer", "label"), ("conversations", "messages")])
+def test_keys_of_other_formats_are_understood(key: str, ours: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown key '{key}'; did you mean '{ours}'"):
+        chat_of({key: "What?"}, "line 3")

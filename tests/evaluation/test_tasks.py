@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from theworld.evaluation.tasks import Item, check_items, fingerprint, image_key, other_images
+from theworld.evaluation.tasks import HIDDEN, Item, check_items, fingerprint, image_key, other_images
 from theworld.media.video import SpacedFrames, StridedFrames, Video
 
 
@@ -110,3 +110,10 @@ def test_the_fingerprint_depends_on_the_questions() -> None:
         [replace(asked[0], question="?"), asked[1]],
     ]
     assert len({fingerprint(asked), *map(fingerprint, others)}) == 5
+
+
+def test_a_missing_answer_is_named_before_anything_is_asked() -> None:
+    items = [item("a", "p", 0), replace(item("b", "p", 1), answer=HIDDEN), item("c", "p", 2)]
+    with pytest.raises(ValueError, match=r"^1 question of 3 without an answer \(b\), and the others have one; add"):
+        check_items(items)
+    check_items([replace(one, answer=HIDDEN) for one in items])

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from tests.tiny import TINY_SIZE, tiny_bases
 from theworld import TheWorld
-from theworld.inference.options import GenerateOptions, RolloutOptions, generate_arguments
+from theworld.inference.options import GenerateOptions, RolloutOptions, generate_arguments, split_options
 
 QUESTION = "Which bin will the ball land in?"
 
@@ -170,3 +170,9 @@ def test_asking_without_an_image_warns_once_unless_it_is_said(
     for _ in range(2):
         assert model.generate(None, QUESTION, 2) == answer
     assert caplog.text.count("No image was given") == 1
+
+
+@pytest.mark.parametrize(("name", "ours"), [("steps", "num_world_steps"), ("max_tokens", "max_new_tokens")])
+def test_names_of_other_interfaces_are_understood(name: str, ours: str) -> None:
+    with pytest.raises(ValueError, match=f"has no option '{name}'; did you mean '{ours}'"):
+        split_options({name: 4}, None, None)

@@ -98,7 +98,7 @@ def check_video(record: Mapping[str, Any], where: str) -> None:
         if alone:
             raise ValueError(f"{where}: {alone[0]} is a key of a video, and there is none: add video, or remove it.")
         return
-    if not isinstance(record["video"], str) or not record["video"]:
+    if not isinstance(record["video"], str):
         raise ValueError(f"{where}: video is {record['video']!r}, and must be the path of a video.")
     now, stride, past = (record.get(name, least) for name, least in (("now", 0), ("stride", 1), ("past", 0)))
     for name, value, least in (("now", now, 0), ("stride", stride, 1), ("past", past, 0)):

@@ -31,6 +31,12 @@ RECORD_KEYS = (
     "world_latents",
     "world_prompt",
 )
+# names of other formats -> ours, for suggestions
+ELSEWHERE = {
+    **dict.fromkeys(("question", "prompt", "instruction", "input"), "text"),
+    **dict.fromkeys(("answer", "caption", "output", "response", "target"), "label"),
+    **dict.fromkeys(("conversation", "conversations", "chat"), "messages"),
+}
 
 
 @dataclass(frozen=True)
@@ -292,7 +298,8 @@ def chat_of(
     known = (*RECORD_KEYS, *more_keys)
     unknown = [key for key in record if key not in known]
     if unknown:
-        hint = suggest(unknown[0], known, f"the known keys are {', '.join(known)}.")
+        ours = ELSEWHERE.get(unknown[0], unknown[0])
+        hint = suggest(ours, known, f"the known keys are {', '.join(known)}.")
         raise ValueError(f"{origin} has an unknown key {unknown[0]!r}; {hint}")
     for key, kind, wanted in (("world_prompt", str, "a text"), ("world_latents", Tensor, "a tensor (C, T, h, w)")):
         value = record.get(key)

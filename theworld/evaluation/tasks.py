@@ -20,7 +20,7 @@ from theworld.datasets.published import KNOWN_SETS, KnownSet
 from theworld.evaluation.answer_parser import LETTERS
 from theworld.media.images import load_image
 from theworld.media.video import Video
-from theworld.messages import Progress, suggest
+from theworld.messages import Progress, counted, enumerate_names, suggest
 
 HIDDEN = ""  # the answer of a question whose true answer is not published
 
@@ -121,6 +121,12 @@ def check_items(items: Sequence[Item]) -> None:
         seen.add(item.id)
         if item.choices and item.answer != HIDDEN and item.answer not in tuple(LETTERS[: len(item.choices)]):
             raise ValueError(f"{item.id}: the answer {item.answer!r} is not one of its {len(item.choices)} choices.")
+    hidden = [item.id for item in items if item.answer == HIDDEN]
+    if hidden and len(hidden) < len(items):
+        raise ValueError(
+            f"{counted(len(hidden), 'question')} of {len(items)} without an answer ({enumerate_names(hidden)}), and "
+            "the others have one; add the missing answers, or evaluate them separately."
+        )
 
 
 def other_images(items: Sequence[Item], seed: int, use_all: bool = False) -> list[list[Any]]:

@@ -21,6 +21,7 @@ FRAMES_INSTEAD = (
     f"{UNTRAINED} `generate` therefore shows imagined frames, or the input image alone if num_world_steps is 0; train "
     "the projector, load a trained model, or pass mode='tokens' to override."
 )
+SEVERAL_IMAGES = "nano was trained on questions about one image; its answers about several images are meaningless."
 WITHOUT_IMAGE = (
     "No image was given, so the language model answers from the text alone, without the world model; pass "
     "enable_world=False if this is intended."

@@ -28,6 +28,8 @@ UNSUPPORTED = {
         "call model.model.generate(**model.prepare(image, question), …), which returns transformers' output",
     ),
 }
+# names of the command line and of other interfaces -> ours, for suggestions
+ELSEWHERE = {"steps": "num_world_steps", "max_tokens": "max_new_tokens", "stop": "stop_strings"}
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,8 @@ def split_options(
         if name in UNSUPPORTED:
             raise ValueError(f"{name} is not supported; {UNSUPPORTED[name]}.")
         if name not in names and name not in decoding_names:
-            known = [*names, *decoding_names, "max_new_tokens", "temperature"]
-            hint = suggest(name, known, "see RolloutOptions and transformers.GenerationConfig.")
+            known = [*names, *decoding_names, "max_new_tokens", "temperature", "num_world_steps"]
+            hint = suggest(ELSEWHERE.get(name, name), known, "see RolloutOptions and transformers.GenerationConfig.")
             raise ValueError(f"generate has no option {name!r}; {hint}")
     rollout = {name: value for name, value in options.items() if name in names}
     decoding = {name: value for name, value in options.items() if name not in names}

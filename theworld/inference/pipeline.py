@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchFeature
 
-from theworld.inference.generation import FRAMES_INSTEAD, WITHOUT_IMAGE, generation_inputs
+from theworld.inference.generation import FRAMES_INSTEAD, SEVERAL_IMAGES, WITHOUT_IMAGE, generation_inputs
 from theworld.inference.options import (
     MAX_NEW_TOKENS,
     GenerateOptions,
@@ -116,6 +116,7 @@ class TheWorld(nn.Module):
         self.default_steps = num_world_steps  # of `generate`; None leaves the choice to `plan_call`
         self.runner = WorldRunner(model, self.processor)
         self._warned: set[str] = set()
+        self.is_shipped = spec.shipped_note is not None
         self.eval()  # like transformers' from_pretrained; call train() to train
         self._freeze(freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
 
@@ -386,6 +387,8 @@ class TheWorld(nn.Module):
             mode `frames` with the imagined frames as images.
         """
         images, questions = self.prompts.normalize_inputs(image, question, video)
+        if self.is_shipped and any(len(row) > 1 for row in images):
+            self._warn_once(SEVERAL_IMAGES)
         if rollout.enable_world is False or not any(images):
             if rollout.world_latents is not None:
                 raise ValueError("world_latents were given, but the world model is disabled or there is no image.")
@@ -404,8 +407,6 @@ class TheWorld(nn.Module):
             self._warn_once(FRAMES_INSTEAD)
         rollout = replace(rollout, num_world_steps=plan.num_world_steps)
         return generation_inputs(self.prompts, self.runner, images, questions, answer, rollout, plan)
-
-    # --------------------------------------------------------------------------------------------------- the future
 
     def imagine(
         self,
@@ -451,8 +452,6 @@ class TheWorld(nn.Module):
         if message not in self._warned and not self.training:
             self._warned.add(message)
             logger.warning(message)
-
-    # ------------------------------------------------------------------------------------------------ checkpoints
 
     def merge_lora(self) -> None:
         """Merges the LoRA into the language model's weights, which a full export requires."""

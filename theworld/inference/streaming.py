@@ -45,7 +45,7 @@ def stream_text(
         # without this, an error would leave the reader waiting forever
         writer.add_done_callback(lambda done: streamer.end() if done.exception() else None)
         try:
-            yield from streamer
+            yield from filter(None, streamer)
             writer.result()
         finally:
             stop.closed = True  # leaving the executor waits for the writer, though not for the rest of its answer

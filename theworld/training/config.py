@@ -414,16 +414,18 @@ class TrainingConfig:
         given = {**assignments(changes), **{key: value for key, value in values.items() if value is not None}}
         given = canonical(given, own_keys(), "the command line")
         dataset, former = given.get("dataset_name", in_file.dataset_name), in_file.dataset_name
-        unused = None
+        unused: list[str] = []
         if dataset != former:
             if not str(dataset).endswith(JSON_LINES) or former != "jsonl":
-                unused = content.pop("dataset_options", None)
+                unused = ["dataset_options"]
             if str(dataset).endswith(JSON_LINES):
                 content.pop("train_dataset_path", None)
+                unused += [] if former == "jsonl" or "eval_dataset_path" in given else ["do_eval"]
+        unused = [key for key in unused if content.pop(key, None) and key not in given]
         config = cls._from_canonical({**content, **given})
         if unused:
             config.check_files()  # a missing file is reported without this note
-            logger.info("the dataset_options of the config belong to %s and are not used for %s", former, dataset)
+            logger.info("%s of the config belong to %s and are not used for %s", " and ".join(unused), former, dataset)
         return config
 
     def to_dict(self) -> dict[str, Any]:

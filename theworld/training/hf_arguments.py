@@ -87,8 +87,8 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         )
     if made.n_gpu > 1:  # Trainer would use nn.DataParallel, which cannot gather logits of unequal lengths
         logger.warning(
-            "This run uses one of %d GPUs. To use all: `torchrun --nproc_per_node %d -m theworld.cli train …`",
-            made.n_gpu, made.n_gpu,
+            "This run uses one of %d GPUs; start it with torchrun, one process per GPU, to use all of them",
+            made.n_gpu,
         )  # fmt: skip
         made._n_gpu = 1
     return made
