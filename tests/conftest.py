@@ -17,12 +17,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import torch
 from hypothesis import settings
 
 from tests import commands
-
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 # Property tests: the same examples every run, and no deadline on a busy machine.
 settings.register_profile("theworld", derandomize=True, deadline=None, max_examples=50, database=None)
@@ -44,6 +41,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     """Excludes what has been imported from garbage collection: a full one took 0.6 s, and each training run has one."""
+    import torch  # not above, since the process that only distributes the tests does not need it
+
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -56,6 +56,8 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test's random numbers and log do not depend on the tests before it, nor its dtype on the CPU."""
+    import torch
+
     torch.manual_seed(0)
     logging.getLogger("theworld.inference.pipeline").setLevel(logging.NOTSET)  # a command in this process silences it
     monkeypatch.setattr("theworld.model.devices.cpu_has_bfloat16", lambda: False)

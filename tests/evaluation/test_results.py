@@ -1,13 +1,17 @@
 """The result file: what it holds, what it warns of, and that it is whole."""
 
+import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from theworld.evaluation import results
+from theworld.evaluation.render import to_terminal
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.statistics import NO_DIFFERENCE, questions_needed
 from theworld.evaluation.tasks import Item
@@ -112,3 +116,13 @@ def test_labels_are_read_beside_the_weights_or_beside_their_folder(tmp_path: Pat
 
 def test_versions_name_what_decides_the_numbers() -> None:
     assert {"python", "torch", "transformers", "diffusers"} <= set(provenance.versions())
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_figure_is_cut_in_a_narrow_terminal(width: int) -> None:
+    content = json.loads((Path(__file__).parents[2] / "docs" / "nano" / "physics_test.json").read_text())
+    file = io.StringIO()
+    to_terminal(content, Console(width=width, file=file))
+    for arm, score in content["arms"].items():
+        low, high = (f"{100 * value:.1f}" for value in score["interval_95"])
+        assert re.search(rf"^{arm} +{100 * score['accuracy']:.1f} % +{low}–{high} ", file.getvalue(), re.MULTILINE), arm

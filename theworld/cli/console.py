@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PLAIN_WIDTH = 140  # columns of a table in a file or a pipe
+TABLE_WIDTH = 110  # columns that a table needs
 LINE_EVERY = 10.0  # seconds between lines if there is no terminal for a progress bar
 
 Step = Callable[[str, int, int], None]
@@ -25,9 +26,13 @@ def stderr() -> Console:
 
 
 def stdout() -> Console:
-    """A console for tables: as wide as the terminal, or wide enough for every table if there is none."""
+    """A console for tables: as wide as the terminal, but at least so wide that no name or figure is cut.
+
+    A narrow terminal then wraps the lines.
+    """
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+    console.width = max(console.width, TABLE_WIDTH) if console.is_terminal else PLAIN_WIDTH
+    return console
 
 
 def say(text: str) -> None:

@@ -171,7 +171,13 @@ def to_terminal(content: Mapping[str, Any], console: Any) -> None:
             rich.add_column(table.columns[i], justify="right" if i else "left", no_wrap=True)
         for row in table.rows:
             rich.add_row(*(row[i] for i in shown))
-        console.print(*([""] if number else []), rich, sep="\n")
+        if number:
+            console.print()
+        # a narrow terminal wraps the lines; otherwise names and figures would be cut
+        console.width = max(
+            console.width, console.measure(rich, options=console.options.update(max_width=1000)).maximum
+        )
+        console.print(rich)
 
 
 def to_markdown(content: Mapping[str, Any]) -> str:
