@@ -221,7 +221,7 @@ def now_accuracy(
         for start in range(0, len(samples), batch_size):
             indices = range(start, min(start + batch_size, len(samples)))
             batch = collator([IndexedSample(index, samples[index]) for index in indices])
-            batch.pop("left_out")
+            batch.pop("num_skipped")
             inputs = {name: tensor.to(device) for name, tensor in batch.items()}
             labels = inputs.pop("labels")
             # positions whose next token is an answer's
