@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def make(run: Run) -> dict[str, Any]:
-    """Writes the two repositories, and an adapter with an untrained projector, as training would save one."""
+    """Writes the two repositories, and an adapter with a random projector that counts as trained."""
     from benchmarks.random_weights import SIZES, make_cosmos, make_gemma
 
     size = SIZES[run.size]
@@ -68,6 +68,7 @@ def make(run: Run) -> dict[str, Any]:
         torch.cuda.empty_cache()
     loads: list[TheWorld] = []
     content["fuse_seconds"] = seconds_of(lambda: loads.append(fused(run)), run.device)[0]
+    loads[0].config.reads_world_tokens = True  # the cost of reading them does not depend on the weights
     loads[0].save_pretrained(run.adapter)
     content["adapter_bytes"] = sum(path.stat().st_size for path in run.adapter.iterdir())
     trainable, total, percent = loads[0].get_trainable_parameters()
