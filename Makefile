@@ -77,7 +77,7 @@ test: $(DEV) ## Run the tests: tiny models, no network, no GPU
 	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -n 2
 
 test-slow: $(DEV) ## Run the slow tests
-	@HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n 2 -m "slow and not gpu"
+	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -n 2 -m "slow and not gpu"
 
 test-gpu: $(DEV) ## Run the tests that need a GPU
 	@HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m gpu

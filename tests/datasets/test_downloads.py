@@ -277,3 +277,10 @@ def test_only_so_many_rows_are_read_ahead_and_a_host_gets_so_many_connections(se
         assert next(results).content == GOOD
         assert len(taken) == QUICK.lookahead
         results.close()  # type: ignore[attr-defined]
+
+
+def test_waiting_for_ones_turn_at_a_host_is_no_time_out(server: Server) -> None:
+    """Twelve downloads, two at a time, take three times as long as one attempt may."""
+    rows = [server.url(f"wait-0.25-{number}") for number in range(12)]
+    settings = DownloadSettings(timeout=0.5, per_host=2)
+    assert causes(rows, settings) == [None] * 12

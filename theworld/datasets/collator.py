@@ -32,7 +32,7 @@ class IndexedSample:
     Attributes:
         index: unique in the run; what is drawn depends on it.
         deterministic: whether nothing is drawn, as in evaluation.
-        num_skipped: how many samples of a stream were left out since the previous one.
+        num_skipped: how many samples of a stream were skipped since the previous one.
     """
 
     index: int

@@ -67,7 +67,7 @@ class DownloadedRows:
                     image = readable(result.content)
                     cause = None if image is not None else "image"
                 url, text = str(result.row["url"]), result.row["text"]
-                if kept is not None and kept.read(url) is None and text:
+                if kept is not None and url not in kept and text:
                     if image is not None:
                         kept.add(url, text, result.content or b"")
                     elif cause is not None and kept.cause(url) is None:

@@ -2,7 +2,7 @@
 
 Addresses of a dataset are untrusted input. Only http and https are opened, and only connections to public addresses:
 this is checked for each connection that is made, whatever led to it (an address in digits, a redirect, a DNS answer).
-Proxy variables are not read. Time, size, redirects and attempts have limits, and so has the number of connections per
+Proxy variables are not read. Time, size, redirects and attempts have limits, and so has the number of downloads per
 host. Every failure has one of the `CAUSES`; nothing but a fault of this program is raised.
 """
 
@@ -19,8 +19,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 import aiohttp
+from yarl import URL
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class DownloadSettings:
 
     Attributes:
         concurrency: downloads at a time.
-        per_host: connections to one host at a time.
+        per_host: downloads from one host at a time.
         lookahead: rows that are requested or waiting to be read, since results keep the order of their rows.
         timeout: seconds of one attempt, from the DNS request to the last byte.
         attempts: attempts in all, after broken connections and answers 5xx and 429.
@@ -178,9 +180,9 @@ class Downloader:
         settings = self.settings
         self._loop.set_default_executor(ThreadPoolExecutor(64, thread_name_prefix="dns"))
         self._slots = asyncio.Semaphore(settings.concurrency)
+        self._hosts = WeakValueDictionary[str, asyncio.Semaphore]()  # those in use
         connector = aiohttp.TCPConnector(
-            limit=settings.concurrency,
-            limit_per_host=settings.per_host,
+            limit=0,  # the semaphores limit connections
             resolver=self._resolver,
             socket_factory=self._new_socket,
         )
@@ -211,7 +213,13 @@ class Downloader:
 
     async def _download(self, address: str) -> bytes:
         """The file at an address, after at most `attempts` attempts; raises Failed."""
-        async with self._slots:
+        try:
+            host = URL(address).host or ""
+        except ValueError as error:
+            raise Failed("address") from error
+        # Not the connector's limit: waiting for a connection would count as time of the attempt.
+        own = self._hosts.setdefault(host, asyncio.Semaphore(self.settings.per_host))
+        async with own, self._slots:
             for attempt in range(1, self.settings.attempts + 1):
                 try:
                     return await self._attempt(address)

@@ -48,6 +48,9 @@ class ImageShards:
     def __len__(self) -> int:
         return len(self._places)
 
+    def __contains__(self, url: str) -> bool:
+        return key_of(url) in self._places
+
     def read(self, url: str) -> bytes | None:
         """The file that was downloaded from an address; None if there is none."""
         if (place := self._places.get(key_of(url))) is None:

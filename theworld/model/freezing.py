@@ -90,19 +90,16 @@ def count_parameters(model: nn.Module) -> list[PartCount]:
 
 
 def fingerprints(model: nn.Module, parts: Iterable[str]) -> dict[str, str]:
-    """The fingerprint of each part's weights."""
-    by_part = parameters_by_part(model)
-    return {part: fingerprint(parameter for _, parameter in by_part.get(part, ())) for part in parts}
-
-
-def fingerprint(parameters: Iterable[Tensor]) -> str:
-    """A digest of weights, from the first numbers of each tensor, that does not depend on their dtype."""
-    digest = hashlib.blake2b(digest_size=16)
-    for parameter in parameters:
-        if is_here(parameter):
-            sample = parameter.detach().flatten()[:DIGESTED].to(torch.bfloat16)
-            digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
-    return digest.hexdigest()
+    """A digest of each part's weights, from the first numbers of each tensor, that does not depend on their dtype."""
+    digests, by_part = {}, parameters_by_part(model)
+    for part in parts:
+        digest = hashlib.blake2b(digest_size=16)
+        for _, parameter in by_part.get(part, ()):
+            if is_here(parameter):
+                sample = parameter.detach().flatten()[:DIGESTED].to(torch.bfloat16)
+                digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
+        digests[part] = digest.hexdigest()
+    return digests
 
 
 def is_here(parameter: Tensor) -> bool:

@@ -202,8 +202,10 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         state_dict: Any = None,
         max_shard_size: int | str | None = None,
     ) -> None:
-        """Writes the adapter atomically: `config.json`, `model.safetensors` with the trained parts, and, if the world
-        model's own folder has no default prompts, the embeddings that were computed, in `prompt_embeds.safetensors`.
+        """Writes the adapter atomically.
+
+        It has `config.json`, `model.safetensors` with the trained parts, and, if the world model's own folder has no
+        default prompts, `prompt_embeds.safetensors` with the embeddings that were computed.
 
         Args:
             save_directory: folder to write to.

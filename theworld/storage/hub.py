@@ -2,8 +2,8 @@
 
 An adapter folder holds `config.json` (a TheWorldConfig: the base models' ids and revisions, and which parts were
 trained), `model.safetensors` (those parts), and `prompt_embeds.safetensors` if the world model's own folder has no
-default prompts. A base id that starts with `./` is a subfolder of the
-adapter folder, which keeps a full export in one piece.
+default prompts. A base id that starts with `./` is a subfolder of the adapter folder, which keeps a full export in one
+piece.
 """
 
 from __future__ import annotations
