@@ -59,5 +59,6 @@ def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     torch.manual_seed(0)
-    logging.getLogger("theworld.inference.pipeline").setLevel(logging.NOTSET)  # a command in this process silences it
+    for module in ("pipeline", "world_runner"):  # a command in this process silences them
+        logging.getLogger(f"theworld.inference.{module}").setLevel(logging.NOTSET)
     monkeypatch.setattr("theworld.model.devices.cpu_has_bfloat16", lambda: False)

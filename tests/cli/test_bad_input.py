@@ -211,6 +211,8 @@ def test_more_steps_than_the_model_has(
         fail("eval", "physics", "--model", family / "fused", "--limit", "1", "--steps", "5"),
     ):
         assert "at most 4 world steps, and 5 were requested" in said
+    said = fail("imagine", image, "-o", tmp_path / "a.gif", "--model", family / "fused", "--fps", "99999")
+    assert "fps is 99999" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -140,7 +141,7 @@ def test_ask_streams_what_generate_answers(family: Path, image: Path) -> None:
     content = json.loads(succeed("ask", image, QUESTION, *options, "--json").stdout)
     assert content["answer"] == answer
     assert (content["num_world_steps"], content["seed"], content["question"]) == (1, 3, QUESTION)
-    assert "note" not in content
+    assert content["notes"] == []
 
 
 def test_ask_takes_several_images(family: Path, image: Path) -> None:
@@ -153,7 +154,31 @@ def test_every_nano_answer_says_what_nano_knows(shipped: Path, image: Path) -> N
     assert result.stderr.count("nano understands only its simulated scenes") == 1
     assert "nano understands" not in result.stdout
     result = succeed("ask", image, QUESTION, "--max-new-tokens", "2", "--json")
-    assert "nano understands" not in result.stdout + result.stderr
+    assert "nano understands" not in result.stderr
+    (note,) = json.loads(result.stdout)["notes"]
+    assert "nano understands only its simulated scenes" in note
+
+
+def test_a_rollout_beyond_the_training_clips_is_noted_everywhere(
+    shipped: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from theworld.evaluation import evaluate
+    from theworld.inference.pipeline import TheWorld
+    from theworld.inference.world_runner import warn_once
+
+    monkeypatch.setattr("theworld.model.spec.NANO_WORLD_STEPS", 2)
+    expected = "trained on clips of 2 world steps, and 3 were requested"
+    for command in (("ask", image, QUESTION, "--max-new-tokens", "2"), ("imagine", image, "-o", tmp_path / "a.gif")):
+        assert expected in json.loads(succeed(*command, "--steps", "3", "--json").stdout)["notes"][-1]
+    findings = json.loads(succeed("doctor", "--steps", "3", "--json").stdout)["findings"]
+    assert any(expected in one["text"] and not one["fails"] for one in findings)
+    results = evaluate("nano", "physics", arms="fused", num_world_steps=[2, 3], limit=2, device="cpu")
+    assert [expected in warning for warning in results.warnings].count(True) == 1
+    logging.getLogger("theworld.inference.world_runner").setLevel(logging.NOTSET)  # which commands silence
+    warn_once.cache_clear()
+    for _ in range(2):
+        TheWorld("nano", device="cpu").imagine(str(image), 3)
+    assert caplog.text.count(expected) == 1
 
 
 def test_a_plain_gemma_without_a_future_needs_no_world_model(family: Path, image: Path) -> None:

@@ -135,6 +135,13 @@ def test_a_generation_config_holds_where_the_call_is_silent(model: TheWorld, mon
         ({"top_p": 0.5}, "top_p has no effect with greedy decoding; set temperature > 0"),
         ({"top_k": 5, "temperature": 0.0}, "top_k has no effect with greedy decoding"),
         ({"early_stopping": "soon"}, "early_stopping"),
+        ({"stop_strings": []}, r"stop_strings is \[\]; pass a text that is not empty"),
+        ({"stop_strings": 5}, "stop_strings is 5; pass a text"),
+        ({"stop_strings": ["."] * 2 + [""]}, "stop_strings is .*; pass a text that is not empty"),
+        ({"bad_words_ids": []}, r"bad_words_ids is \[\], which transformers refuses"),
+        ({"suppress_tokens": "a"}, "suppress_tokens is 'a', which transformers refuses"),
+        ({"sequence_bias": 3}, "sequence_bias is 3, which transformers refuses"),
+        ({"temperature": 1.0, "top_h": 7}, "top_h is 7, which transformers refuses"),
     ],
 )
 def test_a_wrong_option_fails_before_anything_is_imagined(
@@ -163,13 +170,31 @@ def test_an_empty_list_of_images_is_an_error(model: TheWorld) -> None:
 
 
 def test_asking_without_an_image_warns_once_unless_it_is_said(
-    model: TheWorld, caplog: pytest.LogCaptureFixture
+    model: TheWorld, image: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer = model.generate(None, QUESTION, 2, enable_world=False)
     assert "No image" not in caplog.text
     for _ in range(2):
         assert model.generate(None, QUESTION, 2) == answer
     assert caplog.text.count("No image was given") == 1
+    model._warned.clear()
+    model.generate([image, None], [QUESTION] * 2, 2, num_world_steps=0)
+    assert caplog.text.count("No image was given") == 2, "one of two questions has no image"
+    model._warned.clear()
+    model.forward(None, QUESTION)
+    assert caplog.text.count("No image was given") == 3
+
+
+def test_an_empty_question_is_an_error(model: TheWorld, image: np.ndarray) -> None:
+    for question in ("", [QUESTION, " "]):
+        with pytest.raises(ValueError, match="question is an empty text"):
+            model.generate([image] * (1 if question == "" else 2), question)
+
+
+@pytest.mark.parametrize("wrong", [{"seed": "a"}, {"enable_world": "no"}])
+def test_the_processor_checks_its_values(model: TheWorld, image: np.ndarray, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is '"):
+        model.processor(images=image, text="<start_of_image>What?", **wrong)
 
 
 @pytest.mark.parametrize(("name", "ours"), [("steps", "num_world_steps"), ("max_tokens", "max_new_tokens")])

@@ -20,7 +20,7 @@ from tests.evaluation.tiny_family import tiny_family
 from tests.world_models.tiny import TINY_SIZE
 from theworld import TheWorld
 from theworld.cli import app
-from theworld.inference.pipeline import warn_once
+from theworld.inference.world_runner import warn_once
 from theworld.model.call_plan import plan_call, steps_to_imagine
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.spec import resolve_model

@@ -132,6 +132,7 @@ def kill_at_random_events(settings: Settings, folder: Path, kills: int, steps: i
     return plain.output_dir, killed["output_dir"]
 
 
+@pytest.mark.slow
 def test_killed_at_random_events(settings: Settings, tmp_path: Path) -> None:
     whole, killed = kill_at_random_events(settings, tmp_path, kills=4, steps=12)
     assert differences(whole, killed) == []
@@ -183,7 +184,7 @@ def run_into(values: dict[str, Any], moment: str) -> None:
     recipe.train(TrainingConfig.from_dict(values), load())
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_resuming_from_an_earlier_checkpoint_gives_the_same_result(
     settings: Settings, tmp_path: Path, optimizer: str
 ) -> None:

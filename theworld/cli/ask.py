@@ -95,13 +95,12 @@ def ask(
     the_model = load(spec, plan.num_world_steps if plan.mode != "off" else None, device, dtype)
     loaded = time.perf_counter()
     precision = dtype_name(the_model)
+    notes = spec.notes_on_steps(plan.num_world_steps)
     if not as_json:
-        if spec.shipped_note:
-            say(f"Note: {spec.shipped_note}")
+        for note in notes:
+            say(f"Note: {note}")
         if clip is not None:
             say(describe_clip(clip, the_model.config.num_pixel_frames(0, past)))
-        if plan.mode != "off" and (note := spec.note_on_steps(plan.num_world_steps)):
-            say(f"Note: {note}")
         say(f"{describe_mode(plan, past)} ({precision} on {the_model.device})")
     with counting() as step:
         pieces: Iterator[str] = the_model.stream(
@@ -138,6 +137,7 @@ def ask(
         **({} if prompt is None else {"world_prompt": prompt}),
         "device": str(the_model.device),
         "dtype": precision,
+        "notes": notes,
         "seconds": {"load": round(loaded - started, 2), "answer": round(time.perf_counter() - loaded, 2)},
     }
     typer.echo(json.dumps(content, ensure_ascii=False, indent=2))

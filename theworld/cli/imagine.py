@@ -48,10 +48,11 @@ def imagine(
         raise typer.BadParameter("provide an input image, or --video FILE.")
     if len(images) > 1 and not frames:
         raise ValueError(f"Got {counted(len(images), 'image')} for one future; give one image, or use --frames.")
-    from theworld.media.export import rollout_extension
+    from theworld.media.export import check_fps, rollout_extension
 
     started = time.perf_counter()
-    rollout_extension(output)  # a wrong file name is reported first
+    rollout_extension(output)  # a wrong file name or rate is reported first
+    check_fps(fps)
     check_files(*images, *([video] if video else []))
     check_output(output)
     is_video = frames or video is not None
@@ -83,13 +84,12 @@ def imagine(
             shown, seen = np.concatenate([past, shown[len(past) :]]), len(past)
             labels = moment_labels(seen - 1, len(shown))
         path = save_rollout(shown, output, fps, labels=labels)
+    notes = spec.notes_on_steps(chosen)
     if not as_json:
-        if spec.shipped_note:
-            say(f"Note: {spec.shipped_note}")
+        for note in notes:
+            say(f"Note: {note}")
         if clip is not None:
             say(describe_clip(clip, seen))
-        if note := spec.note_on_steps(chosen):
-            say(f"Note: {note}")
         say(f"Imagined {counted(chosen, 'world step')} ({precision} on {the_model.device}).")
         typer.echo(path)
         return
@@ -104,6 +104,7 @@ def imagine(
         "model": model,
         "device": str(the_model.device),
         "dtype": precision,
+        "notes": notes,
         "seconds": round(time.perf_counter() - started, 2),
     }
     typer.echo(json.dumps(content, ensure_ascii=False, indent=2))

@@ -159,4 +159,5 @@ def quieten_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    logging.getLogger("theworld.inference.pipeline").setLevel(logging.ERROR)  # the mode line of `ask` says it
+    for module in ("pipeline", "world_runner"):  # the lines of `ask` and `imagine` say it
+        logging.getLogger(f"theworld.inference.{module}").setLevel(logging.ERROR)

@@ -128,6 +128,7 @@ def evaluate(
         "dtype": subject.dtype or str(resolve_device_and_dtype(device, None, dtype)[1]).removeprefix("torch."),
     }
     answers, notes = answer_in_arms(items, chosen, subject.load, settings, steps, output, batch_size, progress)
+    notes += [note for number in steps if (note := subject.note_on_steps(number))]
     summary = summarise(items, {name: [rows] for name, rows in answers.items()})
     models = {"model": subject.path, **subject.controls}
     content = {
@@ -162,6 +163,7 @@ class Subject:
         note: the sentence that belongs to every answer of the shipped model.
         controls: name -> model of each trained control.
         dtype: type of the weights of a loaded model.
+        note_on_steps: what to say about a number of world steps; see `ModelSpec.note_on_steps`.
     """
 
     def __init__(
@@ -179,8 +181,10 @@ class Subject:
         if isinstance(model, TheWorld):
             self.name = str(model.config.name_or_path or model.config.vlm_name_or_path)
             self.dtype = dtype_name(model)
+            self.note_on_steps: Callable[[int], str | None] = model.runner.note_on_steps
         else:
             self.name, self.path, self.note = model.name, model.path, model.shipped_note
+            self.note_on_steps = model.note_on_steps
 
     def check_trained(self, alternative: str) -> None:
         if isinstance(self._model, ModelSpec):  # `check_arms` checks a loaded model

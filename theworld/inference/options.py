@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -13,8 +12,10 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
+from transformers.generation import logits_process
 
 from theworld.messages import Progress, suggest
+from theworld.model.call_plan import check_call, check_integer
 from theworld.model.configuration import TheWorldConfig
 
 MAX_NEW_TOKENS = 128  # default length of an answer
@@ -27,6 +28,15 @@ UNSUPPORTED = {
         ("output_attentions", "output_hidden_states", "output_logits", "output_scores", "return_dict_in_generate"),
         "call model.model.generate(**model.prepare(image, question), …), which returns transformers' output",
     ),
+}
+# arguments that transformers checks only when it starts to generate, which is after the rollout, and what checks them
+CHECKED_LATE: dict[str, Callable[[Any], Any]] = {
+    "bad_words_ids": logits_process.NoBadWordsLogitsProcessor,
+    "suppress_tokens": logits_process.SuppressTokensLogitsProcessor,
+    "begin_suppress_tokens": lambda value: logits_process.SuppressTokensAtBeginLogitsProcessor(value, 0),
+    "sequence_bias": logits_process.SequenceBiasLogitsProcessor,
+    "exponential_decay_length_penalty": lambda value: logits_process.ExponentialDecayLengthPenalty(value, 0, 0),
+    "top_h": logits_process.TopHLogitsWarper,
 }
 # names of the command line and of other interfaces -> ours, for suggestions
 ELSEWHERE = {"steps": "num_world_steps", "max_tokens": "max_new_tokens", "stop": "stop_strings"}
@@ -66,9 +76,7 @@ class RolloutOptions:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        check_integer("seed", self.seed)
-        if self.enable_world is not None and not isinstance(self.enable_world, bool):
-            raise ValueError(f"enable_world is {self.enable_world!r}; pass True, False or None.")
+        check_call(self.seed, self.enable_world)
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -164,6 +172,7 @@ def decoding_arguments(
                 raise ValueError(f"{name} has no effect with greedy decoding; set temperature > 0.")
         arguments["do_sample"] = False
     check_ranges(arguments)
+    check_late_values(arguments)
     if config is None:
         GenerationConfig(**{name: value for name, value in arguments.items() if name in vars(GenerationConfig())})
     else:
@@ -188,14 +197,18 @@ def check_ranges(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {value!r}; it must be above 0.")
 
 
-def check_integer(name: str, value: Any) -> int:
-    """Returns `value` as an int, or raises a ValueError if it is not an integer."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}; it must be an integer.") from None
+def check_late_values(arguments: Mapping[str, Any]) -> None:
+    """Raises a ValueError for what transformers refuses when it builds the processors of a generation."""
+    if (stops := arguments.get("stop_strings")) is not None:
+        listed = [stops] if isinstance(stops, str) else stops
+        if not (isinstance(listed, list | tuple) and listed and all(isinstance(stop, str) and stop for stop in listed)):
+            raise ValueError(f"stop_strings is {stops!r}; pass a text that is not empty, or a list of these.")
+    for name, check in CHECKED_LATE.items():
+        if (value := arguments.get(name)) is not None:
+            try:
+                check(value)
+            except Exception as error:  # which exception depends on the place where transformers stumbles
+                raise ValueError(f"{name} is {value!r}, which transformers refuses: {error}") from error
 
 
 def check_keywords(config: Mapping[str, Any], call: Callable[..., Any]) -> None:

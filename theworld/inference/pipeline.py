@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any, Unpack, overload
 
 import numpy as np
@@ -24,19 +23,18 @@ from theworld.inference.options import (
     MAX_NEW_TOKENS,
     GenerateOptions,
     RolloutOptions,
-    check_integer,
     check_keywords,
     decoding_arguments,
     split_options,
 )
 from theworld.inference.prompting import PromptBuilder
 from theworld.inference.streaming import check_streamable, stream_text
-from theworld.inference.world_runner import WorldRunner
+from theworld.inference.world_runner import WorldRunner, warn_once
 from theworld.media.images import stack_frames, to_pixels
 from theworld.media.inputs import group_images
 from theworld.messages import Progress
 from theworld.model import checkpoint_file, freezing
-from theworld.model.call_plan import CallPlan, plan_call, steps_to_imagine, world_parts_for
+from theworld.model.call_plan import CallPlan, check_integer, plan_call, steps_to_imagine, world_parts_for
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import resolve_device_and_dtype
 from theworld.model.processing import TheWorldProcessor, texts_of
@@ -114,7 +112,7 @@ class TheWorld(nn.Module):
         self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
         self.prompts = PromptBuilder(self.processor)
         self.default_steps = num_world_steps  # of `generate`; None leaves the choice to `plan_call`
-        self.runner = WorldRunner(model, self.processor)
+        self.runner = WorldRunner(model, self.processor, spec.note_on_steps)
         self._warned: set[str] = set()
         self.is_shipped = spec.shipped_note is not None
         self.eval()  # like transformers' from_pretrained; call train() to train
@@ -263,6 +261,8 @@ class TheWorld(nn.Module):
         if not self.projector_is_trained:
             self._warn_once(FRAMES_INSTEAD)
         images, questions = self.prompts.normalize_inputs(image, text, video)
+        if not all(images):
+            self._warn_once(WITHOUT_IMAGE)
         rollout = RolloutOptions(num_world_steps, world_images=world_images, world_prompt=world_prompt)
         if any(images) and self.model.world is not None:
             steps = self.config.num_world_steps if num_world_steps is None else num_world_steps
@@ -389,11 +389,11 @@ class TheWorld(nn.Module):
         images, questions = self.prompts.normalize_inputs(image, question, video)
         if self.is_shipped and any(len(row) > 1 for row in images):
             self._warn_once(SEVERAL_IMAGES)
+        if rollout.enable_world is not False and not all(images):
+            self._warn_once(WITHOUT_IMAGE)
         if rollout.enable_world is False or not any(images):
             if rollout.world_latents is not None:
                 raise ValueError("world_latents were given, but the world model is disabled or there is no image.")
-            if rollout.enable_world is not False:
-                self._warn_once(WITHOUT_IMAGE)
             return self.prompts.inputs(images, questions, answer, rollout).to(self.device)
         chosen = self.processor.with_world(images, rollout.world_images)
         past = self.processor.num_past_steps([each for row in chosen for each in row])
@@ -491,9 +491,3 @@ class TheWorld(nn.Module):
             FileNotFoundError: if there is no such file.
         """
         return checkpoint_file.load_checkpoint(self.model, path, optimizer)
-
-
-@cache
-def warn_once(text: str) -> None:
-    """Logs a warning the first time that it occurs in this process."""
-    logger.warning(text)

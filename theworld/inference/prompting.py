@@ -56,9 +56,12 @@ class PromptBuilder:
             raise ValueError("question is missing; pass a string, or a list of strings.")
         if swapped(image, question):
             raise ValueError(f"image is {image!r:.100} and question is an image; pass the image first.")
-        if questions := texts_of("question", question):
-            return questions
-        raise ValueError("The list of questions is empty.")
+        questions = texts_of("question", question)
+        if not questions:
+            raise ValueError("The list of questions is empty.")
+        if not all(text.strip() for text in questions):
+            raise ValueError("question is an empty text; ask something about the image.")
+        return questions
 
     def video(self, video: Any, image: Any = None) -> Video:
         """Loads the argument `video` of a call, of which as many frames are kept as the model reads."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,27 @@ from theworld.world_models.base import WorldModel
 logger = logging.getLogger(__name__)
 
 
-class WorldRunner:
-    """Imagines, encodes and decodes with the world model of `model`, whose processor is `processor`."""
+@cache
+def warn_once(text: str) -> None:
+    """Logs a warning the first time that it occurs in this process."""
+    logger.warning(text)
 
-    def __init__(self, model: TheWorldForConditionalGeneration, processor: TheWorldProcessor) -> None:
+
+class WorldRunner:
+    """Imagines, encodes and decodes with the world model of `model`, whose processor is `processor`.
+
+    `note_on_steps` returns what to log about a number of world steps, once, or None.
+    """
+
+    def __init__(
+        self,
+        model: TheWorldForConditionalGeneration,
+        processor: TheWorldProcessor,
+        note_on_steps: Callable[[int], str | None],
+    ) -> None:
         self.model = model
         self.processor = processor
+        self.note_on_steps = cache(note_on_steps)
 
     @property
     def world(self) -> WorldModel:
@@ -65,6 +81,8 @@ class WorldRunner:
         prompts = inputs.get("world_prompt")
         if prompts:
             self.world.check_takes_prompts()  # before the transformer is loaded
+        if note := self.note_on_steps(num_world_steps):
+            warn_once(note)
         self.load_parts(*world_parts_for(num_world_steps))
         frames, seeds = inputs["world_frames"].to(self.device), inputs["world_seeds"].tolist()
         return self.model.world_latents_of(frames, num_world_steps, seeds, progress, prompts)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from transformers.initialization import no_init_weights
 
 from theworld.inspection import memory
 from theworld.inspection.memory import Prediction
@@ -111,7 +112,7 @@ def describe_model(
 
 def build_on_meta(config: TheWorldConfig) -> TheWorldForConditionalGeneration:
     """The complete model on the meta device: all parameters with their shapes, and no storage."""
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         return TheWorldForConditionalGeneration(config, world_parts=WORLD_PARTS if config.enable_world else None)
 
 

@@ -261,6 +261,8 @@ def model_findings(spec: ModelSpec, plan: CallPlan, found: Sequence[RepositoryCh
             findings.append(Finding(True, NO_CHAT_TEMPLATE.format(gemma.repository.path)))
     if plan.reason and plan.mode == "frames":
         findings.append(Finding(False, f"{plan.reason} An answer therefore sees imagined frames."))
+    if note := spec.note_on_steps(plan.num_world_steps):
+        findings.append(Finding(False, note))
     world = next(checks_of("world model", found), None)
     if world is None or world.access != "ok":
         return findings

@@ -51,8 +51,7 @@ def save_rollout(
             f"A rollout must be uint8 (F, H, W, 3), and this is {frames.dtype} {frames.shape}: "
             "theworld.media.images.to_pixels converts frames of the world model."
         )
-    if not 0 < fps <= MAX_FPS:  # written so that NaN fails
-        raise ValueError(f"fps is {fps}, and must be above 0 and at most {MAX_FPS}.")
+    check_fps(fps)
     if not (math.isfinite(hold) and hold >= 0):
         raise ValueError(f"hold is {hold} seconds, and must be 0 or more.")
     if scale is not None and scale < 1:
@@ -80,6 +79,12 @@ def moment_labels(num_past_frames: int, num_frames: int) -> list[str]:
     before = [f"seen {number}" for number in range(-num_past_frames, 0)]
     after = [f"imagined +{number}" for number in range(1, num_frames - num_past_frames)]
     return [*before, "now", *after]
+
+
+def check_fps(fps: float) -> None:
+    """Raises a ValueError for a frame rate that cannot be written."""
+    if not 0 < fps <= MAX_FPS:  # written so that NaN fails
+        raise ValueError(f"fps is {fps}, and must be above 0 and at most {MAX_FPS}.")
 
 
 def rollout_extension(path: str | os.PathLike[str]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from theworld.model.configuration import TheWorldConfig
@@ -80,3 +81,20 @@ def world_parts_for(num_world_steps: int, mode: str = "tokens") -> tuple[str, ..
     if num_world_steps == 0:
         return ("encoder",)
     return ("encoder", "transformer", "decoder") if mode == "frames" else ("encoder", "transformer")
+
+
+def check_call(seed: Any, enable_world: Any) -> None:
+    """Raises a ValueError if `seed` is not an integer, or `enable_world` is neither a bool nor None."""
+    check_integer("seed", seed)
+    if enable_world is not None and not isinstance(enable_world, bool):
+        raise ValueError(f"enable_world is {enable_world!r}; pass True, False or None.")
+
+
+def check_integer(name: str, value: Any) -> int:
+    """Returns `value` as an int, or raises a ValueError if it is not an integer."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; it must be an integer.") from None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 DIGESTED = 1024  # numbers of each tensor that a fingerprint reads
 COLUMNS = 4096  # of the table of words whose row and column sums are a checksum
+JOINED = 2**20  # values of the tensors that one checksum reads together, since most tensors are small
 
 # A part is identified by the names of its parameters. The first match wins: LoRA precedes the language model around it.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -107,9 +108,8 @@ def is_here(parameter: Tensor) -> bool:
     return not parameter.is_meta and type(parameter.data) is Tensor
 
 
-def checksum(tensor: Tensor) -> int:
-    """Sum of a tensor's bits as 64-bit words, weighted by their places; a change of one weight changes it."""
-    flat = tensor.detach().flatten()
+def checksum(flat: Tensor) -> int:
+    """Sum of the bits of (n,) values as 64-bit words, weighted by their places; a change of one value changes it."""
     per_word = 8 // flat.element_size()
     if flat.numel() % per_word or flat.storage_offset() % per_word:
         flat = torch.nn.functional.pad(flat, (0, -flat.numel() % per_word))
@@ -128,9 +128,7 @@ class PartChecksums:
     """Checksums of the weights that a model was loaded with, which show the parts that have changed since."""
 
     def __init__(self, model: nn.Module) -> None:
-        by_part = weights_by_part(model)
-        self._sums = {part: sums_of(weights) for part, weights in by_part.items()}
-        self._rounded = {part: sums_of(weights, torch.bfloat16) for part, weights in by_part.items()}
+        self._sums = {part: PartSums.of(weights) for part, weights in weights_by_part(model).items()}
 
     def changed(self, model: nn.Module) -> set[str]:
         """Parts whose weights differ from those that the model was loaded with.
@@ -140,17 +138,12 @@ class PartChecksums:
         """
         changed = set()
         for part, weights in weights_by_part(model).items():
-            sums, before = sums_of(weights), self._sums.get(part)
-            if before is None:
+            sums, before = PartSums.of(weights), self._sums.get(part)
+            if before is None or sums == before:
                 continue
-            sizes, sizes_before = {size for _, size in sums}, {size for _, size in before}
-            if sums.keys() == before.keys():
-                same = sums == before
-            elif 0 in sizes or sizes < sizes_before:
-                same = True  # sharded
-            else:
-                same = sizes == sizes_before and sums_of(weights, torch.bfloat16) == self._rounded[part]
-            if not same:
+            sharded = 0 in sums.sizes or sums.sizes < before.sizes
+            converted = sums.dtypes != before.dtypes and sums.sizes == before.sizes and sums.rounded == before.rounded
+            if not (sharded or converted):
                 changed.add(part)
         return changed
 
@@ -162,17 +155,39 @@ def weights_by_part(model: nn.Module) -> dict[str, list[Tensor]]:
     return {part: [parameter for _, parameter in by_part.get(part, ())] for part in parts}
 
 
-def sums_of(weights: Iterable[Tensor], dtype: torch.dtype | None = None) -> dict[tuple[torch.dtype, int], int]:
-    """Sums of the checksums of parameters, by dtype and number of values, which depend on the order of parameters.
+@dataclass(frozen=True)
+class PartSums:
+    """What is compared of the weights of a part: their sizes and dtypes, and checksums as they are and in bfloat16."""
 
-    `dtype` converts the parameters first.
-    """
-    sums = Counter[tuple[torch.dtype, int]]()
-    for place, parameter in enumerate(weights, start=1):
-        if is_here(parameter):
-            weight = parameter.detach() if dtype is None else parameter.detach().to(dtype)
-            sums[weight.dtype, weight.numel()] += place * checksum(weight)
-    return dict(sums)
+    sizes: frozenset[int]
+    dtypes: frozenset[torch.dtype]
+    exact: int
+    rounded: int
+
+    @classmethod
+    def of(cls, weights: Iterable[Tensor]) -> PartSums:
+        here = [weight.detach() for weight in weights if is_here(weight)]
+        exact = rounded = 0
+        for place, joined in enumerate(join_small(here), start=1):
+            own = checksum(joined)
+            exact += place * own
+            rounded += place * (own if joined.dtype == torch.bfloat16 else checksum(joined.to(torch.bfloat16)))
+        sizes, dtypes = frozenset(weight.numel() for weight in here), frozenset(weight.dtype for weight in here)
+        return cls(sizes, dtypes, exact, rounded)
+
+
+def join_small(weights: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The values of tensors in order, as (n,) tensors of one dtype and device; up to JOINED values are joined."""
+    joined: list[Tensor] = []
+    for weight in weights:
+        flat = weight.flatten()
+        fits = joined and sum(one.numel() for one in joined) + flat.numel() <= JOINED
+        if joined and not (fits and (flat.dtype, flat.device) == (joined[0].dtype, joined[0].device)):
+            yield torch.cat(joined) if len(joined) > 1 else joined[0]
+            joined = []
+        joined.append(flat)
+    if joined:
+        yield torch.cat(joined) if len(joined) > 1 else joined[0]
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from theworld.media.images import stack_frames, to_pixels
 from theworld.media.inputs import ImageOrVideo, group_images
 from theworld.media.video import Video
 from theworld.messages import counted
+from theworld.model.call_plan import check_call
 from theworld.model.configuration import TheWorldConfig
 from theworld.storage.hub import find_base_dir, resolve
 
@@ -179,6 +180,7 @@ class TheWorldProcessor(Gemma3Processor):
                 "The processor takes videos in `images`, read by theworld.media.video.load_video: in a chat, write "
                 "{'type': 'image', 'image': load_video(…)}."
             )
+        check_call(seed, enable_world)
         world_on = self.config.enable_world if enable_world is None else enable_world
         if any(prompts_each(world_prompt, None)) and (images is None or text is None or not world_on):
             reason = "without an image" if world_on else "with the world model disabled"

@@ -95,6 +95,10 @@ class ModelSpec:
         """The sentence that belongs to every answer of the shipped model; None for any other model."""
         return NANO_NOTE if is_shipped(self.path) else None
 
+    def notes_on_steps(self, num_world_steps: int) -> list[str]:
+        """What a user should know about a call that imagines this many world steps."""
+        return [note for note in (self.shipped_note, self.note_on_steps(num_world_steps)) if note]
+
     def note_on_steps(self, num_world_steps: int) -> str | None:
         """A sentence if a rollout is longer than the world model's training clips.
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers.initialization import no_init_weights
 
 from theworld.storage.adapters import check_names, read_tensors
 from theworld.storage.files import atomic_folder, write_json, write_tensors
@@ -418,14 +419,14 @@ class CosmosPredict2(WorldModel):
         vae = transformer = None
         prompts: dict[str, Tensor] = {}
         if "encoder" in parts or "decoder" in parts:
-            with torch.device("meta"):
+            with torch.device("meta"), no_init_weights():
                 vae = new_vae(self.config)
             prefixes = [prefix.removeprefix("vae.") for part in parts for prefix in PART_PREFIXES[part]]
             vae.load_state_dict(
                 read_weights(folder / "vae", vae.state_dict(), prefixes, dtype), strict=False, assign=True
             )
         if "transformer" in parts:
-            with torch.device("meta"):
+            with torch.device("meta"), no_init_weights():
                 transformer = new_transformer(self.config)
             weights = read_weights(folder / "transformer", transformer.state_dict(), dtype=dtype)
             transformer.load_state_dict(weights, assign=True)
