@@ -96,10 +96,15 @@ def run(
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=LONGEST, check=False)
 
 
+def start(function: Callable[..., Any], *arguments: Any) -> Command:
+    """Starts a process that calls a function of a module."""
+    code = f"import pickle; function, arguments = pickle.loads({pickle.dumps((function, arguments))!r})"
+    return Command("-c", f"{code}; function(*arguments)")
+
+
 def exit_code(function: Callable[..., Any], *arguments: Any) -> int:
     """The exit code of a process that calls a function of a module."""
-    code = f"import pickle; function, arguments = pickle.loads({pickle.dumps((function, arguments))!r})"
-    return Command("-c", f"{code}; function(*arguments)").wait()
+    return start(function, *arguments).wait()
 
 
 def programs() -> Path:

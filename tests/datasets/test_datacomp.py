@@ -6,6 +6,7 @@ import json
 import logging
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.datasets.test_downloads import GOOD, PUBLIC, QUICK, Names, Server
 from tests.tiny import tiny_bases
 from tests.world_models.tiny import TINY_SIZE
 from theworld.datasets import datacomp
-from theworld.datasets.datacomp import DownloadedRows
+from theworld.datasets.datacomp import ImageDownloads
 from theworld.datasets.downloads import Downloader, DownloadSettings
 from theworld.datasets.shards import ImageShards, key_of
 from theworld.training import dataset_loading, recipe
@@ -50,9 +51,11 @@ def test_rows_become_records_and_faults_are_counted(server: Server, caplog: pyte
         *rows(server, "good", "gone", "good", "cut", "to-private", "text"),
         {"url": server.url("good"), "text": ""},
     ]
-    made = DownloadedRows(asked, "What is this?", settings=QUICK)
+    made = ImageDownloads("What is this?", settings=QUICK)
     with caplog.at_level(logging.WARNING):
-        records = list(made)
+        found = list(made.read(asked))
+    assert [record is None for record in found] == [False, True, False, True, True, True, True]
+    records = [record for record in found if record]
     assert [record["label"] for record in records] == ["caption 0", "caption 2"]
     assert {record["text"] for record in records} == {"What is this?"}
     assert records[0]["image"].size == (32, 32)
@@ -62,10 +65,10 @@ def test_rows_become_records_and_faults_are_counted(server: Server, caplog: pyte
 
 def test_a_second_epoch_needs_no_network(server: Server, tmp_path: Path) -> None:
     asked = rows(server, "good?1", "gone", "good?2", "broken", "text")
-    first = [record["label"] for record in DownloadedRows(asked, shards=tmp_path, settings=QUICK)]
+    first = [record["label"] for record in ImageDownloads(shards=tmp_path, settings=QUICK).read(asked) if record]
     before = server.requests.copy()
-    made = DownloadedRows(asked, shards=tmp_path, settings=QUICK)
-    again = list(made)
+    made = ImageDownloads(shards=tmp_path, settings=QUICK)
+    again = [record for record in made.read(asked) if record]
     assert [record["label"] for record in again] == first == ["caption 0", "caption 2"]
     assert again[0]["image"].getpixel((0, 0)) == (200, 0, 0)
     assert set(server.requests - before) == {(PUBLIC, "broken")}, "what may work another time is tried again"
@@ -75,7 +78,7 @@ def test_a_second_epoch_needs_no_network(server: Server, tmp_path: Path) -> None
 def test_shards_are_those_of_webdataset(server: Server, tmp_path: Path) -> None:
     """Consecutive members with one key are one sample."""
     row, other = rows(server, "good?1", "good?2")
-    list(DownloadedRows([row, other], shards=tmp_path, settings=QUICK))
+    list(ImageDownloads(shards=tmp_path, settings=QUICK).read([row, other]))
     (shard,) = tmp_path.glob("*.tar")
     with tarfile.open(shard) as tar:
         names = tar.getnames()
@@ -108,7 +111,20 @@ def test_a_shard_whose_end_is_missing_keeps_its_complete_samples(tmp_path: Path)
 def test_a_dataset_without_any_image_is_an_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datacomp, "MOST_WITHOUT_IMAGE", 5)
     with pytest.raises(ValueError, match=r"None of the first 5 rows has an image: 5 refused \(answered 4xx"):
-        list(DownloadedRows(rows(server, *["gone"] * 50), settings=QUICK))
+        list(ImageDownloads(settings=QUICK).read(rows(server, *["gone"] * 50)))
+
+
+def test_a_resumed_stream_downloads_nothing_twice(server: Server) -> None:
+    asked = rows(server, *(f"{('good', 'gone')[number % 2]}?again{number}" for number in range(40)))
+    few = replace(QUICK, lookahead=4)
+    stream = datacomp.datacomp(asked, None, settings=few, shuffle=8, seed=1)
+    whole = [(sample, position) for sample, position in stream.epoch() if sample is not None]
+    labels = [sample.answers() for sample, _ in whole]
+    assert sorted(labels) == sorted([f"caption {number}"] for number in range(0, 40, 2)) != labels
+    before = server.requests.copy()
+    resumed = [sample.answers() for sample, _ in stream.epoch(start=whole[13][1]) if sample is not None]
+    assert resumed == labels[14:]
+    assert (server.requests - before).total() <= 40 - whole[13][1].row
 
 
 @pytest.mark.parametrize("name", ["datacomp_test", "datacomp_production"])

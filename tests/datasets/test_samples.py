@@ -17,7 +17,7 @@ from theworld.datasets.jsonl import JsonlDataset
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
 from theworld.datasets.physics.practice import scan_questions
 from theworld.datasets.physics.samples import PhysicsSamples
-from theworld.datasets.samples import Sample, StreamedSamples, chat_of, conversation
+from theworld.datasets.samples import Sample, chat_of, conversation
 from theworld.media.video import Video
 
 PLAIN = {"text": "What is this?", "label": "A cat"}
@@ -87,12 +87,6 @@ def test_samples_pass_unchanged() -> None:
     sample = Sample(conversation(0, [("a", "b")]))
     assert TheWorldDataset([sample])[0] is sample
     assert TheWorldDataset([sample]).messages(0) is sample.messages
-
-
-def test_a_stream_restarts_and_ends_at_its_limit() -> None:
-    stream = StreamedSamples([PLAIN] * 5, limit=3)
-    assert [len(list(stream)), len(list(stream))] == [3, 3]
-    assert [sample.origin for sample in stream][-1] == "streamed record 2"
 
 
 # ------------------------------------------------------------------------------------------------------- JSON Lines

@@ -65,6 +65,9 @@ def test_every_key_is_used(settings: Settings, tmp_path: Path, monkeypatch: pyte
     mapped = settings(image_key="", do_eval=True)
     dataset_loading.load_hub(Watched.from_dict(mapped.to_dict()))
     dataset_loading.load_datacomp(Watched.from_dict({**mapped.to_dict(), "num_samples": 1}))
+    monkeypatch.setattr(dataset_loading, "load_split", lambda *arguments, **keywords: hub.to_iterable_dataset())
+    streamed = settings(image_key="", streaming=True, output_dir=str(tmp_path / "stream"), max_steps=1)
+    recipe.train(Watched.from_dict(streamed.to_dict()), dataset_loading.load_hub)
     assert FIELDS - Watched.read == set()
 
 
@@ -196,7 +199,9 @@ ELSEWHERE = {
     "num_samples": "test_limits_on_samples",
     "max_seq_length": "test_limits_on_samples",
     "shown_samples": "test_limits_on_samples",
-    "streaming": "test_a_stream_is_read_by_one_process",
+    "streaming": "test_a_stream_is_shuffled_and_read_in_parts",
+    "shuffle_buffer_size": "test_a_stream_is_shuffled_and_read_in_parts",
+    "stream_parts": "test_a_stream_is_shuffled_and_read_in_parts",
     "dataset_name": "test_the_dataset_is_loaded_by_name",
     "dataset_options": "test_the_dataset_is_loaded_by_name",
     "train_dataset_path": "test_the_dataset_is_loaded_by_name",
@@ -368,9 +373,27 @@ def test_limits_on_samples(settings: Settings, caplog: pytest.LogCaptureFixture)
         recipe.index_samples(config, both, recipe.new_collator(config, describe(config)))
 
 
-def test_a_stream_is_read_by_one_process(settings: Settings) -> None:
-    assert recipe.training_arguments(settings(num_workers=4, streaming=True)).dataloader_num_workers == 1
-    assert recipe.training_arguments(settings(num_workers=4)).dataloader_num_workers == 4
+def test_a_stream_is_shuffled_and_read_in_parts(settings: Settings, tmp_path: Path) -> None:
+    rows = [{"text": f"Question {number}?", "label": "yes"} for number in range(12)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def load(**changes: Any) -> tuple[TrainingConfig, list[list[str]]]:
+        values = {"dataset_name": str(tmp_path / "data"), "image_key": "", "streaming": True, "max_steps": 1}
+        config = settings(**{**values, **changes})
+        stream, _ = dataset_loading.load_datasets(config)
+        return config, [sample.messages[0]["content"][0]["text"] for sample in stream]
+
+    questions = [row["text"] for row in rows]
+    _, found = load(shuffle_buffer_size=0)
+    assert found == questions
+    _, shuffled = load(shuffle_buffer_size=4)
+    assert sorted(shuffled[:4]) == sorted(questions[:4]) != shuffled[:4]
+    for parts, expected in ((None, 2), (3, 3)):
+        config, _ = load(stream_parts=parts, num_workers=2, output_dir=str(tmp_path / str(parts)))
+        recipe.train(config)
+        state = json.loads((tmp_path / str(parts) / "checkpoint-1" / "stream.json").read_text())
+        assert (state["num_parts"], state["batches"], list(state["positions"])) == (expected, 1, ["0"])
 
 
 def test_the_dataset_is_loaded_by_name(settings: Settings, tmp_path: Path) -> None:

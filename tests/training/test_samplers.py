@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable
+from dataclasses import asdict
+from itertools import count, islice, product
+from types import SimpleNamespace
 
 import pytest
 
 from tests.training.conftest import records
-from theworld.datasets.samples import StreamedSamples
-from theworld.training import recipe
+from theworld.datasets.streams import StreamedSamples
+from theworld.training import recipe, samplers
 from theworld.training.config import TrainingConfig
 from theworld.training.model_setup import describe
-from theworld.training.samplers import EpochOrder, IndexedStream
+from theworld.training.samplers import EpochOrder, IndexedStream, StreamBatch, StreamState
 
 
 def test_an_epoch_is_a_reproducible_shuffle() -> None:
@@ -49,13 +54,72 @@ def test_a_stream_repeats_and_counts_what_it_leaves_out(settings: Callable[..., 
     collator = recipe.new_collator(config, describe(config))
     chats = records(3)
     chats[1]["text"] = "Which bin will the ball land in? " * 20
-    stream = iter(IndexedStream(StreamedSamples(chats), collator, 60))
-    placed = [next(stream) for _ in range(4)]
-    assert [each.index for each in placed] == [0, 1, 2, 3]
-    assert [each.num_skipped for each in placed] == [0, 1, 0, 1]
-    assert collator(placed[:2])["num_skipped"] == 1
+    stream = iter(IndexedStream(StreamedSamples(chats), collator, 60, batch_size=2))
+    first, second = next(stream), next(stream)
+    assert [each.index for batch in (first, second) for each in batch.samples] == [0, 2, 3, 5]
+    assert [each.num_skipped for batch in (first, second) for each in batch.samples] == [0, 1, 0, 1]
+    assert (first.position.row, second.position.row, second.position.epoch) == (3, 3, 1)
+    assert collator(first.samples)["num_skipped"] == 1
     with pytest.raises(ValueError, match="no sample of at most 3 text tokens"):
-        next(iter(IndexedStream(StreamedSamples(chats), collator, 3)))
+        next(iter(IndexedStream(StreamedSamples(chats), collator, 3, 2)))
+    with pytest.raises(ValueError, match="Part 4 of 4 of the stream has no rows"):
+        list(islice(IndexedStream(StreamedSamples(records(3)), collator, 60, 1, num_parts=4), 4))
+    with pytest.raises(ValueError, match="None of the 3 rows of the stream has a sample"):
+        next(iter(IndexedStream(StreamedSamples(chats, lambda rows: (None for _ in rows)), collator, 60, 2)))
+
+
+def batches_of(
+    stream: IndexedStream, num_processes: int, workers: int, number: int, monkeypatch: pytest.MonkeyPatch
+) -> list[StreamBatch]:
+    """The batches of all processes and their workers in the order in which they are trained on."""
+    readers = {}
+    for rank, worker in product(range(num_processes), range(workers)):
+        own = copy.copy(stream)
+        own.rank, own.num_processes = rank, num_processes
+        with monkeypatch.context() as patch:
+            info = SimpleNamespace(id=worker, num_workers=workers)
+            patch.setattr(samplers, "get_worker_info", lambda info=info: info)
+            reader = iter(own)
+            readers[rank, worker] = [next(reader) for _ in range(-(-number // num_processes // workers))]
+    order = ((rank, turn % workers, turn // workers) for turn in count() for rank in range(num_processes))
+    return [readers[rank, worker][turn] for rank, worker, turn in islice(order, number)]
+
+
+@pytest.mark.parametrize("shuffle", [0, 7])
+def test_batches_of_a_stream_do_not_depend_on_processes_and_workers(
+    settings: Callable[..., TrainingConfig], monkeypatch: pytest.MonkeyPatch, shuffle: int
+) -> None:
+    """Nor on where a run was interrupted, whatever the number of processes afterwards."""
+    config = settings()
+    collator = recipe.new_collator(config, describe(config))
+    chats = [{"text": f"Question {number}?", "label": "yes"} for number in range(50)]
+
+    def stream() -> IndexedStream:
+        return IndexedStream(StreamedSamples(chats, shuffle=shuffle), collator, None, batch_size=3, num_parts=4)
+
+    def texts(batches: list[StreamBatch]) -> list[list[str]]:
+        return [[each.sample.messages[0]["content"][-1]["text"] for each in batch.samples] for batch in batches]
+
+    whole = batches_of(stream(), 1, 1, 40, monkeypatch)
+    indices = [each.index for batch in whole for each in batch.samples]
+    assert len(set(indices)) == len(indices) == 120
+    once = [text for batch in texts(whole[:16]) for text in batch]  # four batches of each part
+    assert len(set(once)) == 48, "no sample is repeated within an epoch"
+    for processes, workers in ((1, 2), (2, 1), (2, 2), (4, 1), (1, 4)):
+        assert texts(batches_of(stream(), processes, workers, 40, monkeypatch)) == texts(whole)
+    for cut, processes, workers in product((1, 5, 18, 30), (1, 2, 4), (1, 2)):
+        if 4 % (processes * workers) == 0:
+            resumed = stream()
+            resumed.state = StreamState(4, cut, {batch.part: batch.position for batch in whole[:cut]})
+            written = json.loads(json.dumps(asdict(resumed.state)))
+            assert StreamState.from_dict(written) == resumed.state
+            assert texts(batches_of(resumed, processes, workers, 40 - cut, monkeypatch)) == texts(whole[cut:])
+
+
+def test_workers_share_the_parts_of_a_stream_equally() -> None:
+    assert [StreamState(8).workers(2, number) for number in (0, 1, 2, 3, 4, 9)] == [1, 1, 2, 2, 4, 4]
+    with pytest.raises(ValueError, match="in 8 parts, which 3 processes cannot share equally"):
+        StreamState(8).workers(3, 1)
 
 
 def test_training_on_a_stream_logs_what_was_left_out(

@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image
 
 from theworld.datasets.downloads import CAUSES, Downloaded, Downloader, DownloadSettings
-from theworld.datasets.samples import StreamedSamples
 from theworld.datasets.shards import ImageShards
+from theworld.datasets.streams import StreamedSamples
 from theworld.media.images import load_image
 
 logger = logging.getLogger(__name__)
@@ -28,11 +28,10 @@ MOST_WITHOUT_IMAGE = 1000  # rows after which a dataset without any image is an 
 Row = Mapping[str, Any]
 
 
-class DownloadedRows:
+class ImageDownloads:
     """Turns rows with an address and a caption into records with an image; skips what cannot be downloaded or read.
 
     Args:
-        rows: with `url` and `text`.
         question: of every record.
         shards: folder that keeps what was downloaded, as WebDataset shards; None keeps nothing.
         settings: limits of the downloads.
@@ -44,23 +43,26 @@ class DownloadedRows:
 
     def __init__(
         self,
-        rows: Iterable[Row],
         question: str = QUESTION,
         shards: str | os.PathLike[str] | None = None,
         settings: DownloadSettings | None = None,
     ) -> None:
-        self.rows = rows
         self.question = question
         self.folder = shards
         self.settings = settings
         self.seen = 0
         self.causes = Counter[str]()
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def read(self, rows: Iterable[Row]) -> Iterator[dict[str, Any] | None]:
+        """The record of each row (`url` and `text`), in order; None for a row that is skipped.
+
+        Raises:
+            ValueError: if none of the first `MOST_WITHOUT_IMAGE` rows, or of all, has an image.
+        """
         kept = None if self.folder is None else ImageShards(self.folder)
         found = False
         try:
-            for result in self._files(kept):
+            for result in self._files(rows, kept):
                 self.seen += 1
                 cause, image = result.cause, None
                 if result.content is not None:
@@ -81,13 +83,14 @@ class DownloadedRows:
                     raise ValueError(f"None of the first {self.seen} rows has an image: {self.summary()}.")
                 if self.causes.total() % REPORT_EVERY == 0:
                     self.report()
+                yield None
         finally:
             if kept is not None:
                 kept.close()
             if self.causes:
                 self.report()
 
-    def _files(self, kept: ImageShards | None) -> Iterator[Downloaded[Row]]:
+    def _files(self, rows: Iterable[Row], kept: ImageShards | None) -> Iterator[Downloaded[Row]]:
         """The file of each row, in order; those of rows without a caption, and those that are kept, need no request."""
 
         def request(row: Row) -> str | Downloaded[Row]:
@@ -101,7 +104,7 @@ class DownloadedRows:
             return url
 
         with Downloader(self.settings) as downloader:
-            yield from downloader.map(self.rows, request)
+            yield from downloader.map(rows, request)
 
     def summary(self) -> str:
         """The skipped rows by cause."""
@@ -126,7 +129,9 @@ def datacomp(
     question: str | None = None,
     shards: str | os.PathLike[str] | None = None,
     settings: DownloadSettings | None = None,
+    shuffle: int = 0,
+    seed: int = 0,
 ) -> StreamedSamples:
-    """Makes samples of DataComp's rows, at most `limit` that have an image; see `DownloadedRows`."""
-    records = DownloadedRows(rows, question or QUESTION, shards, settings)
-    return StreamedSamples(records, limit=limit, origin="DataComp image")
+    """Makes samples of the rows of DataComp that have an image; see `ImageDownloads` and `StreamedSamples`."""
+    downloads = ImageDownloads(question or QUESTION, shards, settings)
+    return StreamedSamples(rows, downloads.read, limit=limit, origin="DataComp row", shuffle=shuffle, seed=seed)

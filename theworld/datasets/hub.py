@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
-
-from theworld.datasets.samples import FieldMapping, HFDatasetWrapper, StreamedSamples
+from theworld.datasets.samples import FieldMapping, HFDatasetWrapper
+from theworld.datasets.streams import StreamedSamples
 
 
 def load_split(path: str, split: str, streaming: bool = False, **options: Any) -> Any:
@@ -38,23 +37,19 @@ def load_split(path: str, split: str, streaming: bool = False, **options: Any) -
         raise ValueError(f"The split {split!r} of the dataset {path} cannot be loaded: {reason}.") from error
 
 
-def mapped(split: Any, fields: FieldMapping, streaming: bool, limit: int | None = None) -> Dataset:
+def mapped(split: Any, fields: FieldMapping, limit: int | None = None) -> HFDatasetWrapper:
     """Makes samples of a split, at most `limit` of them."""
-    if streaming:
-        fields.check(split.column_names)
-        return StreamedSamples(MappedRows(split, fields), limit=limit, origin="streamed row")
     if limit is not None:
         split = split.select(range(min(limit, len(split))))
     return HFDatasetWrapper(split, fields.image_key, fields.text_key, fields.label_key, fields.question_template)
 
 
-class MappedRows:
-    """The rows of a stream as records; can be iterated over again."""
-
-    def __init__(self, rows: Any, fields: FieldMapping) -> None:
-        self.rows = rows
-        self.fields = fields
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        for row in self.rows:
-            yield self.fields.record(row)
+def streamed(
+    split: Any, fields: FieldMapping, limit: int | None = None, shuffle: int = 0, seed: int = 0
+) -> StreamedSamples:
+    """Makes samples of a streamed split; see `StreamedSamples`."""
+    fields.check(split.column_names)
+    # images are decoded when a sample is made, since a block of rows waits in memory
+    rows = split.decode(False) if split.features is not None else split
+    read = partial(map, fields.record)
+    return StreamedSamples(rows, read, limit=limit, origin="streamed row", shuffle=shuffle, seed=seed)

@@ -7,13 +7,13 @@ Datasets are sequences of samples. `TheWorldDataset` makes them from records (di
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from theworld.media.video import Video
 from theworld.messages import suggest
@@ -221,35 +221,9 @@ class FieldMapping:
 
     def record(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Turns a row into a record of `TheWorldDataset`."""
-        images = [row[name] for name in self.images if row[name] is not None]
+        cells = [row[name] for name in self.images if row[name] is not None]
+        images = [image for cell in cells for image in (cell if isinstance(cell, list) else [cell])]
         return {"images": images, "text": self.question(row), "label": self.answer(row)}
-
-
-class StreamedSamples(IterableDataset):
-    """Makes samples of a stream of records, which has no length.
-
-    Args:
-        records: an iterable that gives the same records in every iteration.
-        limit: the largest number of samples; None for all.
-    """
-
-    def __init__(
-        self,
-        records: Iterable[Mapping[str, Any] | Sample],
-        folder: str | os.PathLike[str] | None = None,
-        limit: int | None = None,
-        origin: str = "streamed record",
-    ) -> None:
-        self.records = records
-        self.folder = None if folder is None else Path(folder)
-        self.limit = limit
-        self.origin = origin
-
-    def __iter__(self) -> Iterator[Sample]:
-        for number, record in enumerate(self.records):
-            if number == self.limit:
-                return
-            yield to_sample(record, f"{self.origin} {number}", self.folder)
 
 
 def conversation(num_images: int, turns: Sequence[tuple[str, str]]) -> list[Message]:

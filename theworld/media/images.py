@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard
 
 import numpy as np
@@ -30,7 +30,9 @@ from theworld.media.files import (
 if TYPE_CHECKING:  # a missing file is reported before torch is imported, which takes seconds
     import torch
 
-    ImageSource: TypeAlias = Image.Image | str | os.PathLike[str] | bytes | bytearray | np.ndarray | torch.Tensor
+    ImageSource: TypeAlias = (
+        Image.Image | str | os.PathLike[str] | bytes | bytearray | np.ndarray | torch.Tensor | Mapping[str, Any]
+    )
 
 ACCEPTED = (
     "a PIL image, a path, the bytes of an image file, a NumPy array (H, W, C), a torch tensor (C, H, W) or "
@@ -46,12 +48,14 @@ def load_image(source: ImageSource) -> Image.Image:
     read); a NumPy array (H, W) or (H, W, C); or a torch tensor (H, W), (C, H, W) or (1, C, H, W). Arrays and tensors
     have 1, 3 or 4 channels and are uint8 in 0..255 or float in [0, 1]. PIL mode "I;16" is read as 0..65535; "I" as
     0..255 if all values fit and else as 0..65535; "F" as [0, 1] if all values fit and else as 0..255. The source is
-    never changed.
+    never changed. A dict with `bytes` or `path`, as `datasets` gives an image that it has not decoded, is either.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is anything else that is not such an image, or has more than `MAX_PIXELS` pixels.
     """
+    if isinstance(source, Mapping) and source.keys() == {"bytes", "path"}:
+        source = source["path"] if source["bytes"] is None else source["bytes"]
     if isinstance(source, Image.Image):
         return decode_image(source, "The PIL image")
     if isinstance(source, bytes | bytearray):

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from theworld.storage.files import read_json_file
 from theworld.storage.hub import check_name, download
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "training_config.json"
 STATE_FILE = "trainer_state.json"
+STREAM_FILE = "stream.json"  # how far a stream was read
 PREFIX = "checkpoint-"
 PARTIAL_SUFFIX = ".writing"  # of a checkpoint that is being written or removed
 LAST = "last"
@@ -40,7 +42,7 @@ FREE_PREFIXES = ("dataloader_", "ddp_", "eval_", "hub_", "log_", "logging_", "sa
 RESTORED = (
     "optimizer", "learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
     "optim", "optim_args", "optim_target_modules", "freeze_gemma_vision", "freeze_gemma_language", "freeze_cosmos_vae",
-    "freeze_lora", "freeze_projector", "reset_projector", "projector_positions",
+    "freeze_lora", "freeze_projector", "reset_projector", "projector_positions", "stream_parts", "shuffle_buffer_size",
 )  # fmt: skip
 
 
@@ -52,6 +54,17 @@ def checkpoints_in(output_dir: str | os.PathLike[str]) -> list[Path]:
     files = Path(output_dir).glob(f"{PREFIX}*/{STATE_FILE}")
     steps = {step: file.parent for file in files if (step := file.parent.name.removeprefix(PREFIX)).isdecimal()}
     return [steps[step] for step in sorted(steps, key=int)]
+
+
+def read_stream(checkpoint: Path) -> dict[str, Any]:
+    """How far the run of a checkpoint had read its stream."""
+    path = checkpoint / STREAM_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{checkpoint} has no {STREAM_FILE}, so it was not saved while training on a stream, or by an earlier "
+            "version; start a new run from its weights with model_name."
+        )
+    return read_json_file(path, "resume from another checkpoint")
 
 
 def find_last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:

@@ -45,6 +45,7 @@ MINIMUM = {
     "warmup_steps": 0,
     "weight_decay": 0,
     "num_workers": 0,
+    "shuffle_buffer_size": 0,
     "shown_samples": 0,
     "max_grad_norm": 0,
     "num_epochs": 0,
@@ -58,6 +59,7 @@ MINIMUM = {
     "save_total_limit": 1,
     "futures_per_image": 1,
     "resampler_tokens": 1,
+    "stream_parts": 1,
     "latent_batch_size": 1,
 }
 JSON_LINES = ".jsonl"
@@ -148,7 +150,10 @@ class TrainingConfig:
         image_key, text_key, label_key: columns of a Hub dataset; several image columns are separated by commas.
         question_template: the question, if the dataset has none; `{field}` is replaced by the value of that column.
         num_samples: limit on the number of training samples.
-        streaming: streams the dataset in its own order; requires `max_steps`.
+        streaming: reads the dataset while training; requires `max_steps`.
+        shuffle_buffer_size: rows of a stream that are shuffled together; 0 keeps their order.
+        stream_parts: parts in which a stream is read, one after the other by each worker; the order of samples depends
+            on it. None means the number of workers of all processes.
         max_seq_length: limit on the text tokens of a sample, not counting image and world tokens; longer samples are
             left out. None accepts any length.
         num_workers: processes that prepare batches.
@@ -244,6 +249,8 @@ class TrainingConfig:
     question_template: str | None = None
     num_samples: int | None = None
     streaming: bool = False
+    shuffle_buffer_size: int = 1000
+    stream_parts: int | None = None
     max_seq_length: int | None = 2048
     num_workers: int = 4
 

@@ -11,10 +11,11 @@ from typing import Any
 from torch.utils.data import Dataset, IterableDataset
 
 from theworld.datasets.datacomp import HUB_ID, datacomp
-from theworld.datasets.hub import load_split, mapped
+from theworld.datasets.hub import load_split, mapped, streamed
 from theworld.datasets.jsonl import JsonlDataset
 from theworld.datasets.physics.samples import LABELLED_FROM, TO_READ, PhysicsSamples
 from theworld.datasets.samples import FieldMapping, SampleDataset, TheWorldDataset
+from theworld.datasets.streams import StreamedSamples
 from theworld.messages import suggest
 from theworld.training.config import TrainingConfig
 
@@ -51,7 +52,8 @@ def load_datacomp(config: TrainingConfig, **options: Any) -> Datasets:
     """DataComp's captions, streamed, with their images downloaded from the web, and kept in a folder `shards`."""
     shards = options.pop("shards", None)
     rows = load_split(options.pop("repository", HUB_ID), config.train_split, streaming=True, **options)
-    train = datacomp(rows, config.num_samples, config.question_template, shards)
+    shuffle = config.shuffle_buffer_size if config.streaming else 0
+    train = datacomp(rows, config.num_samples, config.question_template, shards, shuffle=shuffle, seed=config.seed)
     if config.streaming:
         return train, None
     if config.num_samples is None:
@@ -63,10 +65,14 @@ def load_hub(config: TrainingConfig, **options: Any) -> Datasets:
     """A dataset of the Hub or a folder, with the column names of the config."""
     fields = FieldMapping(config.image_key, config.text_key, config.label_key, config.question_template)
     split = load_split(config.dataset_name, config.train_split, config.streaming, **options)
-    train = mapped(split, fields, config.streaming, config.num_samples)
+    train: Dataset
+    if config.streaming:
+        train = streamed(split, fields, config.num_samples, config.shuffle_buffer_size, config.seed)
+    else:
+        train = mapped(split, fields, config.num_samples)
     if not config.do_eval:
         return train, None
-    return train, mapped(load_split(config.dataset_name, config.eval_split, **options), fields, streaming=False)
+    return train, mapped(load_split(config.dataset_name, config.eval_split, **options), fields)
 
 
 DATASETS: dict[str, Callable[..., Datasets]] = {"physics": load_physics, "jsonl": load_jsonl, "datacomp": load_datacomp}
@@ -128,8 +134,10 @@ def load_datasets_from(path: str) -> LoadDatasets:
     return found
 
 
-def as_samples(dataset: Any, origin: str) -> SampleDataset | IterableDataset:
-    """The samples that `load_datasets` returned; plain lists of records are wrapped."""
-    if isinstance(dataset, SampleDataset | IterableDataset):
+def as_samples(dataset: Any, origin: str) -> SampleDataset | StreamedSamples:
+    """The samples that `load_datasets` returned; plain lists and streams of records are wrapped."""
+    if isinstance(dataset, SampleDataset | StreamedSamples):
         return dataset
+    if isinstance(dataset, IterableDataset):
+        return StreamedSamples(dataset, origin=origin)
     return TheWorldDataset(dataset, origin=origin)

@@ -62,8 +62,7 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         "report_to": config.trackers or "none",
         "disable_tqdm": True,  # progress is reported by the recipe
         "run_name": config.wandb_run_name,
-        # A stream is read by one process: several would each have to know which part of it is theirs.
-        "dataloader_num_workers": min(config.num_workers, 1) if config.streaming else config.num_workers,
+        "dataloader_num_workers": config.num_workers,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "remove_unused_columns": False,  # the collator makes the columns
         "accelerator_config": {"dispatch_batches": False},

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import IterableDataset
 
 from theworld.datasets.collator import BatchSampling, ChatCollator, short_future
 from theworld.datasets.samples import Sample
+from theworld.datasets.streams import StreamedSamples
 from theworld.inference.latent_cache import LatentCache
 from theworld.messages import TaskProgress
 from theworld.model import freezing
@@ -176,10 +176,10 @@ def index_samples(
     loaded, held_out = load(config)
     training: IndexedSamples | IndexedStream
     dataset = as_samples(loaded, "training sample")
-    if isinstance(dataset, IterableDataset):
+    if isinstance(dataset, StreamedSamples):
         if config.max_steps is None or config.latent_cache is not None:
             raise ValueError("A streamed dataset has no length: set max_steps, and remove latent_cache.")
-        training = IndexedStream(dataset, collator, config.max_seq_length)
+        training = IndexedStream(dataset, collator, config.max_seq_length, config.batch_size)
     else:
         kept = filter_by_length(dataset, collator, config.max_seq_length, "training", config.num_samples)
         training = IndexedSamples(dataset, kept)
@@ -189,7 +189,7 @@ def index_samples(
     if held_out is None:
         raise ValueError(f"do_eval is true, but {config.dataset_name} has no evaluation samples; set it to false.")
     dataset = as_samples(held_out, "evaluation sample")
-    if isinstance(dataset, IterableDataset):
+    if isinstance(dataset, StreamedSamples):
         raise ValueError("Evaluation samples must have a length; give a list or a dataset that is not streamed.")
     kept = filter_by_length(dataset, collator, config.max_seq_length, "evaluation", config.num_eval_samples)
     return training, IndexedSamples(dataset, kept, deterministic=True)

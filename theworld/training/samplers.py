@@ -1,21 +1,24 @@
 """Which samples a run uses, and in which order: the same in every run of one seed, and after every resume.
 
 Each use of a sample in a run has a unique index: epoch · number of samples + position in the dataset. All that is
-sampled for it depends on this index only, so that resuming needs no more than the number of finished batches.
+sampled for it depends on this index only, so that resuming needs no more than the number of finished batches. A stream
+has parts, each with a position, and a checkpoint holds these (`StreamState`).
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from theworld.datasets.collator import ChatCollator, IndexedSample
 from theworld.datasets.samples import Sample, SampleDataset
+from theworld.datasets.streams import Position, StreamedSamples
 
 logger = logging.getLogger(__name__)
 
@@ -107,33 +110,124 @@ class EpochOrder(Sampler[int]):
         yield from (self.epoch * self.total + int(index) for order in orders for index in order)
 
 
+@dataclass
+class StreamState:
+    """How far a run has read its stream.
+
+    Attributes:
+        num_parts: parts that the stream is read in.
+        batches: batches that were trained on, of all processes.
+        positions: of each part that was read.
+    """
+
+    num_parts: int
+    batches: int = 0
+    positions: dict[int, Position] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StreamState:
+        positions = {int(part): Position(**position) for part, position in values["positions"].items()}
+        return cls(values["num_parts"], values["batches"], positions)
+
+    def workers(self, num_processes: int, requested: int) -> int:
+        """How many worker processes of each training process can share the parts: at most `requested`.
+
+        Raises:
+            ValueError: if the training processes cannot share them equally.
+        """
+        if self.num_parts % num_processes:
+            raise ValueError(
+                f"This run reads its stream in {self.num_parts} parts, which {num_processes} processes cannot share "
+                "equally; use a number of processes that divides it, or set stream_parts in a new run."
+            )
+        share = self.num_parts // num_processes
+        return next(number for number in range(max(requested, 1), 0, -1) if share % number == 0)
+
+
+@dataclass(frozen=True)
+class StreamBatch:
+    """The samples of one batch, and how far its part of the stream was read with them."""
+
+    samples: list[IndexedSample]
+    part: int
+    position: Position
+
+
 class IndexedStream(IterableDataset):
-    """The samples of a stream in its order, repeated without end; longer ones are left out and counted.
+    """Batches of a stream, without end; longer samples are left out and counted.
+
+    Batch number b of a run is made of part b mod `num_parts`. Which samples share a batch, and their order, therefore
+    depend on the number of parts only, and not on the number of processes and workers that share the parts.
 
     Args:
         max_text_tokens: limit on the text tokens of a sample; None accepts any length.
+        batch_size: samples of a batch.
+
+    Attributes:
+        state: where to begin.
+        rank, num_processes: of this training process, whose batches are given.
 
     Raises:
-        ValueError: if no sample is short enough.
+        ValueError: if a part has no sample that is short enough.
     """
 
-    def __init__(self, dataset: IterableDataset, collator: ChatCollator, max_text_tokens: int | None) -> None:
+    def __init__(
+        self,
+        dataset: StreamedSamples,
+        collator: ChatCollator,
+        max_text_tokens: int | None,
+        batch_size: int,
+        num_parts: int = 1,
+    ) -> None:
         self.dataset = dataset
         self.collator = collator
         self.max_text_tokens = max_text_tokens
+        self.batch_size = batch_size
+        self.state = StreamState(num_parts)
+        self.rank, self.num_processes = 0, 1
 
-    def __iter__(self) -> Iterator[IndexedSample]:
-        index, num_skipped, limit = 0, 0, self.max_text_tokens
-        for _ in itertools.count():
-            before = index
-            for sample in self.dataset:
+    def __iter__(self) -> Iterator[StreamBatch]:
+        worker = get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        opened: dict[int, Iterator[tuple[IndexedSample, Position]]] = {}
+        first = self.state.batches + self.rank + number * self.num_processes
+        for batch in itertools.count(first, workers * self.num_processes):
+            part = batch % self.state.num_parts
+            if part not in opened:
+                opened[part] = self.samples(part, self.state.positions.get(part, Position()))
+            samples, positions = zip(*itertools.islice(opened[part], self.batch_size), strict=True)
+            yield StreamBatch(list(samples), part, positions[-1])
+
+    def samples(self, part: int, position: Position) -> Iterator[tuple[IndexedSample, Position]]:
+        """The samples of a part from a position on, with the position after each; epoch after epoch."""
+        limit, num_parts = self.max_text_tokens, self.state.num_parts
+        num_skipped = 0
+        while True:
+            is_whole, rows, found, kept = position.row == 0, 0, 0, 0
+            for sample, reached in self.dataset.epoch(part, num_parts, position):
+                position = reached
+                rows, found = rows + 1, found + (sample is not None)
+                if sample is None:
+                    continue
                 if limit is not None and self.collator.text_lengths([sample.messages])[0] > limit:
                     num_skipped += 1
                     continue
-                yield IndexedSample(index, sample, num_skipped=num_skipped)
-                index, num_skipped = index + 1, 0
-            if index == before:
-                raise ValueError(f"The stream has no sample of at most {limit} text tokens; increase max_seq_length.")
+                kept += 1
+                yield IndexedSample((position.total - 1) * num_parts + part, sample, num_skipped=num_skipped), position
+                num_skipped = 0
+            if is_whole and not kept:
+                raise ValueError(self._why_empty(part, rows, found))
+            position = Position(position.epoch + 1, total=position.total)
+
+    def _why_empty(self, part: int, rows: int, found: int) -> str:
+        if not rows:
+            return (
+                f"Part {part + 1} of {self.state.num_parts} of the stream has no rows; set stream_parts to at most the "
+                "number of rows, or use fewer processes and workers."
+            )
+        if not found:
+            return f"None of the {rows} rows of the stream has a sample; the log counts why."
+        return f"The stream has no sample of at most {self.max_text_tokens} text tokens; increase max_seq_length."
 
 
 def filter_by_length(

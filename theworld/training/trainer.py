@@ -13,12 +13,15 @@ import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -30,12 +33,13 @@ from theworld.inference.prompting import IGNORE_INDEX
 from theworld.model import freezing
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.storage.adapters import copy_tensors, read_tensors
+from theworld.storage.files import write_json
 from theworld.training import checkpointing
 from theworld.training.config import TrainingConfig
 from theworld.training.hf_arguments import training_arguments
 from theworld.training.loss import answer_loss, answer_sums, evaluation_metrics
 from theworld.training.muon import MuonWithAdamW, inside_layers
-from theworld.training.samplers import EpochOrder, IndexedSamples, IndexedStream
+from theworld.training.samplers import EpochOrder, IndexedSamples, IndexedStream, StreamBatch, StreamState
 from theworld.training.stopping import obey_parent_only, sigterm_blocked
 
 logger = logging.getLogger(__name__)
@@ -85,6 +89,9 @@ class TheWorldTrainer(Trainer):
         model.config.__dict__.pop("use_cache", None)  # set by Trainer; it would be saved with the model
         self.config = config
         self.num_skipped = 0  # samples of a stream that were too long
+        self.stream: StreamState | None = None  # how far a stream was read; None for other samples
+        if isinstance(train_dataset, IndexedStream):
+            self.args.ignore_data_skip = True  # it goes on at its own positions
         trainable = freezing.trained_parts(model)
         self.encodes_in_forward = "vae_encoder" in trainable
         self.trains_projector = "projector" in trainable
@@ -100,22 +107,44 @@ class TheWorldTrainer(Trainer):
 
     def _get_dataloader(self, *arguments: Any, **keywords: Any) -> DataLoader:
         loader = super()._get_dataloader(*arguments, **keywords)
-        starter = loader.base_dataloader  # accelerate's own loader wraps the one that starts workers
-        starter.worker_init_fn = partial(obey_parent_only, then=starter.worker_init_fn)
-        start_workers = starter._get_iterator
-
-        def with_sigterm_blocked() -> Any:
-            with sigterm_blocked():
-                return start_workers()
-
-        starter._get_iterator = with_sigterm_blocked
+        guard_workers(loader.base_dataloader)  # accelerate's own loader wraps the one that starts workers
         return loader
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of this process; of a stream, those of its parts from `self.stream` on."""
+        stream = self.train_dataset
+        if not isinstance(stream, IndexedStream):
+            return super().get_train_dataloader()
+        args = self.args
+        if self.stream is None:
+            parts = self.config.stream_parts or args.world_size * max(args.dataloader_num_workers, 1)
+            self.stream = StreamState(parts)
+        workers = self.stream.workers(args.world_size, args.dataloader_num_workers)
+        stream.state, stream.rank, stream.num_processes = self.stream, args.process_index, args.world_size
+        several = args.dataloader_num_workers > 0
+        loader = DataLoader(
+            stream,
+            batch_size=None,
+            collate_fn=partial(collate_stream, self.data_collator),
+            num_workers=workers if several else 0,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor if several else None,
+            multiprocessing_context=args.dataloader_multiprocessing_context if several else None,
+            generator=torch.Generator(),  # the random states of training are those of the checkpoint from here on
+        )
+        guard_workers(loader)
+        return prepare_data_loader(  # which only puts batches on the device, since they are this process' own
+            loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+        )
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Inputs on the device, with world latents instead of the requests for them."""
         inputs = dict(inputs)
         requests = inputs.pop("world_requests", None)
         self.num_skipped += inputs.pop("num_skipped", 0)
+        if self.stream is not None and "position" in inputs:
+            part, self.stream.positions[part] = inputs.pop("position")
+            self.stream.batches += self.args.world_size
         inputs = super()._prepare_inputs(inputs)
         if requests and self.encodes_in_forward:
             inputs["world_frames"] = torch.stack([request.frames for request in requests]).to(self.args.device)
@@ -187,6 +216,11 @@ class TheWorldTrainer(Trainer):
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self.model.projector.parameters())
         return (loss, {"logits": outputs.logits, "targets": targets}) if return_outputs else loss
 
+    def log(self, logs: dict[str, float], *arguments: Any, **keywords: Any) -> None:
+        if self.stream is not None:  # of whose batches Trainer counts only those since the last resume
+            self.state.epoch = self.state.global_step / self.state.max_steps
+        super().log(logs, *arguments, **keywords)
+
     # ----------------------------------------------------------------------------------------------------- evaluation
 
     def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
@@ -221,6 +255,7 @@ class TheWorldTrainer(Trainer):
             self._save_optimizer_and_scheduler(str(partial))
             self._save_scaler(str(partial))
             self._save_rng_state(str(partial))
+            self._save_stream(partial)
             if self.args.should_save:
                 self.state.save_to_json(str(partial / checkpointing.STATE_FILE))
             self.accelerator.wait_for_everyone()
@@ -239,10 +274,26 @@ class TheWorldTrainer(Trainer):
         self.model.save_pretrained(folder)
         self.config.write(folder / checkpointing.CONFIG_FILE)
 
+    def _save_stream(self, folder: Path) -> None:
+        """Writes the positions of all parts of a stream, of which each process knows those of its own parts."""
+        if self.stream is None:
+            return
+        latest = dict[int, Any]()
+        for part, position in gather_object(list(self.stream.positions.items())):
+            if part not in latest or position.total > latest[part].total:
+                latest[part] = position
+        if self.args.should_save:
+            write_json(
+                folder / checkpointing.STREAM_FILE,
+                asdict(StreamState(self.stream.num_parts, self.stream.batches, latest)),
+            )
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Loads exactly the tensors of the adapter; Trainer's own way ignores missing and unexpected ones."""
         tensors = read_tensors(resume_from_checkpoint)
         copy_tensors(self.model.adapter_tensors(), tensors, resume_from_checkpoint)
+        if isinstance(self.train_dataset, IndexedStream):
+            self.stream = StreamState.from_dict(checkpointing.read_stream(Path(resume_from_checkpoint)))
 
     def _init_training_state(self, max_steps: int, *arguments: Any, **keywords: Any) -> Any:
         warmup = self.args.get_warmup_steps(max_steps)
@@ -255,6 +306,23 @@ class TheWorldTrainer(Trainer):
         # save_steps, eval_steps … of this run, not of the interrupted one
         self.state.compute_steps(self.args, max_steps)
         return result
+
+
+def guard_workers(loader: DataLoader) -> None:
+    """Makes workers end with this process, and leave SIGTERM to it."""
+    loader.worker_init_fn = partial(obey_parent_only, then=loader.worker_init_fn)
+    start_workers = loader._get_iterator
+
+    def with_sigterm_blocked() -> Any:
+        with sigterm_blocked():
+            return start_workers()
+
+    loader._get_iterator = with_sigterm_blocked  # type: ignore[method-assign]
+
+
+def collate_stream(collator: ChatCollator, batch: StreamBatch) -> dict[str, Any]:
+    """A batch of a stream with `position`, its part and how far this was read."""
+    return {**collator(batch.samples), "position": (batch.part, batch.position)}
 
 
 @contextmanager
