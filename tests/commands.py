@@ -271,6 +271,7 @@ def attend(connection: socket.socket) -> None:
 def execute(request: Mapping[str, Any], files: Sequence[int | None]) -> NoReturn:
     """Runs a command in this process, as `python …` does."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes what it runs in the background ignore it
     files = [given if given is None else fcntl.fcntl(given, fcntl.F_DUPFD_CLOEXEC, 10) for given in files]
     for number, given in enumerate(files):
         if given is None:

@@ -17,6 +17,7 @@ from tests.world_models.tiny import TINY_SIZE, tiny_world
 from theworld.datasets.collator import BatchSampling, ChatCollator, IndexedSample
 from theworld.datasets.samples import Sample, TheWorldDataset
 from theworld.inference.latent_cache import WorldRequest, compute_with, latents_of
+from theworld.media.images import frames_of
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.processing import WORLD_TOKEN, TheWorldProcessor
 
@@ -192,22 +193,46 @@ def test_shares_are_kept(config: TheWorldConfig) -> None:
     assert 120 < drawn.count(2) < 175
 
 
+def test_a_batch_is_what_the_processor_makes(config: TheWorldConfig) -> None:
+    """But for pixels, which are normalised on the device; the results are equal bit for bit."""
+    collator = collator_of(config)
+    chats = samples(*records(3), {"images": [image(7), image(8)], "text": "Which?", "label": "the first"})
+    batch = collator([IndexedSample(0, chat) for chat in chats])
+    texts = [collator.chat(chat.messages) for chat in chats]
+    images = [list(chat.images) for chat in chats]
+    theirs = collator.processor(
+        images,
+        texts,
+        num_world_steps=2,
+        padding=True,
+        padding_side="right",
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert torch.equal(collator.normalize(batch["pixel_values"]), theirs["pixel_values"])
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        assert torch.equal(batch[name], theirs[name])
+    frames = frames_of(torch.stack([request.pixels for request in batch["world_requests"]]))
+    assert torch.equal(frames, theirs["world_frames"])
+    assert [request.seed for request in batch["world_requests"]] == theirs["world_seeds"].tolist()
+
+
 def test_evaluation_draws_nothing(config: TheWorldConfig) -> None:
     collator = collator_of(config, steps_shares={0: 1.0}, world_dropout=0.5, true_futures=1.0, futures=4)
     chat = samples(records(1)[0])[0]
     for index in range(10):
         (request,) = collator([IndexedSample(index, chat, deterministic=True)])["world_requests"]
-        assert (request.num_world_steps, request.frames.shape[1]) == (2, 1)
+        assert (request.num_world_steps, len(request.pixels)) == (2, 1)
 
 
 def test_true_futures_are_the_clip_that_followed(config: TheWorldConfig) -> None:
     collator = collator_of(config, true_futures=1.0)
     record = records(1)[0]
     (request,) = collator([IndexedSample(0, samples(record)[0])])["world_requests"]
-    assert (request.num_world_steps, tuple(request.frames.shape)) == (0, (3, 9, TINY_SIZE, TINY_SIZE))
-    pixels = ((request.frames + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
-    assert torch.equal(pixels[0], torch.from_numpy(record["image"]))
-    assert torch.equal(pixels[8], torch.from_numpy(record["future_frames"][7]))
+    assert (request.num_world_steps, tuple(request.pixels.shape)) == (0, (9, TINY_SIZE, TINY_SIZE, 3))
+    assert torch.equal(request.pixels[0], torch.from_numpy(record["image"]))
+    assert torch.equal(request.pixels[8], torch.from_numpy(record["future_frames"][7]))
     with pytest.raises(ValueError, match="has 3 future frames, and 2 world steps need 8"):
         collator([IndexedSample(0, samples({**record, "future_frames": record["future_frames"][:3]})[0])])
 
@@ -220,15 +245,15 @@ def test_past_frames_change_the_latents_of_an_image(config: TheWorldConfig) -> N
     chat = replace(plain, past_frames=record["future_frames"][:8], num_world_steps=0, hide_images=True)
     batch = collator([IndexedSample(0, chat)])
     (request,) = batch["world_requests"]
-    assert (request.num_world_steps, request.frames.shape[1], request.moment) == (0, 9 + 16, 2)
+    assert (request.num_world_steps, len(request.pixels), request.moment) == (0, 9 + 16, 2)
     assert "pixel_values" not in batch
     assert int((batch["input_ids"] == collator.processor.config.world_token_id).sum()) == 4 * 4 + 2
     world = tiny_world()
     (latents,) = latents_of([request], compute_with(world, world.config))
     # later frames do not change the latents of a moment
-    torch.testing.assert_close(latents, world.encode(request.frames[None, :, :9])[0][:, -1:])
+    torch.testing.assert_close(latents, world.encode(frames_of(request.pixels[None, :9]))[0][:, -1:])
     (alone,) = collator([IndexedSample(0, replace(chat, future_frames=None))])["world_requests"]
-    assert (alone.frames.shape[1], alone.moment) == (9, 2)
+    assert (len(alone.pixels), alone.moment) == (9, 2)
     assert {r.key for r in collator.all_requests(chat)} == {request.key}
     shown, hidden = replace(plain, num_world_steps=0), replace(plain, num_world_steps=0, hide_images=True)
     mixed = collator([IndexedSample(0, shown), IndexedSample(1, hidden)])
@@ -250,12 +275,12 @@ def test_a_video_has_tokens_for_its_past(tmp_path_factory: pytest.TempPathFactor
     collator = collator_of(config, num_world_steps=1)
     batch = collator([IndexedSample(0, chat)])
     (request,) = batch["world_requests"]
-    assert (request.frames.shape[1], request.num_world_steps, batch["num_past_steps"]) == (5, 1, 1)
+    assert (len(request.pixels), request.num_world_steps, batch["num_past_steps"]) == (5, 1, 1)
     count = int((batch["input_ids"] == config.world_token_id).sum())
     assert count == config.world_token_count(1, 1) == 3 * 16 + 2
     true = collator_of(config, num_world_steps=1, true_futures=1.0)([IndexedSample(0, chat)])
     (request,) = true["world_requests"]
-    assert (request.frames.shape[1], request.num_world_steps) == (9, 0)
+    assert (len(request.pixels), request.num_world_steps) == (9, 0)
     hidden = collator_of(config, num_world_steps=1, image_dropout=1.0)([IndexedSample(0, chat)])
     assert int((hidden["input_ids"] == config.world_token_id).sum()) == count
     (plain,) = samples({**records(1)[0]})

@@ -16,39 +16,46 @@ from recipes.nano.gemma import build_config, build_tokenizer
 from tests.world_models.tiny import tiny_frames, tiny_world, tiny_world_config, tiny_world_folder
 from theworld.inference import latent_cache
 from theworld.inference.latent_cache import LatentCache, WorldRequest, compute_with, latents_of, world_identity
+from theworld.media.images import frames_of, to_pixels
 from theworld.model.configuration import TheWorldConfig
 
 
 def requests(count: int, steps: int = 1, seed: int = 0) -> list[WorldRequest]:
-    return [WorldRequest(frames, steps, seed + number) for number, frames in enumerate(tiny_frames(count))]
+    return [WorldRequest(pixels, steps, seed + number) for number, pixels in enumerate(tiny_pixels(count))]
+
+
+def tiny_pixels(count: int, seed: int = 0) -> Tensor:
+    """(count, 1, 32, 32, 3) uint8"""
+    return torch.from_numpy(to_pixels(tiny_frames(count, seed=seed)))
 
 
 def counting(calls: list[int]) -> latent_cache.Compute:
-    def compute(frames: Tensor, steps: int, seeds: Sequence[int], prompts: Any) -> Tensor:
-        calls.append(frames.shape[0])
+    def compute(pixels: Tensor, steps: int, seeds: Sequence[int], prompts: Any) -> Tensor:
+        calls.append(len(pixels))
+        frames = frames_of(pixels)
         return frames.mean(dim=1, keepdim=True).repeat(1, 1, 1 + steps, 1, 1) + torch.tensor(seeds).view(-1, 1, 1, 1, 1)
 
     return compute
 
 
 def test_keys_are_what_the_latents_depend_on() -> None:
-    frames = tiny_frames(1)[0]
-    request = WorldRequest(frames, 2, 5, "push")
-    assert request.key == WorldRequest(frames.clone(), 2, 5, "push").key
+    pixels = tiny_pixels(1)[0]
+    request = WorldRequest(pixels, 2, 5, "push")
+    assert request.key == WorldRequest(pixels.clone(), 2, 5, "push").key
     others = [
-        WorldRequest(tiny_frames(1, seed=1)[0], 2, 5, "push"),
-        WorldRequest(frames, 3, 5, "push"),
-        WorldRequest(frames, 2, 6, "push"),
-        WorldRequest(frames, 2, 5, "pull"),
-        WorldRequest(frames.repeat(1, 5, 1, 1), 2, 5, "push"),
+        WorldRequest(tiny_pixels(1, seed=1)[0], 2, 5, "push"),
+        WorldRequest(pixels, 3, 5, "push"),
+        WorldRequest(pixels, 2, 6, "push"),
+        WorldRequest(pixels, 2, 5, "pull"),
+        WorldRequest(pixels.repeat(5, 1, 1, 1), 2, 5, "push"),
     ]
     assert len({request.key, *(other.key for other in others)}) == 6
-    assert request.key == WorldRequest(frames, 2, 5, "push", moment=1).key  # cut when it is read
+    assert request.key == WorldRequest(pixels, 2, 5, "push", moment=1).key  # cut when it is read
     # nothing is imagined: neither seed nor prompt decides anything
-    assert WorldRequest(frames, 0, 5, "push").key == WorldRequest(frames, 0, 6).key
-    # pixels decide, not what floating point left behind them
-    pixels = ((frames + 1) * 127.5).round() / 127.5 - 1
-    assert WorldRequest(pixels + 1e-4, 0, 0).key == WorldRequest(pixels, 0, 0).key
+    assert WorldRequest(pixels, 0, 5, "push").key == WorldRequest(pixels, 0, 6).key
+    assert (
+        WorldRequest(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), 0, 0).key == "847c15a393798d976e629eb3f59da3d0"
+    ), "earlier caches stay valid"
 
 
 def test_what_is_there_is_not_computed_again(tmp_path: Path) -> None:
@@ -78,10 +85,10 @@ def test_shards_and_the_clips_of_each_length(tmp_path: Path) -> None:
 def test_a_run_that_is_cut_loses_only_its_last_shard(tmp_path: Path) -> None:
     cache = LatentCache(tmp_path, "world")
 
-    def cut(frames: Tensor, steps: int, seeds: Sequence[int], prompts: Any) -> Tensor:
+    def cut(pixels: Tensor, steps: int, seeds: Sequence[int], prompts: Any) -> Tensor:
         if 5 in seeds:
             raise KeyboardInterrupt
-        return counting([])(frames, steps, seeds, prompts)
+        return counting([])(pixels, steps, seeds, prompts)
 
     with pytest.raises(KeyboardInterrupt):
         cache.fill(requests(8), cut, batch_size=1, shard_entries=2)

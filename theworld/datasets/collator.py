@@ -20,9 +20,9 @@ from torch import Tensor
 from theworld.datasets.samples import Message, Sample
 from theworld.inference.latent_cache import LatentCache, WorldRequest
 from theworld.inference.prompting import TURN, Turns
-from theworld.media.images import to_frames
+from theworld.media.images import load_images, stack_pixels
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
-from theworld.model.processing import WORLD_TOKEN, TheWorldProcessor
+from theworld.model.processing import WORLD_TOKEN, TheWorldProcessor, content_seed
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class BatchSampling:
 class ChatCollator:
     """Makes batches of indexed samples.
 
-    A batch has Gemma's inputs, `labels` (B, L), and with the world model enabled either `world_latents`
+    Pixels stay uint8 until they are on the device, since they are four times smaller (see `normalize`). A batch has
+    Gemma's inputs, `labels` (B, L), and with the world model enabled either `world_latents`
     (n, C, T, h, w) or `world_requests`, a list of n requests for the world model.
 
     Args:
@@ -100,6 +101,13 @@ class ChatCollator:
         self.cache = cache
         self.world_prompt = world_prompt
         self.turns = Turns(processor.tokenizer)
+
+    def normalize(self, pixel_values: Tensor) -> Tensor:
+        """Pixels (images, 3, H, W) uint8 as Gemma's processor normalises them, float32, on their device."""
+        own = self.processor.image_processor
+        return own.rescale_and_normalize(
+            pixel_values, own.do_rescale, own.rescale_factor, own.do_normalize, own.image_mean, own.image_std
+        )
 
     # ------------------------------------------------------------------------------------------------------- the text
 
@@ -206,7 +214,7 @@ class ChatCollator:
             true: for each sample, whether its true future is read.
 
         Returns:
-            Gemma's inputs, (B, L) int64 and `pixel_values` (images, 3, H, W) float32; and with the world model
+            Gemma's inputs, (B, L) int64 and `pixel_values` (images, 3, H, W) uint8; and with the world model
             `world_requests`, one per image that it reads, or their latents `world_latents` (n, C, P + 1 + N, h, w).
         """
         images = [load_sample_images(sample) for sample in samples]
@@ -215,18 +223,21 @@ class ChatCollator:
             if world_on and (sample.hide_images or not images_on):
                 past = self.processor.num_past_steps(self.with_world(images[row]))
                 shown[row], texts[row] = [], self.without_images(texts[row], steps, past)
-        inputs = self.processor(
-            images=LoadedImages(shown) if any(shown) else None,
-            text=texts,
-            num_world_steps=steps,
-            enable_world=world_on,
-            padding=True,
-            padding_side=padding_side,
-            add_special_tokens=False,  # the template has written <bos>
-            return_tensors="pt",
+        if world_on:  # what the world model reads is requested below, sample by sample
+            texts = self.processor.with_placeholders(texts, self.processor.with_world(shown), steps)
+        batch = dict(
+            self.processor(
+                images=LoadedImages(shown) if any(shown) else None,
+                text=texts,
+                enable_world=False,
+                do_rescale=False,  # pixels are normalised on the device
+                do_normalize=False,
+                padding=True,
+                padding_side=padding_side,
+                add_special_tokens=False,  # the template has written <bos>
+                return_tensors="pt",
+            )
         )
-        # what the world model reads is requested below, sample by sample
-        batch = {name: value for name, value in inputs.items() if "world" not in name}
         if world_on and any(images):
             self.add_world(batch, samples, images, steps, seed, true)
         return batch
@@ -290,11 +301,9 @@ class ChatCollator:
             return []
         with_world = self.with_world(images)
         prompt = (sample.world_prompt or self.world_prompt) if steps else None
-        inputs = self.processor.world_inputs(with_world, steps, seed, prompt)
-        seeds = inputs["world_seeds"].tolist()
         requests = [
-            WorldRequest(frames, steps, image_seed, prompt or "")
-            for frames, image_seed in zip(inputs["world_frames"], seeds, strict=True)
+            WorldRequest(torch.from_numpy(pixels), steps, content_seed(pixels, prompt or "", seed), prompt or "")
+            for pixels in self.processor.world_pixels(with_world)
         ]
         if true and steps and sample.future_frames is not None:
             requests[0] = self.true_request(sample, with_world[0], steps)
@@ -314,7 +323,7 @@ class ChatCollator:
         if len(sample.future_frames) < count:
             raise ValueError(short_future(sample.origin, len(sample.future_frames), steps, count))
         clip = [*self.processor.frames_of(image), *sample.future_frames[:count]]
-        return WorldRequest(to_frames([clip], config.world_image_size)[0], 0, 0)
+        return WorldRequest(self.pixels(clip), 0, 0)
 
     def past_request(self, sample: Sample, image: Any) -> WorldRequest:
         """The clip that contains the image, of which the latents of the image's moment are wanted.
@@ -333,8 +342,11 @@ class ChatCollator:
         after = sample.future_frames or ()
         clip = [*sample.past_frames, image, *after[: len(after) // factor * factor]]
         # the complete clip, so that all of its moments are encoded at once
-        frames = to_frames([clip], config.world_image_size)[0]
-        return WorldRequest(frames, 0, 0, moment=len(sample.past_frames) // factor)
+        return WorldRequest(self.pixels(clip), 0, 0, moment=len(sample.past_frames) // factor)
+
+    def pixels(self, clip: Sequence[Any]) -> Tensor:
+        """Images in any form as pixels (F, S, S, 3) uint8."""
+        return torch.from_numpy(stack_pixels([load_images(clip)], self.processor.config.world_image_size)[0])
 
     def all_requests(self, sample: Sample, deterministic: bool = False) -> list[WorldRequest]:
         """Every request that a run may make for a sample, for a cache; `deterministic` for evaluation."""

@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from theworld.media.images import frames_of
 from theworld.model.configuration import TheWorldConfig
 from theworld.storage.files import UNFINISHED, atomic_file, write_tensors, write_text
 from theworld.storage.hub import resolve
@@ -49,7 +50,7 @@ OPEN_SHARDS = 64  # kept open by one reader
 ABANDONED = 3600.0  # seconds after which an unfinished shard is considered abandoned
 SAMPLED_BLOCKS, BLOCK = 64, 65_536  # number and bytes of the blocks of a weights file that its digest reads
 
-# frames (n, 3, F, S, S), world steps, seeds, world prompts -> latents (n, C, T, h, w)
+# pixels (n, F, S, S, 3) uint8, world steps, seeds, world prompts -> latents (n, C, T, h, w)
 Compute = Callable[[Tensor, int, Sequence[int], Sequence[str] | None], Tensor]
 
 
@@ -58,7 +59,7 @@ class WorldRequest:
     """A request for the latents of one image or clip.
 
     Attributes:
-        frames: (3, F, S, S) float32 in [-1, 1], F = 1 + 4·k.
+        pixels: (F, S, S, 3) uint8, F = 1 + 4·k.
         num_world_steps: N, latent frames to imagine after them; 0 only encodes.
         seed: of the rollout's noise.
         prompt: text that describes the imagined future; empty is the world model's default.
@@ -66,7 +67,7 @@ class WorldRequest:
             inside a clip does not depend on later frames.
     """
 
-    frames: Tensor
+    pixels: Tensor
     num_world_steps: int
     seed: int
     prompt: str = ""
@@ -75,10 +76,10 @@ class WorldRequest:
     @cached_property
     def key(self) -> str:
         """Identifies all latents of the request: equal frames, steps, seed and prompt give equal keys."""
-        as_uint8 = ((self.frames + 1) * 127.5).round().to(torch.uint8)
-        digest = hashlib.blake2b(as_uint8.numpy().tobytes(), digest_size=16)
+        pixels = self.pixels.movedim(-1, 0)  # (3, F, S, S)
+        digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16)
         imagined = (self.seed, self.prompt) if self.num_world_steps else ()  # nothing else depends on them
-        digest.update(repr((tuple(self.frames.shape), self.num_world_steps, imagined)).encode())
+        digest.update(repr((tuple(pixels.shape), self.num_world_steps, imagined)).encode())
         return digest.hexdigest()
 
     def cut(self, latents: Tensor) -> Tensor:
@@ -98,12 +99,12 @@ def latents_by_key(requests: Sequence[WorldRequest], compute: Compute) -> dict[s
     made: dict[str, Tensor] = {}
     groups: dict[tuple[int, int, bool], dict[str, WorldRequest]] = {}
     for request in requests:  # one call has one shape, and prompts for all rows or for none
-        group = (request.frames.shape[1], request.num_world_steps, bool(request.prompt))
+        group = (len(request.pixels), request.num_world_steps, bool(request.prompt))
         groups.setdefault(group, {}).setdefault(request.key, request)
     for (_, steps, prompted), own in groups.items():
-        frames = torch.stack([request.frames for request in own.values()])
+        pixels = torch.stack([request.pixels for request in own.values()])
         prompts = [request.prompt for request in own.values()] if prompted else None
-        made.update(zip(own, compute(frames, steps, [request.seed for request in own.values()], prompts), strict=True))
+        made.update(zip(own, compute(pixels, steps, [request.seed for request in own.values()], prompts), strict=True))
     return made
 
 
@@ -184,7 +185,7 @@ class LatentCache:
         for request in requests:
             if request.key in self or request.key in made:
                 continue
-            own = waiting.setdefault((request.frames.shape[1], request.num_world_steps), {})
+            own = waiting.setdefault((len(request.pixels), request.num_world_steps), {})
             own[request.key] = request
             if len(own) == batch_size:
                 compute_group(own)
@@ -259,10 +260,10 @@ def compute_with(world: WorldModel, config: CosmosPredict2Config) -> Compute:
     """A `Compute` that uses `world` on its device and samples as `config` specifies."""
     sampling: dict[str, Any] = {name: getattr(config, name) for name in ("num_inference_steps", "guidance_scale")}
 
-    def compute(frames: Tensor, num_world_steps: int, seeds: Sequence[int], prompts: Sequence[str] | None) -> Tensor:
+    def compute(pixels: Tensor, num_world_steps: int, seeds: Sequence[int], prompts: Sequence[str] | None) -> Tensor:
         if num_world_steps:
             world.load_parts("transformer")  # not before: a run on true futures may never imagine
-        frames = frames.to(next(world.parameters()).device)
+        frames = frames_of(pixels.to(next(world.parameters()).device))
         return world.imagine(frames, num_world_steps, seeds=seeds, prompts=prompts or (), **sampling)
 
     return compute

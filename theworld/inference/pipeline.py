@@ -30,7 +30,7 @@ from theworld.inference.options import (
 from theworld.inference.prompting import PromptBuilder
 from theworld.inference.streaming import check_streamable, stream_text
 from theworld.inference.world_runner import WorldRunner, warn_once
-from theworld.media.images import stack_frames, to_pixels
+from theworld.media.images import stack_pixels
 from theworld.media.inputs import group_images
 from theworld.messages import Progress
 from theworld.model import checkpoint_file, freezing
@@ -430,7 +430,7 @@ class TheWorld(nn.Module):
     def seen(self, video: Any) -> np.ndarray:
         """The frames of a video that the world model reads, (1 + 4·P, S, S, 3) uint8; the last one is now."""
         frames = self.processor.frames_of(self.prompts.video(video))
-        return to_pixels(stack_frames([frames], self.config.world_image_size))[0]
+        return stack_pixels([frames], self.config.world_image_size)[0]
 
     def encode(self, clip: Sequence[Any]) -> Tensor:
         """Latents (1, C, T, h, w) of 1 + 4·(T - 1) true frames: those of a perfect rollout."""

@@ -111,11 +111,11 @@ def to_frames(images: ImageSource | Sequence[ImageSource | Sequence[ImageSource]
         ]
     else:
         clips = [[image] for image in load_images(images)]  # type: ignore[arg-type]
-    return stack_frames(clips, size)
+    return frames_of(stack_pixels(clips, size))
 
 
-def stack_frames(clips: Sequence[Sequence[Image.Image]], size: int) -> torch.Tensor:
-    """`to_frames` for RGB images that `load_image` or `load_video` returned, which are not decoded again.
+def stack_pixels(clips: Sequence[Sequence[Image.Image]], size: int) -> np.ndarray:
+    """Clips of RGB images that `load_image` or `load_video` returned, as uint8 (n, F, size, size, 3).
 
     Each image is resized to a square with Pillow's Lanczos filter (antialiased, computed on 8-bit integers: the same on
     every machine, and what diffusers' pipelines do), unless it has that size already.
@@ -127,12 +127,22 @@ def stack_frames(clips: Sequence[Sequence[Image.Image]], size: int) -> torch.Ten
         raise ValueError(f"No image was given: pass {ACCEPTED}.")
     if len(lengths) > 1:
         raise ValueError(f"The clips have {lengths} frames: clips of one batch must have the same number of frames.")
+    return np.stack([np.stack([np.asarray(_resize(frame, size)) for frame in clip]) for clip in clips])
+
+
+def frames_of(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Pixels uint8 (..., F, H, W, 3) as frames of the world model: float32 (..., 3, F, H, W) in [-1, 1].
+
+    The frames are equal bit for bit to those of diffusers, on every device: values are looked up, since a GPU rounds
+    the division by 255 differently.
+    """
     import torch
 
-    pixels = np.stack([np.stack([np.asarray(_resize(frame, size)) for frame in clip]) for clip in clips])
-    frames = torch.from_numpy(pixels).permute(0, 4, 1, 2, 3)  # (n, F, H, W, 3) -> (n, 3, F, H, W)
-    # in the order diffusers has it, so that the two agree bit for bit
-    return (frames.to(torch.float32) / 255.0 * 2.0 - 1.0).contiguous()
+    pixels = torch.as_tensor(pixels).movedim(-1, -4)
+    if pixels.device.type == "cpu":
+        return (pixels.to(torch.float32) / 255.0 * 2.0 - 1.0).contiguous()
+    levels = torch.arange(256, dtype=torch.float32) / 255.0 * 2.0 - 1.0
+    return levels.to(pixels.device)[pixels.to(torch.int32)]
 
 
 def to_pixels(frames: torch.Tensor) -> np.ndarray:

@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature
 from transformers.models.gemma3 import Gemma3Processor
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
-from theworld.media.images import stack_frames, to_pixels
+from theworld.media.images import frames_of, stack_pixels
 from theworld.media.inputs import ImageOrVideo, group_images
 from theworld.media.video import Video
 from theworld.messages import counted
@@ -196,16 +196,20 @@ class TheWorldProcessor(Gemma3Processor):
         )
         with_world = self.with_world(loaded, world_images)
         flat = [image for entry in with_world for image in entry]
-        block = self.boi_token + WORLD_TOKEN * self.config.world_token_count(steps, self.num_past_steps(flat))
-        # one block per image with world tokens: all images of the prompt, or the first
-        expanded = [
-            prompt.replace(self.boi_token, block, len(entry)) for prompt, entry in zip(texts, with_world, strict=True)
-        ]
+        expanded = self.with_placeholders(texts, with_world, steps)
         inputs = super().__call__(images=now, text=expanded, **kwargs)
         prompts = prompts_each(world_prompt, len(texts))
         image_prompts = [prompt for entry, prompt in zip(with_world, prompts, strict=True) for _ in entry]
         inputs.update(self.world_inputs(flat, steps, seed, image_prompts))
         return inputs
+
+    def with_placeholders(
+        self, texts: Sequence[str], images: Sequence[Sequence[ImageOrVideo]], num_world_steps: int
+    ) -> list[str]:
+        """Prompts with a block of world placeholders for each of their `images`, which are those with world tokens."""
+        past = self.num_past_steps([image for entry in images for image in entry])
+        block = self.boi_token + WORLD_TOKEN * self.config.world_token_count(num_world_steps, past)
+        return [text.replace(self.boi_token, block, len(entry)) for text, entry in zip(texts, images, strict=True)]
 
     def with_world(
         self, images: Sequence[Sequence[ImageOrVideo]], world_images: str | None = None
@@ -257,6 +261,11 @@ class TheWorldProcessor(Gemma3Processor):
             )
         return list(image.frames[-count:])
 
+    def world_pixels(self, images: Sequence[ImageOrVideo]) -> np.ndarray:
+        """What the world model reads of loaded `images`, as pixels uint8 (n, F, S, S, 3)."""
+        self.num_past_steps(images)
+        return stack_pixels([self.frames_of(image) for image in images], self.config.world_image_size)
+
     def world_inputs(
         self,
         images: Sequence[ImageOrVideo],
@@ -273,17 +282,19 @@ class TheWorldProcessor(Gemma3Processor):
         prompts = prompts_each(world_prompt, len(images))
         if any(prompts) and num_world_steps == 0:
             raise ValueError("A world prompt describes imagined steps, and num_world_steps is 0: pass 1 or more.")
-        self.num_past_steps(images)
-        clips = [self.frames_of(image) for image in images]
-        frames = stack_frames(clips, self.config.world_image_size)  # (n, 3, F, S, S)
-        pixels = to_pixels(frames)  # (n, F, S, S, 3)
+        pixels = self.world_pixels(images)
         seeds = [content_seed(clip, prompt, seed) for clip, prompt in zip(pixels, prompts, strict=True)]
         return {
             **({"world_prompt": prompts} if any(prompts) else {}),
-            "world_frames": frames,
+            "world_frames": frames_of(pixels),
             "world_seeds": torch.tensor(seeds, dtype=torch.int64),
             "num_world_steps": torch.full((len(seeds),), num_world_steps, dtype=torch.int64),
         }
+
+    def _check_special_mm_tokens(self, text: list[str], text_inputs: Any, modalities: list[str]) -> None:
+        """Gemma3Processor's check on lists of ids, since counting in a tensor takes 10 ms per prompt."""
+        rows = [row.tolist() if isinstance(row, torch.Tensor) else row for row in text_inputs["input_ids"]]
+        super()._check_special_mm_tokens(text, BatchFeature({"input_ids": rows}), modalities)
 
     @property
     def model_input_names(self) -> list[str]:

@@ -30,6 +30,7 @@ from transformers import PrinterCallback, Trainer
 from theworld.datasets.collator import ChatCollator
 from theworld.inference.latent_cache import Compute, compute_with, latents_of
 from theworld.inference.prompting import IGNORE_INDEX
+from theworld.media.images import frames_of
 from theworld.model import freezing
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.storage.adapters import copy_tensors, read_tensors
@@ -146,8 +147,11 @@ class TheWorldTrainer(Trainer):
             part, self.stream.positions[part] = inputs.pop("position")
             self.stream.batches += self.args.world_size
         inputs = super()._prepare_inputs(inputs)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = self.data_collator.normalize(inputs["pixel_values"])
         if requests and self.encodes_in_forward:
-            inputs["world_frames"] = torch.stack([request.frames for request in requests]).to(self.args.device)
+            pixels = torch.stack([request.pixels for request in requests])
+            inputs["world_frames"] = frames_of(pixels.to(self.args.device))
             inputs["num_world_steps"] = 0
         elif requests:
             # Outside forward and therefore outside autocast, so that latents equal those of inference and of a cache.
