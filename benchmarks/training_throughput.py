@@ -1,0 +1,184 @@
+"""Measures training with its input pipeline: samples per second on one GPU and on several, and per core of the loader.
+
+    python -m benchmarks.training_throughput make FOLDER                  # base models of 4B + 2B and 256 photos
+    python -m benchmarks.training_throughput loader FOLDER                # one core: our batches, the stock processor's
+    torchrun --nproc_per_node=2 -m benchmarks.training_throughput train FOLDER --num_workers 6
+
+The weights are random, in the layout of the published repositories. `train` runs the recipe on captions of photos, with
+a trainable projector and no world steps; `--repeat_batch` leaves the loader out by repeating the first batch of each
+worker. `--size tiny` runs everything on a CPU in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.full_size_run import PHOTO
+from benchmarks.random_weights import SIZES, make_cosmos, make_gemma
+from theworld.datasets.collator import ChatCollator, IndexedSample
+from theworld.datasets.samples import TheWorldDataset
+from theworld.inspection.provenance import versions
+from theworld.media.images import load_image
+from theworld.training import recipe
+from theworld.training.config import TrainingConfig
+from theworld.training.model_setup import describe
+
+PHOTOS, RECORDS = 256, 4096
+SIDES = (400, 1200)  # of photos, in pixels
+QUESTION = "Describe this image."
+WARM_UP = 10  # steps that are not timed
+
+
+def make(folder: Path, size: str, device: str) -> None:
+    """Writes both base models, photos of different sizes, and a JSON Lines file about them."""
+    make_gemma(folder / "gemma", SIZES[size], device)
+    make_cosmos(folder / "cosmos", SIZES[size], device)
+    (folder / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    photo = Image.open(PHOTO).convert("RGB")
+    for number in range(PHOTOS):
+        width, height = rng.integers(*SIDES, 2).tolist()
+        photo.resize((width, height)).rotate(float(rng.uniform(-9, 9))).save(
+            folder / f"photos/{number}.jpg", quality=90
+        )
+    with (folder / "photos.jsonl").open("w") as file:
+        for number in range(RECORDS):
+            caption = " ".join(f"word{word}" for word in rng.integers(0, 1000, 16).tolist())
+            record = {"image": f"photos/{number % PHOTOS}.jpg", "text": QUESTION, "label": caption}
+            file.write(json.dumps(record) + "\n")
+
+
+def settings(folder: Path, **changes: Any) -> TrainingConfig:
+    launched = os.getppid() if "WORLD_SIZE" in os.environ else os.getpid()  # the same for all processes of a run
+    values = {
+        "model_name": str(folder / "gemma"),
+        "cosmos_model_name": str(folder / "cosmos"),
+        "num_world_steps": 0,
+        "train_dataset_path": str(folder / "photos.jsonl"),
+        "dataset_name": "jsonl",
+        "mixed_precision": "bf16" if torch.cuda.is_available() else "fp32",
+        "logging_steps": 1,
+        "log_to_tensorboard": False,
+        "save_steps": 1_000_000,
+        "lr_scheduler": "constant",
+        "warmup_steps": 0,
+        "learning_rate": 1e-4,
+        "output_dir": str(folder / f"run-{launched}"),
+    }
+    return TrainingConfig.from_dict({**values, **changes})
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """Processor seconds of one call, after one call that is not measured."""
+    work()
+    start = time.process_time()
+    for _ in range(repeats):
+        work()
+    return (time.process_time() - start) / repeats
+
+
+def loader(folder: Path, batch_size: int, **size: Any) -> dict[str, float]:
+    """Samples per second of one core: the collator's batches, and the stock processor's on the same photos."""
+    torch.set_num_threads(1)
+    config = settings(folder, **size)
+    collator = recipe.new_collator(config, describe(config))
+    lines = (folder / "photos.jsonl").read_text().splitlines()[: 8 * batch_size]
+    dataset = TheWorldDataset([json.loads(line) for line in lines], folder)
+    batches = [
+        [IndexedSample(index, dataset[index]) for index in range(start, start + batch_size)]
+        for start in range(0, len(dataset), batch_size)
+    ]
+    processor = collator.processor
+
+    def stock() -> None:
+        """What Gemma3Processor alone does for Gemma alone, and as much work on the text."""
+        for batch in batches:
+            images = [[load_image(entry.sample.images[0])] for entry in batch]
+            texts = [collator.chat(entry.sample.messages) for entry in batch]
+            keywords = {"padding": True, "padding_side": "right", "add_special_tokens": False, "return_tensors": "pt"}
+            super(type(processor), processor).__call__(images=images, text=texts, **keywords)
+
+    count = len(dataset)
+    return {
+        "ours, with world frames": count / seconds(lambda: [collator(batch) for batch in batches], 2),
+        "stock processor, without them": count / seconds(stock, 2),
+    }
+
+
+def train(folder: Path, steps: int, repeat_batch: bool, **changes: Any) -> dict[str, Any]:
+    """Runs the recipe and times its steps, from the end of one to the end of the next."""
+    if repeat_batch:
+        collate, made = ChatCollator.__call__, dict[str, Any]()
+
+        def repeated(self: ChatCollator, indexed: Any) -> Any:
+            if not made:
+                made.update(collate(self, indexed))
+            return dict(made)
+
+        ChatCollator.__call__ = repeated  # type: ignore[method-assign]
+    ends: list[float] = []
+    config = settings(folder, max_steps=steps, **changes)
+    recipe.train(config, progress=lambda what, done, total: ends.append(time.perf_counter()))
+    times = [after - before for before, after in itertools.pairwise(ends)][WARM_UP:]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    samples = config.batch_size * config.gradient_accumulation_steps * processes
+    checkpoint = Path(config.output_dir) / f"checkpoint-{steps}" / "trainer_state.json"
+    history = json.loads(checkpoint.read_text())["log_history"] if checkpoint.exists() else []
+    return {
+        "processes": processes,
+        "repeat_batch": repeat_batch,
+        **{key: getattr(config, key) for key in ("batch_size", "gradient_accumulation_steps", "num_workers")},
+        "samples_per_second": samples * len(times) / sum(times) if times else None,
+        "seconds_per_step": {"median": statistics.median(times), "max": max(times)} if times else None,
+        "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "losses": [entry["loss"] for entry in history if "loss" in entry],
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("make", "loader", "train"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    parser.add_argument("--num_workers", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--repeat_batch", action="store_true")
+    parser.add_argument("--output", type=Path, help="a JSON Lines file that the result is appended to")
+    given = parser.parse_args(arguments)
+    size = {"world_image_size": 64} if given.size == "tiny" else {}
+    found: dict[str, Any]
+    if given.what == "make":
+        make(given.folder, given.size, "cuda" if torch.cuda.is_available() else "cpu")
+        return
+    if given.what == "loader":
+        found = loader(given.folder, given.batch_size, **size)
+    else:
+        names = ("batch_size", "gradient_accumulation_steps", "num_workers")
+        changes = {name: getattr(given, name) for name in names}
+        found = train(given.folder, given.steps, given.repeat_batch, **changes, **size)
+        if int(os.environ.get("RANK", "0")):
+            return
+    line = json.dumps({"what": given.what, "size": given.size, **found, "versions": versions()})
+    sys.stdout.write(line + "\n")
+    if given.output is not None:
+        with given.output.open("a") as file:
+            file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
