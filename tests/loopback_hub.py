@@ -6,11 +6,12 @@ In a subprocess: `hub.environment(cache)`.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ import pytest
 
 ACCEPTED = "hf_accepted"  # token of an account that has accepted all licences
 OTHER_ACCOUNT = "hf_other"  # token of an account that has accepted none
+BROKEN = object()  # a fault that breaks the connection
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -36,6 +38,10 @@ class LoopbackHub:
         self.gated = gated
         self.fetched: list[str] = []  # files whose content was requested
         self.sizes: dict[tuple[str, str], int] = {}  # sizes to report instead of the actual ones
+        self.private: set[str] = set()  # names of private repositories
+        self.commits: list[tuple[str, str, list[str]]] = []  # repository, message and files of each
+        self.tokens: set[str | None] = set()  # that came with writing requests
+        self.fault: Callable[[str], object] = lambda path: None  # of a writing request: a status, BROKEN, or None
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -90,6 +96,59 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.answer()
 
+    def do_POST(self) -> None:
+        """Creating repositories and commits, as huggingface_hub asks for them; all files travel in the commit."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.hub.tokens.add(self.token())
+        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        if fault := self.hub.fault(self.path):
+            if fault is BROKEN:
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            self.refuse(int(fault), None, "try again")  # type: ignore[call-overload]
+        elif self.token() != ACCEPTED:
+            self.refuse(403, None, "this token may only read")
+        elif parts == ["api", "repos", "create"]:
+            wanted = json.loads(body)
+            name = "/".join(part for part in (wanted.get("organization"), wanted["name"]) if part)
+            if name in self.hub.repositories:
+                self.send(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"})
+                return
+            self.hub.repositories = {**self.hub.repositories, name: {}}
+            if wanted.get("private") or wanted.get("visibility") == "private":
+                self.hub.private.add(name)
+            self.send(200, {"url": f"{self.hub.url}/{name}"})
+        elif parts == ["api", "validate-yaml"]:  # of a model card
+            self.send(200, {"errors": [], "warnings": []})
+        elif parts[4:5] == ["preupload"]:
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                for file in json.loads(body)["files"]
+            ]
+            self.send(200, {"files": files})
+        elif parts[4:5] == ["commit"]:
+            name, lines = "/".join(parts[2:4]), [json.loads(line) for line in body.splitlines()]
+            files = {
+                line["value"]["path"]: base64.b64decode(line["value"]["content"])
+                for line in lines
+                if line["key"] == "file"
+            }
+            self.hub.repositories = {**self.hub.repositories, name: {**self.hub.repositories[name], **files}}
+            self.hub.commits.append((name, lines[0]["value"]["summary"], sorted(files)))
+            self.send(
+                200,
+                {
+                    "success": True,
+                    "commitOid": COMMIT,
+                    "commitUrl": f"{self.hub.url}/{name}/commit/{COMMIT}",
+                    "hookOutput": "",
+                    "pullRequestUrl": None,
+                },
+            )
+        else:
+            self.refuse(404, "RepoNotFound", "not found")
+
     def do_GET(self) -> None:
         self.answer()
 
@@ -120,7 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         siblings = [{"rfilename": path, "size": size, "blobId": "0"} for path, size in sizes.items()]
         gated = "manual" if name in self.hub.gated else False
-        self.send(200, {"id": name, "sha": COMMIT, "gated": gated, "private": False, "siblings": siblings})
+        self.send(
+            200, {"id": name, "sha": COMMIT, "gated": gated, "private": name in self.hub.private, "siblings": siblings}
+        )
 
     def file(self, name: str, path: str) -> None:
         files = self.hub.repositories.get(name)
@@ -146,7 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
 

@@ -1,4 +1,4 @@
-"""Streams: parts cover every row once, blocks are shuffled, and reading goes on at any position."""
+"""Streams: parts cover every row once, blocks are shuffled, and reading can continue at any position."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_parts_cover_every_row_once_and_go_on_at_any_position(
     assert sorted(found) == sorted(row["text"] for row in ROWS)
 
 
-def test_going_on_reads_one_block_again_and_nothing_before() -> None:
+def test_continuing_reads_one_block_again_and_nothing_before() -> None:
     read = []
 
     def generate(shards: list[int]) -> Iterator[dict[str, str]]:

@@ -256,4 +256,7 @@ def test_one_process_uses_one_gpu_and_says_how_to_use_all(
     monkeypatch.setattr(hf_arguments, "TrainingArguments", TwoGPUs)
     made = hf_arguments.training_arguments(settings(batch_size=3))
     assert (made.n_gpu, made.train_batch_size) == (1, 3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    recipe.check_machine(settings())
     assert "This run uses one of 2 GPUs; start it with torchrun" in caplog.text

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from tests.training.conftest import image, load, records
+from tests.training.test_trainer import new_trainer
 from theworld.datasets.samples import TheWorldDataset
 from theworld.datasets.shards import ImageShards
 from theworld.storage.adapters import read_tensors
@@ -157,16 +158,11 @@ REACHES: dict[str, tuple[Any, Callable[[TrainingConfig], Any], Any]] = {
     "wandb_project": ("mine", environment("WANDB_PROJECT"), "mine"),
     "wandb_run_name": ("mine", arguments("run_name"), "mine"),
     "num_workers": (3, arguments("dataloader_num_workers"), 3),
-    "push_to_hub": (True, arguments("push_to_hub"), True),
-    "hub_model_id": ("me/mine", arguments("hub_model_id"), "me/mine"),
-    "hub_strategy": ("end", arguments("hub_strategy"), "end"),
-    "hub_private_repo": (True, arguments("hub_private_repo"), True),
     "hf_token": ("hf_secret", environment("HF_TOKEN"), "hf_secret"),
 }
 WITH: dict[str, dict[str, Any]] = {  # other keys that a key needs
     "projector_hidden_size": {"projector": "mlp"},
     "resampler_tokens": {"projector": "resampler"},
-    "push_to_hub": {"hub_model_id": "me/mine"},
     "freeze_projector": {"lora": 2},
 }
 
@@ -206,6 +202,10 @@ ELSEWHERE = {
     "dataset_options": "test_the_dataset_is_loaded_by_name",
     "train_dataset_path": "test_the_dataset_is_loaded_by_name",
     "eval_dataset_path": "test_the_dataset_is_loaded_by_name",
+    "push_to_hub": "test_uploads_are_those_of_the_config",
+    "hub_model_id": "test_uploads_are_those_of_the_config",
+    "hub_strategy": "test_uploads_are_those_of_the_config",
+    "hub_private_repo": "test_uploads_are_those_of_the_config",
     "train_split": "test_columns_and_splits_of_a_hub_dataset",
     "eval_split": "test_columns_and_splits_of_a_hub_dataset",
     "image_key": "test_columns_and_splits_of_a_hub_dataset",
@@ -429,6 +429,15 @@ def test_the_dataset_is_loaded_by_name(settings: Settings, tmp_path: Path) -> No
     own.write_text("def load_data(config):\n    return None\n")
     with pytest.raises(ValueError, match=r"mine\.py does not define load_datasets\(config\)"):
         dataset_loading.load_datasets(settings(dataset_name=str(own)))
+
+
+def test_uploads_are_those_of_the_config(settings: Settings) -> None:
+    """tests/training/test_uploads.py pushes with them."""
+    assert new_trainer(settings(), records(2)).uploads is None
+    values = {"hub_model_id": "me/mine", "hub_strategy": "end", "hub_private_repo": True}
+    uploads = new_trainer(settings(push_to_hub=True, **values), records(2)).uploads
+    assert uploads is not None
+    assert (uploads.repository, uploads.strategy, uploads.private) == ("me/mine", "end", True)
 
 
 def test_columns_and_splits_of_a_hub_dataset(settings: Settings, tmp_path: Path) -> None:

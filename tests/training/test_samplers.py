@@ -89,7 +89,7 @@ def batches_of(
 def test_batches_of_a_stream_do_not_depend_on_processes_and_workers(
     settings: Callable[..., TrainingConfig], monkeypatch: pytest.MonkeyPatch, shuffle: int
 ) -> None:
-    """Nor on where a run was interrupted, whatever the number of processes afterwards."""
+    """Nor on where a run was interrupted, or on the number of processes afterwards."""
     config = settings()
     collator = recipe.new_collator(config, describe(config))
     chats = [{"text": f"Question {number}?", "label": "yes"} for number in range(50)]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from theworld.cli import ask, cache, compare, doctor, eval, imagine, info, nano, train
+from theworld.cli import ask, cache, compare, doctor, eval, imagine, info, nano, push, train
 from theworld.cli.console import say_error
 from theworld.cli.errors import one_sentence, user_facing_errors
 from theworld.training.token import hide_token
@@ -89,6 +89,7 @@ app.command("compare")(compare.compare)
 app.add_typer(nano.app, name="nano")
 app.command("train", cls=train.ConfigCommand)(train.train)
 app.command("cache", cls=train.ConfigCommand)(cache.cache)
+app.command("push")(push.push)
 
 
 def main() -> None:

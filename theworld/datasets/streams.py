@@ -35,7 +35,7 @@ class Position:
         taken: samples of this epoch.
         total: samples of all epochs.
         block: rows of this epoch before the block that is being read.
-        state: of the rows before this block, for sources that can go on from a state.
+        state: of the rows before this block, for sources that can continue from a state.
     """
 
     epoch: int = 0
@@ -126,7 +126,9 @@ def blocks_of(
     rows: Iterable[Any], part: int, num_parts: int, size: int, at: Position
 ) -> Iterator[tuple[list[Any], Any]]:
     """The rows of a part in blocks, from the block of a position on, with the state of the source before each block."""
-    if hasattr(rows, "load_state_dict"):  # a streamed dataset of `datasets`, which goes on without reading all again
+    if hasattr(
+        rows, "load_state_dict"
+    ):  # a streamed dataset of `datasets`, which continues without reading everything again
         from datasets.distributed import split_dataset_by_node
 
         dataset: Any = split_dataset_by_node(rows, part, num_parts)

@@ -17,10 +17,21 @@ from torch import Tensor
 from theworld.messages import enumerate_names
 from theworld.storage.hub import ADAPTER_FILE, find_file
 
+PICKLED_MODEL = "pytorch_model.bin"
+
 
 def read_tensors(model: str, filename: str = ADAPTER_FILE, revision: str | None = None) -> dict[str, Tensor]:
-    """Reads a safetensors file, or a `.bin` file with `weights_only=True`, which refuses pickled code."""
-    path = find_file(model, filename, revision)
+    """Reads a safetensors file, or a `.bin` file with `weights_only=True`, which refuses pickled code.
+
+    Where `pytorch_model.bin` is asked for, as older Trainers wrote it, and is missing, `model.safetensors` is read.
+    """
+    try:
+        path = find_file(model, filename, revision)
+    except (ValueError, FileNotFoundError):
+        folder, _, name = filename.rpartition("/")
+        if name != PICKLED_MODEL:
+            raise
+        path = find_file(model, f"{folder}/{ADAPTER_FILE}".lstrip("/"), revision)
     if not os.access(path, os.R_OK):  # safetensors would report a missing file
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     if path.suffix == ".safetensors":

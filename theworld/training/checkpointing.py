@@ -11,13 +11,15 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, is_offline_mode
+
 from theworld.storage.files import read_json_file
-from theworld.storage.hub import check_name, download
+from theworld.storage.hub import check_name, download, hub_errors
 from theworld.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -105,10 +107,11 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(partial)
 
 
-def remove_older(output_dir: Path, keep: int) -> None:
-    """Removes all checkpoints but the last `keep`."""
+def remove_older(output_dir: Path, keep: int, needed: Callable[[Path], bool] | None = None) -> None:
+    """Removes all checkpoints but the last `keep`, and those that are `needed`."""
     for checkpoint in checkpoints_in(output_dir)[:-keep]:
-        remove(checkpoint)
+        if needed is None or not needed(checkpoint):
+            remove(checkpoint)
 
 
 def remove_partial(output_dir: str | os.PathLike[str]) -> None:
@@ -187,11 +190,25 @@ def find_checkpoint(config: TrainingConfig) -> Path | None:
     folder = Path(name)
     if not folder.is_dir():
         check_name(name)
-        folder = download(name, ["*"], STATE_FILE)
+        folder = download(name, [checkpoint_pattern(name)], STATE_FILE)
     for path in (folder, folder / HUB_CHECKPOINT, find_last_checkpoint(folder)):
         if path is not None and (path / STATE_FILE).is_file():
             return path
     raise ValueError(f"{name} has no training state to resume from; to start from its weights, set model_name to it.")
+
+
+def checkpoint_pattern(repository: str) -> str:
+    """The files of the checkpoint that a run resumes from in a Hub repository, which may hold many; offline, all."""
+    if is_offline_mode():
+        return "*"
+    with hub_errors(repository, STATE_FILE):
+        files = HfApi().list_repo_files(repository)
+    folders = {folder for folder, _, name in (file.rpartition("/") for file in files) if name == STATE_FILE}
+    numbered = [folder for folder in folders if folder.removeprefix(PREFIX).isdecimal()]
+    for folder in ("", HUB_CHECKPOINT, max(numbered, key=lambda name: int(name.removeprefix(PREFIX)), default="")):
+        if folder in folders:
+            return f"{folder}/*".lstrip("/")
+    return CONFIG_FILE  # there is none, which is an error of the caller
 
 
 def check_output(config: TrainingConfig, checkpoint: Path | None) -> None:

@@ -98,6 +98,18 @@ class ProgressBars:
             self.bars.pop(what).close()
 
 
+def settings_of_run(changes: Sequence[str]) -> str | None:
+    """The settings of the run that `resume_from=NAME` resumes, a folder or Hub id; None for a new run and `last`."""
+    from theworld.storage.hub import find_file
+    from theworld.training.checkpointing import CONFIG_FILE, LAST
+
+    for change in reversed(changes):
+        key, _, name = change.partition("=")
+        if key.strip() in ("resume_from", "resume_from_checkpoint") and name and name != LAST:
+            return str(find_file(name, CONFIG_FILE))
+    return None
+
+
 def main(load: LoadDatasets, description: str, default_config: str, arguments: Sequence[str] | None = None) -> int:
     """Trains as a script: `--config FILE`, and every config key as an option. Returns the exit code.
 
@@ -109,7 +121,8 @@ def main(load: LoadDatasets, description: str, default_config: str, arguments: S
     if arguments is None:
         hide_token()
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=default_config, metavar="FILE", help="a JSON file (default: %(default)s)")
+    config_help = f"a JSON file (default: that of the run to resume, or {default_config})"
+    parser.add_argument("--config", metavar="FILE", help=config_help)
     changes_help = "set any key of the config (repeatable); --KEY VALUE does the same"
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help=changes_help)
     own = ("--config", "--set", "--help")
@@ -117,7 +130,8 @@ def main(load: LoadDatasets, description: str, default_config: str, arguments: S
     log_to_stderr()
     try:
         with Stop() as stop:
-            config = TrainingConfig.read(given.config, given.changes)
+            file = given.config or settings_of_run(given.changes) or default_config
+            config = TrainingConfig.read(file, given.changes)
             train = import_recipe().train
             sys.stdout.write(f"{train(config, load, ProgressBars(), stop)}\n")
     except (ValueError, OSError) as error:

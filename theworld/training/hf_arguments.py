@@ -67,7 +67,7 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         "remove_unused_columns": False,  # the collator makes the columns
         "accelerator_config": {"dispatch_batches": False},
         "ddp_find_unused_parameters": not config.freeze_cosmos_vae,  # its time convolutions get no single frame
-        "push_to_hub": config.push_to_hub,
+        "push_to_hub": False,  # theworld.training.uploads does it, and reports what failed
         "hub_model_id": config.hub_model_id,
         "hub_strategy": config.hub_strategy,
         "hub_private_repo": config.hub_private_repo,
@@ -85,9 +85,5 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
             "stage 1 or 2."
         )
     if made.n_gpu > 1:  # Trainer would use nn.DataParallel, which cannot gather logits of unequal lengths
-        logger.warning(
-            "This run uses one of %d GPUs; start it with torchrun, one process per GPU, to use all of them",
-            made.n_gpu,
-        )  # fmt: skip
         made._n_gpu = 1
     return made

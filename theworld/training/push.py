@@ -18,39 +18,50 @@ def check_hub(config: TrainingConfig) -> None:
     Raises:
         ValueError: if the Hub cannot be pushed to.
     """
-    if not config.push_to_hub:
-        return
+    if config.push_to_hub:
+        check_token("push_to_hub", OR_NOT)
+
+
+def check_token(what: str, otherwise: str) -> None:
+    """Raises a ValueError unless the Hub answers and accepts the token; `what` needs them."""
     if constants.HF_HUB_OFFLINE:
-        raise ValueError(f"push_to_hub needs the Hub, and HF_HUB_OFFLINE is set: unset it, {OR_NOT}.")
+        raise ValueError(f"{what} needs the Hub, and HF_HUB_OFFLINE is set: unset it, {otherwise}.")
     if get_token() is None:
-        raise ValueError(f"push_to_hub needs a token: set HF_TOKEN to one with write access, {OR_NOT}.")
+        raise ValueError(f"{what} needs a token: set HF_TOKEN to one with write access, {otherwise}.")
     if not hub_answers(constants.ENDPOINT):
-        raise ValueError(f"push_to_hub needs the Hub, and it does not answer: {repositories.no_network()}, {OR_NOT}.")
+        raise ValueError(f"{what} needs the Hub, and it does not answer: {repositories.no_network()}, {otherwise}.")
     problem = repositories.token_problem()
     if problem is not None:
         raise ValueError(problem)
 
 
-def make_repository(config: TrainingConfig) -> None:
-    """Creates the repository that a run pushes to, if it does not exist. Trainer would do so much later.
+def make_repository(repository: str, private: bool, otherwise: str = OR_NOT) -> None:
+    """Creates the repository of a model, if it does not exist.
+
+    Args:
+        repository: `owner/name`.
+        private: whether it must be private.
+        otherwise: what else can be done about an error.
 
     Raises:
-        ValueError: if the Hub refuses.
+        ValueError: if the Hub refuses, or if it must be private and there is a public one of this name.
     """
-    if not config.push_to_hub:
-        return
-    assert config.hub_model_id is not None  # checked by TrainingConfig
+    api = HfApi()
     try:
-        HfApi().create_repo(config.hub_model_id, private=config.hub_private_repo, exist_ok=True)
+        api.create_repo(repository, private=private, exist_ok=True)
+        is_public = private and api.model_info(repository).private is False
     except HFValidationError as error:
-        raise ValueError(f"hub_model_id {config.hub_model_id!r} is not a valid repository name: {error}") from error
+        raise ValueError(f"hub_model_id {repository!r} is not a valid repository name: {error}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         raise ValueError(
-            f"The Hub does not let this token write to {config.hub_model_id} ({status}): check hub_model_id and the "
-            f"permissions of the token, {OR_NOT}."
+            f"The Hub does not let this token write to {repository} ({status}): check hub_model_id and the "
+            f"permissions of the token, {otherwise}."
         ) from error
     except (TransportError, OSError) as error:
+        raise ValueError(f"{repository} could not be created: {repositories.no_network()}, {otherwise}.") from error
+    if is_public:
         raise ValueError(
-            f"{config.hub_model_id} could not be created: {repositories.no_network()}, {OR_NOT}."
-        ) from error
+            f"{repository} exists and is public, but it was to be private: choose another name, make it private in its "
+            f"settings, {otherwise}."
+        )

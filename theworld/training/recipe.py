@@ -7,6 +7,7 @@ Settings, configurations and data are checked before weights are loaded, so that
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from functools import partial
@@ -46,6 +47,8 @@ from theworld.training.stopping import ENDING, Stop
 from theworld.training.trainer import TheWorldTrainer
 
 logger = logging.getLogger(__name__)
+
+SECONDS_TO_UPLOAD = 10.0  # after SIGTERM, which a scheduler follows by SIGKILL
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -91,7 +94,8 @@ def train(
     collator = new_collator(config, described)
     training, evaluation = index_samples(config, load, collator)
     shown = shown_samples(config, evaluation)
-    make_repository(config)
+    if config.push_to_hub:
+        make_repository(str(config.hub_model_id), config.hub_private_repo)
 
     # 2. world latents, computed once for all runs
     collator.cache = open_cache(config, described)
@@ -125,7 +129,11 @@ def train(
         )
     if stop.phase == ENDING:
         trainer.save_model()
+        if trainer.uploads is not None:
+            trainer.uploads.finish()
         return output
+    if trainer.uploads is not None:
+        trainer.uploads.stop(SECONDS_TO_UPLOAD)
     last = find_last_checkpoint(output)
     assert last is not None  # a run that is stopped before its first step ends with an error
     return last
@@ -232,7 +240,7 @@ def shown_samples(config: TrainingConfig, evaluation: IndexedSamples | None) -> 
 
 
 def check_machine(config: TrainingConfig) -> None:
-    """Advises on the precision.
+    """Advises on the precision and on several GPUs.
 
     Raises:
         ValueError: if a tracker is not installed, or if this machine does not support the precision.
@@ -245,6 +253,11 @@ def check_machine(config: TrainingConfig) -> None:
                 "log_to_wandb needs Weights & Biases, which is not installed: install it with `uv pip install --python "
                 f"{shlex.quote(sys.executable)} wandb`, or with pip, or set log_to_wandb to false."
             ) from error
+    if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
+        logger.warning(
+            "This run uses one of %d GPUs; start it with torchrun, one process per GPU, to use all of them",
+            torch.cuda.device_count(),
+        )
     if config.autocast == "fp16" and not torch.cuda.is_available():
         raise ValueError("mixed_precision fp16 needs a GPU, and there is none; use bf16 or fp32.")
     if config.autocast == "bf16" and not config.freeze_cosmos_vae and not torch.cuda.is_available():

@@ -42,6 +42,7 @@ from theworld.training.loss import answer_loss, answer_sums, evaluation_metrics
 from theworld.training.muon import MuonWithAdamW, inside_layers
 from theworld.training.samplers import EpochOrder, IndexedSamples, IndexedStream, StreamBatch, StreamState
 from theworld.training.stopping import obey_parent_only, sigterm_blocked
+from theworld.training.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,11 @@ class TheWorldTrainer(Trainer):
         self.num_skipped = 0  # samples of a stream that were too long
         self.stream: StreamState | None = None  # how far a stream was read; None for other samples
         if isinstance(train_dataset, IndexedStream):
-            self.args.ignore_data_skip = True  # it goes on at its own positions
+            self.args.ignore_data_skip = True  # its parts have positions of their own
+        self.uploads: Uploads | None = None
+        if config.push_to_hub and self.args.should_save:
+            repository, private = str(config.hub_model_id), config.hub_private_repo
+            self.uploads = Uploads(self.args.output_dir, repository, config.hub_strategy, private)
         trainable = freezing.trained_parts(model)
         self.encodes_in_forward = "vae_encoder" in trainable
         self.trains_projector = "projector" in trainable
@@ -268,10 +273,11 @@ class TheWorldTrainer(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise checkpointing.not_written(folder, error) from error
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder))
+        if self.uploads is not None:
+            self.uploads.add(folder)
         if self.args.should_save and self.args.save_total_limit is not None:
-            checkpointing.remove_older(Path(self.args.output_dir), self.args.save_total_limit)
+            needed = None if self.uploads is None else self.uploads.keeps
+            checkpointing.remove_older(Path(self.args.output_dir), self.args.save_total_limit, needed)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
