@@ -5,7 +5,6 @@ GEMMA ?= google/gemma-3-4b-it
 CONFIG ?= configs/default.json
 RUNS ?= runs/blink
 REPORT ?= report
-SMOKE := checkpoints/smoke-test
 DATA_ARG = $(if $(DATA),--data $(DATA))
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -60,9 +59,8 @@ train-simple: $(CORE) ## Walk through a single training step
 train-hf: $(CORE) ## Train with a config file (CONFIG=configs/default.json; ARGS="--resume_from last" resumes)
 	@$(PYTHON) scripts/train_hf.py --config $(CONFIG) $(ARGS)
 
-smoke-test: $(CORE) ## Train, evaluate and save on two samples, offline (ARGS=)
-	@rm -rf $(SMOKE)
-	@$(PYTHON) scripts/train_hf.py --config configs/smoke_test.json --output_dir $(SMOKE) $(ARGS)
+smoke-test: $(CORE) ## Train on two samples, upload and check it: on the Hub with HF_TOKEN, else on a local hub (ARGS=)
+	@$(PYTHON) scripts/smoke_test.py $(ARGS)
 
 eval-blink: $(CORE) ## Evaluate MODEL on BLINK val with and without its imagined future, into runs/blink (DATA=, ARGS=)
 	@$(PYTHON) scripts/evaluate_blink.py --config configs/eval_blink.json --model $(MODEL) $(DATA_ARG) $(ARGS)

@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-import pytest
+if TYPE_CHECKING:
+    import pytest
 
 ACCEPTED = "hf_accepted"  # token of an account that has accepted all licences
 OTHER_ACCOUNT = "hf_other"  # token of an account that has accepted none
@@ -51,6 +53,8 @@ class LoopbackHub:
             socket.create_connection(self.server.server_address[:2], timeout=5).close()
         except OSError as error:  # a network namespace whose loopback interface is down
             self.server.server_close()
+            import pytest  # not above, since scripts/smoke_test.py runs where it is not installed
+
             pytest.skip(f"this machine cannot reach itself: {error}")
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self

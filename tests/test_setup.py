@@ -46,7 +46,10 @@ def test_training_by_make(tmp_path: Path) -> None:
     offline.pop("HF_TOKEN", None)
 
     def make(*arguments: str) -> str:
-        command = ["make", "--silent", *arguments, f"PYTHON={commands.programs() / 'python'}"]
+        python = (
+            sys.executable if arguments == ("smoke-test",) else commands.programs() / "python"
+        )  # it sets HF_ENDPOINT
+        command = ["make", "--silent", *arguments, f"PYTHON={python}"]
         result = subprocess.run(
             command, cwd=tmp_path, env=offline, capture_output=True, text=True, timeout=300, check=False
         )
@@ -55,7 +58,12 @@ def test_training_by_make(tmp_path: Path) -> None:
 
     earlier = tmp_path / "checkpoints" / "smoke-test" / "checkpoint-1"
     earlier.mkdir(parents=True)
-    folder = tmp_path / make("smoke-test")
+    said = make("smoke-test").splitlines()
+    assert said[0].startswith(
+        "No HF_TOKEN: nano on two images of this repository, with a local hub at http://127.0.0.1"
+    )
+    assert said[-1].startswith("Passed with a local hub in ")
+    folder = tmp_path / "checkpoints" / "smoke-test"
     assert not earlier.exists(), "it starts again"
     written = {str(path.relative_to(folder)) for path in folder.rglob("*")}
     assert {
