@@ -4,7 +4,6 @@ With HF_TOKEN: Gemma 3 and Cosmos-Predict2 on two samples of DataComp, in a priv
 on two images of this repository, uploaded over HTTP to a local hub that ends with the script.
 
     python scripts/smoke_test.py
-    python scripts/smoke_test.py --keep              # keep the private repository
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ NAME = "theworld-smoke-test"
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("checkpoints/smoke-test"))
-    parser.add_argument("--keep", action="store_true", help="keep the private repository on the Hub")
     given = parser.parse_args(arguments)
     started = time.perf_counter()
     shutil.rmtree(given.output_dir, ignore_errors=True)
@@ -70,8 +68,6 @@ def main(arguments: list[str] | None = None) -> int:
         if train(config, options) != 0:
             return 1
         check(repository, given.output_dir)
-        if token is not None and not given.keep:
-            HfApi().delete_repo(repository)
     kind = "a local hub" if token is None else "the Hub"
     print(f"Passed with {kind} in {time.perf_counter() - started:.0f} s: trained, uploaded, checked and loaded again.")
     return 0
