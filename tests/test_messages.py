@@ -10,8 +10,10 @@ from pathlib import Path
 import theworld
 
 LIBRARY = Path(theworld.__file__).parent
-# these read options of their own command line, or speak to the users of lmms-eval's
-COMMAND_LINES = ("cli/", "evaluation/lmms/", "training/command_line.py", "training/token.py")
+# these read options of their own command line, speak to the users of lmms-eval's, or name the command that uploads
+COMMAND_LINES = (
+    "cli/", "evaluation/lmms/", "training/command_line.py", "training/token.py", "training/uploads.py",
+)  # fmt: skip
 FLAG = re.compile(r"(?<![\w-])--[a-z]\w*")
 INSTALLS = "pip install --python"
 

@@ -77,6 +77,7 @@ def test_answers_come_with_times_and_memory(run: Run) -> None:
     assert json.loads(run.piece("answers").read_text())["calls"] == found["calls"], "kept as it went"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' NumPy use
 def test_both_parities_hold(run: Run) -> None:
     found = parity(run)

@@ -175,6 +175,7 @@ def test_nano_fits_its_share_of_the_wheel() -> None:
     assert mebibytes[1] < 5.2
 
 
+@pytest.mark.slow
 def test_both_stages_run_resume_and_give_a_world_that_rolls_out(
     shards: Path, some_shards: Path, tmp_path: Path
 ) -> None:

@@ -45,7 +45,10 @@ def pushing(settings: Settings, **changes: Any) -> TrainingConfig:
     return settings(**{"push_to_hub": True, "hub_model_id": "me/mine", "max_steps": 3, "save_steps": 1, **changes})
 
 
-@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["checkpoint", *(pytest.param(x, marks=pytest.mark.slow) for x in ("end", "every_save", "all_checkpoints"))],
+)
 def test_each_strategy(hub: LoopbackHub, settings: Settings, strategy: str) -> None:
     recipe.train(pushing(settings, hub_strategy=strategy, hub_private_repo=True, save_total_limit=1), load())
     files = set(hub.repositories["me/mine"])
