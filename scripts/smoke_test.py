@@ -89,18 +89,21 @@ def check(repository: str, output_dir: Path) -> None:
 
     from theworld import TheWorld
 
-    info = HfApi().model_info(repository)
-    assert info.private, f"{repository} is public"
+    require(HfApi().model_info(repository).private is True, f"{repository} is public")
     files = set(HfApi().list_repo_files(repository))
     missing = {"README.md", "config.json", "model.safetensors", "last-checkpoint/trainer_state.json"} - files
-    assert not missing, f"{repository} has no {', '.join(sorted(missing))}"
-    card = ModelCard.load(repository)
-    assert card.data.library_name == "theworld", "the model card is not ours"
-    there, here = (Path(path) for path in (hf_hub_download(repository, "model.safetensors"), output_dir))
-    own = here / "model.safetensors"
-    assert digest(there) == digest(own), "the uploaded weights differ from those of the run"
+    require(not missing, f"{repository} has no {', '.join(sorted(missing))}")
+    require(ModelCard.load(repository).data.library_name == "theworld", "the model card is not ours")
+    uploaded, own = Path(hf_hub_download(repository, "model.safetensors")), output_dir / "model.safetensors"
+    require(digest(uploaded) == digest(own), "the uploaded weights differ from those of the run")
     model = TheWorld.from_pretrained(repository)
     print(f"{repository} answers:", model.generate(str(next(iter(IMAGES))), "What is this?", 8))
+
+
+def require(condition: bool, otherwise: str) -> None:
+    """Ends the script with one sentence unless a condition holds."""
+    if not condition:
+        sys.exit(f"The smoke test failed: {otherwise}.")
 
 
 def digest(path: Path) -> str:

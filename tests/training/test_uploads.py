@@ -167,6 +167,7 @@ def test_a_transient_fault_is_repeated(hub: LoopbackHub, settings: Settings) -> 
     hub.fault = lambda path: next(faults, None) if path.endswith("/commit/main") else None
     recipe.train(pushing(settings, hub_strategy="end"), load())
     assert set(hub.repositories["me/mine"]) >= MODEL
+    assert "| 3 | `loss` | " in hub.repositories["me/mine"]["README.md"].decode(), "the final model has its metrics"
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(hub: LoopbackHub, settings: Settings) -> None:
@@ -186,7 +187,11 @@ def test_push_says_what_is_wrong(
     assert "There is no folder" in refusal(tmp_path / "none", "me/mine")
     (tmp_path / "empty").mkdir()
     assert "holds no TheWorld model" in refusal(tmp_path / "empty", "me/mine")
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "theworld"}')
+    assert "has no model.safetensors" in refusal(tmp_path / "empty", "me/mine")
     recipe.train(settings(max_steps=1), load())
+    TheWorld.from_pretrained(str(tmp_path / "run"), device="cpu").save_pretrained(tmp_path / "full", full=True)
+    assert "is a full export" in refusal(tmp_path / "full", "me/mine")
     assert "use one of them" in refusal(tmp_path / "run", "me/mine", "--last-checkpoint", "--all-checkpoints")
     monkeypatch.setenv("HF_TOKEN", OTHER_ACCOUNT)
     said = refusal(tmp_path / "run", "me/mine")

@@ -14,9 +14,10 @@ from safetensors import safe_open
 from theworld.model.freezing import part_of
 from theworld.storage.files import read_json_file
 from theworld.storage.hub import ADAPTER_FILE, CONFIG_FILE, may_be_on_hub
+from theworld.training import checkpointing
 
 CARD_FILE = "README.md"
-TRAINING_CONFIG, STATE, RESULTS = "training_config.json", "trainer_state.json", "results.json"
+TRAINING_CONFIG, STATE, RESULTS = checkpointing.CONFIG_FILE, checkpointing.STATE_FILE, "results.json"
 MEAN_OF_FAMILIES = "mean_of_families"
 TAGS = ["theworld", "world-model", "gemma3", "cosmos-predict2", "adapter"]
 SHOWN_SETTINGS = (
@@ -38,14 +39,19 @@ def model_card(folder: Path, repository: str) -> str:
         repository: `owner/name` that the card is for.
 
     Raises:
-        ValueError: if there is no model in the folder, or one of its files is damaged.
+        ValueError: if there is no adapter in the folder, or one of its files is damaged.
     """
     config = read(folder / CONFIG_FILE)
     if config.get("model_type") != "theworld":
         raise ValueError(
             f"{folder} holds no TheWorld model: its config.json has model_type {config.get('model_type')!r}."
         )
-    settings, state = read(folder / TRAINING_CONFIG), read(folder / STATE)
+    if not (folder / ADAPTER_FILE).is_file():
+        raise ValueError(f"{folder} has no {ADAPTER_FILE}; save the model again.")
+    if any(str(config.get(name)).startswith("./") for name in ("vlm_name_or_path", "world_name_or_path")):
+        raise ValueError(f"{folder} is a full export, which holds the base models; save and upload the adapter alone.")
+    last = checkpointing.find_last_checkpoint(folder)  # a run's folder has its state there
+    settings, state = read(folder / TRAINING_CONFIG), read((last or folder) / STATE)
     bases = [str(config[name]) for name in ("vlm_name_or_path", "world_name_or_path") if config.get(name)]
     bases = bases if config.get("enable_world", True) else bases[:1]
     dataset = str(settings.get("dataset_name", ""))

@@ -20,7 +20,9 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from theworld.storage.hub import ADAPTER_FILE, CONFIG_FILE, TransportError
 from theworld.training.card import CARD_FILE, model_card
+from theworld.training.checkpointing import CONFIG_FILE as TRAINING_CONFIG
 from theworld.training.checkpointing import HUB_CHECKPOINT, checkpoints_in
+from theworld.world_models.base import PROMPT_EMBEDS
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further attempt
 LONGEST_WAIT = 60.0  # that the Hub may ask for
 TRANSIENT = frozenset({408, 409, 412, 425, 429})  # besides 5xx: statuses that may succeed another time
 # what makes a model; everything else of a folder belongs to a run
-MODEL_FILES = (CONFIG_FILE, ADAPTER_FILE, "prompt_embeds.safetensors", "training_config.json")
+MODEL_FILES = (CONFIG_FILE, ADAPTER_FILE, PROMPT_EMBEDS, TRAINING_CONFIG)
 LOG_FOLDERS = ("logs", "samples")
 CHECKPOINT_PLACES = {"checkpoint": HUB_CHECKPOINT, "all_checkpoints": "{}"}  # hub_strategy -> folder in the repository
 
