@@ -5,8 +5,10 @@
     torchrun --nproc_per_node=2 -m benchmarks.training_throughput train FOLDER --num_workers 6
 
 The weights are random, in the layout of the published repositories. `train` runs the recipe on captions of photos, with
-a trainable projector and no world steps; `--repeat_batch` leaves the loader out by repeating the first batch of each
-worker. `--size tiny` runs everything on a CPU in seconds.
+a trainable projector (`--train all`: all of Gemma as well) and no world steps; `--repeat_batch` leaves the loader out
+by repeating the first batch of each worker. `--size tiny` runs everything on a CPU in seconds. Several GPUs with a
+strategy of their own: `accelerate launch --config_file configs/accelerate/fsdp2.yaml -m benchmarks.training_throughput
+train FOLDER --train all`.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ from theworld.training.model_setup import describe
 PHOTOS, RECORDS = 256, 4096
 SIDES = (400, 1200)  # of photos, in pixels
 QUESTION = "Describe this image."
+OPTIONS = ("batch_size", "gradient_accumulation_steps", "num_workers")
 WARM_UP = 10  # steps that are not timed
+TRAINED = {"projector": {}, "all": {"freeze_gemma_vision": False, "freeze_gemma_language": False}}
 
 
 def make(folder: Path, size: str, device: str) -> None:
@@ -140,12 +144,21 @@ def train(folder: Path, steps: int, repeat_batch: bool, **changes: Any) -> dict[
     return {
         "processes": processes,
         "repeat_batch": repeat_batch,
-        **{key: getattr(config, key) for key in ("batch_size", "gradient_accumulation_steps", "num_workers")},
+        "strategy": strategy(),
+        **{key: getattr(config, key) for key in (*OPTIONS, "use_gradient_checkpointing")},
         "samples_per_second": samples * len(times) / sum(times) if times else None,
         "seconds_per_step": {"median": statistics.median(times), "max": max(times)} if times else None,
         "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         "losses": [entry["loss"] for entry in history if "loss" in entry],
     }
+
+
+def strategy() -> str:
+    """The strategy that `accelerate launch` set up in this process."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return "fsdp2"
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    return "ddp" if file is None else Path(file).stem
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -157,6 +170,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gradient_accumulation_steps", type=int, default=1)
     parser.add_argument("--num_workers", type=int, default=6)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--train", choices=TRAINED, default="projector")
+    parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing")
     parser.add_argument("--repeat_batch", action="store_true")
     parser.add_argument("--output", type=Path, help="a JSON Lines file that the result is appended to")
     given = parser.parse_args(arguments)
@@ -168,9 +183,9 @@ def main(arguments: list[str] | None = None) -> None:
     if given.what == "loader":
         found = loader(given.folder, given.batch_size, **size)
     else:
-        names = ("batch_size", "gradient_accumulation_steps", "num_workers")
-        changes = {name: getattr(given, name) for name in names}
-        found = train(given.folder, given.steps, given.repeat_batch, **changes, **size)
+        changes = {name: getattr(given, name) for name in OPTIONS} | TRAINED[given.train]
+        changes["use_gradient_checkpointing"] = given.checkpointing
+        found = {"trained": given.train} | train(given.folder, given.steps, given.repeat_batch, **changes, **size)
         if int(os.environ.get("RANK", "0")):
             return
     line = json.dumps({"what": given.what, "size": given.size, **found, "versions": versions()})

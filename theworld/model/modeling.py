@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -199,7 +199,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         dtype: torch.dtype | str | None = None,
         *,
         is_main_process: bool = True,
-        state_dict: Any = None,
+        state_dict: Mapping[str, Tensor] | None = None,
         max_shard_size: int | str | None = None,
     ) -> None:
         """Writes the adapter atomically.
@@ -213,13 +213,15 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             dtype: of the base models in a full export. None keeps the dtype in which Gemma is stored, unless a base
                 model was changed: changed weights keep the dtype that they have in memory.
             is_main_process: False writes nothing.
-            state_dict, max_shard_size: not used; transformers' Trainer and `push_to_hub` pass them.
+            state_dict: the adapter's tensors, where the model holds shards of them.
+            max_shard_size: not used; transformers' `push_to_hub` passes it.
 
         Raises:
-            ValueError: if `dtype` is given without `full`, or the model has a LoRA that cannot be saved in this way.
+            ValueError: if `dtype` is given without `full`, or the model has a LoRA that cannot be saved in this way, or
+                weights that are sharded.
         """
         if is_main_process:
-            saving.save(self, save_directory, full, dtype)
+            saving.save(self, save_directory, full, dtype, state_dict)
 
     def merge_lora(self) -> None:
         """Merges the LoRA into the language model's weights and removes its layers; the logits stay the same.
@@ -352,6 +354,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_past_steps: Tensor | int | None = None,
         world_prompt: str | Sequence[str] | None = None,
         image_features: Tensor | None = None,
+        unused_parts: Sequence[str] = (),
         **kwargs: Any,
     ) -> Gemma3CausalLMOutputWithPast:
         """Gemma 3's forward pass with world tokens in place of their placeholders.
@@ -367,6 +370,9 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             world_prompt: texts that describe the future of `world_frames`, as passed to the processor, whose seeds
                 depend on them.
             image_features: (images, tokens, D) from `image_features()`, instead of `pixel_values`.
+            unused_parts: "vision" and "projector", whichever is trained and has no input in this batch. Their outputs
+                are added to the logits with weight 0, since several processes that train together need a gradient for
+                every parameter.
             labels: (B, L), -100 where the loss is not computed.
 
         Returns:
@@ -394,7 +400,10 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise ValueError(
                     "The prompt has world placeholders; pass world_frames, world_latents or world_embeds with it."
                 )
-            return self.vlm(input_ids=input_ids, inputs_embeds=inputs_embeds, pixel_values=pixel_values, **passed_on)
+            outputs = self.vlm(
+                input_ids=input_ids, inputs_embeds=inputs_embeds, pixel_values=pixel_values, **passed_on
+            )
+            return self.with_unused(outputs, unused_parts)
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("World tokens and image features need input_ids, whose placeholders they replace.")
         embeds_BLD = self.get_input_embeddings()(input_ids)
@@ -406,7 +415,19 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             # so that scatter reports placeholders without tokens
             world_tokens = embeds_BLD.new_empty(0, 0, embeds_BLD.shape[-1])
         embeds_BLD = scatter(embeds_BLD, input_ids == self.config.world_token_id, world_tokens, "world")
-        return self.vlm(inputs_embeds=embeds_BLD, **passed_on)
+        return self.with_unused(self.vlm(inputs_embeds=embeds_BLD, **passed_on), unused_parts)
+
+    def with_unused(self, outputs: Gemma3CausalLMOutputWithPast, parts: Sequence[str]) -> Gemma3CausalLMOutputWithPast:
+        """The same outputs, whose logits depend on these parts as well; see `forward`."""
+        for part in parts:
+            if part == "vision":
+                size = self.config.vlm_config.vision_config.image_size
+                unused = self.image_features(outputs.logits.new_zeros(1, 3, size, size))
+            else:
+                channels = self.config.world_config.latent_channels
+                unused = self.projector(outputs.logits.new_zeros(1, channels, 1, *self.config.world_grid()), 0)
+            outputs.logits = outputs.logits + 0.0 * unused.sum()
+        return outputs
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from theworld.model import freezing, lora
 from theworld.model.configuration import TheWorldConfig
@@ -56,6 +57,7 @@ def save(
     save_directory: str | os.PathLike[str],
     full: bool,
     dtype: torch.dtype | str | None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes what `TheWorldForConditionalGeneration.save_pretrained` describes."""
     if dtype is not None and not full:
@@ -67,9 +69,11 @@ def save(
         config.trained_parts = [part for part in config.trained_parts if part in freezing.BETWEEN_BASES]
     if not lora.layers_of(model.language_model):
         config.lora = None
-    if not config.reads_world_tokens:
-        initial = model.projector.is_initial(config, model.text_embedding_rms())
-        config.reads_world_tokens = "projector" in config.trained_parts and not initial
+    parameters = dict(freezing.parameters_of(model, config.trained_parts))
+    written = {name: (tensors or parameters)[name] for name in parameters}
+    check_complete({**written, **(dict(model.named_parameters()) if full else {})})
+    if not config.reads_world_tokens and "projector" in config.trained_parts:
+        config.reads_world_tokens = not model.projector.is_initial(config, model.text_embedding_rms())
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
     config.vlm_config._name_or_path = config.vlm_name_or_path  # not the folder that it was loaded from
@@ -81,9 +85,19 @@ def save(
         if full:
             export_bases(model, folder, config, export_dtype(model, dtype, bases_changed), dtype is not None)
         config.save_pretrained(folder)
-        write_tensors(folder / ADAPTER_FILE, dict(freezing.parameters_of(model, config.trained_parts)))
+        write_tensors(folder / ADAPTER_FILE, written)
         if model.world is not None and model.world.embedded_prompts and not full:  # a full export's world has them
             write_tensors(folder / PROMPT_EMBEDS, model.world.embedded_prompts)
+
+
+def check_complete(tensors: Mapping[str, Tensor]) -> None:
+    """Raises a ValueError for the first tensor that is empty or a shard, as FSDP and DeepSpeed's ZeRO-3 keep them."""
+    for name, tensor in tensors.items():
+        if not tensor.numel() or type(tensor.data) is not Tensor:
+            raise ValueError(
+                f"{name} is sharded over several processes, so this process cannot save it; call save_model of the "
+                "trainer, in all processes."
+            )
 
 
 def export_dtype(

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from theworld.datasets.samples import Sample
 from theworld.messages import TaskProgress
+from theworld.training.distributed import any_process
 from theworld.training.hf_arguments import LOGS
 from theworld.training.stopping import ENDING, Stop
 from theworld.training.trainer import EvaluationStopped, TheWorldTrainer
@@ -25,10 +26,19 @@ MAX_NEW_TOKENS = 64  # of an answer that is shown
 
 
 class StopAfterStep(TrainerCallback):
-    """Saves a checkpoint and ends the run after the current step, once a stop is requested; evaluations are aborted."""
+    """Saves a checkpoint and ends the run after the current step, once a stop is requested; evaluations are aborted.
+
+    Where several processes train together, a signal reaches them in different steps, or only one of them: they decide
+    together.
+    """
 
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
+
+    def requested(self) -> bool:
+        """Whether one of the processes was asked to stop."""
+        self.stop.requested = any_process(self.stop.requested)
+        return self.stop.requested
 
     def on_train_begin(self, *arguments: Any, **keywords: Any) -> None:
         self.stop.begin()
@@ -38,16 +48,16 @@ class StopAfterStep(TrainerCallback):
             self.stop.phase = ENDING  # a stop during this step leaves nothing to resume
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **keywords: Any) -> None:
-        if self.stop.requested:
+        if self.requested():
             control.should_evaluate = False  # it may take longer than the grace period after SIGTERM
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **keywords: Any) -> None:
-        if self.stop.requested:  # while the checkpoint was written
+        if self.requested():  # while the checkpoint was written
             control.should_training_stop = True
 
     def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **keywords: Any) -> None:
-        if self.stop.requested:
+        if self.requested():
             control.should_save = control.should_training_stop = True
             raise EvaluationStopped
 
@@ -103,7 +113,7 @@ class ShownSamples(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: Any, model: PreTrainedModel, **keywords: Any
     ) -> None:
-        if not state.is_world_process_zero:
+        if not (state.is_world_process_zero or self.trainer.sharded):  # whose forward pass needs all processes
             return
         lines = [
             {
@@ -115,6 +125,8 @@ class ShownSamples(TrainerCallback):
             }
             for sample, strip in zip(self.samples, self.strips, strict=True)
         ]
+        if not state.is_world_process_zero:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (self.folder / f"step-{state.global_step}.jsonl").write_text(text, encoding="utf-8")

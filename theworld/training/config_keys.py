@@ -122,6 +122,7 @@ def trainer_fields() -> dict[str, Any]:
     from transformers import TrainingArguments
 
     hints = typing.get_type_hints(TrainingArguments)
+    hints["fsdp"] = bool | str | None  # as documented; the annotation is for the command line of transformers
     return {field.name: hints[field.name] for field in dataclasses.fields(TrainingArguments)}
 
 

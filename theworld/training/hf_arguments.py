@@ -23,7 +23,7 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
     """Arguments of Trainer. The token is not one of them, since libraries find it in the environment.
 
     Raises:
-        ValueError: if transformers does not accept a field, or if the strategy shards parameters.
+        ValueError: if transformers does not accept a field.
     """
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(config.output_dir) / LOGS)  # the only way to set it
     os.environ["WANDB_PROJECT"] = config.wandb_project
@@ -78,12 +78,8 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         made = TrainingArguments(**{**arguments, **others})
     except (ValueError, TypeError, KeyError, ImportError, OSError) as error:
         raise ValueError(f"transformers does not accept these settings: {' '.join(str(error).split())}") from error
-    if made.fsdp or (made.deepspeed and made.hf_deepspeed_config.is_zero3()):
-        name = "fsdp" if made.fsdp else "deepspeed with ZeRO stage 3"
-        raise ValueError(
-            f"{name} shards parameters, which TheWorld cannot save yet; use several processes without it, or ZeRO "
-            "stage 1 or 2."
-        )
+    if made.fsdp and int(made.fsdp_config.get("version", 2)) != 2:
+        raise ValueError('FSDP version 1 is not supported; set the version in fsdp_config to 2, or remove it.')
     if made.n_gpu > 1:  # Trainer would use nn.DataParallel, which cannot gather logits of unequal lengths
         made._n_gpu = 1
     return made

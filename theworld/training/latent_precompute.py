@@ -24,6 +24,7 @@ from theworld.media.export import save_rollout
 from theworld.messages import TaskProgress
 from theworld.storage.hub import resolve
 from theworld.training.config import TrainingConfig
+from theworld.training.distributed import gathered, rank_and_size
 from theworld.training.model_setup import Described, frozen_dtype, world_parts_for_latents
 from theworld.training.samplers import IndexedSamples, IndexedStream
 from theworld.world_models import world_model_class
@@ -70,21 +71,28 @@ def missing_requests(
     num_workers: int,
     progress: TaskProgress,
 ) -> Iterator[WorldRequest]:
-    """Yields the uncached requests of training and evaluation."""
+    """Yields the uncached requests of training and evaluation; several processes share them, each once."""
     scenes = [(placed, placed.scenes()) for placed in sets if isinstance(placed, IndexedSamples)]
     total = sum(len(places) for _, places in scenes)
+    rank, size = rank_and_size()
     done = 0
+    taken: set[str] = set()
     for placed, places in scenes:
         loader = DataLoader(
             placed,
             batch_size=SAMPLES_AT_ONCE,
-            sampler=places,
+            sampler=places[rank::size],
             collate_fn=partial(uncached, collator),
             num_workers=num_workers,
         )
-        for requests in loader:
-            yield from requests
-            done = min(done + SAMPLES_AT_ONCE, total)
+        batches = iter(loader)
+        for _ in range(0, len(places), SAMPLES_AT_ONCE * size):  # as often in every process
+            requests = {request.key: request for request in next(batches, [])}
+            for other, keys in enumerate(gathered(list(requests))):
+                if other == rank:
+                    yield from (requests[key] for key in keys if key not in taken)
+                taken.update(keys)
+            done = min(done + SAMPLES_AT_ONCE * size, total)
             progress("World latents", done, total)
 
 
@@ -98,27 +106,35 @@ def fill_cache(
 ) -> int:
     """Computes what the collator's cache lacks for a run; the world model is loaded only if something is lacking.
 
+    Several processes share the work, and write into one folder. The frames that are shown are decoded by the first.
+
     Returns:
-        How many entries are new.
+        How many entries are new, of all processes.
     """
     cache = collator.cache
     assert cache is not None
+    parts = world_parts_for_latents(config, described.config)
     requests = missing_requests(sets, collator, config.num_workers, progress)
-    first = next(requests, None)
-    frames = [request for request in shown_requests(collator, shown) if FRAMES + request.key not in cache]
-    if first is None and not frames:
-        return 0
-    world = load_world(config, described, world_parts_for_latents(config, described.config))
     count = 0
-    if first is not None:
+    world: WorldModel | None = None
+    if (first := next(requests, None)) is not None:
+        world = load_world(config, described, parts)
         compute = compute_with(world, described.config.world_config)
         count = cache.fill(chain([first], requests), compute, config.latent_batch_size)
-    if frames and can_show(world):
-        world.load_parts("decoder")
-        latents = [cache.read(request.key) for request in frames]
-        cache.write({FRAMES + r.key: decode(world, x) for r, x in zip(frames, latents, strict=True)})
-        count += len(frames)
-    return count
+    count = sum(gathered(count))  # after which all latents are written
+    cache.refresh()
+    frames = [request for request in shown_requests(collator, shown) if FRAMES + request.key not in cache]
+    made = 0
+    if frames and rank_and_size()[0] == 0:
+        world = world or load_world(config, described, parts)
+        if can_show(world):
+            world.load_parts("decoder")
+            latents = [cache.read(request.key) for request in frames]
+            cache.write({FRAMES + r.key: decode(world, x) for r, x in zip(frames, latents, strict=True)})
+            made = len(frames)
+    made = gathered(made)[0]
+    cache.refresh()
+    return count + made
 
 
 def shown_requests(collator: ChatCollator, samples: Sequence[Sample]) -> list[WorldRequest]:

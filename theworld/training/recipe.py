@@ -38,6 +38,7 @@ from theworld.training.checkpointing import (
 )
 from theworld.training.config import TrainingConfig
 from theworld.training.dataset_loading import LoadDatasets, as_samples, load_datasets
+from theworld.training.distributed import lost_process_as_error
 from theworld.training.hf_arguments import training_arguments
 from theworld.training.latent_precompute import fill_cache, open_cache, write_strips
 from theworld.training.model_setup import Described, build_model, describe
@@ -119,7 +120,7 @@ def train(
         trainer._load_from_checkpoint(str(resume))
         trainer.save_model()
         return output
-    with disk_full_as_error(output):
+    with disk_full_as_error(output), lost_process_as_error(config.output_dir):
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     if trainer.num_skipped:
         logger.warning(
@@ -142,15 +143,16 @@ def train(
 def fill(
     config: TrainingConfig, load: LoadDatasets = load_datasets, progress: TaskProgress = no_progress
 ) -> tuple[LatentCache, int]:
-    """Computes the world latents that `train` would need, without training.
+    """Computes the world latents that `train` would need, without training; several processes share the work.
 
     Returns:
-        The cache, and the number of its new entries.
+        The cache, and the number of its new entries, of all processes.
 
     Raises:
         ValueError: as in `train`, or if the config has no cache.
     """
     config.move_token()
+    training_arguments(config)  # connects the processes
     described = describe(config)
     collator = new_collator(config, described)
     collator.cache = open_cache(config, described)

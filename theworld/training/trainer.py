@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from theworld.datasets.collator import ChatCollator
 from theworld.inference.latent_cache import Compute, compute_with, latents_of
@@ -35,7 +36,7 @@ from theworld.model import freezing
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.storage.adapters import copy_tensors, read_tensors
 from theworld.storage.files import write_json
-from theworld.training import checkpointing
+from theworld.training import checkpointing, distributed
 from theworld.training.config import TrainingConfig
 from theworld.training.hf_arguments import training_arguments
 from theworld.training.loss import answer_loss, answer_sums, evaluation_metrics
@@ -98,9 +99,11 @@ class TheWorldTrainer(Trainer):
         if config.push_to_hub and self.args.should_save:
             repository, private = str(config.hub_model_id), config.hub_private_repo
             self.uploads = Uploads(self.args.output_dir, repository, config.hub_strategy, private)
-        trainable = freezing.trained_parts(model)
-        self.encodes_in_forward = "vae_encoder" in trainable
-        self.trains_projector = "projector" in trainable
+        self.trainable = freezing.trained_parts(model)
+        self.encodes_in_forward = "vae_encoder" in self.trainable
+        distributed.check_strategy(self.accelerator, config.optimizer, self.trainable)
+        self.sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.parameter_groups: list[list[Tensor]] = []  # of the optimizer, as they were before sharding
 
     # -------------------------------------------------------------------------------------------------------- batches
 
@@ -173,9 +176,11 @@ class TheWorldTrainer(Trainer):
     def create_optimizer(self, *arguments: Any, **keywords: Any) -> torch.optim.Optimizer:
         if self.config.optimizer != "muon":
             try:
-                return super().create_optimizer(*arguments, **keywords)
+                optimizer = super().create_optimizer(*arguments, **keywords)
             except ImportError as error:
                 raise ValueError(f"optim {self.args.optim.value} is not available: {error}") from error
+            self.parameter_groups = [list(group["params"]) for group in optimizer.param_groups]
+            return optimizer
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         matrices = [p for name, p in trainable.items() if inside_layers(name, p)]
         if not matrices:
@@ -214,16 +219,20 @@ class TheWorldTrainer(Trainer):
         inputs = dict(inputs)
         targets = inputs.pop("labels")[:, 1:]  # (B, L-1)
         positions = (targets != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]  # (K,)
+        if model.training and (unused := self.unused_parts(inputs)):
+            inputs["unused_parts"] = unused
         outputs = model(**inputs, use_cache=False, logits_to_keep=positions)
         targets = targets[:, positions]  # (B, K)
         assert num_items_in_batch is not None
         loss = answer_loss(outputs, targets, num_items_in_batch, self.args.label_smoothing_factor)
         if self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP averages over processes; this is a sum
-        if model.training and self.trains_projector and "world_latents" not in inputs and "world_frames" not in inputs:
-            # A batch without world tokens: DDP hangs unless every process has a gradient for every parameter.
-            loss = loss + 0.0 * sum(parameter.sum() for parameter in self.model.projector.parameters())
         return (loss, {"logits": outputs.logits, "targets": targets}) if return_outputs else loss
+
+    def unused_parts(self, inputs: Mapping[str, Any]) -> list[str]:
+        """Trainable parts that a batch has no input for, while that of another process may have."""
+        used = {"vision": "pixel_values" in inputs, "projector": "world_latents" in inputs or "world_frames" in inputs}
+        return [part for part in self.trainable if not used.get(part, True)]
 
     def log(self, logs: dict[str, float], *arguments: Any, **keywords: Any) -> None:
         if self.stream is not None:  # of whose batches Trainer counts only those since the last resume
@@ -271,6 +280,8 @@ class TheWorldTrainer(Trainer):
             if self.args.should_save:
                 checkpointing.publish(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
+            if distributed.is_lost_process(error):
+                raise
             shutil.rmtree(partial, ignore_errors=True)
             raise checkpointing.not_written(folder, error) from error
         if self.uploads is not None:
@@ -279,10 +290,46 @@ class TheWorldTrainer(Trainer):
             needed = None if self.uploads is None else self.uploads.keeps
             checkpointing.remove_older(Path(self.args.output_dir), self.args.save_total_limit, needed)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the adapter and the config; all processes call this, and the main one writes."""
         folder = Path(output_dir or self.args.output_dir)
-        self.model.save_pretrained(folder)
-        self.config.write(folder / checkpointing.CONFIG_FILE)
+        weights = distributed.complete(self.model.adapter_tensors(), self.args.should_save)
+        if self.args.should_save:
+            self.model.save_pretrained(folder, state_dict=weights)
+            self.config.write(folder / checkpointing.CONFIG_FILE)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = distributed.optimizer_state(self.optimizer, self.parameter_groups, self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, Any]:
+        """Wraps the model, and makes the optimizer and the schedule.
+
+        Of a sharded model, a checkpoint's weights are loaded before the sharding: each process reads all of them.
+        """
+        if not self.sharded:
+            prepared: tuple[nn.Module, Any] = super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
+            return prepared
+        if resume_from_checkpoint is not None:
+            self._load_from_checkpoint(resume_from_checkpoint)
+        distributed.keep_world_whole(self.model, self.args.device)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            checkpoint = Path(resume_from_checkpoint)
+            distributed.restore_weights(self.model.adapter_tensors(), read_tensors(resume_from_checkpoint))
+            distributed.load_optimizer_state(self.optimizer, self.parameter_groups, checkpoint / OPTIMIZER_NAME)
+            self.lr_scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER_NAME, weights_only=True))
+            self._load_scaler(resume_from_checkpoint)
+        return prepared
 
     def _save_stream(self, folder: Path) -> None:
         """Writes the positions of all parts of a stream, of which each process knows those of its own parts."""
