@@ -37,12 +37,13 @@ from theworld.media.images import load_image
 from theworld.training import recipe
 from theworld.training.config import TrainingConfig
 from theworld.training.model_setup import describe
+from theworld.training.trainer import TheWorldTrainer
 
 PHOTOS, RECORDS = 256, 4096
 SIDES = (400, 1200)  # of photos, in pixels
 QUESTION = "Describe this image."
 OPTIONS = ("batch_size", "gradient_accumulation_steps", "num_workers")
-WARM_UP = 10  # steps that are not timed
+WARM_UP = 8  # steps that are not timed
 TRAINED = {"projector": {}, "all": {"freeze_gemma_vision": False, "freeze_gemma_language": False}}
 
 
@@ -122,8 +123,15 @@ def loader(folder: Path, batch_size: int, **size: Any) -> dict[str, float]:
     }
 
 
-def train(folder: Path, steps: int, repeat_batch: bool, **changes: Any) -> dict[str, Any]:
-    """Runs the recipe and times its steps, from the end of one to the end of the next."""
+def train(folder: Path, steps: int, repeat_batch: bool, save: bool, **changes: Any) -> dict[str, Any]:
+    """Runs the recipe and times its steps, from the end of one to the end of the next.
+
+    Args:
+        save: writes weights and optimizer states at the end, tens of gigabytes if all of Gemma is trained.
+    """
+    if not save:
+        TheWorldTrainer.save_model = lambda *arguments, **keywords: None  # type: ignore[method-assign]
+        TheWorldTrainer._save_optimizer_and_scheduler = lambda *arguments: None  # type: ignore[method-assign]
     if repeat_batch:
         collate, made = ChatCollator.__call__, dict[str, Any]()
 
@@ -134,8 +142,14 @@ def train(folder: Path, steps: int, repeat_batch: bool, **changes: Any) -> dict[
 
         ChatCollator.__call__ = repeated  # type: ignore[method-assign]
     ends: list[float] = []
+    kept: list[int] = []
+
+    def step(what: str, done: int, total: int) -> None:
+        ends.append(time.perf_counter())
+        kept.append(torch.cuda.memory_allocated() if torch.cuda.is_available() else 0)
+
     config = settings(folder, max_steps=steps, **changes)
-    recipe.train(config, progress=lambda what, done, total: ends.append(time.perf_counter()))
+    recipe.train(config, progress=step)
     times = [after - before for before, after in itertools.pairwise(ends)][WARM_UP:]
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     samples = config.batch_size * config.gradient_accumulation_steps * processes
@@ -148,6 +162,7 @@ def train(folder: Path, steps: int, repeat_batch: bool, **changes: Any) -> dict[
         **{key: getattr(config, key) for key in (*OPTIONS, "use_gradient_checkpointing")},
         "samples_per_second": samples * len(times) / sum(times) if times else None,
         "seconds_per_step": {"median": statistics.median(times), "max": max(times)} if times else None,
+        "bytes_between_steps": kept[-1],
         "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         "losses": [entry["loss"] for entry in history if "loss" in entry],
     }
@@ -172,6 +187,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--train", choices=TRAINED, default="projector")
     parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing")
+    parser.add_argument("--save", action="store_true", help="write weights and optimizer states at the end")
+    parser.add_argument("--resume_from", metavar="CHECKPOINT")
     parser.add_argument("--repeat_batch", action="store_true")
     parser.add_argument("--output", type=Path, help="a JSON Lines file that the result is appended to")
     given = parser.parse_args(arguments)
@@ -184,8 +201,11 @@ def main(arguments: list[str] | None = None) -> None:
         found = loader(given.folder, given.batch_size, **size)
     else:
         changes = {name: getattr(given, name) for name in OPTIONS} | TRAINED[given.train]
+        changes["resume_from_checkpoint"] = given.resume_from
         changes["use_gradient_checkpointing"] = given.checkpointing
-        found = {"trained": given.train} | train(given.folder, given.steps, given.repeat_batch, **changes, **size)
+        found = {"trained": given.train} | train(
+            given.folder, given.steps, given.repeat_batch, given.save, **changes, **size
+        )
         if int(os.environ.get("RANK", "0")):
             return
     line = json.dumps({"what": given.what, "size": given.size, **found, "versions": versions()})
