@@ -27,7 +27,7 @@ $(VENV)/.setup-dev: requirements.lock requirements-dev.lock pyproject.toml
 	@VENV=$(VENV) PYTHON= bash scripts/setup.sh --skip-models
 
 .PHONY: help setup lock format check typecheck run train-simple train-hf smoke-test eval-blink eval-gemma compare-results \
-        docs test test-slow test-gpu clean
+        docs test test-slow test-gpu test-deepspeed clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -79,6 +79,11 @@ test-slow: $(DEV) ## Run the slow tests
 
 test-gpu: $(DEV) ## Run the tests that need a GPU
 	@HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m gpu
+
+test-deepspeed: ## Run the tests of several processes with DeepSpeed, in an environment of its own (build/deepspeed)
+	@test -x build/deepspeed/bin/python || uv venv --quiet build/deepspeed
+	@DS_BUILD_OPS=0 uv pip install --quiet --python build/deepspeed/bin/python -r requirements.lock deepspeed pytest hypothesis
+	@HF_HUB_OFFLINE=1 build/deepspeed/bin/python -m pytest tests/training/test_distributed.py -m "not gpu"
 
 docs: $(DEV) ## Build the documentation and the API reference into build/docs; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet

@@ -162,7 +162,7 @@ def train(folder: Path, steps: int, repeat_batch: bool, save: bool, **changes: A
         **{key: getattr(config, key) for key in (*OPTIONS, "use_gradient_checkpointing")},
         "samples_per_second": samples * len(times) / sum(times) if times else None,
         "seconds_per_step": {"median": statistics.median(times), "max": max(times)} if times else None,
-        "bytes_between_steps": kept[-1],
+        "bytes_between_steps": kept[-1] if kept else None,
         "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         "losses": [entry["loss"] for entry in history if "loss" in entry],
     }

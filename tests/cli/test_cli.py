@@ -367,6 +367,7 @@ def test_info_of_the_published_pair_needs_no_network() -> None:
         "+ VAE encoder": 0.84,
         "+ vision": 6.58,
         "+ language": 60.79,
+        "+ vision + language": 67.36,
         "all of these": 68.20,
     }
     step = content["freeze_settings"][0]["training_memory"]["peak"]

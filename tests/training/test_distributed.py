@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from torch import Tensor
 
 from tests.training import processes
@@ -25,17 +30,12 @@ from theworld.training.stopping import Stop
 
 Settings = Callable[..., TrainingConfig]
 
-ZERO = {
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "zero_allow_untested_optimizer": True,
-}
+CONFIGS = Path(__file__).parents[2] / "configs"
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {},
     "fsdp2": {"fsdp": True, "fsdp_config": {"version": 2}},
-    "zero-2": {"deepspeed": {**ZERO, "zero_optimization": {"stage": 2}}},
-    "zero-3": {"deepspeed": {**ZERO, "zero_optimization": {"stage": 3}}},
+    "zero2": {"deepspeed": str(CONFIGS / "deepspeed" / "zero2.json")},
+    "zero3": {"deepspeed": str(CONFIGS / "deepspeed" / "zero3.json")},
 }
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed; make test-deepspeed installs it"
@@ -99,8 +99,8 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     [
         "ddp",
         "fsdp2",
-        pytest.param("zero-2", marks=[pytest.mark.slow, needs_deepspeed]),
-        pytest.param("zero-3", marks=[pytest.mark.slow, needs_deepspeed]),
+        pytest.param("zero2", marks=[pytest.mark.slow, needs_deepspeed]),
+        pytest.param("zero3", marks=[pytest.mark.slow, needs_deepspeed]),
     ],
 )
 def test_two_processes_learn_what_one_learns(settings: Settings, tmp_path: Path, strategy: str) -> None:
@@ -121,10 +121,10 @@ MOVES = [
     *(
         pytest.param(*move, marks=needs_deepspeed)
         for move in (
-            ("ddp", 1, "zero-2", 2),
-            ("zero-2", 2, "zero-3", 4),
-            ("zero-3", 2, "ddp", 1),
-            ("fsdp2", 2, "zero-3", 2),
+            ("ddp", 1, "zero2", 2),
+            ("zero2", 2, "zero3", 4),
+            ("zero3", 2, "ddp", 1),
+            ("fsdp2", 2, "zero3", 2),
         )
     ),
 ]
@@ -169,6 +169,35 @@ def test_the_end_of_another_process_is_an_error_of_one_sentence(
     assert ended == [1, -signal.SIGKILL]
     expected = "ValueError: Process 0 lost the connection to another process of this run, which ended or is unreachable"
     assert f"{expected}; the last checkpoint is {tmp_path / 'run' / 'checkpoint-1'}" in capfd.readouterr().err
+
+
+def launched_with(rank: int, values: dict[str, Any], environment: dict[str, str]) -> None:
+    """One process of a run that `accelerate launch` starts."""
+    os.environ |= environment
+    train(rank, values)
+
+
+def test_accelerate_launch_with_the_shipped_config(settings: Settings, tmp_path: Path) -> None:
+    parser = launch_command_parser()
+    config, one = CONFIGS / "accelerate" / "fsdp2.yaml", made(settings, tmp_path / "one", 1, max_steps=1)
+    given, *_ = _validate_launch_command(parser.parse_args(["--config_file", str(config), "train.py"]))
+    variables = {name: value for name, value in prepare_multi_gpu_env(given).items() if os.environ.get(name) != value}
+    two = made(settings, tmp_path / "two", 2, max_steps=1)
+    started = processes.start(train, 1, one) + processes.start(launched_with, 2, two, variables)
+    assert variables["ACCELERATE_USE_FSDP"] == "true"
+    assert [process.wait() for process in started] == [0, 0, 0]
+    assert_same(one, two)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_shipped_configs_of_accelerate(name: str) -> None:
+    values = yaml.safe_load((CONFIGS / "accelerate" / f"{name}.yaml").read_text())
+    kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+    assert values["distributed_type"] == kinds[name]
+    assert values.get("mixed_precision", "no") == "no", "the config of the run decides"
+    if kinds[name] == "DEEPSPEED":
+        file = CONFIGS.parent / values["deepspeed_config"]["deepspeed_config_file"]
+        assert json.loads(file.read_text())["zero_optimization"]["stage"] == int(name[-1])
 
 
 def fill(rank: int, values: dict[str, Any], out: str) -> None:

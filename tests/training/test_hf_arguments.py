@@ -138,7 +138,11 @@ def test_what_is_not_followed_is_an_error_with_its_reason(field: str) -> None:
         ({"lr_scheduler": "cosin"}, "cosin is not a valid SchedulerType"),
         ({"logging_steps": 2.5}, "must be an integer if bigger than 1"),
         ({"dataloader_prefetch_factor": 2}, "can only be set when data is loaded in a different process"),
-        ({"fsdp": "full_shard"}, "fsdp shards parameters, which TheWorld cannot save yet"),
+        ({"fsdp": True}, "fsdp shards a model over several processes, and this is one; start it with torchrun"),
+        (
+            {"fsdp": True, "fsdp_config": {"version": 1}},
+            "FSDP version 1 is not supported; set the version in fsdp_config",
+        ),
     ],
 )
 def test_wrong_values_are_refused_before_the_model_is_loaded(
@@ -218,7 +222,9 @@ def test_the_contract_with_trainer() -> None:
         "_get_dataloader": [],
         "_prepare_inputs": ["inputs"],
         "_save_checkpoint": ["model", "trial"],
-        "_save": ["output_dir", "state_dict"],
+        "_prepare_for_training": ["max_steps", "train_dataloader", "resume_from_checkpoint"],
+        "_wrap_model": ["model"],
+        "save_model": ["output_dir", "_internal_call"],
         "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
         "_init_training_state": ["max_steps"],
         "_save_optimizer_and_scheduler": ["output_dir"],

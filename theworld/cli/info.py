@@ -23,6 +23,9 @@ def info(
         Literal["bfloat16", "float32", "float16"],
         typer.Option("--dtype", help="Type of the weights in the predicted memory."),
     ] = "bfloat16",
+    gpus: Annotated[
+        int, typer.Option("--gpus", metavar="N", min=1, help="GPUs that a training run shares, for its memory.")
+    ] = 1,
     shapes: Annotated[
         bool, typer.Option("--shapes", help="Show the tensor shapes from an image to the answer instead.")
     ] = False,
@@ -42,7 +45,7 @@ def info(
         content: dict[str, Any] = (
             inspection.describe_shapes(spec, num_world_steps=steps, batch_size=batch)
             if shapes
-            else inspection.describe_model(spec, num_world_steps=steps, batch_size=batch, dtype=dtype)
+            else inspection.describe_model(spec, num_world_steps=steps, batch_size=batch, dtype=dtype, num_gpus=gpus)
         )
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
@@ -94,6 +97,8 @@ def show(content: dict[str, Any]) -> None:
         table.add_row(row["setting"], f"{row['trainable']:,}", f"{row['percent']:.4f} %", *peaks)
     console.print("", table, sep="\n")
 
+    show_runs(content)
+
     modes = {"GiB": memory["inference"]}
     if "inference_frames" in memory:
         modes = {"tokens, GiB": memory["inference"], "frames, GiB": memory["inference_frames"]}
@@ -109,10 +114,29 @@ def show(content: dict[str, Any]) -> None:
         f"Memory is predicted for {memory['dtype']}, batch {memory['batch']} and stock eager PyTorch with fused AdamW: "
         f"what torch allocates to train with {counted(memory['training_world_steps'], 'world step')} "
         f"({memory['training_sequence']:,} tokens per sample, {memory['text_tokens']} of them text) and to answer with "
-        f"{counted(memory['num_world_steps'], 'world step')} ({memory['sequence']:,} tokens). A process takes "
+        f"{counted(memory['num_world_steps'], 'world step')} ({memory['sequence']:,} tokens). `theworld train` keeps "
+        f"what it trains in float32, computes logits only where a label follows, and shares what a strategy shards "
+        f"(without / with checkpointing; docs/deepspeed_zero_analysis.md). A process takes "
         f"{gib(LIBRARIES)} GiB of RAM more for its libraries, which `theworld doctor` includes.",
         soft_wrap=True,
     )
+
+
+STRATEGY_NAMES = {"ddp": "DDP", "fsdp2": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
+
+
+def show_runs(content: dict[str, Any]) -> None:
+    """Prints the memory of training runs per GPU: of one GPU, or of each strategy for several."""
+    from theworld.inspection.readiness import gib
+
+    several = content["num_gpus"] > 1
+    names = STRATEGY_NAMES if several else {"ddp": "GiB / with checkpointing"}
+    title = f"theworld train on {counted(content['num_gpus'], 'GPU')}" + (", GiB on each" if several else "")
+    table = figures(title, *names.values())
+    for row in content["freeze_settings"]:
+        cells = (row["run_memory"].get(name) for name in names)
+        table.add_row(row["setting"], *("–" if c is None else " / ".join(gib(one["peak"]) for one in c) for c in cells))
+    stdout().print("", table, sep="\n")
 
 
 def show_shapes(content: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from transformers.initialization import no_init_weights
 from theworld.inspection import memory
 from theworld.inspection.memory import Prediction
 from theworld.inspection.provenance import labels
+from theworld.inspection.run_memory import STRATEGIES, training_run
 from theworld.model import freezing
 from theworld.model.call_plan import plan_call
 from theworld.model.configuration import TheWorldConfig
@@ -44,6 +45,7 @@ def describe_model(
     num_world_steps: int | None = None,
     batch_size: int = 1,
     dtype: str | torch.dtype = "bfloat16",
+    num_gpus: int = 1,
 ) -> dict[str, Any]:
     """Describes a model from its configurations, without reading its weights.
 
@@ -55,10 +57,12 @@ def describe_model(
             model's own number for training.
         batch_size: images per batch of the predicted memory.
         dtype: type of the weights in the predicted memory.
+        num_gpus: that a training run of `theworld train` is predicted for.
 
     Returns:
         A dict that can be written as JSON: the base models and settings, `components` and `parameters` (counts),
-        `freeze_settings` (trainable parameters, and memory of a training step), `tokens` (per image and per world
+        `freeze_settings` (trainable parameters, memory of a training step in stock PyTorch, and `run_memory`, that of
+        `theworld train` per GPU by strategy and without and with checkpointing), `tokens` (per image and per world
         step), `memory` (of an answer, in bytes), and `notes` (sentences for the user).
 
     Raises:
@@ -93,7 +97,10 @@ def describe_model(
         "parameters": [asdict(row) for row in rows],
         "total_parameters": sum(counts.values()),
         "trainable_parameters": sum(row.trainable for row in rows),
-        "freeze_settings": describe_freeze_settings(config, counts, {**size, "num_world_steps": training_steps}),
+        "freeze_settings": describe_freeze_settings(
+            config, counts, {**size, "num_world_steps": training_steps}, num_gpus
+        ),
+        "num_gpus": num_gpus,
         "tokens": token_counts(config),
         "memory": {
             "batch": batch_size,
@@ -140,13 +147,20 @@ def freeze_settings(config: TheWorldConfig) -> dict[str, tuple[str, ...]]:
     if not always:
         further = {name.removeprefix("+ ") + " only": part for name, part in further.items()}
     settings |= {name: (*always, part) for name, part in further.items()}
+    if always:
+        settings["+ vision + language"] = (*always, "vision", "language")
     return {**settings, "all of these": (*always, *further.values())}
 
 
 def describe_freeze_settings(
-    config: TheWorldConfig, counts: Mapping[str, int], size: Mapping[str, Any]
+    config: TheWorldConfig, counts: Mapping[str, int], size: Mapping[str, Any], num_gpus: int
 ) -> list[dict[str, Any]]:
     """Trainable parameters of each freeze setting, and the memory of a training step."""
+    strategies = STRATEGIES if num_gpus > 1 else STRATEGIES[:1]
+
+    def run(parts: tuple[str, ...], strategy: str, checkpointing: bool) -> dict[str, Any]:
+        more: dict[str, Any] = {"strategy": strategy, "num_gpus": num_gpus, "checkpointing": checkpointing}
+        return as_bytes(training_run(config, counts, parts, **size, **more))
 
     def describe(name: str, parts: tuple[str, ...]) -> dict[str, Any]:
         trainable = sum(counts[part] for part in parts)
@@ -159,6 +173,11 @@ def describe_freeze_settings(
             "training_memory_checkpointing": as_bytes(
                 memory.training(config, counts, parts, checkpointing=True, **size)
             ),
+            "run_memory": {
+                strategy: [run(parts, strategy, checkpointing) for checkpointing in (False, True)]
+                for strategy in strategies
+                if strategy == "ddp" or "vae_encoder" not in parts  # which cannot be trained where it is sharded
+            },
         }
 
     return [describe(name, parts) for name, parts in freeze_settings(config).items()]

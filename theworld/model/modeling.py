@@ -400,9 +400,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise ValueError(
                     "The prompt has world placeholders; pass world_frames, world_latents or world_embeds with it."
                 )
-            outputs = self.vlm(
-                input_ids=input_ids, inputs_embeds=inputs_embeds, pixel_values=pixel_values, **passed_on
-            )
+            outputs = self.vlm(input_ids=input_ids, inputs_embeds=inputs_embeds, pixel_values=pixel_values, **passed_on)
             return self.with_unused(outputs, unused_parts)
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("World tokens and image features need input_ids, whose placeholders they replace.")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -23,6 +24,7 @@ from theworld.training.checkpointing import what_is_saved
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import TrainingArguments
 
 SHARDED_LAYERS = ("Gemma3DecoderLayer", "SiglipEncoderLayer")  # units of FSDP2; the rest of the model is one more
 LOST_PROCESS = ("gloo", "NCCL", "Connection reset by peer", "Connection closed by peer")  # in errors of torch
@@ -39,7 +41,8 @@ def is_distributed() -> bool:
 @functools.cache
 def control_group() -> dist.ProcessGroup:
     """All processes, connected without their GPUs, so that a decision does not wait for work on the GPU."""
-    group: dist.ProcessGroup = dist.new_group(backend="gloo")
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
     return group
 
 
@@ -89,6 +92,14 @@ def lost_process_as_error(output_dir: str) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------- sharding
 
 
+def strategy_of(arguments: TrainingArguments) -> str:
+    """The strategy that a run uses if it has several processes: `ddp`, `fsdp2`, `zero2` or `zero3`."""
+    if arguments.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return "fsdp2"
+    plugin = getattr(arguments, "deepspeed_plugin", None)
+    return f"zero{plugin.zero_stage}" if plugin is not None and plugin.zero_stage > 1 else "ddp"
+
+
 def check_strategy(accelerator: Accelerator, optimizer: str, trainable: Iterable[str]) -> None:
     """Prepares the plugin of FSDP2 for our models.
 
@@ -105,7 +116,7 @@ def check_strategy(accelerator: Accelerator, optimizer: str, trainable: Iterable
     if "vae_encoder" in trainable:
         raise ValueError(f"The VAE encoder cannot be trained with {name}; set freeze_cosmos_vae to true, or use DDP.")
     if fsdp is None:
-        if not deepspeed.zero_stage:
+        if deepspeed is not None and not deepspeed.zero_stage:
             raise ValueError("DeepSpeed without ZeRO is not supported; set its stage to 1, 2 or 3, or use DDP.")
         return
     if fsdp.fsdp_version != 2:
@@ -155,7 +166,7 @@ def complete(parameters: Mapping[str, Tensor], keep: bool = True) -> dict[str, T
 def complete_tensor(parameter: Any) -> Any:
     """The complete value of one parameter; what is not sharded is returned unchanged."""
     if isinstance(parameter, DTensor):
-        return parameter.detach().full_tensor().cpu()
+        return parameter.full_tensor().detach().cpu()
     if not is_deepspeed(parameter):
         return parameter
     import deepspeed
@@ -175,11 +186,11 @@ def optimizer_state(optimizer: Any, groups: Sequence[Sequence[Tensor]], keep: bo
 
     Args:
         optimizer: as prepared by accelerate.
-        groups: the parameters of each group, as they were before sharding.
+        groups: with DeepSpeed, the parameters of each group; otherwise empty.
         keep: whether this process needs the state; all processes call this at the same place.
     """
     inner = optimizer.optimizer  # in accelerate's wrapper: torch's optimizer, or DeepSpeed's around torch's
-    if not is_deepspeed(groups[0][0]):
+    if not groups:
         values: dict[str, Any] = inner.state_dict()
         states = {
             number: {key: complete_tensor(value) for key, value in state.items()}
@@ -206,7 +217,7 @@ def load_optimizer_state(optimizer: Any, groups: Sequence[Sequence[Tensor]], fil
     """Restores what `optimizer_state` returned, with any strategy and any number of processes."""
     values = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     inner = optimizer.optimizer
-    if not is_deepspeed(groups[0][0]):
+    if not groups:
         parameters = [parameter for group in inner.param_groups for parameter in group["params"]]
         for number, state in values["state"].items():
             state.update({name: shard_like(parameters[number], value) for name, value in state.items()})
@@ -214,9 +225,15 @@ def load_optimizer_state(optimizer: Any, groups: Sequence[Sequence[Tensor]], fil
         return
     shards = getattr(inner, "fp32_partitioned_groups_flat", None) or inner.single_partition_of_fp32_groups
     example = values["state"][0]
+    own = inner.optimizer.param_groups
+    on_device = any(own[0].get(name) for name in ("fused", "capturable"))  # where these count the steps
     for flat in shards:
         inner.optimizer.state[flat] = {
-            name: torch.zeros_like(flat) if is_per_weight(value) else copy.deepcopy(value)
+            name: (
+                torch.zeros_like(flat)
+                if is_per_weight(value)
+                else (value.to(flat.device) if on_device and isinstance(value, Tensor) else copy.deepcopy(value))
+            )
             for name, value in example.items()
         }
     link_states(inner)
@@ -224,8 +241,8 @@ def load_optimizer_state(optimizer: Any, groups: Sequence[Sequence[Tensor]], fil
         for name, value in values["state"][number].items():
             if is_per_weight(value):
                 set_deepspeed(parameter, value, name)
-    for own, saved in zip(inner.optimizer.param_groups, values["param_groups"], strict=True):
-        own.update(without_parameters(saved))
+    for group, saved in zip(own, values["param_groups"], strict=True):
+        group.update(without_parameters(saved))
 
 
 def link_states(optimizer: Any) -> None:
@@ -258,7 +275,7 @@ def in_shape_of(parameter: Tensor, value: Tensor) -> Tensor:
     return value.detach().cpu().view(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def set_deepspeed(parameter: Tensor, value: Tensor, name: str | None = None) -> None:
+def set_deepspeed(parameter: Any, value: Tensor, name: str | None = None) -> None:
     """Sets a trained weight in float32, or the entry `name` of its optimizer state, to a complete tensor."""
     from deepspeed import utils
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
 from theworld.training.config import TrainingConfig
 
@@ -79,7 +80,9 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
     except (ValueError, TypeError, KeyError, ImportError, OSError) as error:
         raise ValueError(f"transformers does not accept these settings: {' '.join(str(error).split())}") from error
     if made.fsdp and int(made.fsdp_config.get("version", 2)) != 2:
-        raise ValueError('FSDP version 1 is not supported; set the version in fsdp_config to 2, or remove it.')
+        raise ValueError("FSDP version 1 is not supported; set the version in fsdp_config to 2, or remove it.")
+    if made.fsdp and made.parallel_mode is not ParallelMode.DISTRIBUTED:
+        raise ValueError("fsdp shards a model over several processes, and this is one; start it with torchrun.")
     if made.n_gpu > 1:  # Trainer would use nn.DataParallel, which cannot gather logits of unequal lengths
         made._n_gpu = 1
     return made

@@ -19,6 +19,11 @@ from theworld.datasets.collator import BatchSampling, ChatCollator, short_future
 from theworld.datasets.samples import Sample
 from theworld.datasets.streams import StreamedSamples
 from theworld.inference.latent_cache import LatentCache
+from theworld.inspection.machine import free_ram, gpus
+from theworld.inspection.memory import TEXT_TOKENS
+from theworld.inspection.parameters import build_on_meta
+from theworld.inspection.readiness import gib
+from theworld.inspection.run_memory import training_run
 from theworld.messages import TaskProgress
 from theworld.model import freezing
 from theworld.model.devices import cpu_has_bfloat16
@@ -38,10 +43,17 @@ from theworld.training.checkpointing import (
 )
 from theworld.training.config import TrainingConfig
 from theworld.training.dataset_loading import LoadDatasets, as_samples, load_datasets
-from theworld.training.distributed import lost_process_as_error
+from theworld.training.distributed import lost_process_as_error, rank_and_size, strategy_of
 from theworld.training.hf_arguments import training_arguments
 from theworld.training.latent_precompute import fill_cache, open_cache, write_strips
-from theworld.training.model_setup import Described, build_model, describe
+from theworld.training.model_setup import (
+    Described,
+    build_model,
+    describe,
+    frozen_dtype,
+    trainable_parts,
+    world_parts,
+)
 from theworld.training.push import check_hub, make_repository
 from theworld.training.samplers import IndexedSamples, IndexedStream, filter_by_length
 from theworld.training.stopping import ENDING, Stop
@@ -97,6 +109,8 @@ def train(
     shown = shown_samples(config, evaluation)
     if config.push_to_hub:
         make_repository(str(config.hub_model_id), config.hub_private_repo)
+
+    report_memory(config, described)
 
     # 2. world latents, computed once for all runs
     collator.cache = open_cache(config, described)
@@ -271,6 +285,34 @@ def check_machine(config: TrainingConfig) -> None:
         logger.warning(
             "mixed_precision is bf16, but this CPU has no bfloat16 instructions: fp32 is faster, if memory allows"
         )
+
+
+def report_memory(config: TrainingConfig, described: Described) -> None:
+    """Logs the memory that a step is predicted to take, and warns if it is more than this machine has."""
+    parts = trainable_parts(config, described.config)
+    built = build_on_meta(described.config)
+    predicted = training_run(
+        described.config,
+        {row.part: row.total for row in freezing.count_parameters(built)},
+        parts,
+        num_world_steps=max([described.config.num_world_steps, *config.steps_shares]),
+        batch=config.batch_size,
+        strategy=strategy_of(training_arguments(config)),
+        num_gpus=rank_and_size()[1],
+        b=frozen_dtype(config).itemsize,
+        checkpointing=config.use_gradient_checkpointing,
+        world_parts=world_parts(config, described.config),
+    ).peak
+    found = gpus()
+    available = found[0]["total_bytes"] if found else free_ram()
+    what = "GPU memory per process" if found else "RAM per process"
+    logger.info("a step is predicted to take %s GiB of %s, for %d text tokens", gib(predicted), what, TEXT_TOKENS)
+    if available is not None and predicted > available:
+        logger.warning(
+            "this machine has %s GiB of it: if memory runs out, use a smaller batch_size with "
+            "gradient_accumulation_steps, use_gradient_checkpointing, fewer world steps, a larger spatial_merge, or "
+            "FSDP2 on several GPUs (`theworld info --gpus N` predicts them)", gib(available),
+        )  # fmt: skip
 
 
 def report(

@@ -103,7 +103,7 @@ class TheWorldTrainer(Trainer):
         self.encodes_in_forward = "vae_encoder" in self.trainable
         distributed.check_strategy(self.accelerator, config.optimizer, self.trainable)
         self.sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self.parameter_groups: list[list[Tensor]] = []  # of the optimizer, as they were before sharding
+        self.parameter_groups: list[list[Tensor]] = []  # of the optimizer, before DeepSpeed joined them
 
     # -------------------------------------------------------------------------------------------------------- batches
 
@@ -179,7 +179,8 @@ class TheWorldTrainer(Trainer):
                 optimizer = super().create_optimizer(*arguments, **keywords)
             except ImportError as error:
                 raise ValueError(f"optim {self.args.optim.value} is not available: {error}") from error
-            self.parameter_groups = [list(group["params"]) for group in optimizer.param_groups]
+            if self.is_deepspeed_enabled:  # FSDP2 makes new parameters, and these would keep the whole model in memory
+                self.parameter_groups = [list(group["params"]) for group in optimizer.param_groups]
             return optimizer
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         matrices = [p for name, p in trainable.items() if inside_layers(name, p)]
@@ -228,6 +229,12 @@ class TheWorldTrainer(Trainer):
         if self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP averages over processes; this is a sum
         return (loss, {"logits": outputs.logits, "targets": targets}) if return_outputs else loss
+
+    def _wrap_model(self, *arguments: Any, **keywords: Any) -> nn.Module:
+        wrapped: nn.Module = super()._wrap_model(*arguments, **keywords)
+        if self.accelerator.ddp_handler is not None:  # gradients share the memory of what DDP sends
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
+        return wrapped
 
     def unused_parts(self, inputs: Mapping[str, Any]) -> list[str]:
         """Trainable parts that a batch has no input for, while that of another process may have."""
