@@ -155,7 +155,7 @@ def copy(dataset: Path, tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("info", "words"),
     [
-        ({"codebase_version": "v2.1"}, "of version v2.1, not v3: convert it with lerobot: python -m lerobot.scripts."),
+        ({"codebase_version": "v2.1"}, "of version v2.1, not v3: convert it with lerobot (python -m lerobot."),
         ({"codebase_version": "v4.0"}, "of version v4.0, not v3: v3 is read."),
         ({"fps": None}, "info.json has no valid fps"),
         ({"features": {"action": {"dtype": "float32"}}}, "has no camera: choose one with images."),

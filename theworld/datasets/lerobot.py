@@ -105,6 +105,11 @@ class LeRobotSamples(SampleDataset):
                 f"There is nothing to ask about the {counted(len(frames), 'moment')} of {files.repository}: set "
                 "task_question, or choose a dataset with subtasks and a longer window."
             )
+        logger.info(
+            "%d questions with %d different answers about %d moments of %d episodes of %s",
+            len(self.moments), len({moment.answer for moment in self.moments}), len(frames), len(recordings),
+            files.repository,
+        )  # fmt: skip
 
     def _frames(self, episode: Episode, every: float) -> np.ndarray:
         """The frames of an episode at which samples are."""

@@ -110,7 +110,7 @@ class LeRobotFiles:
         version = str(info.get("codebase_version"))
         if not version.startswith(("v3.", "3.")):
             old = version.startswith(("v1.", "v2.", "1.", "2."))
-            convert = f"convert it with lerobot: {CONVERTER} with its --repo-id." if old else "v3 is read."
+            convert = f"convert it with lerobot ({CONVERTER})." if old else "v3 is read."
             raise ValueError(f"{self.repository} is a LeRobot dataset of version {version}, not v3: {convert}")
         for key, kind in (("fps", int | float), ("features", dict), ("data_path", str)):
             if not isinstance(info.get(key), kind):
