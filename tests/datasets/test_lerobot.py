@@ -292,7 +292,7 @@ def nano(dataset: Path, tmp_path: Path, options: dict[str, Any], **changes: Any)
 
 
 def test_the_true_future_reaches_the_world_model(dataset: Path, tmp_path: Path) -> None:
-    config = nano(dataset, tmp_path, {"fps": 8}, do_eval=True)
+    config = nano(dataset, tmp_path, {"fps": 8, "prompt_from_task": False}, do_eval=True)
     collator = new_collator(config, describe(config))
     training, evaluation = index_samples(config, load_datasets, collator)
     assert evaluation is not None
@@ -328,6 +328,7 @@ def test_frames_of_slow_recordings_are_repeated_with_a_warning(
         ({"evry": 1}, {}, "dataset_options has 'evry', but lerobot takes .*; did you mean 'every'"),
         ({"every": "1"}, {}, "dataset_options.every is '1'; give a number."),
         ({"past_seconds": 0.5}, {}, "this model reads images only"),
+        ({}, {"true_futures": 0.5}, "omit the prompt, .*, or set prompt_from_task in dataset_options to false"),
         ({"repository": "no/such/folder"}, {}, "There is no folder no/such/folder"),
         ({"episodes": "0:4"}, {}, "the dataset has the episodes 0 to 2"),
     ],

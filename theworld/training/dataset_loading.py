@@ -23,7 +23,7 @@ from theworld.datasets.streams import StreamedSamples
 from theworld.messages import suggest
 from theworld.training.config import TrainingConfig
 from theworld.training.config_keys import checked
-from theworld.training.model_setup import describe
+from theworld.training.model_setup import describe, world_parts_for_latents
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,14 @@ def load_lerobot(
         raise ValueError("dataset_name lerobot needs a repository in dataset_options, a folder or a Hub id; set it.")
     if config.streaming:
         raise ValueError("LeRobot datasets are read by episode and cannot be streamed; set streaming to false.")
-    model = describe(config).config
+    described = describe(config)
+    model = described.config
+    prompt_from_task = prompt_from_task and config.world_prompt is None
+    if prompt_from_task and model.enable_world and "transformer" in world_parts_for_latents(config, model):
+        try:
+            described.spec.check_prompt(TASK_QUESTION)  # any text
+        except ValueError as error:
+            raise ValueError(f"{str(error)[:-1]}, or set prompt_from_task in dataset_options to false.") from error
     steps = max([model.num_world_steps, *config.steps_shares])
     rate = model.world_config.fps if fps is None else fps
     num_past = round(past_seconds * rate)
@@ -129,7 +136,7 @@ def load_lerobot(
                 window=window,
                 task_question=task_question,
                 next_question=next_question,
-                prompt_from_task=prompt_from_task and config.world_prompt is None,
+                prompt_from_task=prompt_from_task,
                 tolerance=tolerance,
             )
             if numbers
