@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -118,11 +119,18 @@ def test_every_form_of_the_format(tmp_path: Path, template: tuple[str, str], sub
     ]
 
 
-def test_workers_and_forks_have_decoders_of_their_own(dataset: Path) -> None:
-    samples = samples_of(dataset, WRIST, num_future_frames=4, next_question=None)
+@pytest.mark.parametrize("camera", [WRIST, STILL])
+def test_workers_and_forks_have_decoders_of_their_own(dataset: Path, camera: str) -> None:
+    samples = samples_of(dataset, camera, num_future_frames=4, next_question=None)
     expected = [shown(sample) for sample in samples]  # opens files in this process
-    loader = DataLoader(samples, batch_size=None, shuffle=False, num_workers=2, collate_fn=shown)
-    assert list(loader) == expected
+
+    def shown_in(sample: Sample) -> tuple[Any, int]:
+        return shown(sample), samples.videos._process
+
+    loaded = list(DataLoader(samples, batch_size=None, shuffle=False, num_workers=2, collate_fn=shown_in))
+    assert [frames for frames, _ in loaded] == expected
+    if camera == WRIST:
+        assert os.getpid() not in {process for _, process in loaded}, "a fork shares the position in each open file"
     assert [shown(sample) for sample in pickle.loads(pickle.dumps(samples))] == expected
 
 
@@ -184,6 +192,7 @@ def test_the_camera_is_chosen(dataset: Path) -> None:
         ("meta/info.json", "has no meta/info.json, so it is not a LeRobot dataset"),
         ("meta/tasks.parquet", "has no file meta/tasks.parquet: download or copy it again"),
         ("meta/episodes", "has no files in meta/episodes"),
+        ("meta/episodes/chunk-001", "says nothing about episode 2 of 3"),
         ("data/chunk-001/file-000.parquet", "has no file data/chunk-001/file-000.parquet"),
         (f"videos/{FRONT}/chunk-001/file-000.mp4", "/chunk-001/file-000.mp4: download or copy it again"),
     ],
@@ -230,6 +239,7 @@ def test_texts_must_exist(copy: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"episodes": [3]}, "has the episodes 0 to 2, and no 3."),
         ({"every": 0}, "every is 0; it must be above 0."),
         ({"window": -1.0}, "window is -1.0"),
         ({"num_future_frames": 16}, "has the 2 s of past and future frames of a sample"),
@@ -327,6 +337,7 @@ def test_frames_of_slow_recordings_are_repeated_with_a_warning(
         ({}, {"streaming": True}, "cannot be streamed; set streaming to false"),
         ({"evry": 1}, {}, "dataset_options has 'evry', but lerobot takes .*; did you mean 'every'"),
         ({"every": "1"}, {}, "dataset_options.every is '1'; give a number."),
+        ({"past_seconds": -1}, {}, "past_seconds is -1; it must be at least 0."),
         ({"past_seconds": 0.5}, {}, "this model reads images only"),
         ({}, {"true_futures": 0.5}, "omit the prompt, .*, or set prompt_from_task in dataset_options to false"),
         ({"repository": "no/such/folder"}, {}, "There is no folder no/such/folder"),

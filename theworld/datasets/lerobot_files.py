@@ -136,8 +136,15 @@ class LeRobotFiles:
         paths = sorted((self.folder / EPISODES).rglob("*.parquet"))
         if not paths:
             raise ValueError(f"The LeRobot dataset {self.repository} has no files in {EPISODES}: download it again.")
-        rows = [row for path in paths for row in read_table(path, columns).to_pylist()]
-        return {row["episode_index"]: row for row in sorted(rows, key=lambda row: row["episode_index"])}
+        rows = {row["episode_index"]: row for path in paths for row in read_table(path, columns).to_pylist()}
+        total = self.info.get("total_episodes", len(rows))
+        missing = next((number for number in range(total) if number not in rows), None)
+        if missing is not None:
+            raise ValueError(
+                f"{self.folder / EPISODES} says nothing about episode {missing} of {total}: download or copy the "
+                "dataset again."
+            )
+        return rows
 
     def _path(self, kind: str, row: Mapping[str, Any], prefix: str) -> str:
         """The path of a file, whose template has one of two sets of names."""
@@ -157,10 +164,12 @@ class LeRobotFiles:
         """These episodes; their files are downloaded if necessary.
 
         Raises:
-            ValueError: if a file is missing or has not what the metadata says.
+            ValueError: if there is no such episode, or a file is missing or does not hold what the metadata says.
         """
         data, videos = {}, {}
         for number in numbers:
+            if number not in self._where:
+                raise ValueError(f"{self.repository} has the episodes 0 to {self.num_episodes - 1}, and no {number}.")
             row = self._where[number]
             data[number] = self._path("data_path", row, "data")
             if self.has_videos:
@@ -213,7 +222,7 @@ class LeRobotFiles:
             return self._texts(rows, "subtask_index", {-1: None, **names}, SUBTASKS)
         if LANGUAGE not in rows.column_names:
             return (None,) * len(times)
-        texts = [text for text in rows.column(LANGUAGE)[0].as_py() or [] if text["style"] == "subtask"]
+        texts = [text for text in rows.column(LANGUAGE)[0].as_py() or [] if text.get("style") == "subtask"]
         texts.sort(key=lambda text: text["timestamp"])
         begins = np.array([text["timestamp"] for text in texts], dtype=np.float64)
         active = np.searchsorted(begins, times, side="right") - 1

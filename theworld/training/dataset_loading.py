@@ -105,6 +105,8 @@ def load_lerobot(
         raise ValueError("dataset_name lerobot needs a repository in dataset_options, a folder or a Hub id; set it.")
     if config.streaming:
         raise ValueError("LeRobot datasets are read by episode and cannot be streamed; set streaming to false.")
+    if past_seconds < 0:
+        raise ValueError(f"past_seconds is {past_seconds}; it must be at least 0.")
     described = describe(config)
     model = described.config
     prompt_from_task = prompt_from_task and config.world_prompt is None
