@@ -354,6 +354,15 @@ def test_options_are_checked(
 def test_a_folder_of_this_format_is_recognised(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a LeRobot dataset: set dataset_name to lerobot"):
         load_datasets(nano(dataset, tmp_path, {}, dataset_name=str(dataset)))
+    rows = tmp_path / "rows"  # what `datasets` sees of one on the Hub
+    rows.mkdir()
+    shutil.copyfile(dataset / "data/chunk-000/file-000.parquet", rows / "train.parquet")
+    config = nano(dataset, tmp_path, {}, dataset_name=str(rows))
+    config.dataset_options = {}
+    with pytest.raises(ValueError, match="rows is a LeRobot dataset: set dataset_name to lerobot"):
+        load_datasets(config)
+    config.image_key, config.text_key, config.label_key = STILL, "task_index", "task_index"
+    assert len(load_datasets(config)[0]) == 32  # type: ignore[arg-type]
 
 
 def test_only_the_files_of_the_chosen_episodes_are_downloaded(

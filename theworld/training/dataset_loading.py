@@ -73,6 +73,9 @@ def load_hub(config: TrainingConfig, **options: Any) -> Datasets:
     """A dataset of the Hub or a folder, with the column names of the config."""
     fields = FieldMapping(config.image_key, config.text_key, config.label_key, config.question_template)
     split = load_split(config.dataset_name, config.train_split, config.streaming, **options)
+    columns = split.column_names or ()
+    if "episode_index" in columns and fields.images and not set(fields.images) & set(columns):
+        raise is_lerobot(config.dataset_name)
     train: Dataset
     if config.streaming:
         train = streamed(split, fields, config.num_samples, config.shuffle_buffer_size, config.seed)
@@ -175,9 +178,7 @@ def load_datasets(config: TrainingConfig) -> Datasets:
     if name in DATASETS:
         load = DATASETS[name]
     elif (Path(name) / INFO).is_file():
-        raise ValueError(
-            f"{name} is a LeRobot dataset: set dataset_name to lerobot and repository in dataset_options to {name!r}."
-        )
+        raise is_lerobot(name)
     elif "/" in name or Path(name).is_dir():
         load = load_hub
     else:
@@ -185,6 +186,13 @@ def load_datasets(config: TrainingConfig) -> Datasets:
         raise ValueError(f"Unknown dataset {name!r}; {suggest(name, DATASETS, choices)}")
     check_options(name, load, config.dataset_options)
     return load(config, **config.dataset_options)
+
+
+def is_lerobot(name: str) -> ValueError:
+    """The error for a LeRobot dataset that is named like other datasets of the Hub."""
+    return ValueError(
+        f"{name} is a LeRobot dataset: set dataset_name to lerobot and repository in dataset_options to {name!r}."
+    )
 
 
 def check_options(name: str, load: Callable[..., Datasets], options: Mapping[str, Any]) -> None:
