@@ -6,6 +6,8 @@ CONFIG ?= configs/default.json
 RUNS ?= runs/blink
 REPORT ?= report
 DATA_ARG = $(if $(DATA),--data $(DATA))
+LEROBOT = build/lerobot
+LEROBOT_PYTHON ?= 3.12
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
@@ -27,7 +29,7 @@ $(VENV)/.setup-dev: requirements.lock requirements-dev.lock pyproject.toml
 	@VENV=$(VENV) PYTHON= bash scripts/setup.sh --skip-models
 
 .PHONY: help setup lock format check typecheck run train-simple train-hf smoke-test eval-blink eval-gemma compare-results \
-        docs test test-slow test-gpu test-deepspeed clean
+        docs test test-slow test-gpu test-deepspeed test-lerobot clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -84,6 +86,13 @@ test-deepspeed: ## Run the tests of several processes with DeepSpeed, in an envi
 	@test -x build/deepspeed/bin/python || uv venv --quiet build/deepspeed
 	@DS_BUILD_OPS=0 uv pip install --quiet --python build/deepspeed/bin/python -r requirements.lock deepspeed pytest hypothesis
 	@HF_HUB_OFFLINE=1 build/deepspeed/bin/python -m pytest tests/training/test_distributed.py -m "not gpu"
+
+test-lerobot: $(DEV) ## Compare frames of LeRobot datasets with lerobot's own reader (LEROBOT_PYTHON= 3.12 or newer)
+	@uv venv --quiet --allow-existing --python $(LEROBOT_PYTHON) $(LEROBOT)/env
+	@uv pip install --quiet --python $(LEROBOT)/env/bin/python "lerobot[dataset]==0.6.1"
+	@HF_HUB_OFFLINE=1 SVT_LOG=1 PYTHONPATH=. $(LEROBOT)/env/bin/python scripts/check_lerobot.py write $(LEROBOT)/data > $(LEROBOT)/write.log 2>&1 || { tail -n 20 $(LEROBOT)/write.log; exit 1; }
+	@PYTHONPATH=. $(LEROBOT)/env/bin/python scripts/check_lerobot.py compare $(LEROBOT)/data
+	@$(PYTHON) scripts/check_lerobot.py compare $(LEROBOT)/data
 
 docs: $(DEV) ## Build the documentation and the API reference into build/docs; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet

@@ -33,7 +33,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 class LoopbackHub:
-    """Serves `repositories` (id -> file -> content); those in `gated` require the token ACCEPTED."""
+    """Serves `repositories` (id -> file -> content); those in `gated` require the token ACCEPTED.
+
+    The id of a dataset is `datasets/owner/name` here.
+    """
 
     def __init__(self, repositories: Mapping[str, Mapping[str, bytes]], gated: tuple[str, ...] = ()) -> None:
         self.repositories = repositories
@@ -163,6 +166,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(200, {"name": "owner"}) if known else self.refuse(401, None, "Invalid credentials")
         elif parts[:2] == ["api", "models"] and len(parts) >= 4:
             self.listing("/".join(parts[2:4]), parts[4:])
+        elif parts[:2] == ["api", "datasets"] and len(parts) >= 4:
+            self.listing("/".join(parts[1:4]), parts[4:])
+        elif len(parts) >= 6 and parts[0] == "datasets" and parts[3] == "resolve":
+            self.file("/".join(parts[:3]), "/".join(parts[5:]))
         elif len(parts) >= 5 and parts[2] == "resolve":
             self.file("/".join(parts[:2]), "/".join(parts[4:]))
         else:

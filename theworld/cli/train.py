@@ -34,7 +34,8 @@ DatasetName = Annotated[
     typer.Option(
         "--dataset",
         metavar="NAME",
-        help="physics, jsonl, datacomp, a .jsonl file, a .py file with a load_datasets(config), a folder, or a Hub id.",
+        help="physics, jsonl, datacomp, lerobot, a .jsonl file, a .py file with a load_datasets(config), a folder, or "
+        "a Hub id.",
     ),
 ]
 NumSamples = Annotated[

@@ -209,14 +209,26 @@ def find_base_dir(model: str, bases: Iterable[str], revision: str | None = None,
 
 
 def download(
-    model: str, patterns: Sequence[str], what: str, revision: str | None = None, *, local_files_only: bool = False
+    model: str,
+    patterns: Sequence[str],
+    what: str,
+    revision: str | None = None,
+    *,
+    local_files_only: bool = False,
+    repo_type: str | None = None,
 ) -> Path:
     """The local folder of a Hub repository, in which the files that match `patterns` are."""
     # without local_files_only, hub 1.x would ask the network for the files of a commit that is in the cache
     offline = local_files_only or is_offline_mode()
-    with hub_errors(model, what):
+    with hub_errors(model if repo_type is None else f"{repo_type}s/{model}", what):
         return Path(
-            snapshot_download(model, revision=revision, allow_patterns=list(patterns), local_files_only=offline)
+            snapshot_download(
+                model,
+                repo_type=repo_type,
+                revision=revision,
+                allow_patterns=list(patterns),
+                local_files_only=offline,
+            )
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import logging
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,17 @@ from torch.utils.data import Dataset, IterableDataset
 from theworld.datasets.datacomp import HUB_ID, datacomp
 from theworld.datasets.hub import load_split, mapped, streamed
 from theworld.datasets.jsonl import JsonlDataset
+from theworld.datasets.lerobot import NEXT_QUESTION, TASK_QUESTION, TOLERANCE, LeRobotSamples, split_episodes
+from theworld.datasets.lerobot_files import INFO, LeRobotFiles
 from theworld.datasets.physics.samples import LABELLED_FROM, TO_READ, PhysicsSamples
 from theworld.datasets.samples import FieldMapping, SampleDataset, TheWorldDataset
 from theworld.datasets.streams import StreamedSamples
 from theworld.messages import suggest
 from theworld.training.config import TrainingConfig
+from theworld.training.config_keys import checked
+from theworld.training.model_setup import describe, world_parts_for_latents
+
+logger = logging.getLogger(__name__)
 
 # training samples, and evaluation samples or None
 Datasets = tuple[Dataset, Dataset | None]
@@ -33,7 +41,7 @@ def load_physics(
     what_happens: int = 3,
     now: int = 2,
     reading: int = 0,
-    to_read: Mapping[str, int] = TO_READ,
+    to_read: dict[str, int] = TO_READ,
     eval_scenes_per_family: int = 20,
 ) -> Datasets:
     """Simulated physics scenes, rendered when they are needed; their true futures are known."""
@@ -65,6 +73,9 @@ def load_hub(config: TrainingConfig, **options: Any) -> Datasets:
     """A dataset of the Hub or a folder, with the column names of the config."""
     fields = FieldMapping(config.image_key, config.text_key, config.label_key, config.question_template)
     split = load_split(config.dataset_name, config.train_split, config.streaming, **options)
+    columns = split.column_names or ()
+    if "episode_index" in columns and fields.images and not set(fields.images) & set(columns):
+        raise is_lerobot(config.dataset_name)
     train: Dataset
     if config.streaming:
         train = streamed(split, fields, config.num_samples, config.shuffle_buffer_size, config.seed)
@@ -75,7 +86,79 @@ def load_hub(config: TrainingConfig, **options: Any) -> Datasets:
     return train, mapped(load_split(config.dataset_name, config.eval_split, **options), fields)
 
 
-DATASETS: dict[str, Callable[..., Datasets]] = {"physics": load_physics, "jsonl": load_jsonl, "datacomp": load_datacomp}
+def load_lerobot(
+    config: TrainingConfig,
+    *,
+    repository: str | None = None,
+    revision: str | None = None,
+    camera: str | None = None,
+    episodes: str | list[int] | None = None,
+    eval_episodes: str | list[int] | None = None,
+    every: float = 1.0,
+    past_seconds: float = 0.0,
+    fps: float | None = None,
+    window: float | None = None,
+    task_question: str | None = TASK_QUESTION,
+    next_question: str | None = NEXT_QUESTION,
+    prompt_from_task: bool = True,
+    tolerance: float = TOLERANCE,
+) -> Datasets:
+    """Recordings of robots in LeRobot's format, in a folder or on the Hub; their true futures are known."""
+    if repository is None:
+        raise ValueError("dataset_name lerobot needs a repository in dataset_options, a folder or a Hub id; set it.")
+    if config.streaming:
+        raise ValueError("LeRobot datasets are read by episode and cannot be streamed; set streaming to false.")
+    if past_seconds < 0:
+        raise ValueError(f"past_seconds is {past_seconds}; it must be at least 0.")
+    described = describe(config)
+    model = described.config
+    prompt_from_task = prompt_from_task and config.world_prompt is None
+    if prompt_from_task and model.enable_world and "transformer" in world_parts_for_latents(config, model):
+        try:
+            described.spec.check_prompt(TASK_QUESTION)  # any text
+        except ValueError as error:
+            raise ValueError(f"{str(error)[:-1]}, or set prompt_from_task in dataset_options to false.") from error
+    steps = max([model.num_world_steps, *config.steps_shares])
+    rate = model.world_config.fps if fps is None else fps
+    num_past = round(past_seconds * rate)
+    model.past_steps_of(num_past + 1)  # raises an error if the model does not read them
+    files = LeRobotFiles(repository, camera, revision)
+    if rate > files.fps:
+        logger.warning(
+            "%s has %g frames per second and samples have %g, so frames are repeated; set fps in dataset_options to "
+            "show the world model each frame once",
+            repository, files.fps, rate,
+        )  # fmt: skip
+    train, held_out = (
+        (
+            LeRobotSamples(
+                files,
+                numbers,
+                every=every,
+                fps=rate,
+                num_future_frames=model.num_pixel_frames(steps) - 1,
+                num_past_frames=num_past,
+                window=window,
+                task_question=task_question,
+                next_question=next_question,
+                prompt_from_task=prompt_from_task,
+                tolerance=tolerance,
+            )
+            if numbers
+            else None
+        )
+        for numbers in split_episodes(files.num_episodes, episodes, eval_episodes, config.do_eval)
+    )
+    assert train is not None
+    return train, held_out
+
+
+DATASETS: dict[str, Callable[..., Datasets]] = {
+    "physics": load_physics,
+    "jsonl": load_jsonl,
+    "datacomp": load_datacomp,
+    "lerobot": load_lerobot,
+}
 
 
 def load_datasets(config: TrainingConfig) -> Datasets:
@@ -94,6 +177,8 @@ def load_datasets(config: TrainingConfig) -> Datasets:
         return load_datasets_from(name)(config)
     if name in DATASETS:
         load = DATASETS[name]
+    elif (Path(name) / INFO).is_file():
+        raise is_lerobot(name)
     elif "/" in name or Path(name).is_dir():
         load = load_hub
     else:
@@ -103,16 +188,25 @@ def load_datasets(config: TrainingConfig) -> Datasets:
     return load(config, **config.dataset_options)
 
 
+def is_lerobot(name: str) -> ValueError:
+    """The error for a LeRobot dataset that is named like other datasets of the Hub."""
+    return ValueError(
+        f"{name} is a LeRobot dataset: set dataset_name to lerobot and repository in dataset_options to {name!r}."
+    )
+
+
 def check_options(name: str, load: Callable[..., Datasets], options: Mapping[str, Any]) -> None:
-    """Raises a ValueError for an option that a dataset does not have."""
+    """Raises a ValueError for an option that a dataset does not have, or whose value has a wrong type."""
     function = inspect.getfullargspec(load)
-    known = function.kwonlyargs
+    known, hints = function.kwonlyargs, typing.get_type_hints(load)
     for option in options:
         if function.varkw is None and option not in known:
             raise ValueError(
                 f"dataset_options has {option!r}, but {name} takes {', '.join(known) or 'no options'}; "
                 f"{suggest(option, known, 'remove it.')}"
             )
+        if option in known:
+            checked(f"dataset_options.{option}", options[option], hints[option])
 
 
 def load_datasets_from(path: str) -> LoadDatasets:
