@@ -311,7 +311,7 @@ def report_memory(config: TrainingConfig, described: Described) -> None:
         logger.warning(
             "this machine has %s GiB of it: if memory runs out, use a smaller batch_size with "
             "gradient_accumulation_steps, use_gradient_checkpointing, fewer world steps, a larger spatial_merge, or "
-            "FSDP2 on several GPUs (`theworld info --gpus N` predicts them)", gib(available),
+            "FSDP2 on several GPUs (`theworld info` predicts their memory)", gib(available),
         )  # fmt: skip
 
 
