@@ -9,6 +9,7 @@ Shapes: B samples, L tokens, n images with a world block.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +20,12 @@ from torch import Tensor
 
 from theworld.datasets.samples import Message, Sample
 from theworld.inference.latent_cache import LatentCache, WorldRequest
-from theworld.inference.prompting import TURN, Turns
+from theworld.inference.prompting import ANSWER_OPENING, Turns
 from theworld.media.images import load_images, stack_pixels
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
 from theworld.model.processing import WORLD_TOKEN, TheWorldProcessor, content_seed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class ChatCollator:
         self.cache = cache
         self.world_prompt = world_prompt
         self.turns = Turns(processor.tokenizer)
+        self.trims_answers = False  # whether the chat template was seen to do so, which is logged once
 
     def normalize(self, pixel_values: Tensor) -> Tensor:
         """Pixels (images, 3, H, W) uint8 as Gemma's processor normalises them, float32, on their device."""
@@ -113,11 +117,32 @@ class ChatCollator:
 
     def chat(self, messages: Sequence[Message]) -> str:
         """A complete chat as text, up to the end of the last answer's turn."""
-        return str(self.processor.apply_chat_template(list(messages))).rstrip("\n")
+        chat = self.in_words(messages)
+        text = str(self.processor.apply_chat_template(chat)).rstrip("\n")
+        for answer in [message["content"] for message in chat if message["role"] == "assistant"]:
+            if not self.trims_answers and answer != answer.strip() and ANSWER_OPENING + answer not in text:
+                self.trims_answers = True
+                logger.warning(
+                    "The chat template removes white space at the beginning and end of answers, such as %.80r", answer
+                )
+        return text
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """A chat as text, up to the beginning of its last answer."""
-        return str(self.processor.apply_chat_template(list(messages[:-1]), add_generation_prompt=True))
+        return str(self.processor.apply_chat_template(self.in_words(messages[:-1]), add_generation_prompt=True))
+
+    def in_words(self, messages: Sequence[Message]) -> list[Message]:
+        """A chat whose texts are encoded as words, also where they name control tokens."""
+        words = self.processor.as_words
+        chat = []
+        for message in messages:
+            content = message["content"]
+            if isinstance(content, str):
+                content = words(content)
+            else:
+                content = [{**part, "text": words(part["text"])} if "text" in part else part for part in content]
+            chat.append({**message, "content": content})
+        return chat
 
     def text_lengths(self, chats: Sequence[Sequence[Message]]) -> list[int]:
         """Text tokens of each chat; an image counts as its one placeholder."""
@@ -129,15 +154,15 @@ class ChatCollator:
         """Labels (B, L): the ids of each answer and its end of turn, -100 elsewhere.
 
         Raises:
-            ValueError: if the text of a chat contains control tokens of turns, which would change its turns.
+            ValueError: if the chat template writes other turns than the chat has.
         """
         for ids, sample in zip(input_ids.tolist(), samples, strict=True):
             turns = [message["role"] for message in sample.messages if message["role"] != "system"]
             found = self.turns.count(ids)
             if found != len(turns) or len(self.turns.answers(ids)) != turns.count("assistant"):
                 raise ValueError(
-                    f"{sample.origin} has {len(turns)} turns, but its text contains {found} control tokens of turns "
-                    f"({TURN}): remove them from the text."
+                    f"{sample.origin} has {len(turns)} turns, but the chat template of the language model writes "
+                    f"{found}: use the template of Gemma 3."
                 )
         return self.turns.labels(input_ids)
 
