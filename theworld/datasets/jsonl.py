@@ -154,6 +154,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 record = json.loads(line.decode("utf-8"), object_pairs_hook=with_unique_keys)
+                if b"\\ud" in line.lower():  # half of a surrogate pair can be written as an escape, and not encoded
+                    json.dumps(record, ensure_ascii=False).encode("utf-8")
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path} line {number} is not valid JSON ({error}): fix or remove it.") from error
             if not isinstance(record, dict):
