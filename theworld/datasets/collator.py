@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from theworld.datasets.samples import Message, Sample
+from theworld.datasets.samples import Message, Sample, naming
 from theworld.inference.latent_cache import LatentCache, WorldRequest
 from theworld.inference.prompting import ANSWER_OPENING, Turns
 from theworld.media.images import load_images, stack_pixels
@@ -348,7 +348,8 @@ class ChatCollator:
         if len(sample.future_frames) < count:
             raise ValueError(short_future(sample.origin, len(sample.future_frames), steps, count))
         clip = [*self.processor.frames_of(image), *sample.future_frames[:count]]
-        return WorldRequest(self.pixels(clip), 0, 0)
+        with naming(sample.origin):
+            return WorldRequest(self.pixels(clip), 0, 0)
 
     def past_request(self, sample: Sample, image: Any) -> WorldRequest:
         """The clip that contains the image, of which the latents of the image's moment are wanted.
@@ -367,7 +368,8 @@ class ChatCollator:
         after = sample.future_frames or ()
         clip = [*sample.past_frames, image, *after[: len(after) // factor * factor]]
         # the complete clip, so that all of its moments are encoded at once
-        return WorldRequest(self.pixels(clip), 0, 0, moment=len(sample.past_frames) // factor)
+        with naming(sample.origin):
+            return WorldRequest(self.pixels(clip), 0, 0, moment=len(sample.past_frames) // factor)
 
     def pixels(self, clip: Sequence[Any]) -> Tensor:
         """Images in any form as pixels (F, S, S, 3) uint8."""
@@ -395,10 +397,8 @@ def load_sample_images(sample: Sample) -> list[ImageOrVideo]:
     Raises:
         ValueError: if one cannot be read; the message names the sample.
     """
-    try:
+    with naming(sample.origin):
         return group_images(list(sample.images), "")[0]
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(f"{sample.origin}: {error}") from error
 
 
 def short_future(origin: str, known: int, steps: int, wanted: int) -> str:

@@ -58,6 +58,7 @@ from theworld.training.push import check_hub, make_repository
 from theworld.training.samplers import IndexedSamples, IndexedStream, filter_by_length
 from theworld.training.stopping import ENDING, Stop
 from theworld.training.trainer import TheWorldTrainer
+from theworld.training.workers import errors_of_workers
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def no_progress(what: str, done: int, total: int) -> None:
     """Reports no progress."""
 
 
+@errors_of_workers()
 def train(
     config: TrainingConfig,
     load: LoadDatasets = load_datasets,
@@ -154,6 +156,7 @@ def train(
     return last
 
 
+@errors_of_workers()
 def fill(
     config: TrainingConfig, load: LoadDatasets = load_datasets, progress: TaskProgress = no_progress
 ) -> tuple[LatentCache, int]:

@@ -42,8 +42,8 @@ from theworld.training.hf_arguments import training_arguments
 from theworld.training.loss import answer_loss, answer_sums, evaluation_metrics
 from theworld.training.muon import MuonWithAdamW, inside_layers
 from theworld.training.samplers import EpochOrder, IndexedSamples, IndexedStream, StreamBatch, StreamState
-from theworld.training.stopping import obey_parent_only, sigterm_blocked
 from theworld.training.uploads import Uploads
+from theworld.training.workers import guard_workers
 
 logger = logging.getLogger(__name__)
 
@@ -370,18 +370,6 @@ class TheWorldTrainer(Trainer):
         # save_steps, eval_steps … of this run, not of the interrupted one
         self.state.compute_steps(self.args, max_steps)
         return result
-
-
-def guard_workers(loader: DataLoader) -> None:
-    """Makes workers end with this process, and leave SIGTERM to it."""
-    loader.worker_init_fn = partial(obey_parent_only, then=loader.worker_init_fn)
-    start_workers = loader._get_iterator
-
-    def with_sigterm_blocked() -> Any:
-        with sigterm_blocked():
-            return start_workers()
-
-    loader._get_iterator = with_sigterm_blocked  # type: ignore[method-assign]
 
 
 def collate_stream(collator: ChatCollator, batch: StreamBatch) -> dict[str, Any]:
