@@ -413,7 +413,7 @@ def check_unicode(text: str, origin: str) -> None:
 
 
 def check_chat(messages: Sequence[Message], num_images: int, origin: str) -> None:
-    """Raises a ValueError unless the roles alternate, an answer comes last, images have places and texts are Unicode."""
+    """Raises a ValueError unless roles alternate, an answer comes last, images have places, and texts are Unicode."""
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):

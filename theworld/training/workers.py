@@ -19,8 +19,10 @@ NO_SHARED_MEMORY = (
     "The processes that prepare batches need more shared memory than /dev/shm has: set num_workers to 0, or start the "
     "container with a larger one, such as `docker run --shm-size=8g`."
 )
-KILLED = "is killed by signal", "exited unexpectedly"  # in torch's words
-OF_WORKER = re.compile(r"Caught (?P<kind>\w+) in DataLoader worker process .*^[\w.]*(?P=kind): (?P<text>.*)", re.M | re.S)
+ENDED = "is killed by signal", "exited unexpectedly"  # in torch's words
+OF_WORKER = re.compile(
+    r"Caught (?P<kind>\w+) in DataLoader worker process .*^[\w.]*(?P=kind): (?P<text>.*)", re.M | re.S
+)
 
 
 def guard_workers(loader: DataLoader) -> DataLoader:
@@ -81,9 +83,10 @@ def errors_of_workers() -> Iterator[None]:
             raise ValueError(" ".join(found["text"].split())) from error
         raise
     except RuntimeError as error:
-        if "Bus error" in str(error):  # a page of shared memory that could not be had
-            raise ValueError(NO_SHARED_MEMORY) from error
-        if any(words in str(error) for words in KILLED):
-            text = f"A process that prepares batches was ended by the system ({str(error).partition('. ')[0]})"
-            raise ValueError(f"{text}, probably since memory is full: set num_workers to a smaller number.") from error
-        raise
+        if not any(words in str(error) for words in ENDED):
+            raise
+        cause = str(error).partition(". ")[0]
+        raise ValueError(
+            f"The system ended a process that prepares batches ({cause}), probably since memory is full, or the shared "
+            "memory in /dev/shm: set num_workers to a smaller number or to 0, or give a container more of both."
+        ) from error
