@@ -44,7 +44,8 @@ class TheWorldConfig(PreTrainedConfig):
             of it inside `resampler`.
         resampler_tokens: world tokens per latent frame of `resampler`.
         world_token_id: id of the world placeholder; None means the row after Gemma's image token, which the published
-            tokenizer leaves free, so that no embedding is resized.
+            tokenizer leaves free, so that no embedding is resized. A new fusion takes the first row that the base's own
+            tokenizer leaves free.
         lora: LoRA on the language model: its rank, or `{"r": …, "lora_alpha": …, "target_modules": […]}`, or None.
             Defaults: rank 16, alpha twice the rank, all linear layers.
         trained_parts: parts (see `theworld.model.freezing`) whose weights an adapter of this model holds.

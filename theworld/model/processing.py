@@ -29,9 +29,9 @@ from theworld.media.video import Video
 from theworld.messages import counted
 from theworld.model.call_plan import check_call
 from theworld.model.configuration import TheWorldConfig
+from theworld.model.spec import WORLD_TOKEN
 from theworld.storage.hub import find_base_dir, resolve
 
-WORLD_TOKEN = "<world_soft_token>"
 # Two noncharacters of Unicode, which no text contains. Inside the name of a control token they hide it from the search
 # for control tokens; the tokenizer removes them before it encodes the words.
 HIDDEN = "\ufdd0\ufdd1"
@@ -75,8 +75,9 @@ class TheWorldProcessor(Gemma3Processor):
         token_id = tokenizer.convert_tokens_to_ids(WORLD_TOKEN)
         if token_id != self.config.world_token_id:
             raise ValueError(
-                f"The tokenizer gives {WORLD_TOKEN} the id {token_id}, but the model's world_token_id is "
-                f"{self.config.world_token_id}: use the tokenizer of the base model."
+                f"The tokenizer gives {WORLD_TOKEN} the id {token_id}, but world_token_id is "
+                f"{self.config.world_token_id} in the model's config: use the tokenizer that the model was trained "
+                f"with, or world_token_id={token_id} for a new fusion."
             )
         self.control_tokens = control_tokens(tokenizer)
         backend = tokenizer.backend_tokenizer
