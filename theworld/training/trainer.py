@@ -9,6 +9,7 @@ Shapes: B samples, L tokens, K positions whose next token is a label in at least
 from __future__ import annotations
 
 import logging
+import math
 import random
 import shutil
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ from theworld.inference.prompting import IGNORE_INDEX
 from theworld.media.images import frames_of
 from theworld.model import freezing
 from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.model.saving import check_finite
 from theworld.storage.adapters import copy_tensors, read_tensors
 from theworld.storage.files import write_json
 from theworld.training import checkpointing, distributed
@@ -245,6 +247,8 @@ class TheWorldTrainer(Trainer):
         if self.stream is not None:  # of whose batches Trainer counts only those since the last resume
             self.state.epoch = self.state.global_step / self.state.max_steps
         super().log(logs, *arguments, **keywords)
+        if not math.isfinite(logs.get("loss", 0.0)):  # with fp16 a loss may overflow, and the step is left out
+            check_finite({name: p for name, p in self.model.named_parameters() if p.requires_grad})
 
     # ----------------------------------------------------------------------------------------------------- evaluation
 
