@@ -436,3 +436,16 @@ def test_a_run_that_diverges_ends_with_an_error(
     last = find_last_checkpoint(config.output_dir)
     assert (None if last is None else last.name) == kept
     assert not (Path(config.output_dir) / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["datacomp_test", "smoke_test"])
+def test_the_first_step_of_a_short_config_trains(settings: Settings, name: str) -> None:
+    """Their runs may have no second one, so that a warm-up would train nothing."""
+    file = json.loads((Path(__file__).parents[2] / "configs" / f"{name}.json").read_text())
+    shared = {
+        key: file[key] for key in ("warmup_steps", "learning_rate", "lr_scheduler", "num_world_steps") if key in file
+    }
+    config = settings(**shared, max_steps=1)
+    before = build_model(config, describe(config)).state_dict()
+    trained = load_file(recipe.train(config, load()) / "model.safetensors")
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in trained.items())
