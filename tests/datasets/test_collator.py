@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -358,6 +359,12 @@ def test_latents_of_samples_are_read_and_nothing_is_requested(config: TheWorldCo
         collator([IndexedSample(0, samples(record)[0]), IndexedSample(1, samples(records(1)[0])[0])])
     with pytest.raises(ValueError, match="has 3 latent frames, and 4 world steps need 5"):
         collator_of(config, num_world_steps=4)([IndexedSample(0, samples(record)[0])])
+    for wrong, words in (
+        (latents[:3], r"record 0: world_latents have the shape \(1, 3, 3, 4, 4\); they must be \(1, 4, T, 4, 4\)"),
+        (latents * math.nan, "record 0 has world_latents that are infinite or no number"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            collator([IndexedSample(0, samples({**record, "world_latents": wrong})[0])])
 
 
 def test_without_images_there_are_no_world_tokens(config: TheWorldConfig) -> None:

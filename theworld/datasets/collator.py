@@ -23,6 +23,7 @@ from theworld.inference.latent_cache import LatentCache, WorldRequest
 from theworld.inference.prompting import ANSWER_OPENING, Turns
 from theworld.media.images import load_images, stack_pixels
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
+from theworld.model.configuration import TheWorldConfig
 from theworld.model.processing import WORLD_TOKEN, TheWorldProcessor, content_seed
 
 logger = logging.getLogger(__name__)
@@ -298,7 +299,9 @@ class ChatCollator:
                 "Some samples of a batch have world_latents and others do not: give them to all or to none."
             )
         if any(given) and not self.sampling.constant_world:
-            batch["world_latents"] = torch.stack([given_latents(sample, steps) for sample in samples if sample.images])
+            config = self.processor.config
+            latents = [given_latents(sample, steps, config) for sample in samples if sample.images]
+            batch["world_latents"] = torch.stack(latents)
             return
         past = self.processor.num_past_steps([image for entry in images for image in self.with_world(entry)])
         if past:
@@ -409,13 +412,17 @@ def short_future(origin: str, known: int, steps: int, wanted: int) -> str:
     )
 
 
-def given_latents(sample: Sample, steps: int) -> Tensor:
+def given_latents(sample: Sample, steps: int, config: TheWorldConfig) -> Tensor:
     """The latents (C, 1 + steps, h, w) that come with a sample.
 
     Raises:
-        ValueError: if it has fewer latent frames.
+        ValueError: if they do not fit the model, have fewer frames, or are no numbers.
     """
     assert sample.world_latents is not None
+    with naming(sample.origin):
+        config.check_world_latents(sample.world_latents[None], 1)
+    if not sample.world_latents.isfinite().all():
+        raise ValueError(f"{sample.origin} has world_latents that are infinite or no number: compute them again.")
     if sample.world_latents.shape[1] < 1 + steps:
         raise ValueError(
             f"{sample.origin} has {sample.world_latents.shape[1]} latent frames, and {steps} world steps need "
