@@ -24,7 +24,8 @@ from theworld.inference.prompting import ANSWER_OPENING, Turns
 from theworld.media.images import load_images, stack_pixels
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
 from theworld.model.configuration import TheWorldConfig
-from theworld.model.processing import WORLD_TOKEN, TheWorldProcessor, content_seed
+from theworld.model.processing import TheWorldProcessor, content_seed
+from theworld.model.spec import WORLD_TOKEN
 
 logger = logging.getLogger(__name__)
 

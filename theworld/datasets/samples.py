@@ -273,7 +273,7 @@ class FieldMapping:
         """
         value, classes = row[name], self.classes.get(name)
         if classes is not None and isinstance(value, Integral):
-            value = classes[int(value)] if value >= 0 else None  # -1: not labelled
+            value = classes[int(value)] if int(value) >= 0 else None  # -1: not labelled
         if value is None or value != value:
             raise ValueError(f"the column {name!r} is empty: leave such rows out with the `filter` of `datasets`.")
         if isinstance(value, str):
@@ -293,7 +293,7 @@ class FieldMapping:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def conversation(num_images: int, turns: Sequence[tuple[str, str]]) -> list[Message]:

@@ -43,9 +43,9 @@ def read_tensors(model: str, filename: str = ADAPTER_FILE, revision: str | None 
         tensors = read_pickle(path)
         if not all(isinstance(value, Tensor) for value in tensors.values()):
             raise ValueError(f"{path} is not a file of named tensors.")
-    if name := not_finite(tensors):
+    if damaged := not_finite(tensors):
         raise ValueError(
-            f"{path} has non-finite values in {name}; it is damaged, or its training diverged. Use an earlier "
+            f"{path} has non-finite values in {damaged}; it is damaged, or its training diverged. Use an earlier "
             "checkpoint."
         )
     return tensors
