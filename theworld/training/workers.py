@@ -17,7 +17,7 @@ from theworld.training.stopping import obey_parent_only, sigterm_blocked
 
 NO_SHARED_MEMORY = (
     "The processes that prepare batches need more shared memory than /dev/shm has: set num_workers to 0, or start the "
-    "container with a larger one, such as `docker run --shm-size=8g`."
+    "container with a larger one (`docker run` has the option shm-size: 8g is enough)."
 )
 ENDED = "is killed by signal", "exited unexpectedly"  # in torch's words
 OF_WORKER = re.compile(
