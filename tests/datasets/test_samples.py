@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.media.encoding import encode_video
 from tests.training.conftest import image
 from theworld import TheWorldDataset
+from theworld.datasets.collator import load_sample_images
 from theworld.datasets.hub import load_split, mapped, streamed
 from theworld.datasets.jsonl import JsonlDataset
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
@@ -286,6 +288,16 @@ def test_a_video_that_is_too_short_or_none(tmp_path: Path, record: dict[str, Any
     with pytest.raises(ValueError, match=".") as error:  # noqa: RUF043
         dataset[0]
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["video", "frames"])
+def test_a_video_without_its_index_names_the_line(tmp_path: Path, key: str) -> None:
+    """An MP4 whose end is missing, where its index is."""
+    whole = encode_video([image(number) for number in range(8)])
+    (tmp_path / "cut.mp4").write_bytes(whole[: whole.rindex(b"moov")])
+    dataset = JsonlDataset(write(tmp_path, {key: "cut.mp4", **PLAIN}))
+    with pytest.raises(ValueError, match=r"data\.jsonl line 1: '.*cut\.mp4' is damaged or cut short"):
+        load_sample_images(dataset[0])
 
 
 # ---------------------------------------------------------------------------------------------------------- physics
