@@ -9,6 +9,7 @@ Shapes: B samples, L tokens, n images with a world block.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from theworld.datasets.samples import Message, Sample
+from theworld.datasets.samples import Message, Sample, naming
 from theworld.inference.latent_cache import LatentCache, WorldRequest
-from theworld.inference.prompting import TURN, Turns
+from theworld.inference.prompting import ANSWER_OPENING, Turns
 from theworld.media.images import load_images, stack_pixels
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
-from theworld.model.processing import WORLD_TOKEN, TheWorldProcessor, content_seed
+from theworld.model.configuration import TheWorldConfig
+from theworld.model.processing import TheWorldProcessor, content_seed
+from theworld.model.spec import WORLD_TOKEN
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,7 @@ class ChatCollator:
         self.cache = cache
         self.world_prompt = world_prompt
         self.turns = Turns(processor.tokenizer)
+        self.trims_answers = False  # whether the chat template was seen to do so, which is logged once
 
     def normalize(self, pixel_values: Tensor) -> Tensor:
         """Pixels (images, 3, H, W) uint8 as Gemma's processor normalises them, float32, on their device."""
@@ -113,11 +119,32 @@ class ChatCollator:
 
     def chat(self, messages: Sequence[Message]) -> str:
         """A complete chat as text, up to the end of the last answer's turn."""
-        return str(self.processor.apply_chat_template(list(messages))).rstrip("\n")
+        chat = self.in_words(messages)
+        text = str(self.processor.apply_chat_template(chat)).rstrip("\n")
+        for answer in [message["content"] for message in chat if message["role"] == "assistant"]:
+            if not self.trims_answers and answer != answer.strip() and ANSWER_OPENING + answer not in text:
+                self.trims_answers = True
+                logger.warning(
+                    "The chat template removes white space at the beginning and end of answers, such as %.80r", answer
+                )
+        return text
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """A chat as text, up to the beginning of its last answer."""
-        return str(self.processor.apply_chat_template(list(messages[:-1]), add_generation_prompt=True))
+        return str(self.processor.apply_chat_template(self.in_words(messages[:-1]), add_generation_prompt=True))
+
+    def in_words(self, messages: Sequence[Message]) -> list[Message]:
+        """A chat whose texts are encoded as words, also where they name control tokens."""
+        words = self.processor.as_words
+        chat = []
+        for message in messages:
+            content = message["content"]
+            if isinstance(content, str):
+                content = words(content)
+            else:
+                content = [{**part, "text": words(part["text"])} if "text" in part else part for part in content]
+            chat.append({**message, "content": content})
+        return chat
 
     def text_lengths(self, chats: Sequence[Sequence[Message]]) -> list[int]:
         """Text tokens of each chat; an image counts as its one placeholder."""
@@ -129,15 +156,15 @@ class ChatCollator:
         """Labels (B, L): the ids of each answer and its end of turn, -100 elsewhere.
 
         Raises:
-            ValueError: if the text of a chat contains control tokens of turns, which would change its turns.
+            ValueError: if the chat template writes other turns than the chat has.
         """
         for ids, sample in zip(input_ids.tolist(), samples, strict=True):
             turns = [message["role"] for message in sample.messages if message["role"] != "system"]
             found = self.turns.count(ids)
             if found != len(turns) or len(self.turns.answers(ids)) != turns.count("assistant"):
                 raise ValueError(
-                    f"{sample.origin} has {len(turns)} turns, but its text contains {found} control tokens of turns "
-                    f"({TURN}): remove them from the text."
+                    f"{sample.origin} has {len(turns)} turns, but the chat template of the language model writes "
+                    f"{found}: use the template of Gemma 3."
                 )
         return self.turns.labels(input_ids)
 
@@ -273,7 +300,9 @@ class ChatCollator:
                 "Some samples of a batch have world_latents and others do not: give them to all or to none."
             )
         if any(given) and not self.sampling.constant_world:
-            batch["world_latents"] = torch.stack([given_latents(sample, steps) for sample in samples if sample.images])
+            config = self.processor.config
+            latents = [given_latents(sample, steps, config) for sample in samples if sample.images]
+            batch["world_latents"] = torch.stack(latents)
             return
         past = self.processor.num_past_steps([image for entry in images for image in self.with_world(entry)])
         if past:
@@ -323,7 +352,8 @@ class ChatCollator:
         if len(sample.future_frames) < count:
             raise ValueError(short_future(sample.origin, len(sample.future_frames), steps, count))
         clip = [*self.processor.frames_of(image), *sample.future_frames[:count]]
-        return WorldRequest(self.pixels(clip), 0, 0)
+        with naming(sample.origin):
+            return WorldRequest(self.pixels(clip), 0, 0)
 
     def past_request(self, sample: Sample, image: Any) -> WorldRequest:
         """The clip that contains the image, of which the latents of the image's moment are wanted.
@@ -342,7 +372,8 @@ class ChatCollator:
         after = sample.future_frames or ()
         clip = [*sample.past_frames, image, *after[: len(after) // factor * factor]]
         # the complete clip, so that all of its moments are encoded at once
-        return WorldRequest(self.pixels(clip), 0, 0, moment=len(sample.past_frames) // factor)
+        with naming(sample.origin):
+            return WorldRequest(self.pixels(clip), 0, 0, moment=len(sample.past_frames) // factor)
 
     def pixels(self, clip: Sequence[Any]) -> Tensor:
         """Images in any form as pixels (F, S, S, 3) uint8."""
@@ -370,10 +401,8 @@ def load_sample_images(sample: Sample) -> list[ImageOrVideo]:
     Raises:
         ValueError: if one cannot be read; the message names the sample.
     """
-    try:
+    with naming(sample.origin):
         return group_images(list(sample.images), "")[0]
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(f"{sample.origin}: {error}") from error
 
 
 def short_future(origin: str, known: int, steps: int, wanted: int) -> str:
@@ -384,13 +413,17 @@ def short_future(origin: str, known: int, steps: int, wanted: int) -> str:
     )
 
 
-def given_latents(sample: Sample, steps: int) -> Tensor:
+def given_latents(sample: Sample, steps: int, config: TheWorldConfig) -> Tensor:
     """The latents (C, 1 + steps, h, w) that come with a sample.
 
     Raises:
-        ValueError: if it has fewer latent frames.
+        ValueError: if they do not fit the model, have fewer frames, or are no numbers.
     """
     assert sample.world_latents is not None
+    with naming(sample.origin):
+        config.check_world_latents(sample.world_latents[None], 1)
+    if not sample.world_latents.isfinite().all():
+        raise ValueError(f"{sample.origin} has world_latents that are infinite or no number: compute them again.")
     if sample.world_latents.shape[1] < 1 + steps:
         raise ValueError(
             f"{sample.origin} has {sample.world_latents.shape[1]} latent frames, and {steps} world steps need "

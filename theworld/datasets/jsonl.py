@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from theworld.datasets.samples import Message, Sample, TheWorldDataset, chat_of, to_sample
+from theworld.datasets.samples import Message, Sample, TheWorldDataset, chat_of, naming, to_sample
 from theworld.media.video import StridedFrames, Video
 
 VIDEO_KEYS = ("video", "now", "stride", "past")
@@ -81,10 +81,8 @@ class JsonlDataset(TheWorldDataset):
         video, now, stride = record.pop("video"), record.pop("now", 0), record.pop("stride", 1)
         past = record.pop("past", 0)
         wanted = StridedFrames(now - past * stride, stride, past + 1 + MAX_FUTURE_FRAMES)
-        try:
+        with naming(where):
             frames = Video(self.path.parent / video, wanted).load().frames
-        except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"{where}: {error}") from error
         if len(frames) <= past:
             raise ValueError(f"{where}: the video ends before frame {now}: choose a smaller `now`.")
         seen = {"frames": list(frames[: past + 1])} if past else {"image": frames[0]}
@@ -154,6 +152,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 record = json.loads(line.decode("utf-8"), object_pairs_hook=with_unique_keys)
+                if b"\\ud" in line.lower():  # half of a surrogate pair can be written as an escape, and not encoded
+                    json.dumps(record, ensure_ascii=False).encode("utf-8")
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path} line {number} is not valid JSON ({error}): fix or remove it.") from error
             if not isinstance(record, dict):

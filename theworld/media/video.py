@@ -157,7 +157,7 @@ def load_video(source: Video | VideoSource, keep: int = KEPT_FRAMES) -> Video:
     """Decodes the last `keep` frames of a video, in order of time, each as `load_image` reads images.
 
     `source` is the path or the bytes of a video (MP4, MOV, WebM, Matroska, AVI) or an animation (GIF, APNG, animated
-    WebP or AVIF); a folder of images, in natural order of their names; a list of images of one size, each as in
+    WebP or AVIF); a folder of images of one size, in natural order of their names; a list of such images, each as in
     `load_image`; a NumPy array (F, H, W, C) or a torch tensor (F, C, H, W). An image is a video of one frame. Videos
     are turned and mirrored as their metadata says. Frames are counted, not seconds.
 
@@ -226,7 +226,8 @@ def _read(video: Video) -> tuple[tuple[Image.Image, ...], int]:
         if not os.fspath(source).startswith(("http://", "https://")) and _is_dir(path):
             paths = frame_paths(path, video.until, video.after)
             indices = _choose(selection, len(paths), repr(os.fspath(source)))
-            return tuple(load_image(paths[index]) for index in indices), len(paths)
+            frames = [load_image(paths[index]) for index in indices]
+            return _of_one_size(frames, repr(os.fspath(source))), len(paths)
         return read_file(source, lambda file, name, size: _read_file(file, name, size, selection), "video")
     if is_array(source):
         name = f"The {describe_array(source)}"
