@@ -151,7 +151,7 @@ def test_killed_at_random_events_with_workers_and_a_cache(settings: Settings, tm
     assert differences(whole, killed) == []
 
 
-@pytest.mark.parametrize("moment", ["_save", "_save_optimizer_and_scheduler", "_save_rng_state", "publish"])
+@pytest.mark.parametrize("moment", ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state", "publish"])
 def test_killed_while_saving(settings: Settings, tmp_path: Path, moment: str) -> None:
     """Before each part of a checkpoint is written."""
     plain = settings(**{**RANDOM, "max_steps": 4, "output_dir": str(tmp_path / "whole")})

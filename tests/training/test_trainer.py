@@ -169,7 +169,7 @@ def test_a_checkpoint_with_other_tensors_is_refused(settings: Settings, change: 
         recipe.train(settings(max_steps=3, resume_from_checkpoint="last"), load())
 
 
-@pytest.mark.parametrize("where", ["_save", "_save_optimizer_and_scheduler", "_save_rng_state"])
+@pytest.mark.parametrize("where", ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state"])
 def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
