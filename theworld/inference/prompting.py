@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,6 @@ class PromptBuilder:
     def __init__(self, processor: TheWorldProcessor) -> None:
         self.processor = processor
         self.turns = Turns(processor.tokenizer)
-        tokens = processor.tokenizer.added_tokens_decoder.values()
-        self.control_tokens = tuple(token.content for token in tokens if token.special)
 
     def normalize_inputs(
         self, image: Any, question: str | Sequence[str] | None, video: Any
@@ -80,14 +78,16 @@ class PromptBuilder:
         answers: str | Sequence[str] | None,
         rollout: RolloutOptions,
     ) -> BatchFeature:
-        """Model inputs, left-padded. With answers, their turns follow, and `labels` (B, L) hold their ids."""
+        """Model inputs, left-padded. With answers, their turns follow, and `labels` (B, L) hold their ids.
+
+        Names of control tokens in questions and answers are encoded as words.
+        """
         answers = None if answers is None else texts_of("answer", answers)
         if answers is not None and len(answers) != len(questions):
             given, asked = counted(len(answers), "answer"), counted(len(questions), "question")
             raise ValueError(f"Got {given} for {asked}; pass one answer per question.")
-        for text in (*questions, *(answers or ())):
-            check_text(text, self.control_tokens)
-        chats = [user_turn(len(row), text) for row, text in zip(images, questions, strict=True)]
+        words = map(self.processor.as_words, questions)
+        chats = [user_turn(len(row), text) for row, text in zip(images, words, strict=True)]
         steps = rollout.num_world_steps
         inputs = self.processor(
             images=images if any(images) else None,
@@ -115,7 +115,7 @@ class PromptBuilder:
         tokenizer = self.processor.tokenizer
         added = [
             torch.tensor(tokenizer(text + TURN_END, add_special_tokens=False)["input_ids"], dtype=torch.int64)
-            for text in answers
+            for text in map(self.processor.as_words, answers)
         ]
         present, shape = inputs["attention_mask"].bool(), inputs["input_ids"].shape
         padding = {"input_ids": tokenizer.pad_token_id}
@@ -153,23 +153,6 @@ class Turns:
             for answer in self.answers(ids):
                 labels[row, answer] = input_ids[row, answer]
         return labels
-
-
-def check_text(text: str, control_tokens: Iterable[str]) -> None:
-    """Checks that a question or an answer is plain text.
-
-    A tokenizer reads the name of a control token as that token, so a question could end its own turn, answer itself, or
-    contain placeholders that nothing fills. Prompts with control tokens are for the processor.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{text!r} is not valid UTF-8 text.") from error
-    for token in control_tokens:
-        if token in text:
-            raise ValueError(
-                f"The text contains {token!r}, a control token of the language model; remove or respell it."
-            )
 
 
 def swapped(image: Any, question: Any) -> bool:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature
 from transformers.models.gemma3 import Gemma3Processor
 from transformers.utils import IMAGE_PROCESSOR_NAME
@@ -29,6 +31,8 @@ from theworld.model.configuration import TheWorldConfig
 from theworld.storage.hub import find_base_dir, resolve
 
 WORLD_TOKEN = "<world_soft_token>"
+# A noncharacter of Unicode. It splits the name of a control token in text that people wrote; see `as_words`.
+SPLIT = "\ufdd0"
 NO_CHAT_TEMPLATE = (
     "{} has no chat template, neither in chat_template.jinja nor in tokenizer_config.json: add one, or use an "
     "instruction-tuned Gemma 3 such as google/gemma-3-4b-it."
@@ -72,6 +76,11 @@ class TheWorldProcessor(Gemma3Processor):
                 f"The tokenizer gives {WORLD_TOKEN} the id {token_id}, but the model's world_token_id is "
                 f"{self.config.world_token_id}: use the tokenizer of the base model."
             )
+        # a tokenizer looks for control tokens before it normalises what is between them
+        normalizer = tokenizer.backend_tokenizer.normalizer
+        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Replace(SPLIT, ""), *([] if normalizer is None else [normalizer])]
+        )
 
     @classmethod
     def from_pretrained(
@@ -127,6 +136,27 @@ class TheWorldProcessor(Gemma3Processor):
         if self.chat_template is None and kwargs.get("chat_template") is None:
             raise ValueError(NO_CHAT_TEMPLATE.format(self.base_name_or_path))
         return super().apply_chat_template(conversation, *args, **kwargs)
+
+    def as_words(self, text: str) -> str:
+        """`text` in a form in which the name of a control token, such as `<bos>`, is encoded as words.
+
+        A tokenizer reads such a name as the token itself, so a question could end its own turn, answer itself, or
+        contain placeholders that nothing fills. The ids are those of `split_special_tokens=True`.
+
+        Raises:
+            ValueError: if the text cannot be encoded as UTF-8.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{text!r} is not valid UTF-8 text.") from error
+        return self._control_tokens.sub(rf"\1{SPLIT}", text)
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern[str]:
+        """Matches the first character of each control token's name."""
+        names = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return re.compile(f"(?=(?:{'|'.join(map(re.escape, names))}))(.)", re.DOTALL)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:
         """Writes nothing: our settings are in the model's `config.json`, and the tokenizer is the Gemma base's."""
