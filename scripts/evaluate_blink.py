@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "max_new_tokens": 64,
     "seed": 0,
     "device": None,
+    "dtype": None,
     "output": None,
 }
 
@@ -73,6 +74,7 @@ def read_settings(arguments: list[str] | None) -> tuple[dict[str, Any], argparse
     parser.add_argument("--max_new_tokens", type=int, help="maximum length of an answer, in tokens (default: 64)")
     parser.add_argument("--seed", type=int, help="random seed of the rollouts (default: 0)")
     parser.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
+    parser.add_argument("--dtype", help="bfloat16, float32 or float16 (default: what suits the device)")
     parser.add_argument(
         "--output", help="folder of the run, or a .json file for its results (default: runs/blink/MODEL)"
     )
@@ -102,7 +104,7 @@ def arguments_of(settings: dict[str, Any]) -> dict[str, Any]:
         "limit": settings["num_samples"],
         "split": settings["split"],
         "tasks": [] if settings["task"] == "all" else settings["task"].split(","),
-        **{name: settings[name] for name in ("data", "batch_size", "max_new_tokens", "seed", "device")},
+        **{name: settings[name] for name in ("data", "batch_size", "max_new_tokens", "seed", "device", "dtype")},
     }
 
 

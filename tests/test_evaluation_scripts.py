@@ -111,8 +111,9 @@ def test_settings_are_defaults_then_the_file_then_the_command_line(tmp_path: Pat
 def test_flags_become_arguments_of_evaluate(family: Path) -> None:
     module = script("evaluate_blink")
     flags = ["--model", str(family / "fused"), "--task", "Counting", "--num_world_steps", "0,4", "--num_samples", "9"]
-    settings, _ = module.read_settings([*flags, "--split", "test"])
+    settings, _ = module.read_settings([*flags, "--split", "test", "--dtype", "bfloat16"])
     arguments = module.arguments_of(settings)
+    assert arguments["dtype"] == "bfloat16"
     assert (arguments["num_world_steps"], arguments["tasks"], arguments["limit"]) == ([0, 4], ["Counting"], 9)
     assert (arguments["benchmark"], arguments["split"], arguments["arms"]) == ("blink", "test", "fused,no-world")
     plain, _ = module.read_settings(["--model", str(family / "bases" / "gemma")])
@@ -160,6 +161,10 @@ def test_the_demo_executes_its_commands(family: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(module, "Console", lambda: Console(file=file, width=80))
     typed = io.StringIO("n\n\np\n3\ns 1\ns 9\nWhat colour is it?\nq\nn\n")
     flags = ["--model", str(family / "fused"), "--task", "drop", "--num_samples", "3", "--device", "cpu"]
+    loaded: dict[str, Any] = {}
+    load = module.TheWorld.from_pretrained
+    monkeypatch.setattr(module.TheWorld, "from_pretrained", lambda *a, **k: load(*a, **loaded.setdefault("given", k)))
+    flags += ["--dtype", "float32"]
     assert module.main([*flags, "--output", str(tmp_path)], typed) == 0
     shown = [line for line in file.getvalue().splitlines() if " of 3 · drop" in line]
     places = [line.strip("─ ").partition(" of ")[0] for line in shown]
@@ -171,6 +176,7 @@ def test_the_demo_executes_its_commands(family: Path, tmp_path: Path, monkeypatc
     assert text.count("correct:") == 6
     assert "▀" in text
     assert Image.open(tmp_path / "0003.png").size[0] > 2 * 112  # input and imagined
+    assert loaded["given"]["dtype"] == "float32"
 
 
 def test_the_demo_reports_errors(capsys: pytest.CaptureFixture[str]) -> None:

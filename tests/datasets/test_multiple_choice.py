@@ -236,6 +236,9 @@ def test_errors_name_the_file(folder: Path) -> None:
     (folder / "bad.jsonl").write_text('{"id": 1}\n{"id": \n')
     with pytest.raises(ValueError, match=r"bad.jsonl line 2 is not valid JSON"):
         load_questions(str(folder / "bad.jsonl"))
+    (folder / "half.json").write_text(json.dumps([ROW, {**ROW, "question": "What \ud83d is it?"}]))
+    with pytest.raises(ValueError, match=r"half.json row 1 holds half of a character \(.ud83d\)"):
+        load_questions(str(folder / "half.json"))
     (folder / "list.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match="holds no rows"):
         load_questions(str(folder / "list.json"))

@@ -88,7 +88,7 @@ class Imagination:
     def true_latents(self, items: Sequence[Item], num_world_steps: int) -> Tensor:
         """Latents (n, C, 1 + num_world_steps, h, w) of the true frames, on the CPU."""
         count = self.model.config.num_pixel_frames(num_world_steps)
-        return torch.cat([self.model.encode(list(true_frames(item, count)[:count])).cpu() for item in items])
+        return torch.cat([self.model.encode(list(true_frames(item, count, count))).cpu() for item in items])
 
     def tokens(self, latents: Tensor, kind: str, seed: int) -> Tensor:
         """World tokens (n, K, D) on the CPU; `kind` as in `ModelAnswerer.world_tokens`."""
@@ -180,13 +180,13 @@ class Arm:
     needs_base_gemma: bool = False
 
 
-def true_frames(item: Item, count: int) -> Any:
-    """True frames of an item, the present first.
+def true_frames(item: Item, count: int, limit: int | None = None) -> Any:
+    """True frames of an item, at most `limit` of them, the present first.
 
     Raises:
         ValueError: if the benchmark has fewer than `count` true frames.
     """
-    frames = item.true_frames()
+    frames = item.true_frames(limit)
     if len(frames) < count:
         raise ValueError(
             f"{item.id} has {len(frames)} true frames and this arm needs {count}; use fewer world steps, or leave the "

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
 from theworld.evaluation.arms import Arm, Batch, Imagination
 from theworld.evaluation.tasks import Item, other_images
-from theworld.media.images import load_image
 from theworld.messages import TaskProgress
 from theworld.model.call_plan import UNTRAINED
 
@@ -142,7 +141,7 @@ def missing_answers(
             rows = [row for row in chunk if items[row].id not in known[name]]
             if not rows:
                 continue
-            decoded.update({row: read_images(items[row]) for row in rows if row not in decoded})
+            decoded.update({row: items[row].images() for row in rows if row not in decoded})
             batch = Batch(
                 images=[decoded[row] for row in rows],
                 questions=[items[row].question for row in rows],
@@ -155,18 +154,6 @@ def missing_answers(
             )
             yield name, answer(arm, batch, max_new_tokens)
         imagination.forget_features()
-
-
-def read_images(item: Item) -> list[Any]:
-    """The decoded images of an item.
-
-    Raises:
-        ValueError: if an image cannot be read; the message names the item.
-    """
-    try:
-        return [load_image(image) for image in item.images()]
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(f"{item.id}: {error}") from error
 
 
 def answer(arm: Arm, batch: Batch, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0) -> list[Answer]:

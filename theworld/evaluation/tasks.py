@@ -61,8 +61,12 @@ class Item:
     horizon: int | None = None
 
     def images(self) -> list[Any]:
-        """The images of the question, in order; of a video, some of its frames."""
-        return _frames_of(self.image)
+        """The images of the question, decoded and in order; of a video, some of its frames.
+
+        Raises:
+            ValueError: if one cannot be read; the message names the item.
+        """
+        return self._decoded(self.image)
 
     def world_images(self, use_all: bool, images: Sequence[Any] | None = None) -> list[Any]:
         """The images that the world model starts from: the first, or all with `use_all`; of a video its last frame.
@@ -77,11 +81,18 @@ class Item:
             images = [images[last - 1] for last in itertools.accumulate(lengths)]
         return images if use_all else images[:1]
 
-    def true_frames(self) -> Sequence[Any] | np.ndarray:
-        """True frames, the present first; empty if there are none."""
+    def true_frames(self, limit: int | None = None) -> Sequence[Any] | np.ndarray:
+        """True frames, at most `limit` of them, the present first; empty if there are none. Errors as in `images`."""
         if self.future is None:
-            return () if self.frames is None else self.frames
-        return [self.world_images(use_all=False)[0], *_frames_of(self.future)]
+            return () if self.frames is None else self.frames[:limit]
+        frames = [self.world_images(use_all=False)[0], *self._decoded(self.future, limit)]
+        return frames[:limit]
+
+    def _decoded(self, images: Any, limit: int | None = None) -> list[Any]:
+        try:
+            return [load_image(image) for image in _frames_of(images)[:limit]]
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"{self.id}: {error}") from error
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -226,7 +226,8 @@ def _read(video: Video) -> tuple[tuple[Image.Image, ...], int]:
         if not os.fspath(source).startswith(("http://", "https://")) and _is_dir(path):
             paths = frame_paths(path, video.until, video.after)
             indices = _choose(selection, len(paths), repr(os.fspath(source)))
-            return tuple(load_image(paths[index]) for index in indices), len(paths)
+            frames = [load_image(paths[index]) for index in indices]
+            return _of_one_size(frames, repr(os.fspath(source))), len(paths)
         return read_file(source, lambda file, name, size: _read_file(file, name, size, selection), "video")
     if is_array(source):
         name = f"The {describe_array(source)}"
