@@ -23,6 +23,7 @@ from theworld.evaluation.run_folder import IMAGE_FOLDERS, RESULTS, Run, read_jso
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.tasks import HIDDEN, Item
 from theworld.inspection.provenance import versions
+from theworld.messages import counted, enumerate_names
 from theworld.storage.files import write_text
 
 REFERENCE = "fused"
@@ -334,6 +335,7 @@ def gather(specs: Sequence[str]) -> tuple[dict[str, Contender], list[Run], list[
         group = [read_run(folder) for folder in folders]
         for run in group:
             check_same_questions(runs[0] if runs else group[0], run)
+            notes += note_on_media(runs[0] if runs else group[0], run)
             notes += [
                 f"{arm} of {run.folder} has {done} of {len(run.items)} answers and is left out; finish the run."
                 for arm, done in run.unfinished.items()
@@ -365,6 +367,18 @@ def check_same_questions(first: Run, other: Run) -> None:
         raise ValueError(
             f"{other.folder} has other questions than {first.folder}{differences}; compare runs of the same questions."
         )
+
+
+def note_on_media(first: Run, other: Run) -> list[str]:
+    """What to say about the questions of two runs that have other images."""
+    rows = zip(first.items, first.media, other.media, strict=True)
+    different = [item.id for item, one, two in rows if one is not None and two is not None and one != two]
+    if not different:
+        return []
+    return [
+        f"{counted(len(different), 'question')} of {other.folder} ({enumerate_names(different)}) had other image files "
+        f"than in {first.folder}."
+    ]
 
 
 def contenders_of(group: str, runs: Sequence[Run], notes: list[str]) -> dict[str, Contender]:

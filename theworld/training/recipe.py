@@ -32,6 +32,7 @@ from theworld.model.processing import TheWorldProcessor
 from theworld.training.callbacks import Report, ShownSamples, StopAfterStep
 from theworld.training.checkpointing import (
     check_changes,
+    check_data,
     check_output,
     disk_full_as_error,
     find_checkpoint,
@@ -106,6 +107,8 @@ def train(
     described = describe(config)
     collator = new_collator(config, described)
     training, evaluation = index_samples(config, load, collator)
+    if resume is not None and isinstance(training, IndexedSamples):
+        check_data(training.fingerprint(), resume)
     shown = shown_samples(config, evaluation)
     if config.push_to_hub:
         make_repository(str(config.hub_model_id), config.hub_private_repo)
