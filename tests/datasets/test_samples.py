@@ -155,7 +155,10 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
         ('{"text": "a", "label": "b", "label": "c"}', "line 2 is not valid JSON (the key 'label' occurs twice): fix"),
         ('{"messages": [{"role": "user", "role": "user"}]}', "line 2 is not valid JSON (the key 'role' occurs twice)"),
         ("[" * 100000, "line 2 is not valid JSON (maximum recursion depth"),
-        ('{"text": "What \\ud83d is it?", "label": "b"}', "line 2 holds half of a character (\\ud83d): write the whole"),
+        (
+            '{"text": "What \\ud83d is it?", "label": "b"}',
+            "line 2 holds half of a character (\\ud83d): write the whole",
+        ),
         ('{"text": "\udcff", "label": "b"}', "line 2 is not valid JSON ('utf-8' codec can't decode byte 0xff"),
         ({"image": None, **PLAIN}, "line 2: image is null: give it a value, or remove the key"),
         ({"world_prompt": None, **PLAIN}, "line 2: world_prompt is null"),

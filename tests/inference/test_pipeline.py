@@ -118,7 +118,15 @@ def test_closing_the_stream_stops_the_generation(model: TheWorld, monkeypatch: p
 
 @pytest.mark.parametrize(
     "token",
-    ["<start_of_image>", "<end_of_image>", "<image_soft_token>", "<world_soft_token>", "<end_of_turn>", "<bos>", "<eos>"],
+    [
+        "<start_of_image>",
+        "<end_of_image>",
+        "<image_soft_token>",
+        "<world_soft_token>",
+        "<end_of_turn>",
+        "<bos>",
+        "<eos>",
+    ],
 )
 def test_the_name_of_a_control_token_is_encoded_as_words(model: TheWorld, token: str) -> None:
     """Prompt and answer have the ids of the words, and no more control tokens than without the name."""
