@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +24,46 @@ from theworld.model.processing import TheWorldProcessor, texts_of
 IGNORE_INDEX = -100  # label of a token that the loss ignores
 TURN, TURN_END = "<start_of_turn>", "<end_of_turn>"
 ANSWER_OPENING = f"{TURN}model\n"
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A question with turns before it, in the form of training samples; with an answer it is a complete chat.
+
+    Attributes:
+        messages: turns in transformers' chat format, of which the last is the user's; its content and that of the
+            other turns of the user is a list of parts.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+
+    def changed(self, change: Callable[[str], str]) -> Chat:
+        """This chat with `change` applied to the last text of the user."""
+        before, last = self.messages[:-1], self.messages[-1]
+        parts = list(last["content"])
+        place = max((at for at, part in enumerate(parts) if part["type"] == "text"), default=len(parts))
+        parts[place : place + 1] = [{"type": "text", "text": change(parts[place]["text"] if place < len(parts) else "")}]
+        return Chat([*before, {**last, "content": parts}])
+
+    def with_images(self, count: int) -> Chat:
+        """This chat with `count` more images after all others."""
+        before, last = self.messages[:-1], self.messages[-1]
+        parts = list(last["content"])
+        place = max((at + 1 for at, part in enumerate(parts) if part["type"] == "image"), default=0)
+        return Chat([*before, {**last, "content": [*parts[:place], *[{"type": "image"}] * count, *parts[place:]]}])
+
+    def encoded(self, as_words: Callable[[str], str]) -> list[dict[str, Any]]:
+        """Its turns with all texts passed through `as_words`."""
+        return [{**turn, "content": _encoded(turn["content"], as_words)} for turn in self.messages]
+
+
+def _encoded(content: str | Sequence[Mapping[str, Any]], as_words: Callable[[str], str]) -> Any:
+    if isinstance(content, str):
+        return as_words(content)
+    return [{**part, "text": as_words(part["text"])} if part["type"] == "text" else dict(part) for part in content]
+
+
+Question: TypeAlias = str | Chat
 
 
 class PromptBuilder:
@@ -52,6 +93,8 @@ class PromptBuilder:
         """The questions of a call as a list."""
         if question is None:
             raise ValueError("question is missing; pass a string, or a list of strings.")
+        if isinstance(question, list) and any(isinstance(each, Chat) for each in question):
+            return question  # of an evaluation, which has checked them
         if swapped(image, question):
             raise ValueError(f"image is {image!r:.100} and question is an image; pass the image first.")
         questions = texts_of("question", question)
@@ -74,7 +117,7 @@ class PromptBuilder:
     def inputs(
         self,
         images: list[list[ImageOrVideo]],
-        questions: Sequence[str],
+        questions: Sequence[Question],
         answers: str | Sequence[str] | None,
         rollout: RolloutOptions,
     ) -> BatchFeature:
@@ -86,8 +129,11 @@ class PromptBuilder:
         if answers is not None and len(answers) != len(questions):
             given, asked = counted(len(answers), "answer"), counted(len(questions), "question")
             raise ValueError(f"Got {given} for {asked}; pass one answer per question.")
-        words = map(self.processor.as_words, questions)
-        chats = [user_turn(len(row), text) for row, text in zip(images, words, strict=True)]
+        as_words = self.processor.as_words
+        chats = [
+            each.encoded(as_words) if isinstance(each, Chat) else user_turn(len(row), as_words(each))
+            for row, each in zip(images, questions, strict=True)
+        ]
         steps = rollout.num_world_steps
         inputs = self.processor(
             images=images if any(images) else None,
