@@ -223,13 +223,17 @@ class ModelAnswerer:
         return self.model.model.lora_disabled() if disabled else nullcontext()
 
     def _features(
-        self, images: Sequence[Any], questions: Sequence[Question], inputs: ReplyInputs, answers: Sequence[str] | None = None
+        self,
+        images: Sequence[Any],
+        questions: Sequence[Question],
+        inputs: ReplyInputs,
+        answers: Sequence[str] | None = None,
     ) -> BatchFeature:
         """Model inputs in which precomputed world tokens and image features replace what they are computed from."""
         rollout = RolloutOptions(
             inputs.num_world_steps, inputs.seed, inputs.enable_world, world_latents=inputs.world_latents, mode="tokens"
         )
-        features = self.model.prepare_generation(images, questions, answers, rollout=rollout)
+        features = self.model.prepare_generation(images, list(questions), answers, rollout=rollout)
         if inputs.world_tokens is not None:
             del features["world_latents"]
             features["world_embeds"] = inputs.world_tokens.to(self.model.device)

@@ -155,7 +155,7 @@ class Batch:
     """
 
     images: list[list[Any]]
-    questions: list[Question]
+    questions: Sequence[Question]
     num_world_steps: int
     seed: int
     items: list[Item]
@@ -228,8 +228,7 @@ def gemma(batch: Batch) -> Batch:
 def verbal(batch: Batch) -> Batch:
     words = batch.imagination.foreseen(batch.images)
     questions = [
-        reworded(question, partial(foreseen_first, text))
-        for text, question in zip(words, batch.questions, strict=True)
+        reworded(question, partial(foreseen_first, text)) for text, question in zip(words, batch.questions, strict=True)
     ]
     return without_world(replace(batch, questions=questions))
 

@@ -20,6 +20,7 @@ from theworld.evaluation.results import MEAN_OF_FAMILIES, Results, summarise
 from theworld.evaluation.run_folder import IMAGES, RESULTS, RunFolder
 from theworld.evaluation.runner import Answer, run_arms, with_steps
 from theworld.evaluation.tasks import Item, Request, find_benchmark, load_benchmark
+from theworld.evaluation.training_format import note_on_format
 from theworld.inference.pipeline import TheWorld
 from theworld.inspection.provenance import labels, versions
 from theworld.messages import TaskProgress
@@ -62,7 +63,7 @@ def evaluate(
 
     Args:
         model: `nano`, a folder, a Hub id, what `resolve_model` returned for one of them, or a loaded model.
-        benchmark: a name in `BENCHMARKS`: `physics`, `blink`, `mcq`, ….
+        benchmark: a name in `BENCHMARKS`: `physics`, `blink`, `mcq`, `jsonl`, ….
         arms: names in `ARMS`, in order, also as one string with commas; `all` selects every arm.
         num_world_steps: world steps to imagine; with several numbers, arms that look ahead run with each. None means
             the model's own number.
@@ -129,6 +130,7 @@ def evaluate(
     }
     answers, notes = answer_in_arms(items, chosen, subject.load, settings, steps, output, batch_size, progress)
     notes += [note for number in steps if (note := subject.note_on_steps(number))]
+    notes += [note for note in (subject.note_on_format(benchmark, items), note_on_length(answers, settings)) if note]
     summary = summarise(items, {name: [rows] for name, rows in answers.items()})
     models = {"model": subject.path, **subject.controls}
     content = {
@@ -152,6 +154,19 @@ def evaluate(
         if results.hidden:
             results.write_submissions(output)
     return results
+
+
+def note_on_length(answers: Mapping[str, Sequence[Answer]], settings: Mapping[str, Any]) -> str | None:
+    """What to say about labels that are longer than answers can be."""
+    given, limit = next(iter(answers.values())), int(settings["max_new_tokens"])
+    longer = [answer for answer in given if answer.label_tokens - 1 > limit]  # the end of the turn need not be written
+    if not longer:
+        return None
+    longest = max(answer.label_tokens for answer in longer)
+    return (
+        f"{len(longer)} of {len(given)} labels have more than {limit} tokens, so no answer can equal them; set "
+        f"--max-new-tokens to {longest} or more."
+    )
 
 
 class Subject:
@@ -185,6 +200,10 @@ class Subject:
         else:
             self.name, self.path, self.note = model.name, model.path, model.shipped_note
             self.note_on_steps = model.note_on_steps
+
+    def note_on_format(self, benchmark: str, items: Sequence[Item]) -> str | None:
+        """What to say if the questions have another form than those that the model was trained on."""
+        return note_on_format(self.path, benchmark, any(item.form == "choice" for item in items))
 
     def check_trained(self, alternative: str) -> None:
         if isinstance(self._model, ModelSpec):  # `check_arms` checks a loaded model

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from theworld.evaluation.tasks import Item, image_key
+from theworld.evaluation.training_format import SampleMedia
 from theworld.media.video import Video, frame_paths
 
 BLOCK = 2**20  # of a larger file, its size and this many bytes of its beginning and its end are hashed
@@ -31,7 +32,10 @@ def media_digest(item: Item) -> str:
 def _add(digest: Any, source: Any) -> None:
     if isinstance(source, Mapping) and source.keys() == {"bytes", "path"}:
         source = source["path"] if source["bytes"] is None else source["bytes"]
-    if isinstance(source, Video):
+    if isinstance(source, SampleMedia):
+        digest.update(repr(sorted(source.record.items(), key=str)).encode())
+        _add(digest, source.files())
+    elif isinstance(source, Video):
         digest.update(repr((source.selection, source.until, source.after)).encode())
         _add(digest, source.source)
     elif isinstance(source, str | Path) and Path(source).is_dir():

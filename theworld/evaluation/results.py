@@ -133,7 +133,8 @@ def score_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         one dict per arm with arm, accuracy, low, high, n, unparsed, by_family (family -> accuracy), likeliest and
-        undecided (None for the most common answer) and seed_accuracies; without accuracies if answers are hidden.
+        undecided (None for the most common answer and for labels), perplexity (of labels, else None) and
+        seed_accuracies; without accuracies if answers are hidden.
     """
     if content.get("hidden"):
         return [{"arm": name, "n": row["n"], "unparsed": row["unparsed"]} for name, row in content["arms"].items()]
@@ -152,6 +153,7 @@ def score_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "by_family": {family: row["accuracy"] for family, row in score["by_family"].items()},
                 "likeliest": likelihood.get("accuracy"),
                 "undecided": likelihood.get("undecided"),
+                "perplexity": (score.get("label") or {}).get("perplexity"),
                 "seed_accuracies": score.get("seed_accuracies", []),
             }
         )
@@ -219,6 +221,11 @@ def compare_arms(
     }
     shares = [np.asarray(side, dtype=float).mean(axis=0) for side in sides]
     pair = statistics.compare_seeds(*sides)
+    rates = [scoring.label_rates(seeds) for seeds in (first, second)]
+    if all(rate is not None for rate in rates):
+        gained = rates[0] - rates[1]
+        interval = list(statistics.bootstrap_mean([gained]))
+        pair["label_logprob"] = {"difference": float(gained.mean()), "interval_95": interval}
     disagreement = (pair["only_first"] + pair["only_second"]) / pair["n"]
     return {
         **pair,

@@ -32,6 +32,7 @@ RUN, QUESTIONS, ANSWERS, IMAGES, RESULTS = "run.json", "questions.jsonl", "answe
 IMAGE_FOLDERS = (IMAGES, "pictures")  # the second is the name in older runs
 # fields of a question that are written; images and true frames stay at their source
 MEDIA = "media"
+ADDED = {"label_logprob", "label_tokens"}  # fields of an answer that earlier versions did not have
 KEPT = ("id", "family", "topic", "form", "question", "answer", "legal", "choices", "horizon")
 
 
@@ -194,7 +195,7 @@ def read_answers(path: Path, ids: set[str], drop_incomplete: bool = False) -> di
     names = {field.name for field in fields(Answer)}
     found: dict[str, Answer] = {}
     for number, content in enumerate(_lines(path, drop_incomplete), start=1):
-        if content.keys() != names:
+        if not names - ADDED <= content.keys() <= names:
             raise ValueError(f"Line {number} of {path} is not an answer; the file was changed by another program.")
         logprobs = content["logprobs"]
         answer = Answer(**{**content, "logprobs": None if logprobs is None else tuple(logprobs)})

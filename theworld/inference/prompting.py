@@ -42,7 +42,9 @@ class Chat:
         before, last = self.messages[:-1], self.messages[-1]
         parts = list(last["content"])
         place = max((at for at, part in enumerate(parts) if part["type"] == "text"), default=len(parts))
-        parts[place : place + 1] = [{"type": "text", "text": change(parts[place]["text"] if place < len(parts) else "")}]
+        parts[place : place + 1] = [
+            {"type": "text", "text": change(parts[place]["text"] if place < len(parts) else "")}
+        ]
         return Chat([*before, {**last, "content": parts}])
 
     def with_images(self, count: int) -> Chat:
@@ -74,8 +76,8 @@ class PromptBuilder:
         self.turns = Turns(processor.tokenizer)
 
     def normalize_inputs(
-        self, image: Any, question: str | Sequence[str] | None, video: Any
-    ) -> tuple[LoadedImages, list[str]]:
+        self, image: Any, question: str | Sequence[Question] | None, video: Any
+    ) -> tuple[LoadedImages, list[Any]]:
         """The images and videos of each question, and the questions."""
         questions = self.questions(image, question)
         if isinstance(image, (list, tuple)) and not image:
@@ -89,7 +91,7 @@ class PromptBuilder:
             raise ValueError(f"Got {given} for {asked}; pass one video per question.")
         return LoadedImages([self.video(each, image)] for each in videos), questions
 
-    def questions(self, image: Any, question: Any) -> list[str]:
+    def questions(self, image: Any, question: Any) -> list[Any]:
         """The questions of a call as a list."""
         if question is None:
             raise ValueError("question is missing; pass a string, or a list of strings.")
