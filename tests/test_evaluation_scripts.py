@@ -104,6 +104,9 @@ def test_settings_are_defaults_then_the_file_then_the_command_line(tmp_path: Pat
     place.write_text(json.dumps({"num_sample": 3}))
     with pytest.raises(SystemExit):
         read_settings(["--config", str(place)])
+    place.write_text(json.dumps({"num_samples": "all"}))  # as refused as on the command line
+    with pytest.raises(SystemExit):
+        read_settings(["--config", str(place)])
     shipped = json.loads((REPOSITORY / "configs" / "eval_blink.json").read_text())
     assert shipped.keys() <= script("evaluate_blink").DEFAULTS.keys()
 
@@ -129,6 +132,12 @@ def test_failing_scripts_exit_with_an_error(
         (["--model", str(tmp_path / "missing")], "missing"),
         (["--model", str(family / "fused"), "--arms", "fusd"], "no arm 'fusd'"),
         (["--model", str(family / "fused"), "--num_world_steps", "99"], "world steps"),
+        (
+            ["--model", str(family / "fused"), "--num_world_steps", "four"],
+            "num_world_steps is 'four': write one integer",
+        ),
+        (["--config", str(tmp_path / "nowhere.json")], "There is no file"),
+        (["--config", __file__], "is not valid JSON"),
     ):
         assert script("evaluate_blink").main([*flags, *output]) == 1
         captured = capsys.readouterr()

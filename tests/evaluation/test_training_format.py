@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from theworld import TheWorld
+from theworld.cli import app
 from theworld.datasets.collator import BatchSampling, ChatCollator, IndexedSample
 from theworld.datasets.jsonl import JsonlDataset
 from theworld.evaluation import compare, evaluate
 from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
 from theworld.evaluation.tasks import Request, load_benchmark
+from theworld.evaluation.training_format import TRAINING_CONFIG, note_on_format
 from theworld.inference.latent_cache import compute_with, latents_of
+from theworld.training.checkpointing import CONFIG_FILE
 from theworld.training.loss import answer_sums
 
 IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "Is the <bos> ball left?"}
@@ -99,10 +104,12 @@ def test_the_likelihood_of_labels_is_the_loss_of_training(model: TheWorld, file:
     pair = results.content["paired"]["fused-minus-fused-0"]["label_logprob"]
     assert pair["interval_95"][0] <= pair["difference"] <= pair["interval_95"][1]
     assert "perplexity of the label" in results.to_markdown()
-    assert "<svg" in results.to_html()
     again = evaluate(model, "jsonl", data=file, num_world_steps=1, max_new_tokens=3, output=tmp_path / "run")
     assert again.answers == results.answers
-    assert compare(tmp_path / "run").content["arms"]["fused"]["label"] == score["label"]
+    compared = compare(tmp_path / "run")
+    assert compared.content["arms"]["fused"]["label"] == score["label"]
+    assert "<svg" in compared.to_html()
+    assert any("labels have more than 3 tokens" in warning for warning in results.warnings)
 
 
 def test_a_question_has_the_ids_of_training(model: TheWorld, file: Path) -> None:
@@ -123,13 +130,16 @@ def test_a_question_has_the_ids_of_training(model: TheWorld, file: Path) -> None
         assert features["input_ids"].tolist() == trained["input_ids"].tolist()
 
 
-def test_every_arm_takes_chats_and_rows_without_an_image(model: TheWorld, file: Path) -> None:
-    arms = "fused,no-world,gemma,verbal,imagined-image,zero,dummy,random-projection,shuffled,wrong-future"
+def test_every_arm_takes_chats_and_rows_without_an_image(
+    model: TheWorld, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("theworld.evaluation.arms.MAX_FORESIGHT_TOKENS", 2)
+    arms = "fused,verbal,imagined-image,zero,wrong-future"
     results = evaluate(model, "jsonl", data=file, arms=arms, num_world_steps=1, max_new_tokens=2, batch_size=4)
     rows = {name: [answer.label_logprob for answer in answers] for name, answers in results.answers.items()}
-    assert len(rows) == 10
+    assert len(rows) == 5
     assert {len(row) for row in rows.values()} == {len(RECORDS)}
-    without = {name: row[1] for name, row in rows.items() if name not in ("gemma", "verbal")}
+    without = {name: row[1] for name, row in rows.items() if name != "verbal"}
     assert max(without.values()) - min(without.values()) < 1e-4  # no image, no future: arms ask the same
     assert len({row[0] for row in rows.values()}) == len(rows)
 
@@ -147,7 +157,7 @@ def test_the_true_future_of_a_sample_is_read(model: TheWorld, file: Path, tmp_pa
 def test_exact_match_after_normalisation(file: Path) -> None:
     from theworld.evaluation.scoring import read_answer
 
-    (item, *_) = load_benchmark("jsonl", Request(data=str(file)))
+    item, *_ = load_benchmark("jsonl", Request(data=str(file)))
     assert read_answer(item, " Left. ") == "left"
     assert read_answer(item, "on the left") == "on the left"
     assert read_answer(item, "") is None
@@ -164,3 +174,48 @@ def test_a_file_that_does_not_fit_is_named(file: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": "b", "world_prompt": "it falls"}\n')
     with pytest.raises(ValueError, match="bad.jsonl line 1 has a world_prompt"):
         load_benchmark("jsonl", Request(data=str(tmp_path / "bad.jsonl")))
+
+
+def test_the_command_names_the_file_once(file: Path, family: Path, tmp_path: Path) -> None:
+    run = CliRunner().invoke(app, ["eval", "jsonl", str(file), "--data", str(file), "--model", str(family / "fused")])
+    assert run.exit_code != 0
+    flags = ["--model", str(family / "fused"), "--arms", "no-world", "--max-new-tokens", "2", "--device", "cpu"]
+    run = CliRunner().invoke(app, ["eval", "jsonl", str(file), *flags, "--json", str(tmp_path / "r.json")])
+    assert run.exit_code == 0, run.output
+    assert "perplexity" in run.stdout
+    lines = [json.loads(line) for line in (tmp_path / "r.predictions.jsonl").read_text().splitlines()]
+    assert [line["answer"] for line in lines] == ["left", "yes", "No.<eos>", "right", "middle", "no"]
+
+
+def test_a_benchmark_of_letters_says_that_a_model_learned_words(file: Path, family: Path, tmp_path: Path) -> None:
+    """What training wrote next to the model names its data; labels that are letters fit."""
+    row = {"image": "0.png", "question": "Which?", "choices": ["left", "right"], "answer": "A"}
+    questions = file.with_name("questions.jsonl")
+    questions.write_text(json.dumps(row) + "\n")
+    model = tmp_path / "model"
+    shutil.copytree(family / "fused", model)
+    settings = {"dataset_name": "jsonl", "train_dataset_path": str(file), "do_eval": False}
+
+    def warnings(**changes: Any) -> list[str]:
+        (model / TRAINING_CONFIG).write_text(json.dumps({**settings, **changes}))
+        return evaluate(model, "mcq", data=questions, arms="no-world", max_new_tokens=1, device="cpu").warnings
+
+    (warning,) = [text for text in warnings() if "letter" in text]
+    assert f"theworld eval jsonl {file} --model {model}" in warning
+    letters = file.with_name("letters.jsonl")
+    letters.write_text(json.dumps({"text": "Which?", "label": "(B)"}) + "\n")
+    for fits in ({"train_dataset_path": str(letters)}, {"dataset_name": "physics"}):
+        (model / TRAINING_CONFIG).write_text(json.dumps({**settings, **fits}))
+        assert note_on_format(str(model), "mcq", True) is None
+    (model / TRAINING_CONFIG).write_text(json.dumps({**settings, "do_eval": True, "eval_dataset_path": "held.jsonl"}))
+    assert "eval jsonl held.jsonl" in (note_on_format(str(model), "mcq", True) or "")
+    assert note_on_format(str(model), "jsonl", False) is None
+    assert TRAINING_CONFIG == CONFIG_FILE
+
+
+def test_names_of_control_tokens_do_not_end_a_run(file: Path, model: TheWorld) -> None:
+    row = {"image": "0.png", "question": "What does <bos> or <image_soft_token> mean?", "answer": "A"}
+    questions = file.with_name("control.jsonl")
+    questions.write_text(json.dumps({**row, "choices": ["<end_of_turn>", "<start_of_image>"]}) + "\n")
+    results = evaluate(model, "mcq", data=questions, arms="fused,no-world", num_world_steps=1, max_new_tokens=2)
+    assert len(results.answers["fused"]) == 1

@@ -93,6 +93,8 @@ def evaluate(
     if split is not None and benchmark != "blink" and data is not None and Path(data).is_file():
         raise ValueError(f"split is {split!r} but {data} is one file, which has no splits; leave the split out.")
     wanted = {arm.weights for arm in chosen.values() if arm.weights}
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more.")
     needs_world = any(arm.needs_world for arm in chosen.values() if arm.weights is None)
     subject = Subject(
         model, world_model, needs_world, load or (lambda spec: TheWorld(spec, device=device, dtype=dtype))
