@@ -165,14 +165,14 @@ def test_exact_match_after_normalisation(file: Path) -> None:
 
 def test_a_file_that_does_not_fit_is_named(file: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": "b"}\n{"text": "a"}\n')
-    with pytest.raises(ValueError, match="bad.jsonl line 2 has no label"):
+    with pytest.raises(ValueError, match=r"bad\.jsonl line 2 has no label"):
         load_benchmark("jsonl", Request(data=str(tmp_path / "bad.jsonl")))
     with pytest.raises(ValueError, match="theworld eval jsonl FILE"):
         load_benchmark("jsonl", Request())
     with pytest.raises(ValueError, match="leave them out"):
         load_benchmark("jsonl", Request(data=str(file), tasks=("left",)))
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": "b", "world_prompt": "it falls"}\n')
-    with pytest.raises(ValueError, match="bad.jsonl line 1 has a world_prompt"):
+    with pytest.raises(ValueError, match=r"bad\.jsonl line 1 has a world_prompt"):
         load_benchmark("jsonl", Request(data=str(tmp_path / "bad.jsonl")))
 
 
@@ -201,7 +201,7 @@ def test_a_benchmark_of_letters_says_that_a_model_learned_words(file: Path, fami
         return evaluate(model, "mcq", data=questions, arms="no-world", max_new_tokens=1, device="cpu").warnings
 
     (warning,) = [text for text in warnings() if "letter" in text]
-    assert f"theworld eval jsonl {file} --model {model}" in warning
+    assert f"`theworld eval jsonl {file}` with this model asks as in training" in warning
     letters = file.with_name("letters.jsonl")
     letters.write_text(json.dumps({"text": "Which?", "label": "(B)"}) + "\n")
     for fits in ({"train_dataset_path": str(letters)}, {"dataset_name": "physics"}):

@@ -167,7 +167,7 @@ def note_on_length(answers: Mapping[str, Sequence[Answer]], settings: Mapping[st
     longest = max(answer.label_tokens for answer in longer)
     return (
         f"{len(longer)} of {len(given)} labels have more than {limit} tokens, so no answer can equal them; set "
-        f"--max-new-tokens to {longest} or more."
+        f"max_new_tokens to {longest} or more."
     )
 
 

@@ -83,8 +83,8 @@ def note_on_format(model: str | None, benchmark: str, asks_for_letters: bool) ->
     held_out = settings.get("eval_dataset_path") if settings.get("do_eval") else None
     return (
         f"{model} was trained on the questions and labels of {data}, and {benchmark} asks for the letter of a choice, "
-        "which it may never have seen, so low accuracies need not mean that it learned nothing. To ask as in training: "
-        f"theworld eval jsonl {held_out or data} --model {model}"
+        "which it may never have seen, so low accuracies need not mean that it learned nothing. `theworld eval jsonl "
+        f"{held_out or data}` with this model asks as in training."
     )
 
 
