@@ -52,8 +52,8 @@ check: $(DEV) ## Check formatting, lint and types without changing files
 typecheck: $(DEV) ## Check types only
 	@$(PYTHON) -m mypy
 
-run: $(CORE) ## Answer questions about six shipped scenes with and without an imagined future (MODEL=nano)
-	@$(PYTHON) examples/inference.py --model $(MODEL)
+run: $(CORE) ## Answer questions about six shipped scenes with and without an imagined future (MODEL=nano, ARGS=)
+	@$(PYTHON) examples/inference.py --model $(MODEL) $(ARGS)
 
 train-simple: $(CORE) ## Walk through a single training step
 	@$(PYTHON) examples/simple_training.py

@@ -54,12 +54,15 @@ def main() -> None:
     parser.add_argument("--model", default="nano", help="nano (default), a model folder, or a Hub id")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for the GIFs (default: outputs)")
     parser.add_argument("--device", help="cpu, cuda, …; by default a GPU if there is one")
+    parser.add_argument("--dtype", help="bfloat16, float32 or float16 (default: what suits the device)")
     arguments = parser.parse_args()
     console = Console()
 
     console.print(f"Loading {arguments.model} …")
     try:
-        model = TheWorld.from_pretrained(arguments.model, num_world_steps=STEPS, device=arguments.device)
+        model = TheWorld.from_pretrained(
+            arguments.model, num_world_steps=STEPS, device=arguments.device, dtype=arguments.dtype
+        )
     except ValueError as error:
         raise SystemExit(f"Error: {error}") from error
     if not model.projector_is_trained:

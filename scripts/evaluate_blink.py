@@ -29,12 +29,17 @@ DEFAULTS: dict[str, Any] = {
     "max_new_tokens": 64,
     "seed": 0,
     "device": None,
+    "dtype": None,
     "output": None,
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    settings, given = read_settings(arguments)
+    try:
+        settings, given = read_settings(arguments)
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
     output = Path(settings["output"] or Path("runs") / "blink" / str(settings["model"]).strip("/").replace("/", "--"))
     file = None
     if output.suffix == ".json":  # the source document's form: one file of results
@@ -73,21 +78,28 @@ def read_settings(arguments: list[str] | None) -> tuple[dict[str, Any], argparse
     parser.add_argument("--max_new_tokens", type=int, help="maximum length of an answer, in tokens (default: 64)")
     parser.add_argument("--seed", type=int, help="random seed of the rollouts (default: 0)")
     parser.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
+    parser.add_argument("--dtype", help="bfloat16, float32 or float16 (default: what suits the device)")
     parser.add_argument(
         "--output", help="folder of the run, or a .json file for its results (default: runs/blink/MODEL)"
     )
     parser.add_argument("--save_errors", action="store_true", help="write wrongly answered questions to errors.jsonl")
     parser.add_argument("--verbose", action="store_true", help="print the settings")
     given = parser.parse_args(arguments)
-    settings = dict(DEFAULTS)
+    written: list[str] = []  # the file as flags, so that both are checked in one way
     if given.config is not None:
+        if not given.config.is_file():
+            raise ValueError(
+                f"There is no file {given.config}: name one with --config, such as configs/eval_blink.json."
+            )
         content = read_json_file(given.config, "correct it")
         unknown = sorted(content.keys() - DEFAULTS.keys())
         if unknown:
             parser.error(f"{given.config} has a key {unknown[0]!r}; known are {', '.join(DEFAULTS)}")
-        settings.update(content)
-    settings.update({name: value for name, value in vars(given).items() if name in DEFAULTS and value is not None})
-    return settings, given
+        written = [f"--{name}={value}" for name, value in content.items() if value is not None]
+    given = parser.parse_args([*written, *(sys.argv[1:] if arguments is None else arguments)])
+    return {
+        name: default if vars(given)[name] is None else vars(given)[name] for name, default in DEFAULTS.items()
+    }, given
 
 
 def arguments_of(settings: dict[str, Any]) -> dict[str, Any]:
@@ -98,12 +110,21 @@ def arguments_of(settings: dict[str, Any]) -> dict[str, Any]:
         "model": settings["model"],
         "benchmark": "blink",
         "arms": settings["arms"] or ("fused,no-world" if spec.is_fused else "gemma"),
-        "num_world_steps": None if steps is None else [int(number) for number in str(steps).split(",")],
+        "num_world_steps": None if steps is None else read_steps(steps),
         "limit": settings["num_samples"],
         "split": settings["split"],
         "tasks": [] if settings["task"] == "all" else settings["task"].split(","),
-        **{name: settings[name] for name in ("data", "batch_size", "max_new_tokens", "seed", "device")},
+        **{name: settings[name] for name in ("data", "batch_size", "max_new_tokens", "seed", "device", "dtype")},
     }
+
+
+def read_steps(text: str) -> list[int]:
+    """Numbers of world steps, such as 0,4."""
+    if not all(number.strip().isdecimal() for number in text.split(",")):
+        raise ValueError(
+            f"num_world_steps is {text!r}: write one integer, or several separated by commas, such as 0,4."
+        )
+    return [int(number) for number in text.split(",")]
 
 
 def progress(description: str, done: int, total: int) -> None:

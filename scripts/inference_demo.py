@@ -21,7 +21,6 @@ from theworld.datasets.blink import TASKS
 from theworld.evaluation.disagreements import hstack_images
 from theworld.evaluation.scoring import read_answer
 from theworld.evaluation.tasks import BENCHMARKS, Item, Request, load_benchmark
-from theworld.media.images import load_image
 
 HELP = "n next, p previous, NUMBER jump, s N world steps, any other text asks your own question, q quit"
 
@@ -67,7 +66,7 @@ class Demo:
         item = self.items[self.index]
         question = own_question or item.question
         latents = self.model.imagine(item.world_images(use_all=False), self.steps)
-        images = [np.asarray(load_image(image)) for image in item.images()]
+        images = [np.asarray(image) for image in item.images()]
         factor = self.model.config.world_config.temporal_factor
         imagined = list(self.model.decode(latents)[0][factor::factor]) if self.steps else []
         strip = hstack_images([*images, *imagined])
@@ -115,13 +114,16 @@ def main(arguments: list[str] | None = None, lines: TextIO = sys.stdin) -> int:
     parser.add_argument("--num_samples", type=int, default=30, help="questions to choose from")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="where strips are written")
     parser.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
+    parser.add_argument("--dtype", help="bfloat16, float32 or float16 (default: what suits the device)")
     options = parser.parse_args(arguments)
     benchmark = options.benchmark or ("blink" if options.task in TASKS else "physics")
     tasks = () if options.task is None else (options.task,)
     request = Request(data=options.data, split=options.split, tasks=tasks, limit=options.num_samples)
     try:
         items = load_benchmark(benchmark, request)
-        model = TheWorld.from_pretrained(options.model, num_world_steps=options.num_world_steps, device=options.device)
+        model = TheWorld.from_pretrained(
+            options.model, num_world_steps=options.num_world_steps, device=options.device, dtype=options.dtype
+        )
         Demo(model, items, model.config.num_world_steps, options.output, Console()).run(lines)
     except (ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)

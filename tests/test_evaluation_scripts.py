@@ -104,6 +104,9 @@ def test_settings_are_defaults_then_the_file_then_the_command_line(tmp_path: Pat
     place.write_text(json.dumps({"num_sample": 3}))
     with pytest.raises(SystemExit):
         read_settings(["--config", str(place)])
+    place.write_text(json.dumps({"num_samples": "all"}))  # as refused as on the command line
+    with pytest.raises(SystemExit):
+        read_settings(["--config", str(place)])
     shipped = json.loads((REPOSITORY / "configs" / "eval_blink.json").read_text())
     assert shipped.keys() <= script("evaluate_blink").DEFAULTS.keys()
 
@@ -111,8 +114,9 @@ def test_settings_are_defaults_then_the_file_then_the_command_line(tmp_path: Pat
 def test_flags_become_arguments_of_evaluate(family: Path) -> None:
     module = script("evaluate_blink")
     flags = ["--model", str(family / "fused"), "--task", "Counting", "--num_world_steps", "0,4", "--num_samples", "9"]
-    settings, _ = module.read_settings([*flags, "--split", "test"])
+    settings, _ = module.read_settings([*flags, "--split", "test", "--dtype", "bfloat16"])
     arguments = module.arguments_of(settings)
+    assert arguments["dtype"] == "bfloat16"
     assert (arguments["num_world_steps"], arguments["tasks"], arguments["limit"]) == ([0, 4], ["Counting"], 9)
     assert (arguments["benchmark"], arguments["split"], arguments["arms"]) == ("blink", "test", "fused,no-world")
     plain, _ = module.read_settings(["--model", str(family / "bases" / "gemma")])
@@ -128,6 +132,12 @@ def test_failing_scripts_exit_with_an_error(
         (["--model", str(tmp_path / "missing")], "missing"),
         (["--model", str(family / "fused"), "--arms", "fusd"], "no arm 'fusd'"),
         (["--model", str(family / "fused"), "--num_world_steps", "99"], "world steps"),
+        (
+            ["--model", str(family / "fused"), "--num_world_steps", "four"],
+            "num_world_steps is 'four': write one integer",
+        ),
+        (["--config", str(tmp_path / "nowhere.json")], "There is no file"),
+        (["--config", __file__], "is not valid JSON"),
     ):
         assert script("evaluate_blink").main([*flags, *output]) == 1
         captured = capsys.readouterr()
@@ -160,6 +170,10 @@ def test_the_demo_executes_its_commands(family: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(module, "Console", lambda: Console(file=file, width=80))
     typed = io.StringIO("n\n\np\n3\ns 1\ns 9\nWhat colour is it?\nq\nn\n")
     flags = ["--model", str(family / "fused"), "--task", "drop", "--num_samples", "3", "--device", "cpu"]
+    loaded: dict[str, Any] = {}
+    load = module.TheWorld.from_pretrained
+    monkeypatch.setattr(module.TheWorld, "from_pretrained", lambda *a, **k: load(*a, **loaded.setdefault("given", k)))
+    flags += ["--dtype", "float32"]
     assert module.main([*flags, "--output", str(tmp_path)], typed) == 0
     shown = [line for line in file.getvalue().splitlines() if " of 3 · drop" in line]
     places = [line.strip("─ ").partition(" of ")[0] for line in shown]
@@ -171,6 +185,7 @@ def test_the_demo_executes_its_commands(family: Path, tmp_path: Path, monkeypatc
     assert text.count("correct:") == 6
     assert "▀" in text
     assert Image.open(tmp_path / "0003.png").size[0] > 2 * 112  # input and imagined
+    assert loaded["given"]["dtype"] == "float32"
 
 
 def test_the_demo_reports_errors(capsys: pytest.CaptureFixture[str]) -> None:

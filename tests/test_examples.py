@@ -31,7 +31,9 @@ def test_inference_shows_answers_without_and_with_a_future(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "argv", ["inference.py", "--model", str(family / "fused"), "--device", "cpu"])
+    monkeypatch.setattr(
+        sys, "argv", ["inference.py", *f"--model {family / 'fused'} --device cpu --dtype float32".split()]
+    )
     script = runpy.run_path(str(EXAMPLES / "inference.py"), run_name="__main__")
     printed = capsys.readouterr().out
     rows = [line for line in printed.splitlines() if line.count("│") == 7]

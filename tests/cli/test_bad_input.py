@@ -387,7 +387,7 @@ def test_questions_that_are_none(family: Path, image: Path) -> None:
         result = run("ask", image, empty, "--model", "no/such-model")
         assert result.exit_code == 2
         assert "then the question, in quotes" in " ".join(result.stderr.replace("│", " ").split())
-    assert "control token" in run("ask", image, "What <end_of_turn> is it?", *model).stderr.splitlines()[-1]
+    assert run("ask", image, "What <end_of_turn> is it?", *model).exit_code == 0  # words, and no control token
     assert "is not valid UTF-8 text" in run("ask", image, "What \udcff is it?", *model).stderr.splitlines()[-1]
 
 

@@ -72,6 +72,67 @@ def test_answers_and_choices_in_any_form(folder: Path, change: dict[str, Any], a
     assert len(question.choices) == 2
 
 
+def answers(folder: Path, rows: list[tuple[list[str], Any]], **fields: Any) -> str:
+    """The letters that are read from rows of (choices, answer)."""
+    made = [{**ROW, "id": n, "choices": choices, "answer": answer} for n, (choices, answer) in enumerate(rows)]
+    return "".join(question.answer or "-" for question in load_questions(str(write(folder, *made)), Fields(**fields)))
+
+
+DIGITS, SHUFFLED, MAYBE = ["1", "2", "3", "4"], ["B", "A", "D", "C"], ["None", "One", "Two"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "letters"),
+    [
+        ([(DIGITS, 0), (DIGITS, 1), (DIGITS, 2), (DIGITS, 3)], {}, "ABCD"),  # 0 shows that answers are counted
+        ([(DIGITS, "1"), (DIGITS, "4")], {}, "AD"),  # 4 shows that they are texts
+        ([(DIGITS, 2), (DIGITS, 1)], {"first_answer": 1}, "BA"),  # both readings agree
+        ([(DIGITS, 2), (DIGITS, 1)], {"answers_are": "numbers"}, "CB"),
+        ([(["2", "3", "5"], 2), (["the cup", "the box"], 1)], {}, "CB"),  # no text fits the second row
+        ([(SHUFFLED, "B")], {"answers_are": "texts"}, "A"),
+        ([(SHUFFLED, "B")], {"answers_are": "letters"}, "B"),
+        ([(SHUFFLED, "B"), (["the cup", "the box"], "B")], {}, "BB"),  # the second row shows that they are letters
+        ([(SHUFFLED, "(B)")], {}, "B"),
+        ([(["the cup", "the box"], "B"), (["the cup", "the box"], "the cup")], {}, "BA"),  # mixed, and yet clear
+        ([(MAYBE, "None"), (MAYBE, "One")], {}, "AB"),
+        ([(MAYBE, "none")], {}, "A"),
+        ([(MAYBE, None), (MAYBE, "hidden"), (["the cup", "the box"], "none"), (["", "a"], "")], {}, "----"),
+        ([(["the cup", "the box"], 1.0), (["the cup", "the box"], float("nan"))], {}, "B-"),  # an empty cell
+        ([(["True", "False"], True), (["True", "False"], False)], {}, "AB"),
+        ([(["Cat", "cat"], "cat")], {}, "B"),
+    ],
+)
+def test_a_column_of_answers_is_read_in_one_way(
+    folder: Path, rows: list[tuple[list[str], Any]], fields: dict[str, Any], letters: str
+) -> None:
+    assert answers(folder, rows, **fields) == letters
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "message"),
+    [
+        (
+            [(["the cup", "the box"], "B"), (SHUFFLED, "B"), (SHUFFLED, "B"), (["the cup", "the box"], "the cup")],
+            {},
+            r"Row 1: the answer 'B' \(answer\) could be the text of choice A and the letter of choice B; say in the "
+            "fields what the answers are, as answers_are=texts or answers_are=letters",
+        ),
+        ([(DIGITS, 2), (DIGITS, 1)], {}, "Row 0: .* the text of choice B and the number of choice C; .*=numbers"),
+        ([(DIGITS, 0)], {"answers_are": "texts"}, r"Row 0: the answer '0' \(answer\) .* choices, as texts"),
+    ],
+)
+def test_an_answer_that_could_be_either_names_row_and_field(
+    folder: Path, rows: list[tuple[list[str], Any]], fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        answers(folder, rows, **fields)
+
+
+def test_only_letters_in_order_are_removed_from_choices(folder: Path) -> None:
+    (question,) = load_questions(str(write(folder, {**ROW, "choices": ["J. Haydn", "B. Britten"]})))
+    assert question.choices == ("J. Haydn", "B. Britten")
+
+
 def test_choices_can_be_listed_in_the_question(folder: Path) -> None:
     row = {**ROW, "question": "Which?\nA. the cup\nB. the box"}
     del row["choices"]
@@ -84,7 +145,7 @@ def test_choices_can_be_listed_in_the_question(folder: Path) -> None:
 def test_yes_or_no_is_asked_in_words(folder: Path, truth: Any, letter: str | None) -> None:
     row = {"id": "a", "image": "a.png", "question": "Will it fall?", "answer": truth}
     if letter is None:
-        with pytest.raises(ValueError, match=r"'No\.' is none of its choices"):
+        with pytest.raises(ValueError, match=r"the answer 'No\.' \(answer\) is none of its choices"):
             load_questions(str(write(folder, row)))
         return
     (question,) = load_questions(str(write(folder, row)))
@@ -156,8 +217,8 @@ def test_a_cached_hub_dataset_and_a_missing_one(folder: Path, monkeypatch: pytes
         ({"choices": None}, "Row a has no choices: name their column"),
         ({"choices": ["one"]}, "Row a has 1 choices"),
         ({"choices": "left, right"}, "must be a list of texts"),
-        ({"answer": "C"}, r"Row a: the answer 'C' is none of its choices \(the cup, the box\)"),
-        ({"answer": 2}, "'2' is none"),
+        ({"answer": "C"}, r"Row a: the answer 'C' \(answer\) is none of its choices \(the cup, the box\)"),
+        ({"answer": 2}, r"'2' \(answer\) is none"),
         ({"image": None}, "Row a has no image"),
         ({"image": "nowhere.png"}, "Row a: there is no image or video 'nowhere.png'"),
     ],
@@ -175,6 +236,9 @@ def test_errors_name_the_file(folder: Path) -> None:
     (folder / "bad.jsonl").write_text('{"id": 1}\n{"id": \n')
     with pytest.raises(ValueError, match=r"bad.jsonl line 2 is not valid JSON"):
         load_questions(str(folder / "bad.jsonl"))
+    (folder / "half.json").write_text(json.dumps([ROW, {**ROW, "question": "What \ud83d is it?"}]))
+    with pytest.raises(ValueError, match=r"half.json row 1 holds half of a character \(.ud83d\)"):
+        load_questions(str(folder / "half.json"))
     (folder / "list.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match="holds no rows"):
         load_questions(str(folder / "list.json"))
@@ -200,6 +264,8 @@ def test_fields_are_read_from_the_command_line_or_a_file(tmp_path: Path) -> None
         ("question", "NAME=COLUMN"),
         ("questoin=q", "no field 'questoin'; did you mean 'question'"),
         ("nowhere.json", "no file 'nowhere.json'"),
+        ("first_answer=one", "first_answer is 'one', and must be the number"),
+        ("answers_are=words", "answers_are is 'words'; it must be texts, letters or numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             read_fields(text)

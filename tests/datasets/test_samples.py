@@ -38,7 +38,7 @@ def test_a_record_of_the_source_document(tmp_path: Path) -> None:
 def test_a_chat_in_transformers_form() -> None:
     messages = [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
-        {"role": "user", "content": [{"type": "image", "url": "unused"}, {"type": "text", "text": "Which?"}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "The first."}]},
         {"role": "user", "content": "And now?"},
         {"role": "assistant", "content": "The second."},
@@ -81,6 +81,10 @@ def turn(role: str, text: str = "a") -> dict[str, Any]:
             {"messages": [turn("user"), {"role": "assistant", "content": [{"type": "image"}]}]},
             "has an image in a turn",
         ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}, turn("assistant")]},
+            "has 'image' in a part of its messages of type 'image', where it is not read: list images under images",
+        ),
         ({"image": image(0), "messages": [turn("user"), turn("assistant")]}, "has 1 image, and its messages have 0"),
     ],
 )
@@ -88,6 +92,13 @@ def test_an_invalid_chat_is_named(record: Any, words: str) -> None:
     with pytest.raises(ValueError, match="record 0") as error:
         TheWorldDataset([record])[0]
     assert words in str(error.value)
+
+
+def test_empty_cells_of_a_part_are_left_out() -> None:
+    """Tables give every part the keys of all parts."""
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
+    record = {"image": image(0), "messages": [{"role": "user", "content": parts}, turn("assistant")]}
+    assert TheWorldDataset([record])[0].messages[0]["content"] == [{"type": "image"}, parts[1]]
 
 
 def test_samples_pass_unchanged() -> None:
@@ -222,6 +233,10 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
         ),
         ('{"text": "a", "label": "b", "image": "\\uD83D.png"}', "line 2 is not valid JSON ('utf-8' codec can't encode"),
         ("[" * 100000, "line 2 is not valid JSON (maximum recursion depth"),
+        (
+            '{"text": "What \\ud83d is it?", "label": "b"}',
+            "line 2 holds half of a character (\\ud83d): write the whole",
+        ),
         ('{"text": "\udcff", "label": "b"}', "line 2 is not valid JSON ('utf-8' codec can't decode byte 0xff"),
         ({"image": None, **PLAIN}, "line 2: image is null: give it a value, or remove the key"),
         ({"world_prompt": None, **PLAIN}, "line 2: world_prompt is null"),

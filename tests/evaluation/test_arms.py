@@ -44,7 +44,7 @@ class Painter:
         return np.stack([np.full((1 + 4 * STEPS, 4, 4, 3), shade, dtype=np.uint8) for shade in shades])
 
     def encode(self, clip: list[np.ndarray]) -> torch.Tensor:
-        return torch.full((1, 1, 1 + (len(clip) - 1) // 4, 2, 2), float(clip[-1][0, 0, 0]))
+        return torch.full((1, 1, 1 + (len(clip) - 1) // 4, 2, 2), float(np.asarray(clip[-1])[0, 0, 0]))
 
     def world_tokens(self, latents: torch.Tensor, kind: str, seed: int) -> torch.Tensor:
         return latents.mean(dim=(3, 4)).transpose(1, 2) + {"dummy": 1000.0, "random": 2000.0}[kind]

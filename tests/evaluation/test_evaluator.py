@@ -63,6 +63,7 @@ def test_wrong_arguments_are_reported_before_a_model_is_loaded(family: Path, dat
         ({"benchmark": "mqc"}, "did you mean 'mcq'"),
         ({"model": family / "untrained"}, "leave out the arms that read them"),
         ({"split": "val"}, "is one file"),
+        ({"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
         ({"world_model": "other"}, "already fused"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -9,14 +9,17 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests import commands
 from tests.evaluation.planted import planted_benchmark, planted_run
-from theworld.evaluation import run_folder
+from theworld.evaluation import compare, run_folder
+from theworld.evaluation.media_digest import BLOCK, media_digest
 from theworld.evaluation.run_folder import RunFolder, read_run
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.tasks import Item
+from theworld.media.video import SpacedFrames, Video
 
 SETTINGS = {"benchmark": "mcq", "model": "planted", "steps": 1, "seed": 0}
 
@@ -157,3 +160,51 @@ def test_a_run_of_an_earlier_version_has_no_default_dtype(items: list[Item], tmp
     RunFolder(tmp_path / "new", {**SETTINGS, "dtype": "float32"}, items).close()
     with pytest.raises(ValueError, match="holds a run with dtype 'float32', and this one has 'bfloat16'"):
         RunFolder(tmp_path / "new", {**SETTINGS, "dtype": "bfloat16"}, items)
+
+
+def test_a_file_that_changed_between_two_halves_of_a_run_is_noticed(items: list[Item], tmp_path: Path) -> None:
+    planted_run(tmp_path / "run", items, right)
+    image = tmp_path / "3.png"
+    before = image.read_bytes()
+    image.write_bytes((tmp_path / "4.png").read_bytes())
+    with pytest.raises(ValueError, match="a file of 'q3' has changed since the run began"):
+        planted_run(tmp_path / "run", items, right)
+    planted_run(tmp_path / "other", items, right)
+    notes = compare([tmp_path / "run", tmp_path / "other"]).content["notes"]
+    assert notes == [f"1 question of {tmp_path / 'other'} (q3) had other image files than in {tmp_path / 'run'}."]
+    image.write_bytes(before)
+    planted_run(tmp_path / "run", items, right)
+    place = tmp_path / "run" / "questions.jsonl"  # of an earlier version, which has no hashes
+    lines = [json.loads(line) for line in place.read_text().splitlines()]
+    place.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "media"}) + "\n" for line in lines))
+    image.unlink()
+    planted_run(tmp_path / "run", items, right)
+
+
+def test_every_form_of_an_image_has_a_hash(items: list[Item], tmp_path: Path) -> None:
+    """Files by their bytes (of a large one its beginning and its end), folders by their frames, pixels as such."""
+    content = (tmp_path / "0.png").read_bytes()
+    large = tmp_path / "large.mp4"
+    large.write_bytes(bytes(3 * BLOCK))
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "0.png").write_bytes(content)
+    forms = [
+        *(tmp_path / "0.png", content, {"bytes": None, "path": str(tmp_path / "1.png")}, [content, content]),
+        *(Video(large), Video(large, SpacedFrames(8)), Video(tmp_path / "frames"), Video([tmp_path / "2.png"])),
+        np.zeros((4, 4, 3), np.uint8),
+    ]
+
+    def hashes() -> list[str]:
+        made = [replace(items[0], image=form) for form in forms]
+        return [media_digest(item) for item in [*made, replace(items[0], future=(tmp_path / "3.png",))]]
+
+    before = hashes()
+    assert len(set(before)) == len(before)
+    large.write_bytes(bytes(3 * BLOCK - 1) + b"\x01")
+    (tmp_path / "frames" / "1.png").write_bytes(content)
+    (tmp_path / "3.png").write_bytes(content)
+    changed = [place for place, (old, new) in enumerate(zip(before, hashes(), strict=True)) if old != new]
+    assert changed == [4, 5, 6, 9]
+    large.unlink()
+    with pytest.raises(ValueError, match=r"^q0: .*No such file.*large.mp4"):
+        media_digest(replace(items[0], image=Video(large)))

@@ -14,6 +14,7 @@ from theworld.evaluation.arms import ARMS, choose
 from theworld.evaluation.run_folder import RunFolder
 from theworld.evaluation.tasks import Item
 from theworld.inference.pipeline import TheWorld
+from theworld.media.video import Video
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,18 @@ def test_several_images_and_a_image_that_cannot_be_read(family: Path, items: lis
     with pytest.raises(ValueError, match=r"^2: .*broken.png.* is not an image"):
         runner.run_arms(broken, choose(["no-world"]), loader(family), num_world_steps=0, batch_size=2, store=store)
     assert set(store.known("no-world")) == {"0", "1"}
+
+
+@pytest.mark.parametrize("arms", ["oracle-future", "true-image", "shuffled"])
+def test_an_error_about_a_damaged_file_names_the_question(
+    family: Path, items: list[Item], arms: str, tmp_path: Path
+) -> None:
+    """The files of true futures, and of images that another question's arm reads."""
+    (tmp_path / "vast.gif").write_bytes(b"GIF89a" + b"\xff" * 4 + bytes(3) + b"\x2c" + bytes(9) + b"\x02\x00\x3b")
+    damaged = {"image": Video(tmp_path / "vast.gif")} if arms == "shuffled" else {"future": (tmp_path / "vast.gif",)}
+    broken = [replace(item, now_form=None, frames=None, **damaged) for item in items[2:]]
+    with pytest.raises(ValueError, match=rf"^{broken[0].id}: .*vast.gif' has (65535|more)"):
+        runner.run_arms(broken, choose([arms]), loader(family), num_world_steps=1)
 
 
 def test_an_arm_that_needs_the_base_gemma_is_refused_before_the_first_question(family: Path, items: list[Item]) -> None:

@@ -119,15 +119,31 @@ def test_closing_the_stream_stops_the_generation(model: TheWorld, monkeypatch: p
 
 @pytest.mark.parametrize(
     "token",
-    ["<start_of_image>", "<end_of_image>", "<image_soft_token>", "<world_soft_token>", "<end_of_turn>", "<bos>"],
+    [
+        "<start_of_image>",
+        "<end_of_image>",
+        "<image_soft_token>",
+        "<world_soft_token>",
+        "<end_of_turn>",
+        "<bos>",
+        "<eos>",
+    ],
 )
-def test_a_control_token_in_a_question_is_refused(model: TheWorld, token: str) -> None:
+def test_the_name_of_a_control_token_is_encoded_as_words(model: TheWorld, token: str) -> None:
+    """Prompt and answer have the ids of the words, and no more control tokens than without the name."""
+    tokenizer = model.processor.tokenizer
+    index = tokenizer.convert_tokens_to_ids(token)
+    words = tokenizer(f" is {token} it?", add_special_tokens=False, split_special_tokens=True)["input_ids"]
     for image in (pixels(), None):
-        with pytest.raises(ValueError, match=f"contains '{token}', a control token"):
-            model.generate(image, f"Where is {token} it?", num_world_steps=0)
-    with pytest.raises(ValueError, match="control token"):
-        model.prepare(pixels(), QUESTION, f"left{token}")
-    model.prepare(pixels(), f"Where is {token.upper()} and <b>it</b>, [INST] 3 < 4 > 2?", num_world_steps=0)
+        plain = model.prepare(image, "Where is it?", num_world_steps=0)["input_ids"][0].tolist()
+        ids = model.prepare(image, f"Where is {token} it?", num_world_steps=0)["input_ids"][0].tolist()
+        assert ids.count(index) == plain.count(index)
+        assert any(ids[at : at + len(words)] == words for at in range(len(ids)))
+        model.generate(image, f"Where is {token} it?", 2, num_world_steps=0)
+    inputs = model.prepare(pixels(), QUESTION, f"left{token}", num_world_steps=0)
+    learned = inputs["labels"][0][inputs["labels"][0] != -100].tolist()
+    answer = tokenizer(f"left{token}", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert learned == [*answer, model.prompts.turns.end]
 
 
 def test_invalid_text_is_refused(model: TheWorld) -> None:

@@ -163,6 +163,14 @@ def test_reading_stops_after_the_last_frame_that_is_asked_for(monkeypatch: pytes
     assert len(decoded) == 6
 
 
+def test_the_frames_of_a_folder_have_one_size(tmp_path: Path) -> None:
+    for number, width in enumerate((4, 4, 5)):
+        Image.new("RGB", (width, 4)).save(tmp_path / f"{number}.png")
+    assert len(Video(tmp_path, until="1").frames) == 2
+    with pytest.raises(ValueError, match=f"'{tmp_path}' has frames of 4 x 4 and 5 x 4 pixels"):
+        load_video(tmp_path)
+
+
 def test_frames_of_a_folder_are_in_natural_order(tmp_path: Path) -> None:
     """0, 1, 2, … 10, 11, and not 0, 1, 10, 11, 2: in the order of letters, frames of the future would count as seen."""
     for number, frame in enumerate(steps(12)):

@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from tests import commands
-from tests.training.conftest import load
+from tests.training.conftest import load, records
+from theworld.datasets.samples import TheWorldDataset
 from theworld.training import recipe
-from theworld.training.checkpointing import find_last_checkpoint
+from theworld.training.checkpointing import check_data, find_last_checkpoint
 from theworld.training.config import TrainingConfig
+from theworld.training.samplers import IndexedSamples
 from theworld.training.stopping import BEFORE, TERMINATED, Stop
 from theworld.training.trainer import TheWorldTrainer
 
@@ -395,6 +397,30 @@ def test_changed_settings_are_logged(settings: Settings, caplog: pytest.LogCaptu
     assert "batch_size (2, now 1)" in line
     assert "max_steps (2, now 3)" in line
     assert "save_steps" not in line
+
+
+def test_other_training_samples_are_logged(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that grew between two halves of a run changes the order of all samples."""
+
+    def lines() -> list[str]:
+        found = [record.getMessage() for record in caplog.records if "training samples are not" in record.getMessage()]
+        caplog.clear()
+        return found
+
+    def fingerprint(samples: list[Any]) -> dict[str, Any]:
+        return IndexedSamples(TheWorldDataset(samples), range(len(samples))).fingerprint()
+
+    recipe.train(settings(), load())
+    recipe.train(settings(max_steps=3, resume_from_checkpoint="last"), load(8))
+    (line,) = lines()
+    assert "(6 then, 8 now)" in line
+    checkpoint = find_last_checkpoint(settings().output_dir)
+    assert checkpoint is not None
+    check_data(fingerprint(records(8)), checkpoint)
+    assert lines() == []
+    check_data(fingerprint([*records(7), {**records(8)[-1], "label": "in none"}]), checkpoint)
+    (line,) = lines()
+    assert "(8 as then, with other texts)" in line
 
 
 # ------------------------------------------------------------------------------- settings that a checkpoint restores

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 def evaluate(
     benchmark: Annotated[
-        str, typer.Argument(metavar="BENCHMARK", help="physics, blink, mcq, sat, …; `list` names them all.")
+        str, typer.Argument(metavar="BENCHMARK", help="physics, blink, mcq, jsonl, sat, …; `list` names them all.")
     ],
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="Questions, such as the .jsonl of `eval jsonl`; as --data.")
+    ] = None,
     model: options.Model = "nano",
     arms: Annotated[
         str, typer.Option("--arms", help="Comma-separated, or `all`; `--arms list` names them.")
@@ -115,6 +118,8 @@ def evaluate(
     if arms.strip() == "list":
         list_arms()
         return
+    if file is not None and data is not None:
+        raise ValueError(f"The questions are named twice, as {file} and with --data {data}; name them once.")
     # output paths are checked before any work
     if results is not None:
         check_output(results)
@@ -137,7 +142,7 @@ def evaluate(
             tasks=[name.strip() for name in tasks.split(",") if name.strip()],
             seed=seed,
             output=output,
-            data=data,
+            data=file if data is None else data,
             fields=fields,
             config=config,
             controls=controls,

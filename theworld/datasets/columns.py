@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from theworld.messages import suggest
 from theworld.storage.files import read_json_file
 
+MEANINGS = ("texts", "letters", "numbers")  # what answers can be
 # Usual names of each column; the first that a row has is used if the user names none.
 USUAL: dict[str, tuple[str, ...]] = {
     "id": ("id", "idx", "question_id", "sample_id"),
@@ -36,6 +38,8 @@ class Fields:
         choices: a list, or an object of letters and texts. Without it, the choices are read from the question's lines
             (`A. …`, `(B) …`), and an answer of yes or no makes a yes/no question.
         answer: a letter, the text of a choice, a number counted from `first_answer`, or true and false.
+        answers_are: texts, letters or numbers; without it the rows show which, and an error names a row where several
+            fit and disagree.
         task: what scores are broken down by.
         future_frames: images after now at the world model's rate, four per world step; a list, a video or a folder.
         now: the name of the last frame of a folder that the question sees; later ones are its future.
@@ -60,6 +64,7 @@ class Fields:
     now: str | None = None
     only: str | None = None
     first_answer: int = 0
+    answers_are: str | None = None
     ask: str | None = None
     strip: str | None = None
     media: tuple[str, ...] = ()
@@ -87,7 +92,13 @@ def read_fields(text: str) -> Fields:
     if unknown:
         raise ValueError(f"There is no field {unknown[0]!r}; {suggest(unknown[0], sorted(known))}")
     if "first_answer" in given:
+        if not re.fullmatch(r"[0-9]+", str(given["first_answer"])):
+            raise ValueError(f"first_answer is {given['first_answer']!r}, and must be the number of the first choice.")
         given["first_answer"] = int(given["first_answer"])
+    if given.get("answers_are", MEANINGS[0]) not in MEANINGS:
+        raise ValueError(
+            f"answers_are is {given['answers_are']!r}; it must be {', '.join(MEANINGS[:-1])} or {MEANINGS[-1]}."
+        )
     if "media" in given:
         given["media"] = tuple([given["media"]] if isinstance(given["media"], str) else given["media"])
     return Fields(**given)
@@ -101,14 +112,26 @@ def value_of(row: Mapping[str, Any], column: str) -> Any:
     return value
 
 
-def check_answers(rows: Sequence[Mapping[str, Any]], fields: Fields, source: str) -> None:
-    """Raises a ValueError if no row has the column of answers, which is probably misspelt.
+def cell(row: Mapping[str, Any], fields: Fields, name: str) -> Any:
+    """What a row has for the field `name`: the value of the column that the user names, or of a usual one; or None."""
+    column = vars(fields)[name]
+    if column is not None:
+        return value_of(row, column)
+    return next((row[usual] for usual in USUAL[name] if row.get(usual) is not None), None)
 
-    If answers are not published, the column exists and is empty or `hidden`.
+
+def answer_column(rows: Sequence[Mapping[str, Any]], fields: Fields, source: str) -> str:
+    """The name of the column of answers.
+
+    Raises:
+        ValueError: if no row has it, so that it is probably misspelt. If answers are not published, the column exists
+            and is empty or `hidden`.
     """
     names = USUAL["answer"] if fields.answer is None else (fields.answer,)
-    if not any(name in row or value_of(row, name) is not None for row in rows for name in names):
+    found = next((n for row in rows for n in names if n in row or value_of(row, n) is not None), None)
+    if found is None:
         raise ValueError(
             f"No row of {source} has an answer ({' or '.join(names)}); its columns are {', '.join(rows[0])}: name the "
             "right one in the fields, as answer=COLUMN, or add an empty one if the answers are not known."
         )
+    return found

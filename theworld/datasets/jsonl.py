@@ -158,7 +158,17 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise ValueError(f"{path} line {number} is not valid JSON ({error}): fix or remove it.") from error
             if not isinstance(record, dict):
                 raise ValueError(f"{path} line {number} is not a JSON object: write one record per line.")
+            check_characters(record, f"{path} line {number}")
             yield number, record
+
+
+def check_characters(content: Any, where: str) -> None:
+    """Raises a ValueError for half of a character, such as `\\ud83d`, which JSON can hold and UTF-8 cannot."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])[1:-1]
+        raise ValueError(f"{where} holds half of a character ({half}): write the whole character.") from error
 
 
 def with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,16 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from theworld.datasets.columns import USUAL, Fields, check_answers, value_of
+from theworld.datasets.columns import USUAL, Fields, answer_column, cell, value_of
 from theworld.datasets.rows import read_rows
+from theworld.datasets.truths import LETTERS, GivenAnswer, read_truths
 from theworld.media.video import FrameSelection, SpacedFrames, StridedFrames, Video, frame_paths
 
-LETTERS = "ABCDEFGHIJ"
 SHOWN_FRAMES = SpacedFrames(8)  # what is shown of a video
 FUTURE_FRAMES = StridedFrames(count=128)  # what is read of a true future: 32 world steps
 VIDEO_FILES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 YES_NO = ("yes", "no")
-HIDDEN_ANSWERS = ("", "hidden", "none", "n/a")
 ALL = "all"  # the task of rows without one
 
 
@@ -79,8 +78,11 @@ def load_questions(
         raise ValueError(
             f"{source} has no rows{f' of split {split!r}' if split else ''}: check the path and the split."
         )
-    check_answers(rows, fields, source)
+    column = answer_column(rows, fields, source)
     questions = [read_row(row, fields, root, f"{config or split or 'row'}/{number}") for number, row in enumerate(rows)]
+    given = [GivenAnswer(q.id, cell(row, fields, "answer"), q.choices) for q, row in zip(questions, rows, strict=True)]
+    truths = read_truths(column, given, fields.first_answer, fields.answers_are)
+    questions = [replace(question, answer=truth) for question, truth in zip(questions, truths, strict=True)]
     for row_id, count in Counter(question.id for question in questions).items():
         if count > 1:
             raise ValueError(f"{source} has two rows with the id {row_id!r}: ids must be unique.")
@@ -91,7 +93,7 @@ def load_questions(
 
 
 def read_row(row: Mapping[str, Any], fields: Fields, root: Path, number: str) -> ChoiceQuestion:
-    """Reads one row as a question.
+    """Reads one row as a question, without its answer.
 
     Args:
         root: the folder that its paths are relative to.
@@ -99,10 +101,7 @@ def read_row(row: Mapping[str, Any], fields: Fields, root: Path, number: str) ->
     """
 
     def get(name: str) -> Any:
-        column = vars(fields)[name]
-        if column is not None:
-            return value_of(row, column)
-        return next((row[usual] for usual in USUAL[name] if row.get(usual) is not None), None)
+        return cell(row, fields, name)
 
     given = get("id")
     row_id = number if given is None else str(given)
@@ -128,7 +127,7 @@ def read_row(row: Mapping[str, Any], fields: Fields, root: Path, number: str) ->
         images=images,
         prompt=str(prompt) if prompt is not None else write_prompt(question, choices, in_question, lettered),
         choices=choices,
-        answer=read_truth(get("answer"), choices, fields.first_answer, row_id),
+        answer="",
         future=future,
         lettered=lettered,
     )
@@ -146,33 +145,21 @@ def read_choices(given: Any, question: str, answer: Any, row_id: str) -> tuple[t
     if isinstance(given, list | tuple) and given:
         if not 2 <= len(given) <= len(LETTERS):
             raise ValueError(f"Row {row_id} has {len(given)} choices, and must have 2 to {len(LETTERS)}.")
-        return tuple(re.sub(r"^\(?[A-J][).:]\s+", "", str(choice)) for choice in given), False
+        texts = [str(choice) for choice in given]
+        lettered = [re.match(rf"\(?{letter}[).:]\s+", text) for letter, text in zip(LETTERS, texts)]  # noqa: B905
+        return (
+            tuple(
+                text[found.end() :] if found and all(lettered) else text
+                for found, text in zip(lettered, texts, strict=True)
+            ),
+            False,
+        )
     written = re.findall(r"(?m)^[ \t]*\(?([A-J])[).:][ \t]*(.*)$", question)
     if len(written) > 1 and [letter for letter, _ in written] == list(LETTERS[: len(written)]):
         return tuple(text.strip() for _, text in written), True
     if isinstance(answer, bool | np.bool_) or str(answer).strip().lower().rstrip(".") in YES_NO:
         return YES_NO, False
     raise ValueError(f"Row {row_id} has no choices: name their column in the fields, as choices=COLUMN.")
-
-
-def read_truth(answer: Any, choices: Sequence[str], first: int, row_id: str) -> str:
-    """The letter of the right choice, "" if it is not published."""
-    letters = LETTERS[: len(choices)]
-    if answer is None or (isinstance(answer, str) and answer.strip().lower() in HIDDEN_ANSWERS):
-        return ""
-    if isinstance(answer, bool | np.bool_):
-        answer = "yes" if answer else "no"
-    text = str(answer).strip()
-    same = [letter for letter, choice in zip(letters, choices, strict=True) if choice.strip().lower() == text.lower()]
-    if len(same) == 1:
-        return same[0]
-    bare = re.fullmatch(r"\(?([A-Ja-j])[).:]?", text)
-    if bare and bare[1].upper() in letters:
-        return bare[1].upper()
-    number = re.fullmatch(r"\d+", text)
-    if number and 0 <= int(text) - first < len(letters):
-        return letters[int(text) - first]
-    raise ValueError(f"Row {row_id}: the answer {text!r} is none of its choices ({', '.join(choices)}).")
 
 
 def write_prompt(question: str, choices: Sequence[str], in_question: bool, lettered: bool) -> str:

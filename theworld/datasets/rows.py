@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from theworld.datasets.hub import load_split
-from theworld.datasets.jsonl import read_lines
+from theworld.datasets.jsonl import check_characters, read_lines
 
 ROWS = (".jsonl", ".json", ".parquet")
 
@@ -48,6 +48,8 @@ def read_file(path: Path) -> list[dict[str, Any]]:
     rows = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} holds no rows: each row must be a JSON object of columns and values.")
+    for number, row in enumerate(rows):
+        check_characters(row, f"{path} row {number}")
     return rows
 
 

@@ -397,6 +397,14 @@ def plain_message(message: Mapping[str, Any], origin: str) -> Message:
         for part in parts
     ):
         raise ValueError(f"{origin} has a turn of the {role} that is neither text nor a list of image and text parts.")
+    for part in parts:
+        read = ("type", "text") if part["type"] == "text" else ("type",)
+        extra = next((key for key, value in part.items() if value is not None and key not in read), None)
+        if extra is not None:
+            raise ValueError(
+                f"{origin} has {extra!r} in a part of its messages of type {part['type']!r}, where it is not read: "
+                "list images under images, in the order of their parts, and remove other keys."
+            )
     if role == "user":
         return {"role": role, "content": [part if part["type"] == "text" else {"type": "image"} for part in parts]}
     if any(part["type"] == "image" for part in parts):

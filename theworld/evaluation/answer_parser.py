@@ -1,13 +1,15 @@
 """Parses which choice a free-text answer commits to.
 
 An answer may be a bare letter, a choice's text, or long reasoning that considers one choice and decides on another.
-Parsing has three steps:
+What is not clearly a commitment is not read: a wrong reading is worse than none. Parsing has three steps:
 
-1. `_plain` removes formatting (Markdown, LaTeX, special tokens, full-width characters, thoughts in tags).
+1. `_plain` removes formatting (Markdown, LaTeX, special tokens, full-width characters, thoughts in tags, complete or
+   cut off) and idioms such as "no doubt", and replaces letters that only look like A, B, C by these.
 2. `_marked` replaces every mention of a choice by a mark, strong (`⟦B⟧`) for its letter and weak (`⟨B⟩`) for its text.
 3. `_commitment` decides by the words around the marks: a letter that is chosen, concluded or called correct, the last
-   one if there are several; else the beginning of the answer; else the only choice mentioned. A choice that is denied,
-   conditional, or named together with another is not a commitment.
+   one if there are several; a table of verdicts (A: no. B: yes.); else the beginning of the answer; else the only
+   choice mentioned, unless the answer was cut off before it came to one. A choice that is denied, conditional, or named
+   together with another is not a commitment.
 """
 
 from __future__ import annotations
@@ -18,11 +20,20 @@ from collections.abc import Sequence
 
 LETTERS = "ABCDEFGHIJ"
 
-_THOUGHTS = re.compile(r"<(think|thinking|reasoning|scratchpad)>.*?</\1>", re.S | re.I)
+_THOUGHT = r"(?:think|thinking|reasoning|scratchpad)"
+# a prompt may hold the opening tag, and an answer may be cut before the closing one
+_THOUGHTS = re.compile(rf"\A.*</{_THOUGHT}>|<{_THOUGHT}>.*\Z", re.S | re.I)
 _TAGGED = re.compile(r"<(answer|final_answer|choice)>(.*?)</\1>", re.S | re.I)
 _SPECIAL = re.compile(r"</?(?:s|eos|bos|pad|start_of_turn|end_of_turn|answer|unk)>|<\|[^|<>]*\|>|\[/?INST\]", re.I)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _LATEX = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mathit)\s*\{([^{}]*)\}")
+
+
+# letters of other alphabets that look like ours; many are words as well, so those before a word of theirs are kept
+_LOOKALIKES = str.maketrans("АВСЕНІЈΑΒΕΗΙ", "ABCEHIJABEHI")
+_LOOKALIKE = re.compile(r"(?<!\w)[АВСЕНІЈΑΒΕΗΙ](?!\w)(?!\s+[\u0370-\u03ff\u0400-\u04ff])")
+_ASIAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # kana, Chinese characters and Hangul, written without spaces
+_ASIAN_MARKS = str.maketrans("。、【】「」『』〔〕", ".,()()()()")
 
 
 def _any(words: str) -> str:
@@ -60,8 +71,16 @@ _DENIAL = re.compile(
         "|unlikely|incorrect|wrong|reject(?:ed|ing)?"
         "|eliminat(?:e|ed|es|ing)|rul(?:e|ed|es|ing) out|exclud(?:e|ed|es|ing)"
         "|discard(?:ed|ing)?|rather than|instead of|as opposed to|unlike|either|whether|compared (?:to|with)|than"
-        "|except|without"
+        "|except|without|nicht|keine?|ne|pas|non(?!-)|não|no es|не|нет|кроме"
     )}\b""",
+    re.I,
+)
+# in the same clause as a mark: denies it
+_ASIAN_DENIAL = re.compile("[不非没無无错錯誤误違违]|ない|なく|ません|아니|않|틀")
+# after a mark, as its verdict
+_VERDICT = re.compile(
+    r"[⟦⟨]([A-J])[⟧⟩]\s*(?:[:=\-–—→]+|is|are)?\s*"
+    rf"(?:(?P<right>{_any('yes|true|correct|right|✓|✔|✅')})|{_any('no|false|incorrect|wrong|✗|✘|❌')})(?!\w)(?!\s+\w)",
     re.I,
 )
 # after a mark: denies it
@@ -100,7 +119,8 @@ _REFUSAL = re.compile(
         "cannot|can't|can not|could not|couldn't|unable to|not possible|impossible|difficult to|hard to|not able to"
         "|insufficient|not enough|no way to|need more|without (?:more|further|additional|any|knowing|seeing)"
         "|please provide|not clear which|unclear|not sure|sorry|none of (?:the|these|them)|neither|decline"
-    )}\b""",
+        "|невозможно|не могу|неясно"
+    )}\b|无法|無法|不能|不确定|不確定|かりません|できません|알 수 없""",
     re.I,
 )
 
@@ -164,6 +184,17 @@ _PRAISED = re.compile(
 )
 
 
+# where "no" answers nothing
+_SURELY = re.compile(
+    rf"\bno\s+{_any('doubt|question|problem|wonder|matter')}\b|\bwithout\s+(?:a|any\s+)?\s*{_any('doubt|question')}\b",
+    re.I,
+)
+_UNCLEAR = re.compile(rf"\bno\s+{_any('idea|clue|information|way (?:of|to)|one (?:knows|can)')}\b", re.I)
+# in a sentence that was cut off: it may turn from what it commits to, or from what was said before it
+_MAY_TURN = re.compile(rf"\b{_any('but|however|although|though|while|whereas|yet|wait|unless|except')}\b", re.I)
+_RECONSIDERS = re.compile(rf"^\W*(?:but\s+)?{_any('wait|hmm|actually|let me|on second thought|however')}\b", re.I)
+
+
 def read_choice(text: str, choices: Sequence[str]) -> str | None:
     """The letter that an answer commits to.
 
@@ -175,12 +206,16 @@ def read_choice(text: str, choices: Sequence[str]) -> str | None:
         A capital letter, or None where the answer commits to no choice, to several, or to one that is not among them.
     """
     plain = _plain(text)
+    if _contradicts_itself(plain, choices):
+        return None
     letter = _whole(plain, choices) or _commitment(_marked(plain, choices), choices)
     return letter if letter in tuple(LETTERS[: len(choices)]) else None
 
 
 def _plain(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
+    text = text.translate(_ASIAN_MARKS)
+    text = _LOOKALIKE.sub(lambda found: found[0].translate(_LOOKALIKES), text)
     text = _THOUGHTS.sub(" ", text)
     text = _TAGGED.sub(lambda found: f"\nThe answer is: {found[2]}\n", text)
     text = _SPECIAL.sub(" ", text)
@@ -188,6 +223,7 @@ def _plain(text: str) -> str:
     text = _LATEX.sub(r"\1", _BOXED.sub(lambda found: f" The answer is: ({found[1].strip(' ().')}). ", text))
     text = re.sub(r"[*`$#]+|(?<!\w)_+|_+(?!\w)|\\[\[\]()]", "", text)
     text = text.replace("’", "'").replace("“", '"').replace("”", '"')
+    text = _UNCLEAR.sub("unclear", _SURELY.sub("surely", text))
     return re.sub(r"[ \t]+", " ", text).strip()
 
 
@@ -208,6 +244,14 @@ def _whole(text: str, choices: Sequence[str]) -> str | None:
     return same[0] if len(same) == 1 else None
 
 
+def _contradicts_itself(text: str, choices: Sequence[str]) -> bool:
+    """Whether an answer is the letter of one choice and the text of another, and nothing else."""
+    found = re.fullmatch(r"\W*([A-J])(?!\w)\W*(.*)", text, re.DOTALL)
+    said = _words(found[2]) if found else ""
+    named = [LETTERS[place] for place, words in enumerate(choices) if said and _words(words) == said]
+    return found is not None and bool(named) and found[1] not in named
+
+
 def _marked(text: str, choices: Sequence[str]) -> str:
     """`text` with ⟦B⟧ for each mention of a letter and ⟨B⟩ for each mention of a choice by its text."""
     by_length = sorted(
@@ -223,6 +267,8 @@ def _marked(text: str, choices: Sequence[str]) -> str:
             text = re.sub(pattern, f"⟨{letter}⟩", text, flags=re.I)
     text = re.sub(r"[(\[{]\s*\"?([A-Ja-j])\"?\s*[)\]}]", lambda found: f"⟦{found[1].upper()}⟧", text)
     text = re.sub(r"(^|\n)(\W{0,3})([A-J])(?=\s*[).:\-–](?:\s|$))[).:]?", r"\1\2⟦\3⟧", text)
+    text = re.sub(rf"(?<=[{_ASIAN}])(\s?)([A-J])(?![A-Za-z0-9'⟧⟩])", r"\1⟦\2⟧", text)
+    text = re.sub(rf"(?<![A-Za-z0-9'⟦⟨])([A-J])(?=\s?[{_ASIAN}])", r"⟦\1⟧", text)
     # "option b", "Point A", "Box B": a capital after any of the nouns, a small letter after the first few
     text = re.sub(rf"\b((?i:{_NOUN})\s+\"?)([A-J])(?![\w'])", r"\1⟦\2⟧", text)
     text = re.sub(
@@ -247,11 +293,16 @@ def _marked(text: str, choices: Sequence[str]) -> str:
 
 def _commitment(text: str, choices: Sequence[str]) -> str | None:
     strong = re.sub(r"⟨([A-J])⟩", lambda found: choices[LETTERS.index(found[1])], text)
-    attempts = (lambda: _last_commit(strong, choices), lambda: _beginning(text), lambda: _last_commit(text, choices))
+    attempts = (
+        lambda: _verdicts(strong, choices),
+        lambda: _last_commit(strong, choices),
+        lambda: _beginning(text),
+        lambda: _last_commit(text, choices),
+    )
     decided = next((found for attempt in attempts if (found := attempt()) is not None), None)
     if decided is not None:
         return decided or None
-    if _REFUSAL.search(text):
+    if _REFUSAL.search(text) or _is_cut(text):
         return None
     if "⟦" not in text:  # the choice by its text, then the reason
         first = {mark[1] for mark in _MARK.finditer(_SENTENCE.split(text)[0])}
@@ -266,16 +317,48 @@ def _commitment(text: str, choices: Sequence[str]) -> str | None:
     return None
 
 
+def _is_cut(text: str) -> bool:
+    """Whether an answer in sentences was cut off in the last one."""
+    sentences = [sentence for sentence in _SENTENCE.split(text) if sentence.strip()]
+    return len(sentences) > 1 and bool(re.search(r"[\w,⟧⟩]\s*$", text)) and len(sentences[-1].split()) > 2
+
+
+def _verdicts(text: str, choices: Sequence[str]) -> str | None:
+    """The letter that a table of verdicts calls right, "" if it is none or several, None if there is no table.
+
+    What is concluded after the table, or was said before one that only rules out, counts.
+    """
+    found = list(_VERDICT.finditer(text))
+    if len({verdict[1] for verdict in found}) < 2 or {"yes", "no"} & {choice.strip().lower() for choice in choices}:
+        return None
+    concluded = _last_commit(text[found[-1].end() :], choices)
+    right = {verdict[1] for verdict in found if verdict["right"]}
+    if concluded is None and not right:
+        concluded = _last_commit(text[: found[0].start()], choices)
+    if concluded is not None:
+        return concluded
+    return right.pop() if len(right) == 1 else ""
+
+
 def _last_commit(text: str, choices: Sequence[str]) -> str | None:
     """The letter of the last commitment, "" if it is to several or no choices, None if there is no commitment."""
     verdict = None
-    for sentence in _SENTENCE.split(text):
+    own, ending = False, ""  # whether the last sentence commits, and this sentence
+    for sentence in filter(str.strip, _SENTENCE.split(text)):
+        own, ending = False, sentence
         if _CONDITION.search(sentence) and not _FORCED.search(sentence):
             continue
         positions = {match.start("mark") for pattern in _COMMITS for match in pattern.finditer(sentence)}
         positions |= {mark.start() for mark in _MARK.finditer(sentence) if _PRAISED.search(sentence[mark.end() :])}
         letters = [_committed(sentence, position, choices) for position in sorted(positions)]
+        own = any(letter != "-" for letter in letters)
         verdict = next((letter for letter in reversed(letters) if letter != "-"), verdict)
+    if (
+        verdict
+        and _is_cut(text)
+        and (_MAY_TURN.search(_MARK.split(ending)[-1]) if own else _RECONSIDERS.search(ending))
+    ):
+        return ""
     if verdict is None:
         lines = [line for line in text.split("\n") if line.strip()]
         last = re.match(r"\W*[⟦⟨]([A-J])[⟧⟩]", lines[-1]) if len(lines) > 1 else None
@@ -307,7 +390,15 @@ def _is_denied(text: str, start: int, end: int) -> bool:
     clause = _SENTENCE.split(text[:start])[-1]
     turns = list(_TURN.finditer(clause))
     clause = clause[turns[-1].end() :] if turns else clause
+    if _is_denied_in_asian(text, start, end):
+        return True
     return bool(_DENIAL.search(clause)) or bool(_DENIED_AFTER.search(_SENTENCE.split(text[end:])[0]))
+
+
+def _is_denied_in_asian(text: str, start: int, end: int) -> bool:
+    """Whether the clause of a mark denies it in Chinese, Japanese or Korean."""
+    before, after = re.split(r"[,.;:!?\n]", text[:start])[-1], re.split(r"[,.;:!?\n]", text[end:])[0]
+    return bool(_ASIAN_DENIAL.search(before + after))
 
 
 def _beginning(text: str) -> str | None:
@@ -318,7 +409,12 @@ def _beginning(text: str) -> str | None:
     rest = text[first.end() :]
     if re.match(rf"{_JOIN}[⟦⟨](?!{first[1]})", rest, re.I) or _NONE.search(rest):
         return ""
+    if {mark[1] for mark in _MARK.finditer(rest)} - {first[1]} and not re.search(r"\w", _MARK.sub("", rest)):
+        return ""  # several choices and nothing else
     lines = {mark[1] for mark in re.finditer(r"(?:^|\n)\W*⟦([A-J])⟧", text)}
+    # "A: it is red. B: it"
+    lines |= {mark[1] for mark in re.finditer(r"[.!?;,]\s+⟦([A-J])⟧\s*:", rest) if mark[1] > first[1]}
+    lines |= {first[1]} if lines else set()
     # "(A) yes (B) no": the next letter follows, and no word between them contrasts the two
     following = re.match(r"([^.!?\n⟦⟨]{0,80})⟦([A-J])⟧", rest)
     inline = (
@@ -328,4 +424,4 @@ def _beginning(text: str) -> str | None:
     )
     if len(lines) > 1 or (inline and first.group().endswith("⟧")):
         return ""
-    return None if _WRONG.match(rest) else first[1]
+    return None if _WRONG.match(rest) or _is_denied_in_asian(text, first.end() - 3, first.end()) else first[1]

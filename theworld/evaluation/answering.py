@@ -15,8 +15,9 @@ from transformers import BatchFeature
 from theworld.evaluation.option_scores import OptionScores, spellings_of
 from theworld.inference.options import RolloutOptions, decoding_arguments
 from theworld.inference.pipeline import TheWorld
-from theworld.inference.prompting import IGNORE_INDEX
+from theworld.inference.prompting import IGNORE_INDEX, Question
 from theworld.media.images import load_images
+from theworld.media.video import Video
 from theworld.model.projector import WorldProjector
 
 TOKEN_KINDS = ("trained", "random", "dummy")  # what makes world tokens from latents
@@ -84,7 +85,8 @@ class ModelAnswerer:
     @torch.no_grad()
     def image_features(self, images: Sequence[Any]) -> Tensor:
         """Gemma's soft tokens (images, tokens, D), which `reply` accepts instead of computing them."""
-        pixels = self.model.processor.image_processor(load_images(images), return_tensors="pt")["pixel_values"]
+        shown = load_images([image.now if isinstance(image, Video) else image for image in images])
+        pixels = self.model.processor.image_processor(shown, return_tensors="pt")["pixel_values"]
         return self.model.model.image_features(pixels.to(self.model.device))
 
     @torch.no_grad()
@@ -119,7 +121,7 @@ class ModelAnswerer:
     def reply(
         self,
         images: Sequence[Any],
-        questions: Sequence[str],
+        questions: Sequence[Question],
         options: Sequence[Sequence[str]] | None = None,
         max_new_tokens: int = 128,
         inputs: ReplyInputs = ReplyInputs(),
@@ -156,7 +158,7 @@ class ModelAnswerer:
                 text.strip(),
                 sum(token != tokenizer.pad_token_id for token in tokens),
                 length,
-                scores.logprobs(row, tokens) if options is not None else None,
+                scores.logprobs(row, tokens) if options is not None and options[row] else None,
             )
             for row, (text, tokens, length) in enumerate(zip(texts, written, lengths, strict=True))
         ]
@@ -165,7 +167,7 @@ class ModelAnswerer:
     def answer_logprobs(
         self,
         images: Sequence[Any],
-        questions: Sequence[str],
+        questions: Sequence[Question],
         answers: Sequence[str],
         inputs: ReplyInputs = ReplyInputs(),
     ) -> list[tuple[float, bool]]:
@@ -173,18 +175,40 @@ class ModelAnswerer:
 
         The end of the turn does not count. Arguments and errors are those of `reply`.
         """
+        logprobs, greedy, in_answer = self._answer_tokens(images, questions, answers, inputs)
+        right = (greedy | ~in_answer)[:, :-1].all(dim=1)
+        return list(zip(logprobs[:, :-1].sum(dim=1).tolist(), right.tolist(), strict=True))
+
+    @torch.no_grad()
+    def label_logprobs(
+        self, images: Sequence[Any], questions: Sequence[Question], labels: Sequence[str], inputs: ReplyInputs
+    ) -> list[tuple[float, int]]:
+        """For each question's label: its log-probability and its number of tokens, both with the end of the turn.
+
+        Their sums over all questions give the loss of training. Arguments and errors are those of `reply`.
+        """
+        logprobs, _, in_answer = self._answer_tokens(images, questions, labels, inputs)
+        return list(zip(logprobs.sum(dim=1).tolist(), in_answer.sum(dim=1).tolist(), strict=True))
+
+    def _answer_tokens(
+        self, images: Sequence[Any], questions: Sequence[Question], answers: Sequence[str], inputs: ReplyInputs
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """For each token of the answers and of the end of their turns (B, L), which end together.
+
+        Returns:
+            Log-probabilities (0 for padding), whether greedy decoding gives the token, and whether it is one.
+        """
         weights = self._weights(inputs)
         features = self._features(images, questions, inputs, answers)
         labels = features.pop("labels")
-        longest = int((labels != IGNORE_INDEX).sum(dim=1).max())  # rows are left-padded, so all answers end together
+        longest = int((labels != IGNORE_INDEX).sum(dim=1).max())  # rows are left-padded
         with weights:
             logits = self.model.model(**features, logits_to_keep=longest + 1).logits
-        scores = logits[:, :-2].float().log_softmax(-1)  # (B, longest - 1, V); the last token is the end of the turn
-        labels = labels[:, -longest:-1]
+        scores = logits[:, :-1].float().log_softmax(-1)  # (B, longest, V)
+        labels = labels[:, -longest:]
         in_answer = labels != IGNORE_INDEX
         logprobs = scores.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(~in_answer, 0.0)
-        greedy = ((scores.argmax(-1) == labels) | ~in_answer).all(dim=1)
-        return list(zip(logprobs.sum(dim=1).tolist(), greedy.tolist(), strict=True))
+        return logprobs, scores.argmax(-1) == labels, in_answer
 
     def _weights(self, inputs: ReplyInputs) -> AbstractContextManager[None]:
         """A context in which the requested weights answer; inputs that do not fit are refused first."""
@@ -199,13 +223,17 @@ class ModelAnswerer:
         return self.model.model.lora_disabled() if disabled else nullcontext()
 
     def _features(
-        self, images: Sequence[Any], questions: Sequence[str], inputs: ReplyInputs, answers: Sequence[str] | None = None
+        self,
+        images: Sequence[Any],
+        questions: Sequence[Question],
+        inputs: ReplyInputs,
+        answers: Sequence[str] | None = None,
     ) -> BatchFeature:
         """Model inputs in which precomputed world tokens and image features replace what they are computed from."""
         rollout = RolloutOptions(
             inputs.num_world_steps, inputs.seed, inputs.enable_world, world_latents=inputs.world_latents, mode="tokens"
         )
-        features = self.model.prepare_generation(images, questions, answers, rollout=rollout)
+        features = self.model.prepare_generation(images, list(questions), answers, rollout=rollout)
         if inputs.world_tokens is not None:
             del features["world_latents"]
             features["world_embeds"] = inputs.world_tokens.to(self.model.device)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
 from theworld.evaluation.tasks import Item, image_key
 from theworld.inference.filmstrip import introduce
+from theworld.inference.prompting import Question
+from theworld.media.video import Video
 from theworld.messages import suggest
 
 # These texts are read by the language model.
@@ -87,8 +90,18 @@ class Imagination:
 
     def true_latents(self, items: Sequence[Item], num_world_steps: int) -> Tensor:
         """Latents (n, C, 1 + num_world_steps, h, w) of the true frames, on the CPU."""
-        count = self.model.config.num_pixel_frames(num_world_steps)
-        return torch.cat([self.model.encode(list(true_frames(item, count)[:count])).cpu() for item in items])
+        return torch.cat([self.model.encode(self.true_clip(item, num_world_steps)).cpu() for item in items])
+
+    def true_clip(self, item: Item, num_world_steps: int) -> list[Any]:
+        """The true frames that the world model reads: the past of a clip, the present, and what followed."""
+        config = self.model.config
+        count = config.num_pixel_frames(num_world_steps)
+        frames = list(true_frames(item, count, count))
+        start = item.world_images(use_all=False)[0]
+        if not isinstance(start, Video):
+            return frames
+        past = config.num_pixel_frames(0, config.past_steps_of(start.num_frames)) - 1
+        return [*start.frames[len(start.frames) - 1 - past : -1], *frames]
 
     def tokens(self, latents: Tensor, kind: str, seed: int) -> Tensor:
         """World tokens (n, K, D) on the CPU; `kind` as in `ModelAnswerer.world_tokens`."""
@@ -128,7 +141,7 @@ class Batch:
 
     Attributes:
         images: the images of each question.
-        questions: prompt texts.
+        questions: prompt texts, or chats.
         num_world_steps: N, future latent frames.
         seed: of the rollouts.
         items: the items of the questions, with true frames where the benchmark has them.
@@ -142,7 +155,7 @@ class Batch:
     """
 
     images: list[list[Any]]
-    questions: list[str]
+    questions: Sequence[Question]
     num_world_steps: int
     seed: int
     items: list[Item]
@@ -180,13 +193,13 @@ class Arm:
     needs_base_gemma: bool = False
 
 
-def true_frames(item: Item, count: int) -> Any:
-    """True frames of an item, the present first.
+def true_frames(item: Item, count: int, limit: int | None = None) -> Any:
+    """True frames of an item, at most `limit` of them, the present first.
 
     Raises:
         ValueError: if the benchmark has fewer than `count` true frames.
     """
-    frames = item.true_frames()
+    frames = item.true_frames(limit)
     if len(frames) < count:
         raise ValueError(
             f"{item.id} has {len(frames)} true frames and this arm needs {count}; use fewer world steps, or leave the "
@@ -214,14 +227,25 @@ def gemma(batch: Batch) -> Batch:
 
 def verbal(batch: Batch) -> Batch:
     words = batch.imagination.foreseen(batch.images)
-    questions = [FORESEEN.format(words=text, question=q) for text, q in zip(words, batch.questions, strict=True)]
+    questions = [
+        reworded(question, partial(foreseen_first, text)) for text, question in zip(words, batch.questions, strict=True)
+    ]
     return without_world(replace(batch, questions=questions))
 
 
+def foreseen_first(words: str, text: str) -> str:
+    return FORESEEN.format(words=words, question=text)
+
+
+def reworded(question: Question, change: Callable[[str], str]) -> Question:
+    """A question, or a chat's last question, with its text changed."""
+    return change(question) if isinstance(question, str) else question.changed(change)
+
+
 def zero_latents(batch: Batch) -> Tensor:
-    """Zero latents (n, C, 1 + N, h, w); their shape needs the encoder only, no rollout."""
-    present = batch.imagination.latents(batch.world_images, 0, batch.seed)
-    return torch.zeros_like(present).repeat(1, 1, 1 + batch.num_world_steps, 1, 1)
+    """Zero latents (n, C, P + 1 + N, h, w); their shape needs the encoder only, no rollout."""
+    n, C, present, h, w = batch.imagination.latents(batch.world_images, 0, batch.seed).shape
+    return torch.zeros(n, C, present + batch.num_world_steps, h, w)
 
 
 def zero(batch: Batch) -> Batch:
@@ -248,7 +272,8 @@ def shuffled(batch: Batch) -> Batch:
 def wrong_future(batch: Batch) -> Batch:
     present = batch.imagination.latents(batch.world_images, 0, batch.seed)  # does not depend on the rollout
     others = batch.imagination.latents(batch.other_images, batch.num_world_steps, batch.seed)
-    return replace(batch, world_latents=torch.cat([present, others[:, :, 1:]], dim=2))
+    future = others[:, :, others.shape[2] - batch.num_world_steps :]
+    return replace(batch, world_latents=torch.cat([present, future], dim=2))
 
 
 def oracle_future(batch: Batch) -> Batch:
@@ -260,8 +285,9 @@ def oracle_future(batch: Batch) -> Batch:
 
 def imagined_image(batch: Batch) -> Batch:
     latents = batch.imagination.latents(batch.world_images, batch.num_world_steps, batch.seed)
-    frames = iter(batch.imagination.frames(latents))
-    futures = [[frame for _ in images for frame in next(frames)[1:]] for images in batch.world_images]
+    count = batch.imagination.model.config.world_config.temporal_factor * batch.num_world_steps
+    frames = iter([own[len(own) - count :] for own in batch.imagination.frames(latents)])
+    futures = [[frame for _ in images for frame in next(frames)] for images in batch.world_images]
     return future_as_images(batch, futures, "is imagined to happen next")
 
 
@@ -294,8 +320,13 @@ def future_as_images(batch: Batch, futures: Sequence[list[Any]], event: str) -> 
         images.append([*present, *steps])
         first = introduce(1, len(present), "what is there now")
         then = introduce(len(present) + 1, len(images[-1]), f"what {event}, in order of time")
-        questions.append(f"{first} {then}\n\n{text}")
+        more = text if isinstance(text, str) else text.with_images(len(steps))
+        questions.append(reworded(more, partial(introduced, f"{first} {then}")))
     return without_world(replace(batch, images=images, questions=questions))
+
+
+def introduced(sentences: str, text: str) -> str:
+    return f"{sentences}\n\n{text}"
 
 
 ARMS: dict[str, Arm] = {

@@ -13,7 +13,6 @@ from theworld.evaluation import scoring
 from theworld.evaluation.arms import Imagination
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.tasks import Item
-from theworld.media.images import load_image
 from theworld.storage.files import read_json_file, write_json
 
 MAX_QUESTIONS = 48  # for which images are saved
@@ -58,7 +57,7 @@ def save_images(
     index = {}
     for number, row in enumerate(rows):
         seen = f"{number:03d}.jpg"
-        hstack_images([np.asarray(load_image(image)) for image in items[row].images()]).save(folder / seen, quality=85)
+        hstack_images([np.asarray(image) for image in items[row].images()]).save(folder / seen, quality=85)
         entry = {"seen": seen}
         if strips:
             entry["imagined"] = f"{number:03d}.imagined.jpg"

@@ -20,6 +20,7 @@ from theworld.evaluation.results import MEAN_OF_FAMILIES, Results, summarise
 from theworld.evaluation.run_folder import IMAGES, RESULTS, RunFolder
 from theworld.evaluation.runner import Answer, run_arms, with_steps
 from theworld.evaluation.tasks import Item, Request, find_benchmark, load_benchmark
+from theworld.evaluation.training_format import note_on_format
 from theworld.inference.pipeline import TheWorld
 from theworld.inspection.provenance import labels, versions
 from theworld.messages import TaskProgress
@@ -62,7 +63,7 @@ def evaluate(
 
     Args:
         model: `nano`, a folder, a Hub id, what `resolve_model` returned for one of them, or a loaded model.
-        benchmark: a name in `BENCHMARKS`: `physics`, `blink`, `mcq`, ….
+        benchmark: a name in `BENCHMARKS`: `physics`, `blink`, `mcq`, `jsonl`, ….
         arms: names in `ARMS`, in order, also as one string with commas; `all` selects every arm.
         num_world_steps: world steps to imagine; with several numbers, arms that look ahead run with each. None means
             the model's own number.
@@ -92,6 +93,8 @@ def evaluate(
     if split is not None and benchmark != "blink" and data is not None and Path(data).is_file():
         raise ValueError(f"split is {split!r} but {data} is one file, which has no splits; leave the split out.")
     wanted = {arm.weights for arm in chosen.values() if arm.weights}
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more.")
     needs_world = any(arm.needs_world for arm in chosen.values() if arm.weights is None)
     subject = Subject(
         model, world_model, needs_world, load or (lambda spec: TheWorld(spec, device=device, dtype=dtype))
@@ -129,6 +132,7 @@ def evaluate(
     }
     answers, notes = answer_in_arms(items, chosen, subject.load, settings, steps, output, batch_size, progress)
     notes += [note for number in steps if (note := subject.note_on_steps(number))]
+    notes += [note for note in (subject.note_on_format(benchmark, items), note_on_length(answers, settings)) if note]
     summary = summarise(items, {name: [rows] for name, rows in answers.items()})
     models = {"model": subject.path, **subject.controls}
     content = {
@@ -152,6 +156,19 @@ def evaluate(
         if results.hidden:
             results.write_submissions(output)
     return results
+
+
+def note_on_length(answers: Mapping[str, Sequence[Answer]], settings: Mapping[str, Any]) -> str | None:
+    """What to say about labels that are longer than answers can be."""
+    given, limit = next(iter(answers.values())), int(settings["max_new_tokens"])
+    longer = [answer for answer in given if answer.label_tokens - 1 > limit]  # the end of the turn need not be written
+    if not longer:
+        return None
+    longest = max(answer.label_tokens for answer in longer)
+    return (
+        f"{len(longer)} of {len(given)} labels have more than {limit} tokens, so no answer can equal them; set "
+        f"max_new_tokens to {longest} or more."
+    )
 
 
 class Subject:
@@ -185,6 +202,10 @@ class Subject:
         else:
             self.name, self.path, self.note = model.name, model.path, model.shipped_note
             self.note_on_steps = model.note_on_steps
+
+    def note_on_format(self, benchmark: str, items: Sequence[Item]) -> str | None:
+        """What to say if the questions have another form than those that the model was trained on."""
+        return note_on_format(self.path, benchmark, any(item.form == "choice" for item in items))
 
     def check_trained(self, alternative: str) -> None:
         if isinstance(self._model, ModelSpec):  # `check_arms` checks a loaded model

@@ -89,15 +89,16 @@ def accuracy_table(content: Mapping[str, Any], families: Sequence[str]) -> Table
     rows = score_rows(content)
     seeds = ["training seeds"] if any(row["seed_accuracies"] for row in rows) else []
     headline = "mean of sub-tasks" if content.get("headline") == MEAN_OF_FAMILIES else "correct"
-    columns = ["arm", headline, "95 %", *families, "likeliest option", "undecided", "unparsed", "questions", *seeds]
+    has_labels = any(row["perplexity"] is not None for row in rows)
+    likelihood = ["perplexity of the label"] if has_labels else ["likeliest option", "undecided"]
+    columns = ["arm", headline, "95 %", *families, *likelihood, "unparsed", "questions", *seeds]
     lines = [
         [
             row["arm"],
             percent(row["accuracy"]),
             interval(row["low"], row["high"]),
             *(percent(row["by_family"][family]) for family in families),
-            "" if row["likeliest"] is None else percent(row["likeliest"]),
-            "" if row["undecided"] is None else str(row["undecided"]),
+            *(cells_of_likelihood(row, has_labels)),
             str(row["unparsed"]),
             str(row["n"]),
             *(", ".join(f"{100 * share:.1f}" for share in row["seed_accuracies"]) for _ in seeds),
@@ -107,9 +108,17 @@ def accuracy_table(content: Mapping[str, Any], families: Sequence[str]) -> Table
     return Table("Accuracy", columns, lines, frozenset({"undecided", "training seeds"}))
 
 
+def cells_of_likelihood(row: Mapping[str, Any], has_labels: bool) -> list[str]:
+    if has_labels:
+        return ["" if row["perplexity"] is None else f"{row['perplexity']:.3g}"]
+    likeliest = "" if row["likeliest"] is None else percent(row["likeliest"])
+    return [likeliest, "" if row["undecided"] is None else str(row["undecided"])]
+
+
 def paired_table(content: Mapping[str, Any], families: Sequence[str]) -> Table:
     """One row per arm that the reference is compared with."""
-    columns = ["paired", "points", "95 %", *families, "only one correct", "p", "p (Holm)", "finding"]
+    labels = ["log-likelihood", "95 % of it"] if any("label_logprob" in p for p in content["paired"].values()) else []
+    columns = ["paired", "points", "95 %", *families, "only one correct", "p", "p (Holm)", "finding", *labels]
     lines = [
         [
             name.replace("-minus-", " − "),
@@ -120,6 +129,7 @@ def paired_table(content: Mapping[str, Any], families: Sequence[str]) -> Table:
             f"{p_of(pair):.2g}",
             f"{pair['p_holm']:.2g}",
             pair["finding"],
+            *(cells_of_labels(pair) if labels else []),
             f"{pair['questions_for_points']['3']:,}",
             ", ".join(
                 f"{family} {100 * row['difference']:+.0f}"
@@ -136,6 +146,15 @@ def paired_table(content: Mapping[str, Any], families: Sequence[str]) -> Table:
         "questions), corrected by Holm over these comparisons. A difference within noise is reported as not shown."
     )
     return Table("Paired differences", [*columns, *details[1:]], lines, frozenset(details), note)
+
+
+def cells_of_labels(pair: Mapping[str, Any]) -> list[str]:
+    """The difference in the mean log-probability per token of the labels, and its interval."""
+    gained = pair.get("label_logprob")
+    if gained is None:
+        return ["", ""]
+    low, high = gained["interval_95"]
+    return [f"{gained['difference']:+.3f}", f"{low:+.3f} … {high:+.3f}"]
 
 
 def percent(share: float) -> str:

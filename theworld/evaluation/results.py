@@ -23,6 +23,7 @@ from theworld.evaluation.run_folder import IMAGE_FOLDERS, RESULTS, Run, read_jso
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.tasks import HIDDEN, Item
 from theworld.inspection.provenance import versions
+from theworld.messages import counted, enumerate_names
 from theworld.storage.files import write_text
 
 REFERENCE = "fused"
@@ -132,7 +133,8 @@ def score_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         one dict per arm with arm, accuracy, low, high, n, unparsed, by_family (family -> accuracy), likeliest and
-        undecided (None for the most common answer) and seed_accuracies; without accuracies if answers are hidden.
+        undecided (None for the most common answer and for labels), perplexity (of labels, else None) and
+        seed_accuracies; without accuracies if answers are hidden.
     """
     if content.get("hidden"):
         return [{"arm": name, "n": row["n"], "unparsed": row["unparsed"]} for name, row in content["arms"].items()]
@@ -151,6 +153,7 @@ def score_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "by_family": {family: row["accuracy"] for family, row in score["by_family"].items()},
                 "likeliest": likelihood.get("accuracy"),
                 "undecided": likelihood.get("undecided"),
+                "perplexity": (score.get("label") or {}).get("perplexity"),
                 "seed_accuracies": score.get("seed_accuracies", []),
             }
         )
@@ -218,6 +221,11 @@ def compare_arms(
     }
     shares = [np.asarray(side, dtype=float).mean(axis=0) for side in sides]
     pair = statistics.compare_seeds(*sides)
+    rates = [scoring.label_rates(seeds) for seeds in (first, second)]
+    if all(rate is not None for rate in rates):
+        gained = rates[0] - rates[1]
+        interval = list(statistics.bootstrap_mean([gained]))
+        pair["label_logprob"] = {"difference": float(gained.mean()), "interval_95": interval}
     disagreement = (pair["only_first"] + pair["only_second"]) / pair["n"]
     return {
         **pair,
@@ -334,6 +342,7 @@ def gather(specs: Sequence[str]) -> tuple[dict[str, Contender], list[Run], list[
         group = [read_run(folder) for folder in folders]
         for run in group:
             check_same_questions(runs[0] if runs else group[0], run)
+            notes += note_on_media(runs[0] if runs else group[0], run)
             notes += [
                 f"{arm} of {run.folder} has {done} of {len(run.items)} answers and is left out; finish the run."
                 for arm, done in run.unfinished.items()
@@ -365,6 +374,18 @@ def check_same_questions(first: Run, other: Run) -> None:
         raise ValueError(
             f"{other.folder} has other questions than {first.folder}{differences}; compare runs of the same questions."
         )
+
+
+def note_on_media(first: Run, other: Run) -> list[str]:
+    """What to say about the questions of two runs that have other images."""
+    rows = zip(first.items, first.media, other.media, strict=True)
+    different = [item.id for item, one, two in rows if one is not None and two is not None and one != two]
+    if not different:
+        return []
+    return [
+        f"{counted(len(different), 'question')} of {other.folder} ({enumerate_names(different)}) had other image files "
+        f"than in {first.folder}."
+    ]
 
 
 def contenders_of(group: str, runs: Sequence[Run], notes: list[str]) -> dict[str, Contender]:

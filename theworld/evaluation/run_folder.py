@@ -1,7 +1,7 @@
 """The folder of one run: its settings and questions, every answer as soon as it is generated, and the results.
 
     run.json            settings, and the fingerprint of the questions
-    questions.jsonl     one question per line, without its images
+    questions.jsonl     one question per line, with a hash of its images (`media`) instead of these
     answers/ARM.jsonl   one answer per line, appended and forced to disk batch by batch
     images/             for questions on which arms disagree: small input images and strips of imagined frames
     results.json        scores and comparisons, written when all arms are complete
@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from theworld.evaluation.arms import ARMS
+from theworld.evaluation.media_digest import media_digest
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.tasks import Item, check_items, fingerprint
 from theworld.storage.files import read_json_file, write_text
@@ -30,6 +31,8 @@ from theworld.storage.files import read_json_file, write_text
 RUN, QUESTIONS, ANSWERS, IMAGES, RESULTS = "run.json", "questions.jsonl", "answers", "images", "results.json"
 IMAGE_FOLDERS = (IMAGES, "pictures")  # the second is the name in older runs
 # fields of a question that are written; images and true frames stay at their source
+MEDIA = "media"
+ADDED = {"label_logprob", "label_tokens"}  # fields of an answer that earlier versions did not have
 KEPT = ("id", "family", "topic", "form", "question", "answer", "legal", "choices", "horizon")
 
 
@@ -70,14 +73,25 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         path = self.folder / RUN
         if path.exists():
             _check_same(self.folder, read_json(path), json.loads(json.dumps(written)))
+            self._check_media(items)
             return
         others = [entry.name for entry in self.folder.iterdir() if entry.name != ".lock"]
         if others:
             raise ValueError(f"{self.folder} is not empty and holds no run ({others[0]}); choose another folder.")
-        kept = [{name: getattr(item, name) for name in KEPT} for item in items]
+        kept = [{**{name: getattr(item, name) for name in KEPT}, MEDIA: media_digest(item)} for item in items]
         lines = [json.dumps(content, ensure_ascii=False, default=sorted) for content in kept]  # `legal` is a set
         write_text(self.folder / QUESTIONS, "\n".join(lines) + "\n")
         write_text(path, json.dumps(written, ensure_ascii=False, indent=2) + "\n")  # last: it makes the folder a run
+
+    def _check_media(self, items: Sequence[Item]) -> None:
+        """Raises a ValueError if an image or a video is another one than when the run began."""
+        known = {line["id"]: line.get(MEDIA) for line in _lines(self.folder / QUESTIONS)}
+        for item in items:
+            if known[item.id] is not None and known[item.id] != media_digest(item):
+                raise ValueError(
+                    f"{self.folder} holds answers about other images: a file of {item.id!r} has changed since the run "
+                    "began. Restore the file, or choose another folder."
+                )
 
     def close(self) -> None:
         """Releases the folder for other processes."""
@@ -124,6 +138,7 @@ class Run:
     settings: dict[str, Any]  # everything that determined the answers
     fingerprint: str  # of the questions
     items: list[Item]  # without images
+    media: list[str | None]  # hashes of their images; None in runs of earlier versions
     answers: dict[str, list[Answer]]  # of complete arms, in the order of the items
     unfinished: dict[str, int]  # incomplete arm -> number of its answers
 
@@ -138,7 +153,9 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     if not (path / RUN).is_file():
         raise ValueError(f"{folder} holds no run ({RUN} is missing); create one with `theworld eval … -o {folder}`.")
     content = read_json(path / RUN)
-    items = [_item(line, path / QUESTIONS) for line in _lines(path / QUESTIONS)]
+    lines = _lines(path / QUESTIONS)
+    media = [line.pop(MEDIA, None) for line in lines]
+    items = [_item(line, path / QUESTIONS) for line in lines]
     if fingerprint(items) != content.get("fingerprint"):
         raise ValueError(f"{path / QUESTIONS} and {path / RUN} belong to different runs; take both from one run.")
     answers: dict[str, list[Answer]] = {}
@@ -149,7 +166,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
             answers[file.stem] = [known[item.id] for item in items]
         else:
             unfinished[file.stem] = len(known)
-    return Run(path, content["settings"], content["fingerprint"], items, answers, unfinished)
+    return Run(path, content["settings"], content["fingerprint"], items, media, answers, unfinished)
 
 
 def arm_order(name: str) -> tuple[int, int]:
@@ -178,7 +195,7 @@ def read_answers(path: Path, ids: set[str], drop_incomplete: bool = False) -> di
     names = {field.name for field in fields(Answer)}
     found: dict[str, Answer] = {}
     for number, content in enumerate(_lines(path, drop_incomplete), start=1):
-        if content.keys() != names:
+        if not names - ADDED <= content.keys() <= names:
             raise ValueError(f"Line {number} of {path} is not an answer; the file was changed by another program.")
         logprobs = content["logprobs"]
         answer = Answer(**{**content, "logprobs": None if logprobs is None else tuple(logprobs)})

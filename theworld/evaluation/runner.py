@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
-from theworld.evaluation.arms import Arm, Batch, Imagination
-from theworld.evaluation.tasks import Item, other_images
-from theworld.media.images import load_image
+from theworld.evaluation.arms import ARMS, Arm, Batch, Imagination
+from theworld.evaluation.tasks import LABEL, Item, other_images
+from theworld.media.video import Video
 from theworld.messages import TaskProgress
 from theworld.model.call_plan import UNTRAINED
 
@@ -40,6 +40,8 @@ class Answer:
         prompt_tokens: tokens of the prompt, padding excluded.
         new_tokens: generated tokens.
         seconds: its share of the batch's time, rollouts excluded.
+        label_logprob, label_tokens: of a training sample, the log-probability of its label and of the end of its turn,
+            and their number of tokens; else None and 0.
         rollouts, rollout_seconds: what this arm would need on its own, even if another arm computed the rollouts.
     """
 
@@ -51,6 +53,8 @@ class Answer:
     seconds: float = 0.0
     rollouts: float = 0.0
     rollout_seconds: float = 0.0
+    label_logprob: float | None = None
+    label_tokens: int = 0
 
 
 def with_steps(arms: Mapping[str, Arm], steps: Sequence[int]) -> dict[str, tuple[Arm, int]]:
@@ -139,34 +143,35 @@ def missing_answers(
         chunk = range(start, min(start + batch_size, len(items)))
         decoded: dict[int, list[Any]] = {}  # images of the chunk, read once for all arms
         for name, (arm, n) in runs.items():
-            rows = [row for row in chunk if items[row].id not in known[name]]
-            if not rows:
-                continue
-            decoded.update({row: read_images(items[row]) for row in rows if row not in decoded})
-            batch = Batch(
-                images=[decoded[row] for row in rows],
-                questions=[items[row].question for row in rows],
-                num_world_steps=n,
-                seed=seed,
-                items=[items[row] for row in rows],
-                world_images=[items[row].world_images(imagination.uses_all_images, decoded[row]) for row in rows],
-                other_images=[others[row] for row in rows],
-                imagination=imagination,
-            )
-            yield name, answer(arm, batch, max_new_tokens)
+            missing = [row for row in chunk if items[row].id not in known[name]]
+            decoded.update({row: items[row].images() for row in missing if row not in decoded})
+            for kind, rows in alike(missing, decoded).items():
+                batch = Batch(
+                    images=[decoded[row] for row in rows],
+                    questions=[items[row].asked for row in rows],
+                    num_world_steps=n,
+                    seed=seed,
+                    items=[items[row] for row in rows],
+                    world_images=[items[row].world_images(imagination.uses_all_images, decoded[row]) for row in rows],
+                    other_images=[others[row] for row in rows],
+                    imagination=imagination,
+                )
+                yield name, answer(arm if kind else without_images(arm), batch, max_new_tokens)
         imagination.forget_features()
 
 
-def read_images(item: Item) -> list[Any]:
-    """The decoded images of an item.
+def alike(rows: Sequence[int], images: Mapping[int, Sequence[Any]]) -> dict[tuple[int, ...], list[int]]:
+    """Rows that can share a batch: those with clips of the same lengths, and apart those without an image, as ()."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row in rows:
+        lengths = {image.num_frames if isinstance(image, Video) else 1 for image in images[row]}
+        groups.setdefault(tuple(sorted(lengths)), []).append(row)
+    return groups
 
-    Raises:
-        ValueError: if an image cannot be read; the message names the item.
-    """
-    try:
-        return [load_image(image) for image in item.images()]
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(f"{item.id}: {error}") from error
+
+def without_images(arm: Arm) -> Arm:
+    """The arm that asks without images, which have no future, with the weights of `arm`."""
+    return ARMS["gemma" if arm.needs_base_gemma else "no-world"]
 
 
 def answer(arm: Arm, batch: Batch, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0) -> list[Answer]:
@@ -184,6 +189,11 @@ def answer(arm: Arm, batch: Batch, max_new_tokens: int, temperature: float = 0.0
         temperature=temperature,
         top_p=top_p,
     )
+    labels: list[tuple[float | None, int]] = [(None, 0)] * len(replies)
+    if all(item.form == LABEL for item in batch.items):
+        answers = [item.answer for item in batch.items]
+        scores = imagination.model.label_logprobs(changed.images, changed.questions, answers, inputs_of(changed))
+        labels = [(round(logprob, 6), count) for logprob, count in scores]
     count = len(replies)
     seconds = (time.perf_counter() - started - imagination.spent) / count
     return [
@@ -196,8 +206,9 @@ def answer(arm: Arm, batch: Batch, max_new_tokens: int, temperature: float = 0.0
             round(seconds, 6),
             round(imagination.num_rollouts() / count, 3),
             round(imagination.rollout_seconds() / count, 6),
+            *label,
         )
-        for item, reply in zip(batch.items, replies, strict=True)
+        for item, reply, label in zip(batch.items, replies, labels, strict=True)
     ]
 
 

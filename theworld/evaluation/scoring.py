@@ -1,10 +1,12 @@
 """Parses and scores answers: free text, and separately the most likely option. Unparsed answers count as wrong.
 
-Items with choices are parsed by `read_choice`, all others by exact match after normalisation.
+Items with choices are parsed by `read_choice`, all others by exact match after normalisation. Of the labels of training
+samples the likelihood is measured instead of that of options.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,10 +16,11 @@ import numpy as np
 from theworld.evaluation.answer_parser import LETTERS, read_choice
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.statistics import bootstrap_mean, wilson_interval
-from theworld.evaluation.tasks import HIDDEN, Item
+from theworld.evaluation.tasks import HIDDEN, LABEL, Item
 
 MOST_COMMON = "(most common answer)"  # row of a table of arms
 UNREAD = "unread"  # column of a confusion matrix
+OTHER = "(no label)"  # the same, for words that are no question's label
 
 
 def normalise(text: str) -> str:
@@ -33,6 +36,8 @@ def read_answer(item: Item, text: str) -> str | None:
     if item.choices:
         return read_choice(text, item.choices)
     given = normalise(text)
+    if item.form == LABEL:  # any words are an answer
+        return item.answer if given == normalise(item.answer) else text.strip() or None
     return next((answer for answer in sorted(item.legal | {item.answer}) if normalise(answer) == given), None)
 
 
@@ -78,12 +83,15 @@ def score(items: Sequence[Item], seeds: Sequence[Sequence[Answer]]) -> dict[str,
         "by_family": shares_by(items, rows, lambda item: item.family),
         "mean_of_families": mean_of_families(items, np.asarray(rows, dtype=float).mean(axis=0)),
         "unparsed": count_unparsed(items, seeds),
-        "likelihood": {
-            **share([right_answers(items, row, "likelihood") for row in seeds]),
-            "undecided": sum(answer.logprobs is None for row in seeds for answer in row),
-        },
         "cost": cost(seeds),
     }
+    if all(item.form == LABEL for item in items):
+        found["label"] = label_likelihood(seeds)
+    else:
+        found["likelihood"] = {
+            **share([right_answers(items, row, "likelihood") for row in seeds]),
+            "undecided": sum(answer.logprobs is None for row in seeds for answer in row),
+        }
     if all(item.horizon is not None for item in items):
         found["by_horizon"] = shares_by(items, rows, lambda item: str(item.horizon))
     return found
@@ -102,6 +110,22 @@ def share(rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
         "interval_95": list(bootstrap_mean([shares])),
         "seed_accuracies": [sum(row) / n for row in rows],
     }
+
+
+def label_likelihood(seeds: Sequence[Sequence[Answer]]) -> dict[str, float] | None:
+    """Mean log-probability per token of the labels, over all of their tokens as in training, and its perplexity."""
+    answers = [answer for row in seeds for answer in row]
+    if any(answer.label_logprob is None for answer in answers):
+        return None
+    mean = sum(answer.label_logprob or 0.0 for answer in answers) / sum(answer.label_tokens for answer in answers)
+    return {"mean_logprob": mean, "perplexity": math.exp(min(-mean, 700.0))}
+
+
+def label_rates(seeds: Sequence[Sequence[Answer]]) -> Any:
+    """The mean log-probability per token of each question's label (n,), over training seeds; None without labels."""
+    if any(answer.label_logprob is None for row in seeds for answer in row):
+        return None
+    return np.mean([[(a.label_logprob or 0.0) / a.label_tokens for a in row] for row in seeds], axis=0)
 
 
 def groups_of(items: Sequence[Item], key: Callable[[Item], str]) -> dict[str, list[int]]:
@@ -132,9 +156,11 @@ def cost(seeds: Sequence[Sequence[Answer]]) -> dict[str, float]:
 def confusion(items: Sequence[Item], seeds: Sequence[Sequence[Answer]]) -> dict[str, dict[str, int]]:
     """How often each true answer was parsed as which answer; `UNREAD` if it could not be parsed."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
+    labels = {item.answer for item in items}
     for answers in seeds:
         for item, answer in zip(items, answers, strict=True):
-            counts[item.answer][read_answer(item, answer.text) or UNREAD] += 1
+            read = read_answer(item, answer.text) or UNREAD
+            counts[item.answer][OTHER if item.form == LABEL and read not in {*labels, UNREAD} else read] += 1
     return {truth: dict(sorted(read.items())) for truth, read in sorted(counts.items())}
 
 

@@ -14,14 +14,18 @@ import numpy as np
 
 from theworld.datasets import blink, multiple_choice
 from theworld.datasets.columns import Fields
+from theworld.datasets.jsonl import JsonlDataset
 from theworld.datasets.multiple_choice import ChoiceQuestion
 from theworld.datasets.physics import FAMILIES
 from theworld.datasets.published import KNOWN_SETS, KnownSet
 from theworld.evaluation.answer_parser import LETTERS
+from theworld.evaluation.training_format import SampleMedia, question_of
+from theworld.inference.prompting import Chat, Question
 from theworld.media.images import load_image
 from theworld.media.video import Video
 from theworld.messages import Progress, counted, enumerate_names, suggest
 
+LABEL = "label"  # the form of questions whose answer is the label of a training sample
 HIDDEN = ""  # the answer of a question whose true answer is not published
 
 
@@ -33,9 +37,9 @@ class Item:
         id: unique within the benchmark.
         family: sub-task, by which scores are broken down.
         topic: what the question is about.
-        form: "free" or "choice".
-        image: an image in any form that `theworld.media.images` takes, a tuple or list of them, or a `Video`, whose
-            last frame is the present.
+        form: "free", "choice", or "label" of a training sample, whose likelihood is measured as well.
+        image: an image in any form that `theworld.media.images` takes, a tuple or list of them, a `Video`, whose last
+            frame is the present, or the `SampleMedia` of a training sample.
         question: the full prompt text.
         answer: the exact correct answer, with `choices` its letter; HIDDEN if it is not published.
         legal: every answer that is understood; anything else counts as wrong and as unparsed.
@@ -44,6 +48,7 @@ class Item:
         future: the true future without the present, as images or a video that are read when needed, or None.
         choices: the text of choice A, B, …; answers are then read by `read_choice`. Empty: answers must match exactly.
         horizon: world steps until the outcome is visible, or None if unknown.
+        chat: the question as a chat, if it is more than one turn with a text after all images.
     """
 
     id: str
@@ -56,13 +61,24 @@ class Item:
     legal: frozenset[str] = frozenset()
     now_form: str | None = None
     frames: np.ndarray | None = None
-    future: tuple[Any, ...] | Video | None = None
+    future: tuple[Any, ...] | Video | SampleMedia | None = None
     choices: tuple[str, ...] = ()
     horizon: int | None = None
+    chat: Chat | None = None
+
+    @property
+    def asked(self) -> Question:
+        """What the model is asked."""
+        return self.question if self.chat is None else self.chat
 
     def images(self) -> list[Any]:
-        """The images of the question, in order; of a video, some of its frames."""
-        return _frames_of(self.image)
+        """The images of the question, decoded and in order; of a video, some of its frames, and of a training sample
+        its clips as `Video`.
+
+        Raises:
+            ValueError: if one cannot be read; the message names the item.
+        """
+        return self._decoded(self.image)
 
     def world_images(self, use_all: bool, images: Sequence[Any] | None = None) -> list[Any]:
         """The images that the world model starts from: the first, or all with `use_all`; of a video its last frame.
@@ -71,17 +87,31 @@ class Item:
             images: those of the item, if they are decoded already.
         """
         images = self.images() if images is None else list(images)
+        if isinstance(self.image, SampleMedia):
+            return images if use_all else images[:1]
         entries = list(self.image) if isinstance(self.image, list | tuple) else [self.image]
         if any(isinstance(entry, Video) for entry in entries):  # earlier frames are not the present
             lengths = [len(entry.load().frames) if isinstance(entry, Video) else 1 for entry in entries]
             images = [images[last - 1] for last in itertools.accumulate(lengths)]
         return images if use_all else images[:1]
 
-    def true_frames(self) -> Sequence[Any] | np.ndarray:
-        """True frames, the present first; empty if there are none."""
+    def true_frames(self, limit: int | None = None) -> Sequence[Any] | np.ndarray:
+        """True frames, at most `limit` of them, the present first; empty if there are none. Errors as in `images`."""
         if self.future is None:
-            return () if self.frames is None else self.frames
-        return [self.world_images(use_all=False)[0], *_frames_of(self.future)]
+            return () if self.frames is None else self.frames[:limit]
+        future = self._decoded(self.future, limit, is_future=True)
+        if not future:
+            return ()
+        now = self.world_images(use_all=False)[0]
+        return [now.now if isinstance(now, Video) else now, *future][:limit]
+
+    def _decoded(self, images: Any, limit: int | None = None, is_future: bool = False) -> list[Any]:
+        try:
+            if isinstance(images, SampleMedia):
+                return images.future(limit) if is_future else images.images()
+            return [load_image(image) for image in _frames_of(images)[:limit]]
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"{self.id}: {error}") from error
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -99,9 +129,10 @@ def _frames_of(images: Any) -> list[Any]:
 
 
 def image_key(image: Any) -> str:
-    """A hash of an image's pixels: equal pixels, equal key."""
-    pixels = np.asarray(load_image(image))
-    return hashlib.blake2b(pixels.tobytes() + repr(pixels.shape).encode(), digest_size=16).hexdigest()
+    """A hash of the pixels of an image or a clip: equal pixels, equal key."""
+    frames = [np.asarray(frame) for frame in (image.frames if isinstance(image, Video) else [load_image(image)])]
+    content = b"".join(pixels.tobytes() + repr(pixels.shape).encode() for pixels in frames)
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def fingerprint(items: Sequence[Item]) -> str:
@@ -241,6 +272,25 @@ def mcq_items(request: Request, known: KnownSet | None = None) -> list[Item]:
     return limit_evenly([to_item(question) for question in wanted], request.limit)
 
 
+def jsonl_items(request: Request) -> list[Item]:
+    if request.data is None:
+        raise ValueError("Name the file of questions: theworld eval jsonl FILE.")
+    if request.fields is not None or request.config is not None or request.tasks:
+        raise ValueError("The training format has no other columns, configurations or tasks; leave them out.")
+    dataset = JsonlDataset(request.data)
+    items = []
+    for index in range(len(dataset)):
+        where, messages = dataset.where(index), dataset.messages(index)
+        media = SampleMedia(dataset, index)
+        if media.record.get("world_prompt") is not None:
+            raise ValueError(f"{where} has a world_prompt, which evaluations do not use: remove it from a copy.")
+        question, chat = question_of(messages[:-1])
+        line = where.rpartition(" ")[2]
+        label = messages[-1]["content"].strip()
+        items.append(Item(f"line {line}", "all", "all", LABEL, media, question, label, future=media, chat=chat))
+    return limit_evenly(items, request.limit)
+
+
 def to_item(question: ChoiceQuestion) -> Item:
     """A multiple-choice or yes/no question as an item."""
     return Item(
@@ -289,6 +339,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "blink": Benchmark("BLINK: fourteen visual tasks, headline the mean over them", blink_items, "val", True),
     "mcq": Benchmark("your own multiple-choice or yes/no questions (from data and fields)", mcq_items, None),
+    "jsonl": Benchmark(
+        "your own questions in the training format: exact match, and likelihood of the label", jsonl_items, None
+    ),
     **{
         name: Benchmark(known.meaning, partial(mcq_items, known=known), known.split)
         for name, known in KNOWN_SETS.items()

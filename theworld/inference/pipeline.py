@@ -27,7 +27,7 @@ from theworld.inference.options import (
     decoding_arguments,
     split_options,
 )
-from theworld.inference.prompting import PromptBuilder
+from theworld.inference.prompting import PromptBuilder, Question
 from theworld.inference.streaming import check_streamable, stream_text
 from theworld.inference.world_runner import WorldRunner, warn_once
 from theworld.media.images import stack_pixels
@@ -374,7 +374,7 @@ class TheWorld(nn.Module):
     def prepare_generation(
         self,
         image: Any,
-        question: str | Sequence[str] | None,
+        question: str | Sequence[Question] | None,
         answer: Sequence[str] | None = None,
         *,
         video: Any = None,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,18 +26,58 @@ TURN, TURN_END = "<start_of_turn>", "<end_of_turn>"
 ANSWER_OPENING = f"{TURN}model\n"
 
 
+@dataclass(frozen=True)
+class Chat:
+    """A question with turns before it, in the form of training samples; with an answer it is a complete chat.
+
+    Attributes:
+        messages: turns in transformers' chat format, of which the last is the user's; its content and that of the
+            other turns of the user is a list of parts.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+
+    def changed(self, change: Callable[[str], str]) -> Chat:
+        """This chat with `change` applied to the last text of the user."""
+        before, last = self.messages[:-1], self.messages[-1]
+        parts = list(last["content"])
+        place = max((at for at, part in enumerate(parts) if part["type"] == "text"), default=len(parts))
+        parts[place : place + 1] = [
+            {"type": "text", "text": change(parts[place]["text"] if place < len(parts) else "")}
+        ]
+        return Chat([*before, {**last, "content": parts}])
+
+    def with_images(self, count: int) -> Chat:
+        """This chat with `count` more images after all others."""
+        before, last = self.messages[:-1], self.messages[-1]
+        parts = list(last["content"])
+        place = max((at + 1 for at, part in enumerate(parts) if part["type"] == "image"), default=0)
+        return Chat([*before, {**last, "content": [*parts[:place], *[{"type": "image"}] * count, *parts[place:]]}])
+
+    def encoded(self, as_words: Callable[[str], str]) -> list[dict[str, Any]]:
+        """Its turns with all texts passed through `as_words`."""
+        return [{**turn, "content": _encoded(turn["content"], as_words)} for turn in self.messages]
+
+
+def _encoded(content: str | Sequence[Mapping[str, Any]], as_words: Callable[[str], str]) -> Any:
+    if isinstance(content, str):
+        return as_words(content)
+    return [{**part, "text": as_words(part["text"])} if part["type"] == "text" else dict(part) for part in content]
+
+
+Question: TypeAlias = str | Chat
+
+
 class PromptBuilder:
     """Builds the inputs of the model that `processor` belongs to."""
 
     def __init__(self, processor: TheWorldProcessor) -> None:
         self.processor = processor
         self.turns = Turns(processor.tokenizer)
-        tokens = processor.tokenizer.added_tokens_decoder.values()
-        self.control_tokens = tuple(token.content for token in tokens if token.special)
 
     def normalize_inputs(
-        self, image: Any, question: str | Sequence[str] | None, video: Any
-    ) -> tuple[LoadedImages, list[str]]:
+        self, image: Any, question: str | Sequence[Question] | None, video: Any
+    ) -> tuple[LoadedImages, list[Any]]:
         """The images and videos of each question, and the questions."""
         questions = self.questions(image, question)
         if isinstance(image, (list, tuple)) and not image:
@@ -50,10 +91,12 @@ class PromptBuilder:
             raise ValueError(f"Got {given} for {asked}; pass one video per question.")
         return LoadedImages([self.video(each, image)] for each in videos), questions
 
-    def questions(self, image: Any, question: Any) -> list[str]:
+    def questions(self, image: Any, question: Any) -> list[Any]:
         """The questions of a call as a list."""
         if question is None:
             raise ValueError("question is missing; pass a string, or a list of strings.")
+        if isinstance(question, list) and any(isinstance(each, Chat) for each in question):
+            return question  # of an evaluation, which has checked them
         if swapped(image, question):
             raise ValueError(f"image is {image!r:.100} and question is an image; pass the image first.")
         questions = texts_of("question", question)
@@ -76,18 +119,23 @@ class PromptBuilder:
     def inputs(
         self,
         images: list[list[ImageOrVideo]],
-        questions: Sequence[str],
+        questions: Sequence[Question],
         answers: str | Sequence[str] | None,
         rollout: RolloutOptions,
     ) -> BatchFeature:
-        """Model inputs, left-padded. With answers, their turns follow, and `labels` (B, L) hold their ids."""
+        """Model inputs, left-padded. With answers, their turns follow, and `labels` (B, L) hold their ids.
+
+        Names of control tokens in questions and answers are encoded as words.
+        """
         answers = None if answers is None else texts_of("answer", answers)
         if answers is not None and len(answers) != len(questions):
             given, asked = counted(len(answers), "answer"), counted(len(questions), "question")
             raise ValueError(f"Got {given} for {asked}; pass one answer per question.")
-        for text in (*questions, *(answers or ())):
-            check_text(text, self.control_tokens)
-        chats = [user_turn(len(row), text) for row, text in zip(images, questions, strict=True)]
+        as_words = self.processor.as_words
+        chats = [
+            each.encoded(as_words) if isinstance(each, Chat) else user_turn(len(row), as_words(each))
+            for row, each in zip(images, questions, strict=True)
+        ]
         steps = rollout.num_world_steps
         inputs = self.processor(
             images=images if any(images) else None,
@@ -115,7 +163,7 @@ class PromptBuilder:
         tokenizer = self.processor.tokenizer
         added = [
             torch.tensor(tokenizer(text + TURN_END, add_special_tokens=False)["input_ids"], dtype=torch.int64)
-            for text in answers
+            for text in map(self.processor.as_words, answers)
         ]
         present, shape = inputs["attention_mask"].bool(), inputs["input_ids"].shape
         padding = {"input_ids": tokenizer.pad_token_id}
@@ -153,23 +201,6 @@ class Turns:
             for answer in self.answers(ids):
                 labels[row, answer] = input_ids[row, answer]
         return labels
-
-
-def check_text(text: str, control_tokens: Iterable[str]) -> None:
-    """Checks that a question or an answer is plain text.
-
-    A tokenizer reads the name of a control token as that token, so a question could end its own turn, answer itself, or
-    contain placeholders that nothing fills. Prompts with control tokens are for the processor.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{text!r} is not valid UTF-8 text.") from error
-    for token in control_tokens:
-        if token in text:
-            raise ValueError(
-                f"The text contains {token!r}, a control token of the language model; remove or respell it."
-            )
 
 
 def swapped(image: Any, question: Any) -> bool:

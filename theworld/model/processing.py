@@ -145,7 +145,14 @@ class TheWorldProcessor(Gemma3Processor):
         """What a person wrote, for a prompt: names of control tokens in it, such as `<end_of_turn>`, become words.
 
         The ids are those of `split_special_tokens=True`. Text without such names is returned unchanged.
+
+        Raises:
+            ValueError: if the text cannot be encoded as UTF-8.
         """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{text!r} is not valid UTF-8 text.") from error
         return self.control_tokens.sub(HIDDEN, text)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "training_config.json"
 STATE_FILE = "trainer_state.json"
 STREAM_FILE = "stream.json"  # how far a stream was read
+DATA_FILE = "data.json"  # by what the training samples are recognised
 PREFIX = "checkpoint-"
 PARTIAL_SUFFIX = ".writing"  # of a checkpoint that is being written or removed
 LAST = "last"
@@ -264,3 +265,22 @@ def check_changes(config: TrainingConfig, checkpoint: Path) -> None:
     if differing:
         words = ", ".join(f"{key} ({before.get(key)!r}, now {now.get(key)!r})" for key in differing)
         logger.warning("this run resumes with other settings than those of %s: %s", checkpoint, words)
+
+
+def check_data(fingerprint: Mapping[str, Any], checkpoint: Path) -> None:
+    """Warns if the training samples are not those of the checkpoint: their order depends on their number.
+
+    Args:
+        fingerprint: of the samples now; see `IndexedSamples.fingerprint`.
+    """
+    file = checkpoint / DATA_FILE
+    if not file.is_file():  # of an earlier version
+        return
+    before = read_json_file(file, "resume from another checkpoint")
+    if before != fingerprint:
+        then, now = before["num_samples"], fingerprint["num_samples"]
+        what = f"{then:,} then, {now:,} now" if then != now else f"{now:,} as then, with other texts"
+        logger.warning(
+            "the training samples are not those of %s (%s), so samples may be repeated or left out in this epoch; "
+            "to train on other data, start a new run with model_name=%s", checkpoint, what, checkpoint,
+        )  # fmt: skip

@@ -32,6 +32,7 @@ from theworld.model.processing import TheWorldProcessor
 from theworld.training.callbacks import Report, ShownSamples, StopAfterStep
 from theworld.training.checkpointing import (
     check_changes,
+    check_data,
     check_output,
     disk_full_as_error,
     find_checkpoint,
@@ -108,6 +109,8 @@ def train(
     described = describe(config)
     collator = new_collator(config, described)
     training, evaluation = index_samples(config, load, collator)
+    if resume is not None and isinstance(training, IndexedSamples):
+        check_data(training.fingerprint(), resume)
     shown = shown_samples(config, evaluation)
     if config.push_to_hub:
         for problem in local_bases(vars(described.config)):

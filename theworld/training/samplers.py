@@ -7,7 +7,9 @@ has parts, each with a position, and a checkpoint holds these (`StreamState`).
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from theworld.datasets.streams import Position, StreamedSamples
 logger = logging.getLogger(__name__)
 
 LENGTHS_AT_ONCE = 1000
+MAX_HASHED = 1000  # chats by which a run recognises its data
 
 
 class IndexedSamples(Dataset):
@@ -56,6 +59,14 @@ class IndexedSamples(Dataset):
         for index, position in enumerate(self.kept):
             first.setdefault(self.dataset.scene(position), index)
         return list(first.values())
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The number of samples, and a hash of chats that are evenly spaced among them."""
+        spaced = np.linspace(0, len(self.kept) - 1, min(len(self.kept), MAX_HASHED)).round().astype(int)
+        digest = hashlib.blake2b(digest_size=8)
+        for index in spaced:
+            digest.update(json.dumps(self.dataset.messages(self.kept[index])).encode())
+        return {"num_samples": len(self.kept), "chats": digest.hexdigest()}
 
     def __getitem__(self, index: int) -> IndexedSample:
         return IndexedSample(index, self.sample(index % len(self.kept)), self.deterministic)

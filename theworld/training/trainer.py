@@ -169,6 +169,10 @@ class TheWorldTrainer(Trainer):
         return inputs
 
     @cached_property
+    def data_fingerprint(self) -> dict[str, Any]:
+        return self.train_dataset.fingerprint()
+
+    @cached_property
     def compute(self) -> Compute:
         assert self.model.world is not None
         return compute_with(self.model.world, self.model.config.world_config)
@@ -287,6 +291,8 @@ class TheWorldTrainer(Trainer):
             self._save_stream(partial)
             if self.args.should_save:
                 self.state.save_to_json(str(partial / checkpointing.STATE_FILE))
+                if isinstance(self.train_dataset, IndexedSamples):
+                    write_json(partial / checkpointing.DATA_FILE, self.data_fingerprint)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 checkpointing.publish(folder)
