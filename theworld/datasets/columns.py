@@ -21,6 +21,7 @@ USUAL: dict[str, tuple[str, ...]] = {
     "task": ("task", "sub_task", "category"),
     "prompt": ("prompt",),
     "future_frames": ("future_frames",),
+    "fps": ("fps",),
 }
 
 
@@ -37,7 +38,9 @@ class Fields:
             (`A. …`, `(B) …`), and an answer of yes or no makes a yes/no question.
         answer: a letter, the text of a choice, a number counted from `first_answer`, or true and false.
         task: what scores are broken down by.
-        future_frames: images after now at the world model's rate, four per world step; a list, a video or a folder.
+        future_frames: images after now; a list, a video or a folder. They are read at the world model's rate, four per
+            world step.
+        fps: frames per second of videos and future frames; None reads them from the files.
         now: the name of the last frame of a folder that the question sees; later ones are its future.
         only: a column and value that rows of the split have, such as split=val.
         first_answer: the number of the first choice, if answers are numbers.
@@ -57,6 +60,7 @@ class Fields:
     task: str | None = None
     prompt: str | None = None
     future_frames: str | None = None
+    fps: str | None = None
     now: str | None = None
     only: str | None = None
     first_answer: int = 0

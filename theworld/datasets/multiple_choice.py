@@ -18,11 +18,12 @@ import numpy as np
 
 from theworld.datasets.columns import USUAL, Fields, check_answers, value_of
 from theworld.datasets.rows import read_rows
-from theworld.media.video import FrameSelection, SpacedFrames, StridedFrames, Video, frame_paths
+from theworld.media.selection import FramesAfterNow, FrameSelection, SpacedFrames, check_rate
+from theworld.media.video import Video, frame_paths
 
 LETTERS = "ABCDEFGHIJ"
 SHOWN_FRAMES = SpacedFrames(8)  # what is shown of a video
-FUTURE_FRAMES = StridedFrames(count=128)  # what is read of a true future: 32 world steps
+FUTURE_FRAMES = FramesAfterNow(128)  # what is read of a true future, at the world model's rate: 32 world steps
 VIDEO_FILES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 YES_NO = ("yes", "no")
 HIDDEN_ANSWERS = ("", "hidden", "none", "n/a")
@@ -205,9 +206,17 @@ def read_images(
 
     def several(value: Any, frames: FrameSelection) -> tuple[Any, ...] | Video:
         if isinstance(value, str) and (is_video(value) or find(value).is_dir()):
-            return Video(find(value), frames)
+            return Video(find(value), frames, fps=fps)
         entries = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
-        return tuple(Video(find(entry), frames) if is_video(entry) else image(entry) for entry in entries)
+        if frames is FUTURE_FRAMES and not any(map(is_video, entries)):
+            return Video([image(entry) for entry in entries], frames, fps=fps)
+        return tuple(Video(find(entry), frames, fps=fps) if is_video(entry) else image(entry) for entry in entries)
+
+    fps = get("fps")
+    try:
+        check_rate(fps)
+    except ValueError as error:
+        raise ValueError(f"Row {row_id}: {error}") from error
 
     given = get("future_frames")
     is_empty = given is None or (isinstance(given, list | str) and not given)
@@ -221,14 +230,14 @@ def read_images(
             )
         if fields.cut is not None:
             name = name.partition(fields.cut)[2] or name
-        video = Video(find(name), SHOWN_FRAMES)
+        video = Video(find(name), SHOWN_FRAMES, fps=fps)
         last = None if fields.now is None else value_of(row, fields.now)
         if last is not None and video.source.is_dir():
             try:
                 frames = frame_paths(video.source)
             except ValueError as error:
                 raise ValueError(f"Row {row_id}: {error}") from error
-            video, rest = replace(video, until=str(last)), Video(video.source, FUTURE_FRAMES, after=str(last))
+            video, rest = replace(video, until=str(last)), Video(video.source, FUTURE_FRAMES, after=str(last), fps=fps)
             future = rest if future is None and frames[-1].stem != rest.after else future
         return video, future
     column = fields.images or next((name for name in USUAL["images"] if row.get(name) is not None), "")

@@ -20,6 +20,7 @@ from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
 from theworld.evaluation.tasks import Item, image_key
 from theworld.inference.filmstrip import introduce
 from theworld.messages import suggest
+from theworld.model.configuration import TheWorldConfig
 
 # These texts are read by the language model.
 FORESEE = "Describe in one sentence what happens next."
@@ -88,7 +89,8 @@ class Imagination:
     def true_latents(self, items: Sequence[Item], num_world_steps: int) -> Tensor:
         """Latents (n, C, 1 + num_world_steps, h, w) of the true frames, on the CPU."""
         count = self.model.config.num_pixel_frames(num_world_steps)
-        return torch.cat([self.model.encode(list(true_frames(item, count)[:count])).cpu() for item in items])
+        clips = [list(true_frames(item, count, self.model.config)[:count]) for item in items]
+        return torch.cat([self.model.encode(clip).cpu() for clip in clips])
 
     def tokens(self, latents: Tensor, kind: str, seed: int) -> Tensor:
         """World tokens (n, K, D) on the CPU; `kind` as in `ModelAnswerer.world_tokens`."""
@@ -180,13 +182,13 @@ class Arm:
     needs_base_gemma: bool = False
 
 
-def true_frames(item: Item, count: int) -> Any:
-    """True frames of an item, the present first.
+def true_frames(item: Item, count: int, config: TheWorldConfig, num_world_steps: int = 0) -> Any:
+    """True frames of an item, the present first: `count`, and where more are known those of `num_world_steps`.
 
     Raises:
         ValueError: if the benchmark has fewer than `count` true frames.
     """
-    frames = item.true_frames()
+    frames = item.true_frames(config, max(count, config.num_pixel_frames(num_world_steps)))
     if len(frames) < count:
         raise ValueError(
             f"{item.id} has {len(frames)} true frames and this arm needs {count}; use fewer world steps, or leave the "
@@ -266,7 +268,8 @@ def imagined_image(batch: Batch) -> Batch:
 
 
 def true_image(batch: Batch) -> Batch:
-    futures = [list(true_frames(item, 2)[1:]) for item in batch.items]
+    config = batch.imagination.model.config
+    futures = [list(true_frames(item, 2, config, batch.num_world_steps)[1:]) for item in batch.items]
     return future_as_images(batch, futures, "happens next")
 
 

@@ -21,6 +21,7 @@ from theworld.evaluation.answer_parser import LETTERS
 from theworld.media.images import load_image
 from theworld.media.video import Video
 from theworld.messages import Progress, counted, enumerate_names, suggest
+from theworld.model.configuration import TheWorldConfig
 
 HIDDEN = ""  # the answer of a question whose true answer is not published
 
@@ -77,11 +78,20 @@ class Item:
             images = [images[last - 1] for last in itertools.accumulate(lengths)]
         return images if use_all else images[:1]
 
-    def true_frames(self) -> Sequence[Any] | np.ndarray:
-        """True frames, the present first; empty if there are none."""
+    def true_frames(self, config: TheWorldConfig | None = None, count: int = 0) -> Sequence[Any] | np.ndarray:
+        """True frames, the present first; empty if there are none.
+
+        Args:
+            config: reads a video at the rate of this model; None takes all of its frames.
+            count: with a config, how many frames are needed.
+        """
         if self.future is None:
             return () if self.frames is None else self.frames
-        return [self.world_images(use_all=False)[0], *_frames_of(self.future)]
+        if config is not None and isinstance(self.future, Video):
+            future = config.read_future(self.future, count - 1)
+        else:
+            future = _frames_of(self.future)
+        return [self.world_images(use_all=False)[0], *future]
 
     @property
     def options(self) -> tuple[str, ...]:
