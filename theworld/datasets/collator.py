@@ -355,7 +355,9 @@ class ChatCollator:
                 f"{sample.origin} has {len(sample.past_frames)} past frames, and the number must be a multiple of "
                 f"{factor}."
             )
-        after = () if isinstance(sample.future_frames, Video) else sample.future_frames or ()
+        after = sample.future_frames or ()
+        if isinstance(after, Video):
+            after = config.read_future(after, factor * config.max_world_steps)
         clip = [*sample.past_frames, image, *after[: len(after) // factor * factor]]
         # the complete clip, so that all of its moments are encoded at once
         return WorldRequest(self.pixels(clip), 0, 0, moment=len(sample.past_frames) // factor)

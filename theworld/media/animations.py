@@ -11,6 +11,7 @@ import numpy as np
 from PIL import ImageFile
 
 from theworld.media.files import ANIMATIONS, decoding, open_image, read_file
+from theworld.media.selection import usual
 from theworld.media.streams import open_stream, packets_of
 
 # Milliseconds. Shorter frames of an animation have no time: Pillow writes 0, and 1 into an AVIF, if it is given none.
@@ -40,8 +41,11 @@ def num_animated(image: ImageFile.ImageFile) -> int:
     return int(image.n_frames) - first_frame(image) if image.format in ANIMATIONS else 1  # type: ignore[attr-defined]
 
 
-def begins_of(image: ImageFile.ImageFile, num_frames: int, name: str) -> np.ndarray | None:
-    """When each frame of an animation begins, in seconds; None if it says so for none of them."""
+def times_of(image: ImageFile.ImageFile, num_frames: int, name: str) -> tuple[np.ndarray | None, float]:
+    """When each frame of an animation begins, in seconds, and for how long the last one is shown longer than usual.
+
+    None and 0 if the file has no durations.
+    """
     durations = []
     for index in range(num_frames):
         with decoding(name):
@@ -49,8 +53,10 @@ def begins_of(image: ImageFile.ImageFile, num_frames: int, name: str) -> np.ndar
             if image.format in ("WEBP", "AVIF"):
                 image.load()  # which reads their durations
         durations.append(float(image.info.get("duration") or 0))
-    ends = np.cumsum([time if time >= SHORTEST else USUAL for time in durations]) / 1000
-    return None if max(durations) < SHORTEST and num_frames > 1 else np.concatenate([[0.0], ends[:-1]])
+    if max(durations) < SHORTEST:
+        return None, 0.0
+    seconds = np.array([time if time >= SHORTEST else USUAL for time in durations]) / 1000
+    return np.cumsum(seconds) - seconds, max(0.0, float(seconds[-1]) - usual(seconds))
 
 
 def holds_more(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> bool:

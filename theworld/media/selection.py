@@ -43,6 +43,11 @@ def check_rate(fps: float | None) -> None:
         raise ValueError(f"fps is {fps!r}: give the frames per second of the video, a number above 0.")
 
 
+def usual(seconds: np.ndarray) -> float:
+    """For how long a frame is usually shown: of frames that were not merged, though not of one that is too short."""
+    return float(np.quantile(seconds, 0.1))
+
+
 def check_length(num_frames: int, name: str) -> None:
     """Raises a ValueError for a video of more than `MAX_FRAMES` frames."""
     if num_frames > MAX_FRAMES:
@@ -58,12 +63,14 @@ class Timeline:
         num_frames: how many there are.
         times: (num_frames,) seconds since the first frame, in ascending order; None if they are not known.
         at: now, as the number of a frame or as a time such as "1.5 s"; None means the last frame.
+        held: for how many seconds the last frame of an animation is shown longer than usual.
     """
 
     name: str
     num_frames: int
     times: np.ndarray | None = None
     at: int | str | None = None
+    held: float = 0.0
 
     @property
     def seconds(self) -> np.ndarray:
@@ -79,9 +86,9 @@ class Timeline:
         if self.at is None:
             return self.num_frames - 1
         if isinstance(self.at, str):
-            if seconds_of(self.at) > self.seconds[-1] + self.period():
+            if seconds_of(self.at) > self.end() + self.period():
                 raise ValueError(
-                    f"{self.name} ends after {self.seconds[-1]:.4g} s, so there is no frame at {self.at}: choose an "
+                    f"{self.name} ends after {self.end():.4g} s, so there is no frame at {self.at}: choose an "
                     "earlier moment."
                 )
             return int(self.nearest(np.array([seconds_of(self.at)]), 0.0)[0])
@@ -93,11 +100,17 @@ class Timeline:
 
     def moment(self) -> float:
         """Now, in seconds since the first frame."""
-        return seconds_of(self.at) if isinstance(self.at, str) else float(self.seconds[self.now()])
+        if isinstance(self.at, str):
+            return seconds_of(self.at)
+        return self.end() if self.at is None else float(self.seconds[self.now()])
+
+    def end(self) -> float:
+        """The last moment, in seconds since the first frame; where the last frame was merged, that of the last copy."""
+        return float(self.seconds[-1]) + self.held
 
     def period(self) -> float:
         """The usual time from one frame to the next, in seconds; 0 for a single frame."""
-        return float(np.median(np.diff(self.seconds))) if self.num_frames > 1 else 0.0
+        return usual(np.diff(self.seconds)) if self.num_frames > 1 else 0.0
 
     def nearest(self, moments: np.ndarray, longest: float) -> np.ndarray:
         """The number of the frame that is nearest to each of the moments, in seconds.
@@ -199,7 +212,7 @@ class FramesAfterNow:
             moment = -(timeline.period() or 1 / self.rate)
         else:
             moment = timeline.moment()
-        last = min(self.count, count_at(float(timeline.seconds[-1]) - moment, self.rate) - 1)
+        last = min(self.count, count_at(timeline.end() - moment, self.rate) - 1)
         return at_rate(timeline, np.arange(1, last + 1), moment, self.rate)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 from PIL import Image, ImageFile
 
-from theworld.media.animations import begins_of, first_frame, holds_more, num_animated
+from theworld.media.animations import first_frame, holds_more, num_animated, times_of
 from theworld.media.containers import find_damage
 from theworld.media.files import (
     ANIMATIONS,
@@ -89,11 +89,13 @@ class Decoded:
         frames: the selected ones, in order of time.
         num_frames: as in `Video`.
         times: of each frame, in seconds since the first frame of the video; None if they are not known.
+        held: as in `Timeline`.
     """
 
     frames: tuple[Image.Image, ...]
     num_frames: int
     times: np.ndarray | None
+    held: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Video:
             return replace(self, selection=replace(selection, rate=rate)).load()
         if not isinstance(selection, LastFrames) or selection.rate is not None:
             return self.load()
-        wanted = LastFrames(min(count, selection.count), rate)
+        wanted = LastFrames(count, rate)
         if self._decoded is None:
             return replace(self, selection=wanted).load()
         return replace(self, selection=wanted, _decoded=_resampled(self._decoded, wanted))
@@ -312,10 +314,10 @@ class _Choice:
         if isinstance(selection, LastFrames):
             rate = selection.rate
             num_frames = self.timeline.now() + 1 if rate is None else self.timeline.at_rate(rate).count_until_now(rate)
-        return Decoded(frames, num_frames, times)
+        return Decoded(frames, num_frames, times, self.timeline.held)
 
 
-def _choose(video: Video, num_frames: int, times: np.ndarray | None, name: str) -> _Choice:
+def _choose(video: Video, num_frames: int, times: np.ndarray | None, name: str, held: float = 0.0) -> _Choice:
     """Which frames are read of a video with these times, if they are known and not overridden by `fps`.
 
     Raises:
@@ -323,13 +325,13 @@ def _choose(video: Video, num_frames: int, times: np.ndarray | None, name: str) 
     """
     check_length(num_frames, name)
     if video.fps is not None:
-        times = np.arange(num_frames) / video.fps
+        times, held = np.arange(num_frames) / video.fps, 0.0
     if times is None and isinstance(video.at, str):
         raise ValueError(
             f"{name} has no frame rate, which is needed to find the moment {video.at!r}: give its frames per second, "
             "as fps."
         )
-    timeline = Timeline(name, num_frames, times, video.at)
+    timeline = Timeline(name, num_frames, times, video.at, held)
     selection, rate = video.selection, video.rate
     indices = list(selection.indices(timeline if rate is None else timeline.at_rate(rate)))
     is_future = isinstance(selection, FramesAfterNow)
@@ -346,12 +348,12 @@ def _resampled(decoded: Decoded, wanted: LastFrames) -> Decoded:
     times, kept = decoded.times, len(decoded.frames)
     if times is None:
         times = np.arange(decoded.num_frames - kept, decoded.num_frames) / wanted.rate
-    timeline = Timeline("The video", kept, times - times[0])
+    timeline = Timeline("The video", kept, times - times[0], held=decoded.held)
     indices = list(wanted.indices(timeline))
     if decoded.times is None and len(indices) > 1:
         _warn_assumed(wanted.rate)
     found = _Choice(wanted, indices, timeline).decoded([decoded.frames[index] for index in sorted(set(indices))])
-    num_frames = max(count_at(float(times[-1]), wanted.rate), min(decoded.num_frames, 2))
+    num_frames = max(count_at(float(times[-1]) + decoded.held, wanted.rate), min(decoded.num_frames, 2))
     return replace(found, num_frames=num_frames, times=None if decoded.times is None else times[indices])
 
 
@@ -421,7 +423,8 @@ def _read_animation(image: ImageFile.ImageFile, file: BinaryIO, name: str, num_b
     file.seek(position)
     with decoding(name):
         num_frames = num_animated(image)
-    choice = _choose(video, num_frames, begins_of(image, num_frames, name) if video.needs_times else None, name)
+    times, held = times_of(image, num_frames, name) if video.needs_times else (None, 0.0)
+    choice = _choose(video, num_frames, times, name, held)
     frames = []
     for index in choice.needed:
         with decoding(name):
@@ -449,6 +452,9 @@ def _read_stream(file: BinaryIO, name: str, demuxer: str, video: Video) -> Decod
         choice = _choose(video, MAX_FRAMES, None, name)
         kept, stamps = decode(file, name, demuxer, choice.needed, to_end=False)
         is_right = len(kept) == len(choice.needed)
+        if video.fps is None:
+            times = _stream_times(stamps, None, video, name)
+            choice = replace(choice, timeline=replace(choice.timeline, times=times))
     else:
         expected, average = read_times(file, name, demuxer)
         choice = choose(expected, average)
