@@ -122,7 +122,9 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
     clip = dataset[2]
     read = iio.imread(tmp_path / "clip.gif")[..., :3]
     assert np.array_equal(clip.images[0], read[2])
-    assert [np.array_equal(a, b) for a, b in zip(clip.future_frames.frames, read[[5, 8, 11]], strict=True)] == [True] * 3
+    assert [np.array_equal(a, b) for a, b in zip(clip.future_frames.frames, read[[5, 8, 11]], strict=True)] == [
+        True
+    ] * 3
     assert dataset[3].future_frames == Video([str(tmp_path / "1.png"), str(tmp_path / "2.png")], FramesAfterNow())
     assert dataset[4].world_prompt == "it falls"
     (seen,) = dataset[5].images
@@ -178,7 +180,10 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
         ({"video": "0.png", "stride": 0, **PLAIN}, "line 2: stride is 0, and must be an integer of at least 1"),
         ({"video": "0.png", "image": "0.png", **PLAIN}, "line 2 has a video and also image"),
         ({"video": "0.png", "future_frames": ["0.png"], **PLAIN}, "line 2 has a video and also future_frames"),
-        ({"video": "0.png", "now": "1", **PLAIN}, "line 2: now is '1', and must be an integer of at least 0, or a time"),
+        (
+            {"video": "0.png", "now": "1", **PLAIN},
+            "line 2: now is '1', and must be an integer of at least 0, or a time",
+        ),
         ({"video": "0.png", "stride": "0 s", **PLAIN}, "line 2: stride is '0 s', and must be an integer of at least 1"),
         ({"video": "0.png", "past": "1 s", "stride": 2, **PLAIN}, "line 2: past is '1 s' and stride is 2 frames: give"),
         ({"video": "0.png", "fps": 0, **PLAIN}, "line 2: fps is 0: give the frames per second of the video"),
