@@ -129,7 +129,7 @@ def test_an_unknown_rate_is_the_world_model_s_and_warned_about(
         np.testing.assert_array_equal(clip_of(config, JsonlDataset(folder / "train.jsonl")[0]), expected())
         assert len(true_clip(config, folder / "test.jsonl")) == 9
     (warning,) = caplog.records
-    assert "the key fps of a record" in warning.message
+    assert "16 frames per second are assumed" in warning.message
 
 
 def true_clip(config: TheWorldConfig, rows: Path) -> np.ndarray:

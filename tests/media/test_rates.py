@@ -69,7 +69,7 @@ def test_rates_that_are_multiples_give_exactly_the_same_frames(name: str) -> Non
     assert past(Video(content), 99) == at_end
     middle = [position(time) for time in MOMENTS[12 - 8 : 12 + 9]]
     for at in ("0.75 s", "750 ms", round(0.75 * int(name.split()[0]))):
-        assert past(Video(content, at=at)) == middle[:9]
+        assert past(Video(content, at=at)) == past(Video(content, at=at).load()) == middle[:9]
         assert past(Video(content, FramesUntilNow(8), at=at), 1) == middle[:9]
         assert past(Video(content, FramesUntilNow("0.5 s"), at=at), 1) == middle[:9]
         assert future(content, at=at) == middle[9:]
@@ -198,7 +198,7 @@ def test_an_unknown_rate_is_assumed_with_one_warning(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "16 frames per second are assumed" in record.message
-    assert "--video-fps" in record.message
+    assert "give it as fps, of a Video or of a record, or as video-fps" in record.message
     with pytest.raises(ValueError, match="has no frame rate, which is needed to find the moment '1 s': give") as error:
         Video(source, at="1 s").load()
     one_sentence(error)

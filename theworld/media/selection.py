@@ -63,7 +63,7 @@ class Timeline:
         num_frames: how many there are.
         times: (num_frames,) seconds since the first frame, in ascending order; None if they are not known.
         at: now, as the number of a frame or as a time such as "1.5 s"; None means the last frame.
-        held: for how many seconds the last frame of an animation is shown longer than usual.
+        held: for how many seconds the last frame is shown longer than usual.
     """
 
     name: str

@@ -89,13 +89,13 @@ class Decoded:
         frames: the selected ones, in order of time.
         num_frames: as in `Video`.
         times: of each frame, in seconds since the first frame of the video; None if they are not known.
-        held: as in `Timeline`.
+        moment: when now is, in the same seconds, of `LastFrames`.
     """
 
     frames: tuple[Image.Image, ...]
     num_frames: int
-    times: np.ndarray | None
-    held: float = 0.0
+    times: np.ndarray | None = None
+    moment: float | None = None
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ def _read(video: Video) -> Decoded:
         return read_file(source, lambda file, name, size: _read_file(file, name, size, video), "video")
     if is_array(source):
         if source.ndim != 4 or not len(source):
-            return Decoded((load_image(source),), 1, None)
+            return Decoded((load_image(source),), 1)
         choice = _choose(video, len(source), None, f"The {describe_array(source)}")
         return choice.decoded(images_from_array(source[choice.needed]))
     if isinstance(source, list | tuple):
@@ -309,12 +309,14 @@ class _Choice:
         """The result, from one image for each of the `needed` indices."""
         of_index = dict(zip(self.needed, images, strict=True))
         frames = tuple(of_index[index] for index in self.indices)
-        times = None if self.timeline.times is None else self.timeline.times[self.indices]
-        selection, num_frames = self.selection, len(frames)
+        selection, timeline, num_frames = self.selection, self.timeline, len(frames)
         if isinstance(selection, LastFrames):
             rate = selection.rate
-            num_frames = self.timeline.now() + 1 if rate is None else self.timeline.at_rate(rate).count_until_now(rate)
-        return Decoded(frames, num_frames, times, self.timeline.held)
+            num_frames = timeline.now() + 1 if rate is None else timeline.at_rate(rate).count_until_now(rate)
+        if timeline.times is None:
+            return Decoded(frames, num_frames)
+        moment = timeline.moment() if isinstance(selection, LastFrames) else None
+        return Decoded(frames, num_frames, timeline.times[self.indices], moment)
 
 
 def _choose(video: Video, num_frames: int, times: np.ndarray | None, name: str, held: float = 0.0) -> _Choice:
@@ -348,20 +350,23 @@ def _resampled(decoded: Decoded, wanted: LastFrames) -> Decoded:
     times, kept = decoded.times, len(decoded.frames)
     if times is None:
         times = np.arange(decoded.num_frames - kept, decoded.num_frames) / wanted.rate
-    timeline = Timeline("The video", kept, times - times[0], held=decoded.held)
-    indices = list(wanted.indices(timeline))
+    moment = float(times[-1]) if decoded.moment is None else decoded.moment
+    indices = wanted.indices(Timeline("The video", kept, times - times[0], held=moment - float(times[-1])))
     if decoded.times is None and len(indices) > 1:
         _warn_assumed(wanted.rate)
-    found = _Choice(wanted, indices, timeline).decoded([decoded.frames[index] for index in sorted(set(indices))])
-    num_frames = max(count_at(float(times[-1]) + decoded.held, wanted.rate), min(decoded.num_frames, 2))
-    return replace(found, num_frames=num_frames, times=None if decoded.times is None else times[indices])
+    return Decoded(
+        tuple(decoded.frames[index] for index in indices),
+        max(count_at(moment, wanted.rate), min(decoded.num_frames, 2)),
+        None if decoded.times is None else times[list(indices)],
+        decoded.moment,
+    )
 
 
 @cache
 def _warn_assumed(rate: float) -> None:
     logger.warning(
         "The frame rate of a video is not known, so %g frames per second are assumed, as the world model reads them: "
-        "give it as fps=… in Python, --video-fps on the command line, or the key fps of a record.",
+        "give it as fps, of a Video or of a record, or as video-fps on the command line.",
         rate,
     )
 
