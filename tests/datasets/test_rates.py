@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.media.motion import TIMES, animated, film, lossless, write_frames
+from tests.media.encoding import animation, encode_video
+from tests.media.motion import TIMES, animated, delays, film, lossless, write_frames
 from tests.tiny import tiny_bases, tiny_config
 from tests.world_models.tiny import TINY_SIZE
 from theworld.datasets.collator import BatchSampling, ChatCollator, IndexedSample
+from theworld.datasets.columns import Fields
 from theworld.datasets.jsonl import JsonlDataset
 from theworld.datasets.multiple_choice import load_questions
 from theworld.datasets.samples import TheWorldDataset
@@ -144,17 +146,19 @@ def true_clip(config: TheWorldConfig, rows: Path) -> np.ndarray:
     [
         {"image": "frames/27.png", "future_frames": names(28, 72), "fps": 48},
         {"image": "frames/27.png", "future_frames": "after.mov"},
+        {"image": "frames/27.png", "future_frames": "after.m4v"},
+        {"image": "frames/27.png", "future_frames": "after.webp"},
         {"image": "frames/27.png", "future_frames": "after", "fps": 48},
         {"video": "frames", "anchor": "27", "fps": 48},
     ],
-    ids=["list", "video", "folder", "later frames of a folder"],
+    ids=["list", "video", "m4v", "WebP", "folder", "later frames of a folder"],
 )
 def test_evaluation_rows(row: dict[str, Any], config: TheWorldConfig, folder: Path) -> None:
-    from tests.media.encoding import encode_video
-    from theworld.datasets.columns import Fields
-
     after = film(TIMES["48 fps"])[28:]
-    (folder / "after.mov").write_bytes(encode_video(after, "mov", "png", "rgb24", per_second=48))
+    for name in ("after.mov", "after.m4v"):
+        (folder / name).write_bytes(encode_video(after, "mov", "png", "rgb24", per_second=48))
+    sixteenths = film(TIMES["16 fps"])[NOW + 1 :]
+    (folder / "after.webp").write_bytes(animation(sixteenths, "WEBP", duration=delays(16, len(sixteenths))))
     if not (folder / "after").exists():
         write_frames(folder / "after", after)
     (folder / "test.jsonl").write_text(json.dumps({**ROW, **row}))

@@ -24,7 +24,7 @@ from theworld.media.video import Video, frame_paths
 LETTERS = "ABCDEFGHIJ"
 SHOWN_FRAMES = SpacedFrames(8)  # what is shown of a video
 FUTURE_FRAMES = FramesAfterNow(128)  # what is read of a true future, at the world model's rate: 32 world steps
-VIDEO_FILES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
+VIDEO_FILES = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".gif", ".apng")
 YES_NO = ("yes", "no")
 HIDDEN_ANSWERS = ("", "hidden", "none", "n/a")
 ALL = "all"  # the task of rows without one
@@ -205,10 +205,11 @@ def read_images(
         return find(value) if isinstance(value, str) else value
 
     def several(value: Any, frames: FrameSelection) -> tuple[Any, ...] | Video:
-        if isinstance(value, str) and (is_video(value) or find(value).is_dir()):
+        is_future = frames is FUTURE_FRAMES
+        if isinstance(value, str) and (is_future or is_video(value) or find(value).is_dir()):  # or a WebP animation
             return Video(find(value), frames, fps=fps)
         entries = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
-        if frames is FUTURE_FRAMES and not any(map(is_video, entries)):
+        if is_future and not any(map(is_video, entries)):
             return Video([image(entry) for entry in entries], frames, fps=fps)
         return tuple(Video(find(entry), frames, fps=fps) if is_video(entry) else image(entry) for entry in entries)
 
