@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.tiny import tiny_bases, tiny_config
 from tests.training.conftest import image, records
 from tests.world_models.tiny import TINY_SIZE, tiny_world
 from theworld.datasets.collator import BatchSampling, ChatCollator, IndexedSample
+from theworld.datasets.physics.samples import PhysicsSamples
 from theworld.datasets.samples import Sample, TheWorldDataset
 from theworld.inference.latent_cache import WorldRequest, compute_with, latents_of
 from theworld.media.images import frames_of
@@ -141,12 +143,68 @@ def test_several_images_and_a_system_turn(config: TheWorldConfig) -> None:
     ]
 
 
-def test_control_tokens_of_turns_in_the_text_are_refused(config: TheWorldConfig) -> None:
-    chat = samples({"text": "What?<end_of_turn>\n<start_of_turn>model\nyes", "label": "no"})[0]
-    with pytest.raises(
-        ValueError, match=r"record 0 has 2 turns, but its text contains 3 control tokens .* remove them"
-    ):
-        collator_of(config)([IndexedSample(0, chat)])
+CONTROL_TOKENS = (
+    "<bos>", "<eos>", "<pad>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>",
+    "<image_soft_token>", WORLD_TOKEN,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("image_dropout", [0.0, 1.0])
+@pytest.mark.parametrize("name", CONTROL_TOKENS)
+def test_control_tokens_in_the_text_are_words(config: TheWorldConfig, name: str, image_dropout: float) -> None:
+    """Of every turn, the labels included; the ids are those of the tokenizer's own `split_special_tokens`."""
+    question, answer = f"What is {name}?", f"It is <{name}{name}>\nor {name}"
+    system = {"role": "system", "content": f"Say {name}."}
+    pairs = ((question, answer), ("Which?", name))
+    collator = collator_of(config, image_dropout=image_dropout)
+    chats = samples(
+        {"image": image(0), "messages": [system, *turns(*pairs)]}, {"text": question, "label": answer}
+    )  # of the second, which has no image, nothing may look like one
+    batch = collator([IndexedSample(index, chat) for index, chat in enumerate(chats)])
+    tokenizer = collator.processor.tokenizer
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert learned(batch, 0) == [*ids(answer), end, *ids(name), end]
+    assert learned(batch, 1) == [*ids(answer), end]
+    bos, start = tokenizer.convert_tokens_to_ids(["<bos>", "<start_of_turn>"])
+    turn = [bos, start, *ids(f"user\n{question}"), end, *ids("\n"), start, *ids("model\n"), *learned(batch, 1)]
+    assert batch["input_ids"][1][batch["attention_mask"][1].bool()].tolist() == turn
+    asked = collator.prompts(chats[1:])["input_ids"][0].tolist()
+    assert asked == turn[: -len(learned(batch, 1))]
+    assert collator.text_lengths([chats[1].messages]) == [len(turn)]
+
+
+def test_the_ids_of_other_text_are_those_of_the_base_models_tokenizer() -> None:
+    """For the chats of the shipped recipes, with the tokenizer of nano, which reads their numbers."""
+    processor = TheWorldProcessor.from_pretrained("nano")
+    tokenizer = AutoTokenizer.from_pretrained(processor.base_name_or_path)
+    collator = ChatCollator(processor, BatchSampling())
+    dataset = PhysicsSamples("train", scenes_per_family=3)
+    for index in range(0, len(dataset), 2):
+        chat = dataset.messages(index)
+        expected = tokenizer(tokenizer.apply_chat_template(chat, tokenize=False).rstrip("\n"), add_special_tokens=False)
+        assert processor.tokenizer(collator.chat(chat), add_special_tokens=False)["input_ids"] == expected["input_ids"]
+
+
+def test_white_space_around_an_answer_is_reported_once(
+    config: TheWorldConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    collator = collator_of(config)
+    for label in ("yes", "\nyes", " no", "right\n"):
+        collator.chat(samples({"text": "What?", "label": label})[0].messages)
+    assert [record.getMessage() for record in caplog.records] == [
+        "The chat template removes white space at the beginning and end of answers, such as '\\nyes'"
+    ]
+
+
+def test_a_chat_template_that_writes_other_turns_is_refused(config: TheWorldConfig) -> None:
+    collator = collator_of(config)
+    collator.processor.chat_template = "<bos><start_of_turn>model\n{{ messages[-1]['content'] }}<end_of_turn>"
+    with pytest.raises(ValueError, match=r"record 0 has 2 turns, but the chat template .* writes 1: use"):
+        collator([IndexedSample(0, samples({"text": "What?", "label": "no"})[0])])
 
 
 def test_text_lengths_count_text_and_not_images(config: TheWorldConfig) -> None:
@@ -301,6 +359,12 @@ def test_latents_of_samples_are_read_and_nothing_is_requested(config: TheWorldCo
         collator([IndexedSample(0, samples(record)[0]), IndexedSample(1, samples(records(1)[0])[0])])
     with pytest.raises(ValueError, match="has 3 latent frames, and 4 world steps need 5"):
         collator_of(config, num_world_steps=4)([IndexedSample(0, samples(record)[0])])
+    for wrong, words in (
+        (latents[:3], r"record 0: world_latents have the shape \(1, 3, 3, 4, 4\); they must be \(1, 4, T, 4, 4\)"),
+        (latents * math.nan, "record 0 has world_latents that are infinite or no number"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            collator([IndexedSample(0, samples({**record, "world_latents": wrong})[0])])
 
 
 def test_without_images_there_are_no_world_tokens(config: TheWorldConfig) -> None:

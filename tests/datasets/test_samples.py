@@ -6,18 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import imageio.v3 as iio
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.media.encoding import encode_video
 from tests.training.conftest import image
 from theworld import TheWorldDataset
+from theworld.datasets.collator import load_sample_images
+from theworld.datasets.hub import load_split, mapped, streamed
 from theworld.datasets.jsonl import JsonlDataset
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
 from theworld.datasets.physics.practice import scan_questions
 from theworld.datasets.physics.samples import PhysicsSamples
-from theworld.datasets.samples import Sample, chat_of, conversation
+from theworld.datasets.samples import FieldMapping, HFDatasetWrapper, Sample, chat_of, class_names, conversation
 from theworld.media.selection import FramesAfterNow
 from theworld.media.video import Video
 
@@ -64,6 +68,9 @@ def turn(role: str, text: str = "a") -> dict[str, Any]:
         ({**PLAIN, "world_latents": [[1.0]]}, "has a world_latents of type list: pass a tensor"),
         ({**PLAIN, "image": image(0), "images": [image(0)]}, "has image and images"),
         ({**PLAIN, "label": " "}, "has an empty answer"),
+        ({**PLAIN, "label": "\ud83d"}, "has '\\ud83d', which is no valid Unicode (surrogates not allowed): fix it"),
+        ({**PLAIN, "text": "\udc80"}, "which is no valid Unicode"),
+        ({**PLAIN, "world_prompt": "\udc80"}, "which is no valid Unicode"),
         ({**PLAIN, "messages": []}, "has both messages and text or label"),
         ({"messages": []}, "has turns of no role"),
         ({"messages": "hello"}, "has messages that are not a list of turns"),
@@ -88,6 +95,72 @@ def test_samples_pass_unchanged() -> None:
     sample = Sample(conversation(0, [("a", "b")]))
     assert TheWorldDataset([sample])[0] is sample
     assert TheWorldDataset([sample]).messages(0) is sample.messages
+
+
+# -------------------------------------------------------------------------------------------- Hugging Face datasets
+
+CLASSES, TEXT = datasets.ClassLabel(names=["cat", "dog"]), datasets.Value("string")
+
+
+def columns(label: Any, kind: Any = TEXT, text: Any = "What?") -> datasets.Dataset:
+    """Two rows with this question and label."""
+    features = datasets.Features({"text": TEXT, "label": kind})
+    return datasets.Dataset.from_dict({"text": [text] * 2, "label": [label] * 2}, features=features)
+
+
+@pytest.mark.parametrize(
+    ("label", "kind", "learned"),
+    [
+        (1, CLASSES, "dog"),
+        (0, CLASSES, "cat"),
+        (7, datasets.Value("int64"), "7"),
+        (1.5, datasets.Value("float32"), "1.5"),
+    ],
+)
+def test_labels_of_a_dataset_are_texts(label: Any, kind: Any, learned: str) -> None:
+    split = columns(label, kind)
+    wrapped = HFDatasetWrapper(split, image_key="")
+    assert wrapped[1].answers() == [learned] == [wrapped.messages(1)[-1]["content"]]
+    asked = FieldMapping("", label_key="label", question_template="Is it {label}?", classes=class_names(split.features))
+    assert asked.question(split[1]) == f"Is it {learned}?"
+    stream = streamed(split.to_iterable_dataset(), FieldMapping(""))
+    assert [sample.answers() for sample, _ in stream.epoch() if sample][1] == [learned]
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        (columns(None), "the column 'label' is empty: leave such rows out"),
+        (columns(-1, CLASSES), "the column 'label' is empty"),
+        (columns(float("nan"), datasets.Value("float32")), "the column 'label' is empty"),
+        (columns(["a", "b"], datasets.List(TEXT)), "has ['a', 'b'], of type list: name a column of"),
+        (columns(True, datasets.Value("bool")), "has True, of type bool: name a column of"),
+        (columns("a", text=None), "the column 'text' is empty"),
+        (columns(" "), "has an empty answer"),
+    ],
+)
+def test_a_row_without_an_answer_is_named(split: datasets.Dataset, words: str) -> None:
+    """Whether the dataset is checked before a run, or a stream comes to the row."""
+    wrapped = HFDatasetWrapper(split, image_key="")
+    for read in (wrapped.messages, wrapped.__getitem__):
+        with pytest.raises(ValueError, match="row 1") as error:
+            read(1)
+        assert words in str(error.value)
+    with pytest.raises(ValueError, match="streamed row 0") as error:
+        list(streamed(split.to_iterable_dataset(), FieldMapping("")))
+    assert words in str(error.value)
+
+
+def test_the_folders_of_images_are_their_labels(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.fromarray(image(0)).save(tmp_path / "train" / name / "0.png")
+    fields = FieldMapping(question_template="What is it?")
+    for samples in (
+        mapped(load_split(str(tmp_path), "train"), fields),
+        streamed(load_split(str(tmp_path), "train", streaming=True), fields),
+    ):
+        assert [sample.answers() for sample in samples] == [["cat"], ["dog"]]
 
 
 # ------------------------------------------------------------------------------------------------------- JSON Lines
@@ -146,6 +219,11 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
         ({"weight": 1, **PLAIN}, ", fps, world_latents, world_prompt, video, now, stride, past."),
         ('{"text": "a", "label": "b", "label": "c"}', "line 2 is not valid JSON (the key 'label' occurs twice): fix"),
         ('{"messages": [{"role": "user", "role": "user"}]}', "line 2 is not valid JSON (the key 'role' occurs twice)"),
+        (
+            '{"text": "\\ud83d", "label": "b"}',
+            "line 2 is not valid JSON ('utf-8' codec can't encode character '\\ud83d'",
+        ),
+        ('{"text": "a", "label": "b", "image": "\\uD83D.png"}', "line 2 is not valid JSON ('utf-8' codec can't encode"),
         ("[" * 100000, "line 2 is not valid JSON (maximum recursion depth"),
         ('{"text": "\udcff", "label": "b"}', "line 2 is not valid JSON ('utf-8' codec can't decode byte 0xff"),
         ({"image": None, **PLAIN}, "line 2: image is null: give it a value, or remove the key"),
@@ -224,6 +302,16 @@ def test_a_video_that_is_too_short_or_none(tmp_path: Path, record: dict[str, Any
     with pytest.raises(ValueError, match=".") as error:  # noqa: RUF043
         dataset[0].images[0].load()
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["video", "frames"])
+def test_a_video_without_its_index_names_the_line(tmp_path: Path, key: str) -> None:
+    """An MP4 whose end is missing, where its index is."""
+    whole = encode_video([image(number) for number in range(8)])
+    (tmp_path / "cut.mp4").write_bytes(whole[: whole.rindex(b"moov")])
+    dataset = JsonlDataset(write(tmp_path, {key: "cut.mp4", **PLAIN}))
+    with pytest.raises(ValueError, match=r"data\.jsonl line 1: '.*cut\.mp4' is damaged or cut short"):
+        load_sample_images(dataset[0])
 
 
 # ---------------------------------------------------------------------------------------------------------- physics

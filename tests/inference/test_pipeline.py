@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,39 @@ def test_several_images_in_one_question(model: TheWorld) -> None:
     inputs = model.prepare([pixels(0), pixels(1)], QUESTION)
     assert inputs["pixel_values"].shape[0] == 2
     assert inputs["world_frames"].shape[0] == 1, "world_images='first' imagines the first image only"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda latents: latents.numpy(), r"have the type ndarray; pass a tensor \((1|n), 4, T, (4, 4|h, w)\)\."),
+        (
+            lambda latents: latents[:, :3],
+            r"have (the )?shape \(1, 3, 3, 4, 4\); they must be \((1|n), 4, T, (4, 4|h, w)\)",
+        ),
+        (lambda latents: latents[0], r"have (the )?shape \(4, 3, 4, 4\)"),
+        (lambda latents: latents.int(), r"are torch\.int32; they must be floats"),
+    ],
+)
+def test_latents_that_are_none_are_refused(model: TheWorld, change: Callable[[Any], Any], words: str) -> None:
+    latents = change(model.imagine(pixels(), 2))
+    for mode in ("tokens", "frames"):
+        with pytest.raises(ValueError, match=f"^world_latents {words}"):
+            model.generate(pixels(), QUESTION, 5, world_latents=latents, mode=mode)
+    with pytest.raises(ValueError, match=f"^world_latents {words}"):
+        model.model.world_tokens(world_latents=latents)
+    with pytest.raises(ValueError, match=f"^latents {words}"):
+        model.decode(latents)
+
+
+def test_latents_of_another_grid_or_number_of_images_are_refused(model: TheWorld) -> None:
+    """Mode `frames` would show them, or only the first."""
+    latents = model.imagine(pixels(), 2)
+    for wrong in (latents[..., :2], latents.repeat(2, 1, 1, 1, 1)):
+        with pytest.raises(
+            ValueError, match=r"world_latents have the shape .* must be \(1, 4, T, 4, 4\), as `imagine`"
+        ):
+            model.generate(pixels(), QUESTION, 5, world_latents=wrong, mode="frames")
 
 
 def test_imagined_latents_can_be_given_back(model: TheWorld) -> None:

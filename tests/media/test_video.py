@@ -183,6 +183,15 @@ def test_frames_of_a_folder_are_in_natural_order(tmp_path: Path) -> None:
     one_sentence(error)
 
 
+def test_frames_of_a_folder_have_one_size(tmp_path: Path) -> None:
+    for number, size in enumerate((16, 16, 8)):
+        Image.new("RGB", (size, 16)).save(tmp_path / f"{number}.png")
+    assert len(Video(tmp_path, StridedFrames(), until="1").frames) == 2
+    with pytest.raises(ValueError, match="has frames of 8 x 16 and 16 x 16 pixels: the frames of a video") as error:
+        Video(tmp_path, StridedFrames()).load()
+    assert str(tmp_path) in one_sentence(error)
+
+
 # --- memory ---
 
 MEASURE = """

@@ -34,6 +34,18 @@ def change(parameters: list[torch.nn.Parameter]) -> None:
     parameters[0].view(-1)[-1] += 1.0  # one weight of one tensor
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_weights_that_are_no_numbers_are_not_saved(bases: dict[str, str], tmp_path: Path, full: bool) -> None:
+    model = build(bases)
+    with torch.no_grad():
+        model.model.projector.row.view(-1)[3] = float("nan")
+    with pytest.raises(
+        ValueError, match=r"^projector\.row has values that are infinite or no number, so nothing is sav"
+    ):
+        model.save_pretrained(tmp_path / "model", full=full)
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize("part", ["projector", "lora", "vision", "language", "vae_encoder"])
 def test_a_part_that_changed_is_saved_also_when_it_is_frozen(bases: dict[str, str], tmp_path: Path, part: str) -> None:
     model = build(bases, lora=2)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 from typer.testing import CliRunner
 
 from tests.evaluation.tiny_family import tiny_family
@@ -102,6 +103,45 @@ def test_a_new_fusion_reads_each_config_once(family: Path, opened: Counter[Path]
     assert opened[(bases / "gemma" / "config.json").resolve()] == 1
     assert opened[(bases / "cosmos" / "transformer" / "config.json").resolve()] == 1
     assert set(opened.values()) == {1}, opened
+
+
+def with_tokens(family: Path, folder: Path, *tokens: str) -> Path:
+    """A copy of the tiny Gemma whose tokenizer has more tokens."""
+    gemma = shutil.copytree(family / "bases" / "gemma", folder)
+    tokenizer = AutoTokenizer.from_pretrained(gemma)
+    tokenizer.add_tokens(list(tokens), special_tokens=True)
+    tokenizer.save_pretrained(gemma)
+    return gemma
+
+
+def test_a_gemma_with_more_tokens_is_fused_at_the_next_free_row(family: Path, image: Path, tmp_path: Path) -> None:
+    gemma = with_tokens(family, tmp_path / "gemma", "<tool_call>", "</tool_call>")
+    world = str(family / "bases" / "cosmos")
+    model = TheWorld(gemma, 1, world, world_image_size=TINY_SIZE, device="cpu")
+    assert model.config.world_token_id == model.config.vlm_config.image_token_id + 3
+    assert run("doctor", gemma, "--world-model", world) == 0
+    model.save_pretrained(tmp_path / "adapter")
+    saved = json.loads((tmp_path / "adapter" / "config.json").read_text())
+    assert saved["world_token_id"] == model.config.world_token_id
+    loaded = TheWorld.from_pretrained(tmp_path / "adapter", device="cpu")
+    asked = loaded.prepare(image, QUESTION, num_world_steps=1)["input_ids"]
+    assert int((asked == saved["world_token_id"]).sum()) == loaded.config.world_token_count(1)
+    assert resolve_model(gemma, world_model=world, world_token_id=320).config.world_token_id == 320
+
+
+def test_a_gemma_without_a_free_row(family: Path, tmp_path: Path) -> None:
+    """`doctor` says what loading says, and what it advises works."""
+    gemma = with_tokens(family, tmp_path / "gemma", *(f"<{number}>" for number in range(7)))
+    world = str(family / "bases" / "cosmos")
+    with pytest.raises(ValueError, match=r"All 323 rows .* are used, .*: save it again with .*\(324\)") as error:
+        TheWorld(gemma, 1, world, device="cpu")
+    result = CliRunner().invoke(app, ["doctor", str(gemma), "--world-model", world, "--json"])
+    assert result.exit_code == 1
+    assert str(error.value) in [one["text"] for one in json.loads(result.stdout)["findings"]]
+    larger = AutoModelForImageTextToText.from_pretrained(gemma)
+    larger.resize_token_embeddings(324)
+    larger.save_pretrained(gemma)
+    assert TheWorld(gemma, 1, world, world_image_size=TINY_SIZE, device="cpu").config.world_token_id == 323
 
 
 def test_a_checkpoint_inside_a_model_is_resolved(family: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.training.conftest import load, records
 from theworld.storage.hub import hub_answers
 from theworld.training import recipe
 from theworld.training.config import TrainingConfig
+from theworld.training.push import local_bases
 
 Settings = Callable[..., TrainingConfig]
 
@@ -94,3 +95,13 @@ def test_an_invalid_repository_name(settings: Settings, monkeypatch: pytest.Monk
         server.use(monkeypatch, tmp_path, ACCEPTED)
         said = refusal(settings(push_to_hub=True, hub_model_id="me/mine/too"))
     assert "hub_model_id 'me/mine/too' is not a valid repository name" in said
+
+
+def test_bases_that_only_this_machine_has(tmp_path: Path) -> None:
+    on_hub = {"vlm_name_or_path": "google/gemma-3-4b-it", "world_name_or_path": "nvidia/Cosmos-Predict2-2B-Video2World"}
+    shipped = {"vlm_name_or_path": "nano/gemma", "world_name_or_path": "nano/cosmos"}
+    assert local_bases(on_hub) == local_bases(shipped) == []
+    (world,) = local_bases({**on_hub, "world_name_or_path": "/gone/cosmos"})
+    assert world.startswith("world_name_or_path is /gone/cosmos, a folder of this machine")
+    assert local_bases({**on_hub, "world_name_or_path": str(tmp_path), "enable_world": False}) == []
+    assert len(local_bases({"vlm_name_or_path": str(tmp_path), "world_name_or_path": "./world"})) == 2

@@ -412,3 +412,40 @@ def test_samples_without_a_true_future_are_counted(
     none = settings(true_futures=share, num_world_steps=0)
     recipe.index_samples(none, lambda _: (chats, None), recipe.new_collator(none, describe(none)))
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("save_steps", "kept"), [(1, "checkpoint-1"), (100, None)])
+def test_a_run_that_diverges_ends_with_an_error(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, save_steps: int, kept: str | None
+) -> None:
+    """At the next checkpoint or the next loss that is logged; what was saved before stays."""
+    one_step = recipe.TheWorldTrainer.training_step
+
+    def diverging(self: recipe.TheWorldTrainer, model: torch.nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        loss = one_step(self, model, *arguments, **keywords)
+        if self.state.global_step == 1:
+            next(p for p in model.parameters() if p.grad is not None).grad.fill_(math.nan)
+        return loss
+
+    monkeypatch.setattr(recipe.TheWorldTrainer, "training_step", diverging)
+    config = settings(max_steps=9, save_steps=save_steps)
+    with pytest.raises(
+        ValueError, match=r"^projector\.\S+ has values that are infinite or no number, .* diverged\. Res"
+    ):
+        recipe.train(config, load())
+    last = find_last_checkpoint(config.output_dir)
+    assert (None if last is None else last.name) == kept
+    assert not (Path(config.output_dir) / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["datacomp_test", "smoke_test"])
+def test_the_first_step_of_a_short_config_trains(settings: Settings, name: str) -> None:
+    """Their runs may have no second one, so that a warm-up would train nothing."""
+    file = json.loads((Path(__file__).parents[2] / "configs" / f"{name}.json").read_text())
+    shared = {
+        key: file[key] for key in ("warmup_steps", "learning_rate", "lr_scheduler", "num_world_steps") if key in file
+    }
+    config = settings(**shared, max_steps=1)
+    before = build_model(config, describe(config)).state_dict()
+    trained = load_file(recipe.train(config, load()) / "model.safetensors")
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in trained.items())

@@ -170,10 +170,14 @@ def test_a_transient_fault_is_repeated(hub: LoopbackHub, settings: Settings) -> 
     assert "| 3 | `loss` | " in hub.repositories["me/mine"]["README.md"].decode(), "the final model has its metrics"
 
 
-def test_a_public_repository_is_not_taken_for_a_private_one(hub: LoopbackHub, settings: Settings) -> None:
+def test_a_public_repository_is_not_taken_for_a_private_one(
+    hub: LoopbackHub, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
     hub.repositories = {"me/mine": {}}
     with pytest.raises(ValueError, match="me/mine exists and is public, but it was to be private"):
         recipe.train(pushing(settings, hub_private_repo=True), load())
+    for key, name in (("model_name", "vlm_name_or_path"), ("cosmos_model_name", "world_name_or_path")):
+        assert f"Train with the Hub id of the base ({key}), or write it into {name} in config.json." in caplog.text
 
 
 def test_push_says_what_is_wrong(
@@ -195,6 +199,9 @@ def test_push_says_what_is_wrong(
     assert "use one of them" in refusal(tmp_path / "run", "me/mine", "--last-checkpoint", "--all-checkpoints")
     monkeypatch.setenv("HF_TOKEN", OTHER_ACCOUNT)
     said = refusal(tmp_path / "run", "me/mine")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    for key in ("vlm_name_or_path", "world_name_or_path"):
+        assert f"Note: {key} is {config[key]}, a folder of this machine: elsewhere the pushed" in said
     assert "The Hub does not let this token write to me/mine (403)" in said
     assert "push_to_hub" not in said
 

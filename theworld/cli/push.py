@@ -32,11 +32,14 @@ def push(
         raise ValueError("--last-checkpoint and --all-checkpoints were both given; use one of them.")
     if not Path(folder).is_dir():
         raise ValueError(f"There is no folder {folder!r}; name a trained model.")
+    from theworld.storage.hub import read_json
     from theworld.training.card import model_card
-    from theworld.training.push import check_token, make_repository
+    from theworld.training.push import check_token, local_bases, make_repository
     from theworld.training.uploads import NotPushed, push, run_files
 
     model_card(Path(folder), repository)  # refuses what is no model
+    for problem in local_bases(read_json(folder)):
+        say(f"Note: {problem}")
     strategy = "checkpoint" if last else "all_checkpoints" if every else "end"
     check_token("Uploading", "or upload it later")
     make_repository(repository, private, "or upload it later")

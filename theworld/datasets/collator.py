@@ -9,8 +9,8 @@ Shapes: B samples, L tokens, n images with a world block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from theworld.datasets.samples import Message, Sample
+from theworld.datasets.samples import Message, Sample, naming
 from theworld.inference.latent_cache import LatentCache, WorldRequest
-from theworld.inference.prompting import TURN, Turns
+from theworld.inference.prompting import ANSWER_OPENING, Turns
 from theworld.media.images import load_images, stack_pixels
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
 from theworld.media.video import Video
-from theworld.model.processing import WORLD_TOKEN, TheWorldProcessor, content_seed
+from theworld.model.configuration import TheWorldConfig
+from theworld.model.processing import TheWorldProcessor, content_seed
+from theworld.model.spec import WORLD_TOKEN
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class ChatCollator:
         self.cache = cache
         self.world_prompt = world_prompt
         self.turns = Turns(processor.tokenizer)
+        self.trims_answers = False  # whether the chat template was seen to do so, which is logged once
 
     def normalize(self, pixel_values: Tensor) -> Tensor:
         """Pixels (images, 3, H, W) uint8 as Gemma's processor normalises them, float32, on their device."""
@@ -115,11 +120,32 @@ class ChatCollator:
 
     def chat(self, messages: Sequence[Message]) -> str:
         """A complete chat as text, up to the end of the last answer's turn."""
-        return str(self.processor.apply_chat_template(list(messages))).rstrip("\n")
+        chat = self.in_words(messages)
+        text = str(self.processor.apply_chat_template(chat)).rstrip("\n")
+        for answer in [message["content"] for message in chat if message["role"] == "assistant"]:
+            if not self.trims_answers and answer != answer.strip() and ANSWER_OPENING + answer not in text:
+                self.trims_answers = True
+                logger.warning(
+                    "The chat template removes white space at the beginning and end of answers, such as %.80r", answer
+                )
+        return text
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """A chat as text, up to the beginning of its last answer."""
-        return str(self.processor.apply_chat_template(list(messages[:-1]), add_generation_prompt=True))
+        return str(self.processor.apply_chat_template(self.in_words(messages[:-1]), add_generation_prompt=True))
+
+    def in_words(self, messages: Sequence[Message]) -> list[Message]:
+        """A chat whose texts are encoded as words, also where they name control tokens."""
+        words = self.processor.as_words
+        chat = []
+        for message in messages:
+            content = message["content"]
+            if isinstance(content, str):
+                content = words(content)
+            else:
+                content = [{**part, "text": words(part["text"])} if "text" in part else part for part in content]
+            chat.append({**message, "content": content})
+        return chat
 
     def text_lengths(self, chats: Sequence[Sequence[Message]]) -> list[int]:
         """Text tokens of each chat; an image counts as its one placeholder."""
@@ -131,15 +157,15 @@ class ChatCollator:
         """Labels (B, L): the ids of each answer and its end of turn, -100 elsewhere.
 
         Raises:
-            ValueError: if the text of a chat contains control tokens of turns, which would change its turns.
+            ValueError: if the chat template writes other turns than the chat has.
         """
         for ids, sample in zip(input_ids.tolist(), samples, strict=True):
             turns = [message["role"] for message in sample.messages if message["role"] != "system"]
             found = self.turns.count(ids)
             if found != len(turns) or len(self.turns.answers(ids)) != turns.count("assistant"):
                 raise ValueError(
-                    f"{sample.origin} has {len(turns)} turns, but its text contains {found} control tokens of turns "
-                    f"({TURN}): remove them from the text."
+                    f"{sample.origin} has {len(turns)} turns, but the chat template of the language model writes "
+                    f"{found}: use the template of Gemma 3."
                 )
         return self.turns.labels(input_ids)
 
@@ -219,7 +245,7 @@ class ChatCollator:
             Gemma's inputs, (B, L) int64 and `pixel_values` (images, 3, H, W) uint8; and with the world model
             `world_requests`, one per image that it reads, or their latents `world_latents` (n, C, P + 1 + N, h, w).
         """
-        images = [self.load_images(sample) for sample in samples]
+        images = [load_sample_images(sample, self.processor.config.read_video) for sample in samples]
         shown, texts = list(images), list(texts)
         for row, sample in enumerate(samples):
             if world_on and (sample.hide_images or not images_on):
@@ -243,15 +269,6 @@ class ChatCollator:
         if world_on and any(images):
             self.add_world(batch, samples, images, steps, seed, true)
         return batch
-
-    def load_images(self, sample: Sample) -> list[ImageOrVideo]:
-        """Decodes the images of a sample, and its videos as the world model reads them.
-
-        Raises:
-            ValueError: if one cannot be read; the message names the sample.
-        """
-        with naming(sample):
-            return group_images(list(sample.images), "", self.processor.config.read_video)[0]
 
     def with_world(self, images: Sequence[ImageOrVideo]) -> list[ImageOrVideo]:
         """The images of one sample that have a world block."""
@@ -284,7 +301,9 @@ class ChatCollator:
                 "Some samples of a batch have world_latents and others do not: give them to all or to none."
             )
         if any(given) and not self.sampling.constant_world:
-            batch["world_latents"] = torch.stack([given_latents(sample, steps) for sample in samples if sample.images])
+            config = self.processor.config
+            latents = [given_latents(sample, steps, config) for sample in samples if sample.images]
+            batch["world_latents"] = torch.stack(latents)
             return
         past = self.processor.num_past_steps([image for entry in images for image in self.with_world(entry)])
         if past:
@@ -318,7 +337,9 @@ class ChatCollator:
         ]
         future = self.true_future(sample, steps) if true and steps else None
         if future is not None:
-            requests[0] = WorldRequest(self.pixels([*self.processor.frames_of(with_world[0]), *future]), 0, 0)
+            clip = [*self.processor.frames_of(with_world[0]), *future]
+            with naming(sample.origin):
+                requests[0] = WorldRequest(self.pixels(clip), 0, 0)
         elif sample.past_frames is not None and not steps:
             requests[0] = self.past_request(sample, with_world[0])
         return requests
@@ -333,7 +354,7 @@ class ChatCollator:
             return None
         config = self.processor.config
         count = config.num_pixel_frames(steps) - 1
-        with naming(sample):
+        with naming(sample.origin):
             future = config.read_future(sample.future_frames, count)
         if isinstance(sample.future_frames, Video) and not future:
             return None
@@ -360,7 +381,8 @@ class ChatCollator:
             after = config.read_future(after, factor * config.max_world_steps)
         clip = [*sample.past_frames, image, *after[: len(after) // factor * factor]]
         # the complete clip, so that all of its moments are encoded at once
-        return WorldRequest(self.pixels(clip), 0, 0, moment=len(sample.past_frames) // factor)
+        with naming(sample.origin):
+            return WorldRequest(self.pixels(clip), 0, 0, moment=len(sample.past_frames) // factor)
 
     def pixels(self, clip: Sequence[Any]) -> Tensor:
         """Images in any form as pixels (F, S, S, 3) uint8."""
@@ -370,7 +392,7 @@ class ChatCollator:
         """Every request that a run may make for a sample, for a cache; `deterministic` for evaluation."""
         if sample.world_latents is not None or self.sampling.constant_world or not self.processor.config.enable_world:
             return []
-        images = self.load_images(sample)
+        images = load_sample_images(sample, self.processor.config.read_video)
         sampling = self.sampling.deterministic() if deterministic else self.sampling
         requests = []
         for steps in sampling.steps() if sample.num_world_steps is None else (sample.num_world_steps,):
@@ -382,13 +404,14 @@ class ChatCollator:
         return requests
 
 
-@contextmanager
-def naming(sample: Sample) -> Iterator[None]:
-    """Makes the errors of reading a sample's files name the sample."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(f"{sample.origin}: {error}") from error
+def load_sample_images(sample: Sample, read_video: Callable[[Video], Video] = Video.load) -> list[ImageOrVideo]:
+    """Decodes the images and videos of a sample; `read_video` as in `group_images`.
+
+    Raises:
+        ValueError: if one cannot be read; the message names the sample.
+    """
+    with naming(sample.origin):
+        return group_images(list(sample.images), "", read_video)[0]
 
 
 def short_future(origin: str, known: int, steps: int, wanted: int) -> str:
@@ -399,13 +422,17 @@ def short_future(origin: str, known: int, steps: int, wanted: int) -> str:
     )
 
 
-def given_latents(sample: Sample, steps: int) -> Tensor:
+def given_latents(sample: Sample, steps: int, config: TheWorldConfig) -> Tensor:
     """The latents (C, 1 + steps, h, w) that come with a sample.
 
     Raises:
-        ValueError: if it has fewer latent frames.
+        ValueError: if they do not fit the model, have fewer frames, or are no numbers.
     """
     assert sample.world_latents is not None
+    with naming(sample.origin):
+        config.check_world_latents(sample.world_latents[None], 1)
+    if not sample.world_latents.isfinite().all():
+        raise ValueError(f"{sample.origin} has world_latents that are infinite or no number: compute them again.")
     if sample.world_latents.shape[1] < 1 + steps:
         raise ValueError(
             f"{sample.origin} has {sample.world_latents.shape[1]} latent frames, and {steps} world steps need "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from theworld.datasets.samples import FieldMapping, HFDatasetWrapper
+from theworld.datasets.samples import FieldMapping, HFDatasetWrapper, class_names
 from theworld.datasets.streams import StreamedSamples
 
 
@@ -51,5 +51,5 @@ def streamed(
     fields.check(split.column_names)
     # images are decoded when a sample is made, since a block of rows waits in memory
     rows = split.decode(False) if split.features is not None else split
-    read = partial(map, fields.record)
-    return StreamedSamples(rows, read, limit=limit, origin="streamed row", shuffle=shuffle, seed=seed)
+    record = replace(fields, classes=class_names(split.features)).record
+    return StreamedSamples(rows, limit=limit, origin="streamed row", shuffle=shuffle, seed=seed, record=record)

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from theworld.datasets.samples import Message, Sample, TheWorldDataset, chat_of, to_sample
+from theworld.datasets.samples import Message, Sample, TheWorldDataset, chat_of, naming, to_sample
 from theworld.media.selection import FramesAfterNow, FramesUntilNow, seconds_of
 from theworld.media.video import Video
 
@@ -87,10 +87,8 @@ class JsonlDataset(TheWorldDataset):
         future = Video(path, FramesAfterNow(stride=step, rate=rate), fps=fps, at=now)
         if past:
             return {"frames": seen, "future_frames": future}
-        try:
+        with naming(where):
             return {"image": seen.load().now, "future_frames": future}
-        except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"{where}: {error}") from error
 
 
 def check_video(record: Mapping[str, Any], where: str) -> None:
@@ -171,6 +169,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 record = json.loads(line.decode("utf-8"), object_pairs_hook=with_unique_keys)
+                if b"\\ud" in line.lower():  # half of a surrogate pair can be written as an escape, and not encoded
+                    json.dumps(record, ensure_ascii=False).encode("utf-8")
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path} line {number} is not valid JSON ({error}): fix or remove it.") from error
             if not isinstance(record, dict):

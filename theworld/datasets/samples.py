@@ -6,10 +6,15 @@ Datasets are sequences of samples. `TheWorldDataset` makes them from records (di
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from torch import Tensor
@@ -159,8 +164,11 @@ class HFDatasetWrapper(SampleDataset):
         label_key: the column of the answer.
         question_template: the question, if the dataset has none; `{name}` is replaced by the cell of that column.
 
+    Questions and answers are texts, numbers, or class labels, of which the model learns the names.
+
     Raises:
-        ValueError: if the dataset does not have a column; the message lists those it has.
+        ValueError: if the dataset does not have a column; the message lists those it has. When a row is read, if it has
+            no question or no answer; the message names the row.
     """
 
     def __init__(
@@ -171,7 +179,7 @@ class HFDatasetWrapper(SampleDataset):
         label_key: str = "label",
         question_template: str | None = None,
     ) -> None:
-        self.fields = FieldMapping(image_key, text_key, label_key, question_template)
+        self.fields = FieldMapping(image_key, text_key, label_key, question_template, class_names(dataset.features))
         self.fields.check(dataset.column_names)
         self.dataset = dataset
         self._words = dataset.select_columns([name for name in dataset.column_names if name not in self.fields.images])
@@ -180,24 +188,50 @@ class HFDatasetWrapper(SampleDataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        return to_sample(self.fields.record(self.dataset[index]), f"row {index}")
+        with naming(f"row {index}"):
+            record = self.fields.record(self.dataset[index])
+        return to_sample(record, f"row {index}")
 
     def num_future_frames(self, index: int) -> int:
         return 0
 
     def messages(self, index: int) -> list[Message]:
         row = self._words[index]  # reading it does not decode an image
-        return conversation(0, [(self.fields.question(row), self.fields.answer(row))])
+        with naming(f"row {index}"):
+            messages = conversation(0, [(self.fields.question(row), self.fields.answer(row))])
+        check_chat(messages, 0, f"row {index}")
+        return messages
+
+
+def class_names(features: Mapping[str, Any] | None) -> dict[str, list[str]]:
+    """The names of the classes of each column of class labels, of the features of a `datasets.Dataset`."""
+    from datasets import ClassLabel
+
+    return {name: kind.names for name, kind in (features or {}).items() if isinstance(kind, ClassLabel)}
+
+
+@contextmanager
+def naming(origin: str) -> Iterator[None]:
+    """Makes errors inside begin with where they come from."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{origin}: {error}") from error
 
 
 @dataclass(frozen=True)
 class FieldMapping:
-    """Which columns are image, question and answer; see `HFDatasetWrapper`."""
+    """Which columns are image, question and answer; see `HFDatasetWrapper`.
+
+    Attributes:
+        classes: the names of the classes of each column of class labels.
+    """
 
     image_key: str = "image"
     text_key: str = "text"
     label_key: str = "label"
     question_template: str | None = None
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -214,24 +248,60 @@ class FieldMapping:
 
     def question(self, row: Mapping[str, Any]) -> str:
         if self.question_template is None:
-            return str(row[self.text_key])
+            return self.text(row, self.text_key)
         fields = {key: row[key] for key in row if key not in self.images}
+        for key in self.template_keys:  # numbers stay numbers, which a template may format
+            if key in fields and (key in self.classes or not is_number(fields[key])):
+                fields[key] = self.text(row, key)
         try:
             return self.question_template.format(**fields)
         except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(
-                f"question_template {self.question_template!r} cannot be filled in ({error}); the fields are "
-                f"{', '.join(fields)}."
-            ) from error
+            raise self._not_filled(error, fields) from error
+
+    @cached_property
+    def template_keys(self) -> set[str]:
+        """The columns that `question_template` shows as they are."""
+        try:
+            return {name for _, name, _, _ in Formatter().parse(self.question_template or "") if name}
+        except ValueError as error:
+            raise self._not_filled(error) from error
+
+    def _not_filled(self, error: Exception, fields: Iterable[str] = ()) -> ValueError:
+        known = f"; the fields are {', '.join(fields)}" if fields else ""
+        return ValueError(f"question_template {self.question_template!r} cannot be filled in ({error}){known}.")
 
     def answer(self, row: Mapping[str, Any]) -> str:
-        return str(row[self.label_key])
+        return self.text(row, self.label_key)
+
+    def text(self, row: Mapping[str, Any], name: str) -> str:
+        """The text of a cell, or the name of its class.
+
+        Raises:
+            ValueError: if the cell is empty or holds anything else.
+        """
+        value, classes = row[name], self.classes.get(name)
+        if classes is not None and isinstance(value, Integral):
+            value = classes[int(value)] if int(value) >= 0 else None  # -1: not labelled
+        if value is None or value != value:
+            raise ValueError(f"the column {name!r} is empty: leave such rows out with the `filter` of `datasets`.")
+        if isinstance(value, str):
+            return value
+        if not is_number(value):
+            raise ValueError(
+                f"the column {name!r} has {value!r:.80}, of type {type(value).__name__}: name a column of texts, "
+                "numbers or class labels, or make one with the `map` of `datasets`."
+            )
+        return str(value)
 
     def record(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Turns a row into a record of `TheWorldDataset`."""
         cells = [row[name] for name in self.images if row[name] is not None]
         images = [image for cell in cells for image in (cell if isinstance(cell, list) else [cell])]
         return {"images": images, "text": self.question(row), "label": self.answer(row)}
+
+
+def is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def conversation(num_images: int, turns: Sequence[tuple[str, str]]) -> list[Message]:
@@ -287,6 +357,7 @@ def chat_of(
         if value is not None and not isinstance(value, kind):
             raise ValueError(f"{origin} has a {key} of type {type(value).__name__}: pass {wanted}.")
     check_fps(record, origin)
+    check_unicode(record.get("world_prompt") or "", origin)
     count = len(images_of(record, origin, None)) if num_images is None else num_images
     if "messages" in record:
         if "text" in record or "label" in record:
@@ -374,8 +445,16 @@ def plain_message(message: Mapping[str, Any], origin: str) -> Message:
     return {"role": role, "content": "".join(part["text"] for part in parts)}
 
 
+def check_unicode(text: str, origin: str) -> None:
+    """Raises a ValueError for half of a surrogate pair, which no tokenizer can encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{origin} has {text!r:.80}, which is no valid Unicode ({error.reason}): fix it.") from error
+
+
 def check_chat(messages: Sequence[Message], num_images: int, origin: str) -> None:
-    """Raises a ValueError unless user and assistant alternate, an answer comes last, and all images have a place."""
+    """Raises a ValueError unless roles alternate, an answer comes last, images have places, and texts are Unicode."""
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
@@ -385,7 +464,11 @@ def check_chat(messages: Sequence[Message], num_images: int, origin: str) -> Non
         )
     if not all(message["content"].strip() for message in messages if message["role"] == "assistant"):
         raise ValueError(f"{origin} has an empty answer: fill it in, or remove the record.")
+    texts = [message["content"] for message in messages if message["role"] != "user"]
     users = [message for message in messages if message["role"] == "user"]
+    texts += [part["text"] for message in users for part in message["content"] if part["type"] == "text"]
+    for text in texts:
+        check_unicode(text, origin)
     in_messages = sum(part["type"] == "image" for message in users for part in message["content"])
     if in_messages != num_images:
         raise ValueError(

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset
 
-from theworld.datasets.samples import Sample, to_sample
+from theworld.datasets.samples import Sample, naming, to_sample
 
 BLOCK = 100  # rows that are read at a time if they are not shuffled
 Record = Mapping[str, Any] | Sample
-Read = Callable[[Iterator[Any]], Iterable[Record | None]]
+Read = Callable[[Iterator[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class StreamedSamples(IterableDataset):
         origin: name of the rows, for error messages.
         shuffle: rows that are shuffled together; 0 keeps their order.
         seed: of the shuffling.
+        record: makes the record of what `read` gives; None if that is a record.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class StreamedSamples(IterableDataset):
         origin: str = "streamed record",
         shuffle: int = 0,
         seed: int = 0,
+        record: Callable[[Any], Record] | None = None,
     ) -> None:
         self.rows = rows
         self.read: Read = iter if read is None else read
@@ -76,6 +78,7 @@ class StreamedSamples(IterableDataset):
         self.origin = origin
         self.shuffle = shuffle
         self.seed = seed
+        self.record = record
 
     def __iter__(self) -> Iterator[Sample]:
         for sample, _ in self.epoch():
@@ -104,9 +107,14 @@ class StreamedSamples(IterableDataset):
         while taken != quota and (item := next(records, rows)) is not rows:
             position = reached.popleft()
             number = (position.row - 1) * num_parts + part
-            sample = None if item is None else to_sample(item, f"{self.origin} {number}", self.folder)  # type: ignore[arg-type]
+            sample = None if item is None else self._sample(item, f"{self.origin} {number}")
             taken, total = taken + (sample is not None), total + (sample is not None)
             yield sample, replace(position, taken=taken, total=total)
+
+    def _sample(self, item: Any, origin: str) -> Sample:
+        with naming(origin):
+            record = item if self.record is None else self.record(item)
+        return to_sample(record, origin, self.folder)
 
     def _rows(self, part: int, num_parts: int, at: Position) -> Iterator[tuple[Any, Position]]:
         """The rows of an epoch after a position, in shuffled order, with the position after each."""

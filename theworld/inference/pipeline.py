@@ -400,6 +400,7 @@ class TheWorld(nn.Module):
         past = self.processor.num_past_steps([each for row in chosen for each in row])
         steps = rollout.num_world_steps
         if rollout.world_latents is not None:
+            self.config.check_world_latents(rollout.world_latents, sum(map(len, chosen)))
             steps = rollout.world_latents.shape[2] - 1 - past
         plan = self.plan(rollout.mode, steps, past)
         if plan.mode == "off" and past:

@@ -18,6 +18,7 @@ from theworld.model.call_plan import NO_WORLD_MODEL, world_parts_for
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
 from theworld.world_models.base import WorldModel
+from theworld.world_models.cosmos_checks import check_latents
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class WorldRunner:
     @torch.no_grad()
     def decode(self, latents: Tensor, *, check_guardrail: bool) -> np.ndarray:
         """Frames (n, F, H, W, 3) uint8 of latents; those for people pass the guardrail if the weights need it."""
+        check_latents(latents, self.world.latent_channels)
         if check_guardrail:
             self.world.require_guardrail()  # before the decoder is loaded
         self.load_parts("decoder")

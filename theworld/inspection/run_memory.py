@@ -19,8 +19,8 @@ The world model is complete on each GPU. On top comes the largest of what exists
 activations, the logits and the loss; at the end of backward the gradients; with ZeRO the step of the optimizer, which
 makes float32 copies of the gradients.
 
-On two H200s with Gemma 3 4B and everything in it trained, batch 4 per GPU (`benchmarks/training_throughput.py`,
-`benchmarks/results/training_throughput.jsonl`), the predictions are within 10 % of what was measured.
+On one and two H200s with Gemma 3 4B, batch 4 per GPU, the predictions are within 10 % of what was measured
+(`benchmarks/training_throughput.py`, `benchmarks/results/training_strategies.jsonl`).
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def training_run(
     masks = memory.mask_bytes(batch, tokens // batch, b)
     head = text.vocab_size * text.hidden_size if "language" in trained else 0
     gathered = b * (counts["language"] // text.num_hidden_layers + text.vocab_size * text.hidden_size)
-    whole = gathered if kind in SHARDS_WEIGHTS else b * P * (not checkpointing and b < 4 and kind in ("one", "ddp"))
+    # FSDP2 and ZeRO-3 gather what a layer and the embeddings need; autocast keeps a copy of each trained weight
+    whole = gathered if kind in SHARDS_WEIGHTS else b * P * (b < 4 and kind in ("one", "ddp"))
     gradients = {"one": 4 * P, "ddp": 0, "fsdp2": 4 * P // num_gpus, "zero2": b * P // num_gpus, "zero3": 0}[kind]
     embedding_gradients = {"one": 4, "ddp": 4, "fsdp2": 2 * b + 4}.get(kind, 2 * b) * head
     live = b * min(LIVE, sum(counts.get(part, 0) for part in GEMMA)) if kind == "zero3" else 0

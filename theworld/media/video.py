@@ -202,7 +202,7 @@ def load_video(source: Video | VideoSource, keep: int = KEPT_FRAMES, fps: float 
     """Decodes the last `keep` frames of a video, in order of time, each as `load_image` reads images.
 
     `source` is the path or the bytes of a video (MP4, MOV, WebM, Matroska, AVI) or an animation (GIF, APNG, animated
-    WebP or AVIF); a folder of images, in natural order of their names; a list of images of one size, each as in
+    WebP or AVIF); a folder of images of one size, in natural order of their names; a list of such images, each as in
     `load_image`; a NumPy array (F, H, W, C) or a torch tensor (F, C, H, W). An image is a video of one frame. Videos
     are turned and mirrored as their metadata says.
 
@@ -266,8 +266,9 @@ def _read(video: Video) -> Decoded:
         path = Path(os.path.expanduser(source))
         if not os.fspath(source).startswith(("http://", "https://")) and _is_dir(path):
             paths = frame_paths(path, video.until, video.after)
-            choice = _choose(video, len(paths), None, repr(os.fspath(source)))
-            return choice.decoded([load_image(paths[index]) for index in choice.needed])
+            name = repr(os.fspath(source))
+            choice = _choose(video, len(paths), None, name)
+            return choice.decoded(_of_one_size([load_image(paths[index]) for index in choice.needed], name))
         return read_file(source, lambda file, name, size: _read_file(file, name, size, video), "video")
     if is_array(source):
         if source.ndim != 4 or not len(source):

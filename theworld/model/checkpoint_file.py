@@ -13,6 +13,7 @@ import torch
 
 from theworld.model.freezing import count_parameters, fingerprints, part_of
 from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.model.saving import check_finite
 from theworld.storage.adapters import check_tensors, copy_tensors, read_pickle
 from theworld.storage.files import atomic_file
 
@@ -26,6 +27,7 @@ def save_checkpoint(
 ) -> None:
     """Writes the trained parts, the optimiser's state, epoch and step to one file, atomically."""
     tensors = model.adapter_tensors()
+    check_finite(tensors)
     content = {
         "model": {name: tensor.detach().cpu() for name, tensor in tensors.items()},
         "bases": fingerprints(model, parts_outside(model, tensors)),

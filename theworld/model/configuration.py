@@ -45,7 +45,8 @@ class TheWorldConfig(PreTrainedConfig):
             of it inside `resampler`.
         resampler_tokens: world tokens per latent frame of `resampler`.
         world_token_id: id of the world placeholder; None means the row after Gemma's image token, which the published
-            tokenizer leaves free, so that no embedding is resized.
+            tokenizer leaves free, so that no embedding is resized. A new fusion takes the first row that the base's own
+            tokenizer leaves free.
         lora: LoRA on the language model: its rank, or `{"r": …, "lora_alpha": …, "target_modules": […]}`, or None.
             Defaults: rank 16, alpha twice the rank, all linear layers.
         trained_parts: parts (see `theworld.model.freezing`) whose weights an adapter of this model holds.
@@ -166,6 +167,21 @@ class TheWorldConfig(PreTrainedConfig):
                 f"num_world_steps is {num_world_steps}; this model takes 0 to {self.max_world_steps} (max_world_steps)."
             )
         return num_world_steps
+
+    def check_world_latents(self, latents: Any, count: int | None = None) -> None:
+        """Raises a ValueError unless these are float latents (count, C, T, h, w) of this model's grid."""
+        from torch import Tensor
+
+        channels, (height, width) = self.world_config.latent_channels, self.world_grid()
+        wanted = f"({'n' if count is None else count}, {channels}, T, {height}, {width})"
+        if not isinstance(latents, Tensor):
+            raise ValueError(f"world_latents have the type {type(latents).__name__}; pass a tensor {wanted}.")
+        shape = tuple(latents.shape)
+        expected = (count, channels, None, height, width)
+        if len(shape) != 5 or 0 in shape or any(b not in (None, a) for a, b in zip(shape, expected, strict=True)):
+            raise ValueError(f"world_latents have the shape {shape}; they must be {wanted}, as `imagine` returns them.")
+        if not latents.is_floating_point():
+            raise ValueError(f"world_latents are {latents.dtype}; they must be floats.")
 
     def check_world_images(self, world_images: str) -> str:
         """Returns `world_images`, or raises a ValueError for anything but `first` and `all`."""

@@ -331,6 +331,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     f"num_past_steps does not match world_frames, which have {past} past steps; leave it out."
                 )
         else:
+            self.config.check_world_latents(world_latents)
             past = single_value(num_past_steps, 0, "num_past_steps")
         return self.projector(world_latents.to(self.projector.device), past)
 

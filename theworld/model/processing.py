@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import AddedToken
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature
+from tokenizers.normalizers import Replace
+from tokenizers.normalizers import Sequence as Normalizers
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 from transformers.models.gemma3 import Gemma3Processor
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
@@ -26,9 +29,12 @@ from theworld.media.video import Video
 from theworld.messages import counted
 from theworld.model.call_plan import check_call
 from theworld.model.configuration import TheWorldConfig
+from theworld.model.spec import WORLD_TOKEN
 from theworld.storage.hub import find_base_dir, resolve
 
-WORLD_TOKEN = "<world_soft_token>"
+# Two noncharacters of Unicode, which no text contains. Inside the name of a control token they hide it from the search
+# for control tokens; the tokenizer removes them before it encodes the words.
+HIDDEN = "\ufdd0\ufdd1"
 NO_CHAT_TEMPLATE = (
     "{} has no chat template, neither in chat_template.jinja nor in tokenizer_config.json: add one, or use an "
     "instruction-tuned Gemma 3 such as google/gemma-3-4b-it."
@@ -70,9 +76,16 @@ class TheWorldProcessor(Gemma3Processor):
         token_id = tokenizer.convert_tokens_to_ids(WORLD_TOKEN)
         if token_id != self.config.world_token_id:
             raise ValueError(
-                f"The tokenizer gives {WORLD_TOKEN} the id {token_id}, but the model's world_token_id is "
-                f"{self.config.world_token_id}: use the tokenizer of the base model."
+                f"The tokenizer gives {WORLD_TOKEN} the id {token_id}, but world_token_id is "
+                f"{self.config.world_token_id} in the model's config: use the tokenizer that the model was trained "
+                f"with, or world_token_id={token_id} for a new fusion."
             )
+        self.control_tokens = control_tokens(tokenizer)
+        backend = tokenizer.backend_tokenizer
+        if backend.normalizer is None:
+            backend.normalizer = Replace(HIDDEN, "")
+        elif HIDDEN in backend.normalizer.normalize_str(HIDDEN):
+            backend.normalizer = Normalizers([Replace(HIDDEN, ""), backend.normalizer])
 
     @classmethod
     def from_pretrained(
@@ -128,6 +141,13 @@ class TheWorldProcessor(Gemma3Processor):
         if self.chat_template is None and kwargs.get("chat_template") is None:
             raise ValueError(NO_CHAT_TEMPLATE.format(self.base_name_or_path))
         return super().apply_chat_template(conversation, *args, **kwargs)
+
+    def as_words(self, text: str) -> str:
+        """What a person wrote, for a prompt: names of control tokens in it, such as `<end_of_turn>`, become words.
+
+        The ids are those of `split_special_tokens=True`. Text without such names is returned unchanged.
+        """
+        return self.control_tokens.sub(HIDDEN, text)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:
         """Writes nothing: our settings are in the model's `config.json`, and the tokenizer is the Gemma base's."""
@@ -301,6 +321,12 @@ class TheWorldProcessor(Gemma3Processor):
     @property
     def model_input_names(self) -> list[str]:
         return [*super().model_input_names, "world_frames", "world_seeds", "num_world_steps"]
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches, without its characters, the place after the first character of each control token's name."""
+    names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return re.compile("|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names))
 
 
 def prompts_each(world_prompt: str | Sequence[str] | None, count: int | None) -> list[str]:

@@ -16,6 +16,7 @@ from theworld.model import freezing, lora
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import dtype_of
 from theworld.model.processing import TheWorldProcessor
+from theworld.storage.adapters import not_finite
 from theworld.storage.files import atomic_folder, write_tensors
 from theworld.storage.hub import ADAPTER_FILE, read_json, rebase_path, resolve
 from theworld.world_models.base import PROMPT_EMBEDS, WORLD_PARTS
@@ -71,7 +72,9 @@ def save(
         config.lora = None
     parameters = dict(freezing.parameters_of(model, config.trained_parts))
     written = {name: (tensors or parameters)[name] for name in parameters}
-    check_complete({**written, **(dict(model.named_parameters()) if full else {})})
+    saved = {**written, **(dict(model.named_parameters()) if full else {})}
+    check_complete(saved)
+    check_finite(saved)
     if not config.reads_world_tokens and "projector" in config.trained_parts:
         config.reads_world_tokens = not model.projector.is_initial(config, model.text_embedding_rms())
     config.architectures = [type(model).__name__]
@@ -98,6 +101,15 @@ def check_complete(tensors: Mapping[str, Tensor]) -> None:
                 f"{name} is sharded over several processes, so this process cannot save it; call save_model of the "
                 "trainer, in all processes."
             )
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises a ValueError for the first tensor with a value that is infinite or no number."""
+    if name := not_finite(tensors):
+        raise ValueError(
+            f"{name} has values that are infinite or no number, so nothing is saved: the training diverged. Resume it "
+            "from an earlier checkpoint, or repeat it, with a smaller learning_rate."
+        )
 
 
 def export_dtype(

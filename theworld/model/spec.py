@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from theworld.messages import counted
 from theworld.model.call_plan import UNTRAINED
+from theworld.storage.files import read_json_file
 from theworld.storage.hub import (
     CONFIG_FILE,
     WORLD_INDEX_FILE,
     absolute_base_path,
     commit_of,
     find_base_dir,
+    find_file,
     is_shipped,
     read_json,
     resolve,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from theworld.world_models.base import WorldModel
 
 FUSED, BASE = "theworld", "gemma3"  # `model_type` of a TheWorld model, and of a Gemma 3 that reads images
+TOKENIZER_FILE, WORLD_TOKEN = "tokenizer.json", "<world_soft_token>"
 MAX_WORLD_STEPS = 16  # of a config that does not say
 NANO_WORLD_STEPS = 4  # the shipped world model was trained on clips of 17 frames
 NANO_NOTE = "nano understands only its simulated scenes; its answers about other images are meaningless."
@@ -280,6 +283,8 @@ class ModelSpec:
         values = dict(self.fusion_values)
         world_model, world_revision = self.world_name, values.pop("world_revision", None)
         vlm_config, vlm_revision = self._read_vlm_config()
+        if values.get("world_token_id") is None and self.values:
+            values["world_token_id"] = self._free_row(vlm_config, vlm_revision)
         world_config = None  # without a world model nothing of it is read
         if self.has_world:
             world_config, world_revision = self._read_world_config(world_model, world_revision)
@@ -304,6 +309,30 @@ class ModelSpec:
         assert published is not None
         self._notes.append(bundled(self.name))
         return published, self.revision
+
+    def _free_row(self, vlm_config: PreTrainedConfig, revision: str | None) -> int | None:
+        """The first row of the vocabulary that no token uses, for the world placeholder; None without a tokenizer.
+
+        Published tokenizers leave the row after the image token free; those of fine-tuned models may have more tokens.
+        """
+        from theworld.model.published import published_gemma
+
+        if published_gemma(self.name) is not None:
+            return None
+        try:
+            file = find_file(self.path, TOKENIZER_FILE, revision, local_files_only=self.local_files_only)
+        except ValueError:  # the processor, which needs a tokenizer, says what is missing
+            return None
+        tokens = read_json_file(file, "download or save the model again").get("added_tokens", [])
+        ids = {token["content"]: token["id"] for token in tokens}
+        image, rows = vlm_config.image_token_id, vlm_config.get_text_config().vocab_size
+        row: int = ids.get(WORLD_TOKEN, max([image, *ids.values()]) + 1)
+        if row >= rows:
+            raise ValueError(
+                f"All {rows:,} rows of the vocabulary of {self.name} are used, and the world model's placeholder needs "
+                f"one: save it again with `model.resize_token_embeddings({row + 1})`."
+            )
+        return row
 
     def _read_world_config(self, name: str, revision: str | None) -> tuple[PreTrainedConfig, str | None]:
         from theworld.world_models import world_model_class

@@ -43,13 +43,17 @@ def read_tensors(model: str, filename: str = ADAPTER_FILE, revision: str | None 
         tensors = read_pickle(path)
         if not all(isinstance(value, Tensor) for value in tensors.values()):
             raise ValueError(f"{path} is not a file of named tensors.")
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(
-                f"{path} has non-finite values in {name}; it is damaged, or its training diverged. Use an earlier "
-                "checkpoint."
-            )
+    if damaged := not_finite(tensors):
+        raise ValueError(
+            f"{path} has non-finite values in {damaged}; it is damaged, or its training diverged. Use an earlier "
+            "checkpoint."
+        )
     return tensors
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a value that is infinite or no number."""
+    return next((name for name, tensor in tensors.items() if not bool(tensor.detach().isfinite().all())), None)
 
 
 def read_pickle(path: Path) -> dict[str, Any]:

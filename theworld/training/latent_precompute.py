@@ -27,6 +27,7 @@ from theworld.training.config import TrainingConfig
 from theworld.training.distributed import gathered, rank_and_size
 from theworld.training.model_setup import Described, frozen_dtype, world_parts_for_latents
 from theworld.training.samplers import IndexedSamples, IndexedStream
+from theworld.training.workers import guard_workers
 from theworld.world_models import world_model_class
 from theworld.world_models.base import WorldModel
 
@@ -85,7 +86,7 @@ def missing_requests(
             collate_fn=partial(uncached, collator),
             num_workers=num_workers,
         )
-        batches = iter(loader)
+        batches = iter(guard_workers(loader))
         for _ in range(0, len(places), SAMPLES_AT_ONCE * size):  # as often in every process
             requests = {request.key: request for request in next(batches, [])}
             for other, keys in enumerate(gathered(list(requests))):

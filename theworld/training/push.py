@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from theworld.inspection import repositories
-from theworld.storage.hub import TransportError, hub_answers
+from theworld.storage.hub import TransportError, hub_answers, is_shipped, may_be_on_hub, resolve
 from theworld.training.config import TrainingConfig
 
+BASE_KEYS = {"vlm_name_or_path": "model_name", "world_name_or_path": "cosmos_model_name"}  # of a model -> of a run
 OR_NOT = "or set push_to_hub to false"
 
 
@@ -20,6 +24,21 @@ def check_hub(config: TrainingConfig) -> None:
     """
     if config.push_to_hub:
         check_token("push_to_hub", OR_NOT)
+
+
+def local_bases(model: Mapping[str, Any]) -> list[str]:
+    """A sentence for each base model that is a folder of this machine, where nobody else can load the model.
+
+    Args:
+        model: the content of its `config.json`.
+    """
+    keys = BASE_KEYS if model.get("enable_world", True) else list(BASE_KEYS)[:1]
+    return [
+        f"{key} is {name}, a folder of this machine: elsewhere the pushed model cannot be loaded, and its config.json "
+        f"shows this path. Train with the Hub id of the base ({BASE_KEYS[key]}), or write it into {key} in config.json."
+        for key in keys
+        if (name := model.get(key)) and not may_be_on_hub(name) and not is_shipped(resolve(name))
+    ]
 
 
 def check_token(what: str, otherwise: str) -> None:

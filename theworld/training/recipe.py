@@ -54,10 +54,11 @@ from theworld.training.model_setup import (
     trainable_parts,
     world_parts,
 )
-from theworld.training.push import check_hub, make_repository
+from theworld.training.push import check_hub, local_bases, make_repository
 from theworld.training.samplers import IndexedSamples, IndexedStream, filter_by_length
 from theworld.training.stopping import ENDING, Stop
 from theworld.training.trainer import TheWorldTrainer
+from theworld.training.workers import errors_of_workers
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def no_progress(what: str, done: int, total: int) -> None:
     """Reports no progress."""
 
 
+@errors_of_workers()
 def train(
     config: TrainingConfig,
     load: LoadDatasets = load_datasets,
@@ -108,6 +110,8 @@ def train(
     training, evaluation = index_samples(config, load, collator)
     shown = shown_samples(config, evaluation)
     if config.push_to_hub:
+        for problem in local_bases(vars(described.config)):
+            logger.warning("%s", problem)
         make_repository(str(config.hub_model_id), config.hub_private_repo)
 
     report_memory(config, described)
@@ -154,6 +158,7 @@ def train(
     return last
 
 
+@errors_of_workers()
 def fill(
     config: TrainingConfig, load: LoadDatasets = load_datasets, progress: TaskProgress = no_progress
 ) -> tuple[LatentCache, int]:
@@ -311,7 +316,7 @@ def report_memory(config: TrainingConfig, described: Described) -> None:
         logger.warning(
             "this machine has %s GiB of it: if memory runs out, use a smaller batch_size with "
             "gradient_accumulation_steps, use_gradient_checkpointing, fewer world steps, a larger spatial_merge, or "
-            "FSDP2 on several GPUs (`theworld info --gpus N` predicts them)", gib(available),
+            "FSDP2 on several GPUs (`theworld info` predicts their memory)", gib(available),
         )  # fmt: skip
 
 

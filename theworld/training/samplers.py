@@ -235,6 +235,8 @@ def filter_by_length(
 ) -> list[int]:
     """Positions of the samples with at most `max_text_tokens`. The log counts the others; samples are never truncated.
 
+    Every chat is read, so that a wrong one is found before the training.
+
     Args:
         max_text_tokens: None accepts any length.
         most: considers only the first samples, up to this number.
@@ -248,6 +250,8 @@ def filter_by_length(
     if max_text_tokens is None:
         if not total:
             raise ValueError(f"There are no {name} samples; check the dataset.")
+        for index in range(total):
+            dataset.messages(index)
         return list(range(total))
     for start in range(0, total, LENGTHS_AT_ONCE):
         indices = range(start, min(start + LENGTHS_AT_ONCE, total))

@@ -9,6 +9,7 @@ Shapes: B samples, L tokens, K positions whose next token is a label in at least
 from __future__ import annotations
 
 import logging
+import math
 import random
 import shutil
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ from theworld.inference.prompting import IGNORE_INDEX
 from theworld.media.images import frames_of
 from theworld.model import freezing
 from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.model.saving import check_finite
 from theworld.storage.adapters import copy_tensors, read_tensors
 from theworld.storage.files import write_json
 from theworld.training import checkpointing, distributed
@@ -42,8 +44,8 @@ from theworld.training.hf_arguments import training_arguments
 from theworld.training.loss import answer_loss, answer_sums, evaluation_metrics
 from theworld.training.muon import MuonWithAdamW, inside_layers
 from theworld.training.samplers import EpochOrder, IndexedSamples, IndexedStream, StreamBatch, StreamState
-from theworld.training.stopping import obey_parent_only, sigterm_blocked
 from theworld.training.uploads import Uploads
+from theworld.training.workers import guard_workers
 
 logger = logging.getLogger(__name__)
 
@@ -245,6 +247,8 @@ class TheWorldTrainer(Trainer):
         if self.stream is not None:  # of whose batches Trainer counts only those since the last resume
             self.state.epoch = self.state.global_step / self.state.max_steps
         super().log(logs, *arguments, **keywords)
+        if not math.isfinite(logs.get("loss", 0.0)):  # with fp16 a loss may overflow, and the step is left out
+            check_finite({name: p for name, p in self.model.named_parameters() if p.requires_grad})
 
     # ----------------------------------------------------------------------------------------------------- evaluation
 
@@ -370,18 +374,6 @@ class TheWorldTrainer(Trainer):
         # save_steps, eval_steps … of this run, not of the interrupted one
         self.state.compute_steps(self.args, max_steps)
         return result
-
-
-def guard_workers(loader: DataLoader) -> None:
-    """Makes workers end with this process, and leave SIGTERM to it."""
-    loader.worker_init_fn = partial(obey_parent_only, then=loader.worker_init_fn)
-    start_workers = loader._get_iterator
-
-    def with_sigterm_blocked() -> Any:
-        with sigterm_blocked():
-            return start_workers()
-
-    loader._get_iterator = with_sigterm_blocked  # type: ignore[method-assign]
 
 
 def collate_stream(collator: ChatCollator, batch: StreamBatch) -> dict[str, Any]:

@@ -29,6 +29,8 @@ def check_frames(frames: Tensor, temporal_factor: int, spatial_factor: int) -> N
 
 def check_latents(latents: Tensor, channels: int) -> None:
     """Raises a ValueError unless these are float latents (n, channels, T, h, w)."""
+    if not isinstance(latents, Tensor):
+        raise ValueError(f"latents have the type {type(latents).__name__}; pass a tensor (n, {channels}, T, h, w).")
     if latents.ndim != 5 or latents.shape[1] != channels or 0 in latents.shape:
         raise ValueError(f"latents have shape {tuple(latents.shape)}; they must be (n, {channels}, T, h, w).")
     if not latents.is_floating_point():
