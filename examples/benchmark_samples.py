@@ -23,10 +23,9 @@ import pyarrow.parquet
 from PIL import Image
 
 from theworld.datasets.blink import TASKS
-from theworld.datasets.physics import Clip, Question, make_clip, next_questions
+from theworld.datasets.physics import FRAMES_PER_SECOND, Clip, Question, make_clip, next_questions
 
 SCENES = 2  # of each family
-FRAMES_PER_SECOND = 16
 
 
 def main() -> None:
@@ -98,6 +97,7 @@ def write_mcq(folder: Path, pairs: Pairs) -> None:
                 "choices": list(question.choices),
                 "answer": question.answer,
                 "future_frames": names[1:],
+                "fps": FRAMES_PER_SECOND,
             }
         )
     rows_to(folder / "test.jsonl", rows)
@@ -147,6 +147,7 @@ def write_openworldqa(folder: Path, pairs: Pairs) -> None:
                 "sample_id": f"WLA_C1_{clip.family}_{number:04d}",
                 "video_path": f"frames/{number}",
                 "anchor_frame": Path(names[0]).stem,
+                "fps": FRAMES_PER_SECOND,
                 "question": question_only(question),
                 "options": lettered(question),
                 "answer": question.answer,
@@ -214,6 +215,7 @@ def write_physion(folder: Path, pairs: Pairs) -> None:
                 "video": video(folder / f"{number}.mp4", clip.frames[:1]),
                 "label": question.answer == "A",
                 "future": names,
+                "fps": FRAMES_PER_SECOND,
             }
         )
     rows_to(folder / "test.jsonl", rows)

@@ -19,6 +19,7 @@ from theworld import __version__
 from theworld.cli import app
 from theworld.cli.errors import is_out_of_memory, one_sentence
 from theworld.evaluation.evaluator import find_controls
+from theworld.media.video import load_video
 from theworld.world_models import guardrail
 
 QUESTION = "Which bin will the ball land in?"
@@ -316,11 +317,14 @@ def test_info_counts_what_a_loaded_model_has(family: Path) -> None:
     assert content["trainable_parameters"] == model.get_trainable_parameters()[0]
     assert content["tokens"] == {"per_image": 18, "per_world_step": 16, "world_now": 18, "world_default": 50}
     assert content["trained_parts"] == ["projector", "lora"]
+    assert content["seconds_per_world_step"] == 4 / 16
 
 
 def test_info_as_text(family: Path) -> None:
     text = succeed("info", family / "fused").stdout
     for expected in (
+        "a world step",
+        "0.25 s",
         "tokens per world step",
         "16 (a 4×4 latent grid)",
         "world transformer",
@@ -604,6 +608,8 @@ def test_nano_scene_gives_a_image_its_questions_and_the_truth(tmp_path: Path) ->
     ]
     np.testing.assert_array_equal(np.asarray(Image.open(image)), clip.frames[0])  # exactly what the model was made for
     assert len(iio.imread(truth)) == len(clip.frames)
+    read = load_video(truth)  # in real time
+    assert read.times == pytest.approx([number / 16 for number in range(17)], abs=0.006)
     text = succeed("nano", "scene", "drop", "--index", "1").stdout
     assert f"{next_questions(clip)[0].text}  →  {next_questions(clip)[0].answer}" in text
 

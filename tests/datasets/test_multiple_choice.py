@@ -16,7 +16,7 @@ from PIL import Image
 
 from theworld.datasets import blink
 from theworld.datasets.columns import Fields, read_fields
-from theworld.datasets.multiple_choice import SHOWN_FRAMES, YES_NO, load_questions
+from theworld.datasets.multiple_choice import FUTURE_FRAMES, SHOWN_FRAMES, YES_NO, load_questions
 from theworld.datasets.published import KNOWN_SETS
 from theworld.media.video import Video
 
@@ -163,7 +163,7 @@ def test_several_images_a_video_and_a_known_future(folder: Path) -> None:
     ]
     several, numbered, moving = load_questions(str(write(folder, *rows)))
     assert several.images == (folder / "a.png", folder / "b.png")
-    assert several.future == (folder / "b.png", folder / "c.png")
+    assert several.future == Video([folder / "b.png", folder / "c.png"], FUTURE_FRAMES)
     assert numbered.images == (folder / "a.png", folder / "b.png")
     assert isinstance(moving.images, Video)
     shown = [np.asarray(frame) for frame in moving.images.load().frames]

@@ -22,6 +22,7 @@ from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_q
 from theworld.datasets.physics.practice import scan_questions
 from theworld.datasets.physics.samples import PhysicsSamples
 from theworld.datasets.samples import FieldMapping, HFDatasetWrapper, Sample, chat_of, class_names, conversation
+from theworld.media.selection import FramesAfterNow
 from theworld.media.video import Video
 
 PLAIN = {"text": "What is this?", "label": "A cat"}
@@ -205,12 +206,14 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
     clip = dataset[2]
     read = iio.imread(tmp_path / "clip.gif")[..., :3]
     assert np.array_equal(clip.images[0], read[2])
-    assert [np.array_equal(a, b) for a, b in zip(clip.future_frames, read[[5, 8, 11]], strict=True)] == [True] * 3
-    assert dataset[3].future_frames == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
+    assert [np.array_equal(a, b) for a, b in zip(clip.future_frames.frames, read[[5, 8, 11]], strict=True)] == [
+        True
+    ] * 3
+    assert dataset[3].future_frames == Video([str(tmp_path / "1.png"), str(tmp_path / "2.png")], FramesAfterNow())
     assert dataset[4].world_prompt == "it falls"
     (seen,) = dataset[5].images
     assert np.array_equal(np.stack([np.asarray(frame) for frame in seen.frames]), read[[0, 2, 4, 6, 8]])
-    assert [np.array_equal(a, b) for a, b in zip(dataset[5].future_frames, read[[10]], strict=True)] == [True]
+    assert [np.array_equal(a, b) for a, b in zip(dataset[5].future_frames.frames, read[[10]], strict=True)] == [True]
     assert dataset[6].images == (Video([str(tmp_path / "0.png"), str(tmp_path / "1.png")]),)
     assert dataset[1].origin == f"{file} line 3"
     assert len(JsonlDataset(file, limit=2)) == 2
@@ -224,7 +227,7 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
         ({"image": "0.png", "text": "What?"}, "line 2 has no label"),
         ({"vido": "clip.gif", **PLAIN}, "line 2 has an unknown key 'vido'; did you mean 'video'?"),
         ({"weight": 1, **PLAIN}, "line 2 has an unknown key 'weight'; the known keys are image, "),
-        ({"weight": 1, **PLAIN}, ", video, now, stride, past."),
+        ({"weight": 1, **PLAIN}, ", fps, world_latents, world_prompt, video, now, stride, past."),
         ('{"text": "a", "label": "b", "label": "c"}', "line 2 is not valid JSON (the key 'label' occurs twice): fix"),
         ('{"messages": [{"role": "user", "role": "user"}]}', "line 2 is not valid JSON (the key 'role' occurs twice)"),
         (
@@ -270,7 +273,15 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
         ({"video": "0.png", "stride": 0, **PLAIN}, "line 2: stride is 0, and must be an integer of at least 1"),
         ({"video": "0.png", "image": "0.png", **PLAIN}, "line 2 has a video and also image"),
         ({"video": "0.png", "future_frames": ["0.png"], **PLAIN}, "line 2 has a video and also future_frames"),
-        ({"video": "0.png", "now": 1, "past": 4, **PLAIN}, "line 2: there are no 4 frames before frame 1"),
+        (
+            {"video": "0.png", "now": "1", **PLAIN},
+            "line 2: now is '1', and must be an integer of at least 0, or a time",
+        ),
+        ({"video": "0.png", "stride": "0 s", **PLAIN}, "line 2: stride is '0 s', and must be an integer of at least 1"),
+        ({"video": "0.png", "past": "1 s", "stride": 2, **PLAIN}, "line 2: past is '1 s' and stride is 2 frames: give"),
+        ({"video": "0.png", "fps": 0, **PLAIN}, "line 2: fps is 0: give the frames per second of the video"),
+        ({"image": "0.png", "fps": 30, **PLAIN}, "line 2 has fps, the rate of video, frames, future_frames, and none"),
+        ({"video": "0.png", "now": 1, "past": 4, "stride": 1, **PLAIN}, "line 2: there are no 4 frames before frame 1"),
     ],
 )
 def test_a_bad_line_is_reported_when_the_file_is_opened(tmp_path: Path, line: Any, words: str) -> None:
@@ -294,14 +305,17 @@ def test_a_file_that_is_missing_or_empty(tmp_path: Path) -> None:
     [
         ({"video": "data.jsonl", **PLAIN}, "is not a video that can be read"),
         ({"video": "clip.gif", "now": 9, **PLAIN}, "has 2 frames, so there is no frame 9"),
-        ({"video": "clip.gif", "now": 8, "past": 8, **PLAIN}, "the video ends before frame 8"),
+        ({"video": "clip.gif", "now": 8, "past": 8, **PLAIN}, "has 2 frames, so there is no frame 8"),
+        ({"video": "clip.gif", "now": 1, "past": 4, **PLAIN}, "has 1 of the 4 frames that are wanted before now"),
+        ({"video": "clip.gif", "now": "1 s", **PLAIN}, "has no frame rate, which is needed to find the moment '1 s'"),
+        ({"video": "clip.gif", "now": "1 s", "fps": 4, **PLAIN}, "ends after 0.25 s, so there is no frame at 1 s"),
     ],
 )
 def test_a_video_that_is_too_short_or_none(tmp_path: Path, record: dict[str, Any], words: str) -> None:
     iio.imwrite(tmp_path / "clip.gif", np.stack([image(0), image(1)]), loop=0)
     dataset = JsonlDataset(write(tmp_path, record))
     with pytest.raises(ValueError, match=".") as error:  # noqa: RUF043
-        dataset[0]
+        dataset[0].images[0].load()
     assert words in str(error.value)
 
 

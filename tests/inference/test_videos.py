@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
+from tests.media.motion import TIMES, animated, film, lossless, write_frames
 from tests.prompts import embeds_of, kinds_of, runs_of
 from tests.tiny import TINY_SIZE, tiny_bases
 from tests.world_models.tiny import tiny_frames
@@ -21,7 +22,7 @@ from theworld import TheWorld
 from theworld.cli import app
 from theworld.media.export import save_rollout
 from theworld.media.images import to_pixels
-from theworld.media.video import load_video
+from theworld.media.video import Video, load_video
 from theworld.model.processing import TheWorldProcessor, content_seed
 
 QUESTION = "Which bin will the ball land in?"
@@ -365,13 +366,65 @@ def test_ask_takes_a_video_and_frames(model: TheWorld, folder: Path) -> None:
     code, out, err = run(folder, "ask", "--frames", *images, QUESTION, *short)
     assert (code, out.strip()) == (0, answer(clip_of(11))), err
     assert "Video: the last 9 of its 11 frames are read; the last one is the present." in err
+    assert "Frames are counted at 16 per second, so that these are 0.5 s." in err
     assert "reads world tokens of 2 past world steps, the present and 1 imagined world step." in err
+    assert "A world step is 0.25 s." in err
     assert out.strip() != model.generate(images[-1], QUESTION, 5, num_world_steps=1, mode="tokens")
     video = folder / "clip.mp4"
     code, out, err = run(folder, "ask", QUESTION, "--video", video, *short, "--json")
     content = json.loads(out)
     assert (content["images"], content["num_past_steps"], content["video"]) == ([], 2, str(video))
     assert content["answer"] == answer(video)
+
+
+@pytest.mark.parametrize("form", ["32.mov", "48.mov", "16.gif", "16.webp", "--frames"])
+def test_the_same_motion_at_every_rate_is_the_same_past(model: TheWorld, form: str, folder: Path) -> None:
+    """In Python, in `ask` and in `imagine`, whose seed depends on every pixel that is read."""
+    rates = folder / "rates"
+    if not rates.exists():
+        write_frames(rates, film(TIMES["48 fps"]))
+        for fps in (16, 32, 48):
+            (folder / f"{fps}.mov").write_bytes(lossless(f"{fps} fps"))
+        (folder / "16.gif").write_bytes(animated(16, "GIF"))
+        (folder / "16.webp").write_bytes(animated(16, "WEBP"))
+    words: list[Any] = ["--video", folder / form]
+    video: Any = folder / form
+    if form == "--frames":
+        paths = [rates / f"{number}.png" for number in range(73)]
+        words, video = [*paths, "--frames", "--video-fps", 48], Video(paths, fps=48)
+    known = model.prepare(video=folder / "16.mov", question=QUESTION)
+    assert known["world_frames"].shape[2] == 9
+    for given in (video, load_video(video)):
+        inputs = model.prepare(video=given, question=QUESTION)
+        assert all(torch.equal(inputs[name], known[name]) for name in known)
+    assert torch.equal(model.imagine(video=video), model.imagine(video=folder / "16.mov"))
+    contents = []
+    for options in (words, ["--video", folder / "16.mov"]):
+        command = ("--steps", 1, "--json")
+        code, out, err = run(
+            folder,
+            "ask",
+            *[w for w in options if w != "--frames"],
+            QUESTION,
+            *command,
+            *(["--frames"] if "--frames" in options else []),
+            "--max-new-tokens",
+            3,
+        )
+        assert code == 0, err
+        contents.append(json.loads(out))
+        assert run(folder, "imagine", *options, "-o", folder / "strip.png", *command)[0] == 0
+        contents[-1]["strip"] = (folder / "strip.png").read_bytes()
+    for key in ("answer", "num_past_steps", "strip"):
+        assert contents[0][key] == contents[1][key], key
+    assert contents[0]["seconds_per_world_step"] == 0.25
+
+
+def test_a_rate_without_a_video(folder: Path) -> None:
+    code, _, err = run(folder, "ask", folder / "00.png", QUESTION, "--video-fps", 30)
+    assert (code, "--video-fps is the rate of a video, and there is none: add" in err) == (1, True)
+    code, _, err = run(folder, "ask", QUESTION, "--video", folder / "clip.gif", "--video-fps", 0)
+    assert (code, "fps is 0.0: give the frames per second of the video" in err) == (1, True)
 
 
 def test_ask_shows_a_video_as_frames_or_its_last_one_alone(model: TheWorld, folder: Path) -> None:
@@ -405,6 +458,7 @@ def test_imagine_shows_the_past_as_seen_and_the_future_as_imagined(
     code, out, err = run(folder, "imagine", *frames, "--frames", "-o", tmp_path / "strip.png", "--steps", 1)
     assert (code, out.strip()) == (0, str(tmp_path / "strip.png"))
     assert "the last 9 of its 11 frames are read" in err
+    assert "Imagined 1 world step, 0.25 s each" in err
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ def encode(image: Image.Image, file_format: str = "PNG", **options: object) -> b
     return file.getvalue()
 
 
-def animation(frames: Sequence[np.ndarray], file_format: str) -> bytes:
+def animation(frames: Sequence[np.ndarray], file_format: str, **options: object) -> bytes:
     first, *others = [Image.fromarray(frame) for frame in frames]
-    return encode(first, file_format, save_all=True, append_images=others, lossless=True)
+    return encode(first, file_format, save_all=True, append_images=others, lossless=True, **options)
 
 
 def encode_video(
@@ -31,6 +31,7 @@ def encode_video(
     pix_fmt: str = "yuv420p",
     size: tuple[int, int] | None = None,
     times: Sequence[int] | None = None,
+    per_second: int = 8,
     codec_options: dict[str, str] | None = None,
     **options: str,
 ) -> bytes:
@@ -38,7 +39,8 @@ def encode_video(
 
     Args:
         size: height and width of the video; None for those of the frames.
-        times: of the frames, in eighths of a second; None for 0, 1, 2, …
+        times: of the frames, in parts of a second; None for 0, 1, 2, …
+        per_second: how many parts a second has.
     """
     import av
 
@@ -46,12 +48,12 @@ def encode_video(
         tempfile.NamedTemporaryFile() as file,  # since FFmpeg opens some by their name once more
         av.open(file.name, "w", format=container, options=options) as output,
     ):
-        stream = output.add_stream(codec, rate=8, options=codec_options or {})
+        stream = output.add_stream(codec, rate=per_second, options=codec_options or {})
         stream.height, stream.width = size or frames[0].shape[:2]
         stream.pix_fmt = pix_fmt
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgba" if pixels.shape[-1] == 4 else "rgb24")
-            frame.pts, frame.time_base = number if times is None else times[number], Fraction(1, 8)
+            frame.pts, frame.time_base = number if times is None else times[number], Fraction(1, per_second)
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
         output.close()

@@ -19,6 +19,7 @@ from theworld.model.call_plan import CallPlan, plan_call
 if TYPE_CHECKING:
     from theworld.media.inputs import LoadedImages
     from theworld.media.video import Video
+    from theworld.model.configuration import TheWorldConfig
 
 
 def ask(
@@ -30,6 +31,7 @@ def ask(
         str, typer.Argument(metavar="QUESTION", help="In quotes; - reads it from stdin.", show_default=False)
     ] = "",
     video: options.Video = None,
+    video_fps: options.VideoFps = None,
     frames: options.Frames = False,
     world_images: Annotated[
         Literal["first", "all"] | None,
@@ -85,7 +87,7 @@ def ask(
         max_past_steps=PAST_STEPS if is_video else 0,
     )
     spec.check_steps(steps)
-    shown, clip = read_images(images, video, frames)
+    shown, clip = read_images(images, video, frames, video_fps, spec.config)
     if world and mode == "tokens":
         spec.check_trained("show it imagined frames (--mode frames)")
     past = spec.config.past_steps_of(clip.num_frames) if world and clip is not None else 0
@@ -94,14 +96,16 @@ def ask(
         spec.check_prompt(prompt)
     the_model = load(spec, plan.num_world_steps if plan.mode != "off" else None, device, dtype)
     loaded = time.perf_counter()
-    precision = dtype_name(the_model)
+    precision, step_seconds = dtype_name(the_model), spec.config.world_config.seconds_per_world_step
     notes = spec.notes_on_steps(plan.num_world_steps)
     if not as_json:
         for note in notes:
             say(f"Note: {note}")
         if clip is not None:
-            say(describe_clip(clip, the_model.config.num_pixel_frames(0, past)))
+            say(describe_clip(clip, spec.config, past))
         say(f"{describe_mode(plan, past)} ({precision} on {the_model.device})")
+        if plan.mode != "off":
+            say(f"A world step is {step_seconds:g} s.")
     with counting() as step:
         pieces: Iterator[str] = the_model.stream(
             shown,
@@ -133,6 +137,7 @@ def ask(
         "model": model,
         "mode": plan.mode,
         "num_world_steps": None if plan.mode == "off" else plan.num_world_steps,
+        "seconds_per_world_step": None if plan.mode == "off" else step_seconds,
         "seed": seed,
         **({} if prompt is None else {"world_prompt": prompt}),
         "device": str(the_model.device),
@@ -143,13 +148,17 @@ def ask(
     typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
 
 
-def describe_clip(clip: Video, read: int) -> str:
-    """The line that says which frames of a video are read."""
+def describe_clip(clip: Video, config: TheWorldConfig, past: int) -> str:
+    """The line that says which frames of a video are read, which is at the world model's rate."""
+    read, rate = config.num_pixel_frames(0, past), config.world_config.fps
     if clip.num_frames == 1:
         return "Video: it has one frame, the present."
     if read == 1:
         return f"Video: only the last of its {clip.num_frames:,} frames is read."
-    return f"Video: the last {read} of its {clip.num_frames:,} frames are read; the last one is the present."
+    return (
+        f"Video: the last {read} of its {clip.num_frames:,} frames are read; the last one is the present. Frames are "
+        f"counted at {rate} per second, so that these are {(read - 1) / rate:g} s."
+    )
 
 
 def describe_mode(plan: CallPlan, past: int) -> str:
@@ -168,16 +177,21 @@ def describe_mode(plan: CallPlan, past: int) -> str:
     return f"World model not used; the answer is based on the input images only.{why}"
 
 
-def read_images(images: Sequence[str], video: str | None, frames: bool) -> tuple[LoadedImages | None, Video | None]:
+def read_images(
+    images: Sequence[str], video: str | None, frames: bool, fps: float | None, config: TheWorldConfig
+) -> tuple[LoadedImages | None, Video | None]:
     """The images, or the video, of a command, read before a model is loaded so that a wrong path is reported early.
 
     Raises:
-        ValueError: if a file cannot be read, or both images and a video are given.
+        ValueError: if a file cannot be read, or both images and a video are given, or a rate and no video.
     """
+    from theworld.media.animations import num_frames_of_image
     from theworld.media.inputs import group_images
-    from theworld.media.video import load_video, num_frames_of_image
+    from theworld.media.video import Video
 
     if video is None and not frames:
+        if fps is not None:
+            raise ValueError("--video-fps is the rate of a video, and there is none: add --video FILE or --frames.")
         loaded = group_images(list(images), "")
         for path in images:
             if (count := num_frames_of_image(path)) > 1:
@@ -185,4 +199,4 @@ def read_images(images: Sequence[str], video: str | None, frames: bool) -> tuple
         return loaded, None
     if video is not None and (images or frames):
         raise ValueError("Images and --video were both given; give one. The last frame of the video is the present.")
-    return None, load_video(list(images) if video is None else video)
+    return None, config.read_video(Video(list(images) if video is None else video, fps=fps))

@@ -63,8 +63,8 @@ def evaluate(
         typer.Option(
             "--fields",
             metavar="NAME=COLUMN,…",
-            help="mcq: column names (id, question, images, video, choices, answer, task, prompt, future_frames, …), or "
-            "a JSON file with them.",
+            help="mcq: column names (id, question, images, video, choices, answer, task, prompt, future_frames, fps, "
+            "…), or a JSON file with them.",
         ),
     ] = None,
     config: Annotated[
@@ -203,6 +203,8 @@ def show(found: Results) -> None:
     from theworld.evaluation.render import to_terminal
 
     to_terminal(found.content, stdout())
+    if "seconds_per_world_step" in found.content:
+        say(f"A world step is {found.content['seconds_per_world_step']:g} s.")
     for note in found.content.get("notes", ()):
         say(f"Note: {note}")
     for warning in found.content["warnings"]:

@@ -25,13 +25,21 @@ def imagine(
         typer.Argument(metavar="IMAGE", help="The input image; or --video, or several images and --frames."),
     ] = None,
     video: options.Video = None,
+    video_fps: options.VideoFps = None,
     frames: options.Frames = False,
     model: options.Model = "nano",
     world_model: options.WorldModel = None,
     steps: options.Steps = None,
     seed: options.Seed = 0,
     prompt: options.WorldPrompt = None,
-    fps: Annotated[float, typer.Option("--fps", min=0.1, help="Frames per second of the animation.")] = 8.0,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            "--fps",
+            min=0.1,
+            help="Frames per second of the animation. Default: the world model's rate, so that it plays in real time.",
+        ),
+    ] = None,
     as_json: options.Json = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -52,7 +60,8 @@ def imagine(
 
     started = time.perf_counter()
     rollout_extension(output)  # a wrong file name or rate is reported first
-    check_fps(fps)
+    if fps is not None:
+        check_fps(fps)
     check_files(*images, *([video] if video else []))
     check_output(output)
     is_video = frames or video is not None
@@ -63,7 +72,8 @@ def imagine(
 
     from theworld.media.export import moment_labels, save_rollout
 
-    shown_images, clip = read_images(images, video, frames)
+    shown_images, clip = read_images(images, video, frames, video_fps, spec.config)
+    world = spec.config.world_config
     spec.check_prompt(prompt)
     spec.check_frames_may_be_shown()
     the_model = load(spec, steps, device, dtype)
@@ -82,15 +92,16 @@ def imagine(
         if clip is not None:
             past = the_model.seen(clip)
             shown, seen = np.concatenate([past, shown[len(past) :]]), len(past)
-            labels = moment_labels(seen - 1, len(shown))
-        path = save_rollout(shown, output, fps, labels=labels)
+            labels = moment_labels(seen - 1, len(shown), world.fps)
+        path = save_rollout(shown, output, world.fps if fps is None else fps, labels=labels)
     notes = spec.notes_on_steps(chosen)
     if not as_json:
         for note in notes:
             say(f"Note: {note}")
         if clip is not None:
-            say(describe_clip(clip, seen))
-        say(f"Imagined {counted(chosen, 'world step')} ({precision} on {the_model.device}).")
+            say(describe_clip(clip, spec.config, (seen - 1) // world.temporal_factor))
+        each = f"{world.seconds_per_world_step:g} s each"
+        say(f"Imagined {counted(chosen, 'world step')}, {each} ({precision} on {the_model.device}).")
         typer.echo(path)
         return
     content = {
@@ -99,6 +110,7 @@ def imagine(
         **({} if video is None else {"video": video}),
         **({} if clip is None else {"past_frames": seen - 1}),
         "num_world_steps": chosen,
+        "seconds_per_world_step": world.seconds_per_world_step,
         "seed": seed,
         **({} if prompt is None else {"world_prompt": prompt}),
         "model": model,

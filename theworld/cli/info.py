@@ -70,6 +70,7 @@ def show(content: dict[str, Any]) -> None:
     if content["world_model"]:
         facts.add_row("projector", f"{content['projector']}, spatial merge {content['spatial_merge']}")
         facts.add_row("world steps", f"{content['num_world_steps']} (at most {content['max_world_steps']})")
+        facts.add_row("a world step", f"{content['seconds_per_world_step']:g} s")
     facts.add_row("trained parts", ", ".join(content["trained_parts"]) or "none yet")
     tokens = content["tokens"]
     facts.add_row("tokens per image", f"{tokens['per_image']:,}")

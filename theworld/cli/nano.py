@@ -36,7 +36,7 @@ def scene(
     Example: theworld nano scene drop --index 3 -o scene.png --truth truth.gif
     """
     from theworld.cli.loading import check_output
-    from theworld.datasets.physics import make_clip, next_questions
+    from theworld.datasets.physics import FRAMES_PER_SECOND, make_clip, next_questions
     from theworld.media.export import save_rollout
 
     for path in (output, truth):
@@ -49,7 +49,7 @@ def scene(
             raise ValueError(f"{output} does not end in .png; other formats would change the pixels.")
         save_rollout(clip.frames[:1], output, scale=1)
     if truth is not None:
-        save_rollout(clip.frames, truth)
+        save_rollout(clip.frames, truth, FRAMES_PER_SECOND, hold=0)  # in real time, so that it can be read as a video
     if as_json:
         content = {
             "family": family,

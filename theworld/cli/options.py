@@ -48,6 +48,15 @@ Video = Annotated[
         "frame is the present.",
     ),
 ]
+VideoFps = Annotated[
+    float | None,
+    typer.Option(
+        "--video-fps",
+        metavar="R",
+        help="Frames per second of --video or --frames, for frames without times. Default: from the file, else the "
+        "world model's rate. The video is read at the world model's rate.",
+    ),
+]
 Frames = Annotated[bool, typer.Option("--frames", help="The images are the frames of one video in temporal order.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, … Default: a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

@@ -10,7 +10,7 @@ Shapes: B samples, L tokens, n images with a world block.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from theworld.inference.latent_cache import LatentCache, WorldRequest
 from theworld.inference.prompting import ANSWER_OPENING, Turns
 from theworld.media.images import load_images, stack_pixels
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
+from theworld.media.video import Video
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.processing import TheWorldProcessor, content_seed
 from theworld.model.spec import WORLD_TOKEN
@@ -244,7 +245,7 @@ class ChatCollator:
             Gemma's inputs, (B, L) int64 and `pixel_values` (images, 3, H, W) uint8; and with the world model
             `world_requests`, one per image that it reads, or their latents `world_latents` (n, C, P + 1 + N, h, w).
         """
-        images = [load_sample_images(sample) for sample in samples]
+        images = [load_sample_images(sample, self.processor.config.read_video) for sample in samples]
         shown, texts = list(images), list(texts)
         for row, sample in enumerate(samples):
             if world_on and (sample.hide_images or not images_on):
@@ -334,26 +335,32 @@ class ChatCollator:
             WorldRequest(torch.from_numpy(pixels), steps, content_seed(pixels, prompt or "", seed), prompt or "")
             for pixels in self.processor.world_pixels(with_world)
         ]
-        if true and steps and sample.future_frames is not None:
-            requests[0] = self.true_request(sample, with_world[0], steps)
+        future = self.true_future(sample, steps) if true and steps else None
+        if future is not None:
+            clip = [*self.processor.frames_of(with_world[0]), *future]
+            with naming(sample.origin):
+                requests[0] = WorldRequest(self.pixels(clip), 0, 0)
         elif sample.past_frames is not None and not steps:
             requests[0] = self.past_request(sample, with_world[0])
         return requests
 
-    def true_request(self, sample: Sample, image: Any, steps: int) -> WorldRequest:
-        """The clip of what really happened: the image and the 4·N frames after it.
+    def true_future(self, sample: Sample, steps: int) -> Sequence[Any] | None:
+        """What really happened: the 4·N frames after now; None if it is not known, or a video ends now.
 
         Raises:
             ValueError: if the sample has fewer future frames.
         """
-        assert sample.future_frames is not None
+        if sample.future_frames is None:
+            return None
         config = self.processor.config
         count = config.num_pixel_frames(steps) - 1
-        if len(sample.future_frames) < count:
-            raise ValueError(short_future(sample.origin, len(sample.future_frames), steps, count))
-        clip = [*self.processor.frames_of(image), *sample.future_frames[:count]]
         with naming(sample.origin):
-            return WorldRequest(self.pixels(clip), 0, 0)
+            future = config.read_future(sample.future_frames, count)
+        if isinstance(sample.future_frames, Video) and not future:
+            return None
+        if len(future) < count:
+            raise ValueError(short_future(sample.origin, len(future), steps, count))
+        return future
 
     def past_request(self, sample: Sample, image: Any) -> WorldRequest:
         """The clip that contains the image, of which the latents of the image's moment are wanted.
@@ -370,6 +377,8 @@ class ChatCollator:
                 f"{factor}."
             )
         after = sample.future_frames or ()
+        if isinstance(after, Video):
+            after = config.read_future(after, factor * config.max_world_steps)
         clip = [*sample.past_frames, image, *after[: len(after) // factor * factor]]
         # the complete clip, so that all of its moments are encoded at once
         with naming(sample.origin):
@@ -383,7 +392,7 @@ class ChatCollator:
         """Every request that a run may make for a sample, for a cache; `deterministic` for evaluation."""
         if sample.world_latents is not None or self.sampling.constant_world or not self.processor.config.enable_world:
             return []
-        images = load_sample_images(sample)
+        images = load_sample_images(sample, self.processor.config.read_video)
         sampling = self.sampling.deterministic() if deterministic else self.sampling
         requests = []
         for steps in sampling.steps() if sample.num_world_steps is None else (sample.num_world_steps,):
@@ -395,14 +404,14 @@ class ChatCollator:
         return requests
 
 
-def load_sample_images(sample: Sample) -> list[ImageOrVideo]:
-    """Decodes the images and videos of a sample.
+def load_sample_images(sample: Sample, read_video: Callable[[Video], Video] = Video.load) -> list[ImageOrVideo]:
+    """Decodes the images and videos of a sample; `read_video` as in `group_images`.
 
     Raises:
         ValueError: if one cannot be read; the message names the sample.
     """
     with naming(sample.origin):
-        return group_images(list(sample.images), "")[0]
+        return group_images(list(sample.images), "", read_video)[0]
 
 
 def short_future(origin: str, known: int, steps: int, wanted: int) -> str:

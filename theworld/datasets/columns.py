@@ -23,6 +23,7 @@ USUAL: dict[str, tuple[str, ...]] = {
     "task": ("task", "sub_task", "category"),
     "prompt": ("prompt",),
     "future_frames": ("future_frames",),
+    "fps": ("fps",),
 }
 
 
@@ -41,7 +42,9 @@ class Fields:
         answers_are: texts, letters or numbers; without it the rows show which, and an error names a row where several
             fit and disagree.
         task: what scores are broken down by.
-        future_frames: images after now at the world model's rate, four per world step; a list, a video or a folder.
+        future_frames: images after now; a list, a video or a folder. They are read at the world model's rate, four per
+            world step.
+        fps: frames per second of videos and future frames; None reads them from the files.
         now: the name of the last frame of a folder that the question sees; later ones are its future.
         only: a column and value that rows of the split have, such as split=val.
         first_answer: the number of the first choice, if answers are numbers.
@@ -61,6 +64,7 @@ class Fields:
     task: str | None = None
     prompt: str | None = None
     future_frames: str | None = None
+    fps: str | None = None
     now: str | None = None
     only: str | None = None
     first_answer: int = 0

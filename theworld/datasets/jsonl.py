@@ -5,8 +5,9 @@
      {"type": "text", "text": "Which is older?"}]}, {"role": "assistant", "content": "The first."}]}
     {"video": "pour.mp4", "now": 12, "text": "Will it spill?", "label": "yes"}
 
-A `video` gives the image at frame `now` (default 0) and the true frames after it, of which every `stride`-th is read;
-with `past`, that number of frames before the image is seen as well. Paths are relative to the file.
+A `video` gives the image at `now` (default: the first frame) and the true frames after it; with `past`, that number of
+frames before the image is seen as well. They are read at the world model's rate, or every `stride`-th frame of the
+video. `now`, `past` and `stride` are numbers of frames, or times such as "1.5 s". Paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from theworld.datasets.samples import Message, Sample, TheWorldDataset, chat_of, naming, to_sample
-from theworld.media.video import StridedFrames, Video
+from theworld.media.selection import FramesAfterNow, FramesUntilNow, seconds_of
+from theworld.media.video import Video
 
 VIDEO_KEYS = ("video", "now", "stride", "past")
 PATH_KEYS = ("video", "image", "images", "frames", "future_frames")
 LISTS = ("images", "future_frames")  # keys whose value is a list of paths
 LIST_KEYS = (*LISTS, "frames")  # keys whose value may be one
-MAX_FUTURE_FRAMES = 64  # read from one video: 16 world steps
 
 
 class JsonlDataset(TheWorldDataset):
@@ -77,16 +78,17 @@ class JsonlDataset(TheWorldDataset):
         return to_sample(record, self.where(index), self.folder)
 
     def _frames(self, record: dict[str, Any], where: str) -> dict[str, Any]:
-        """The image and the true future of a video, whose keys are removed from the record."""
-        video, now, stride = record.pop("video"), record.pop("now", 0), record.pop("stride", 1)
-        past = record.pop("past", 0)
-        wanted = StridedFrames(now - past * stride, stride, past + 1 + MAX_FUTURE_FRAMES)
+        """What is seen of a video, and its true future; the keys of the video are removed from the record."""
+        path, now, past = self.path.parent / record.pop("video"), record.pop("now", 0), record.pop("past", 0)
+        stride, fps = record.pop("stride", None), record.pop("fps", None)
+        rate = 1 / seconds_of(stride) if isinstance(stride, str) else None
+        step = None if isinstance(stride, str) else stride
+        seen = Video(path, FramesUntilNow(past, step, rate), fps=fps, at=now)
+        future = Video(path, FramesAfterNow(stride=step, rate=rate), fps=fps, at=now)
+        if past:
+            return {"frames": seen, "future_frames": future}
         with naming(where):
-            frames = Video(self.path.parent / video, wanted).load().frames
-        if len(frames) <= past:
-            raise ValueError(f"{where}: the video ends before frame {now}: choose a smaller `now`.")
-        seen = {"frames": list(frames[: past + 1])} if past else {"image": frames[0]}
-        return {**seen, "future_frames": frames[past + 1 :]}
+            return {"image": seen.load().now, "future_frames": future}
 
 
 def check_video(record: Mapping[str, Any], where: str) -> None:
@@ -98,18 +100,33 @@ def check_video(record: Mapping[str, Any], where: str) -> None:
         return
     if not isinstance(record["video"], str):
         raise ValueError(f"{where}: video is {record['video']!r}, and must be the path of a video.")
-    now, stride, past = (record.get(name, least) for name, least in (("now", 0), ("stride", 1), ("past", 0)))
+    now, stride, past = record.get("now", 0), record.get("stride"), record.get("past", 0)
     for name, value, least in (("now", now, 0), ("stride", stride, 1), ("past", past, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{where}: {name} is {value!r}, and must be an integer of at least {least}.")
+        is_valid = value is None or is_moment(value, least)
+        if not is_valid:
+            raise ValueError(
+                f"{where}: {name} is {value!r}, and must be an integer of at least {least}, or a time as '1.5 s'."
+            )
     more = [key for key in PATH_KEYS if key != "video" and record.get(key) is not None]
     if more:
         raise ValueError(
             f"{where} has a video and also {', '.join(more)}: remove one of them, since the image is the video's frame "
             "`now`, and its future are the frames after it."
         )
-    if now - past * stride < 0:
+    if isinstance(stride, int) and isinstance(past, str):
+        raise ValueError(f"{where}: past is {past!r} and stride is {stride} frames: give both in seconds or in frames.")
+    if isinstance(stride, int) and isinstance(now, int) and now - past * stride < 0:
         raise ValueError(f"{where}: there are no {past} frames before frame {now}: choose a smaller `past`.")
+
+
+def is_moment(value: Any, least: int) -> bool:
+    """Whether a value is a number of frames, of at least `least`, or a time; with `least` above 0 no time of 0."""
+    if not isinstance(value, str):
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    try:
+        return seconds_of(value) > 0 or least == 0
+    except ValueError:
+        return False
 
 
 def check_files(record: Mapping[str, Any], folder: Path, where: str, known: set[str]) -> None:
@@ -152,8 +169,6 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 record = json.loads(line.decode("utf-8"), object_pairs_hook=with_unique_keys)
-                if b"\\ud" in line.lower():  # half of a surrogate pair can be written as an escape, and not encoded
-                    json.dumps(record, ensure_ascii=False).encode("utf-8")
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path} line {number} is not valid JSON ({error}): fix or remove it.") from error
             if not isinstance(record, dict):

@@ -18,6 +18,7 @@ from PIL import Image
 from theworld.datasets.lerobot_files import Episode, LeRobotFiles, images_at
 from theworld.datasets.samples import Message, Sample, SampleDataset, conversation
 from theworld.media.seeking import OpenVideos
+from theworld.media.selection import StridedFrames
 from theworld.media.video import Video
 from theworld.messages import counted
 
@@ -151,7 +152,8 @@ class LeRobotSamples(SampleDataset):
             frames = self._images(episode, nearest(episode.times, now + offsets))
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"{origin}: {error}") from error
-        seen: Any = Video(frames[: self.num_past + 1]) if self.num_past else frames[0]
+        # these frames are at the wanted rate already
+        seen: Any = Video(frames[: self.num_past + 1], StridedFrames()) if self.num_past else frames[0]
         return Sample(
             messages=self.messages(index),
             images=(seen,),

@@ -19,11 +19,12 @@ import numpy as np
 from theworld.datasets.columns import USUAL, Fields, answer_column, cell, value_of
 from theworld.datasets.rows import read_rows
 from theworld.datasets.truths import LETTERS, GivenAnswer, read_truths
-from theworld.media.video import FrameSelection, SpacedFrames, StridedFrames, Video, frame_paths
+from theworld.media.selection import FramesAfterNow, FrameSelection, SpacedFrames, check_rate
+from theworld.media.video import Video, frame_paths
 
 SHOWN_FRAMES = SpacedFrames(8)  # what is shown of a video
-FUTURE_FRAMES = StridedFrames(count=128)  # what is read of a true future: 32 world steps
-VIDEO_FILES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
+FUTURE_FRAMES = FramesAfterNow(128)  # what is read of a true future, at the world model's rate: 32 world steps
+VIDEO_FILES = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".gif", ".apng")
 YES_NO = ("yes", "no")
 ALL = "all"  # the task of rows without one
 
@@ -191,10 +192,19 @@ def read_images(
         return find(value) if isinstance(value, str) else value
 
     def several(value: Any, frames: FrameSelection) -> tuple[Any, ...] | Video:
-        if isinstance(value, str) and (is_video(value) or find(value).is_dir()):
-            return Video(find(value), frames)
+        is_future = frames is FUTURE_FRAMES
+        if isinstance(value, str) and (is_future or is_video(value) or find(value).is_dir()):  # or a WebP animation
+            return Video(find(value), frames, fps=fps)
         entries = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
-        return tuple(Video(find(entry), frames) if is_video(entry) else image(entry) for entry in entries)
+        if is_future and not any(map(is_video, entries)):
+            return Video([image(entry) for entry in entries], frames, fps=fps)
+        return tuple(Video(find(entry), frames, fps=fps) if is_video(entry) else image(entry) for entry in entries)
+
+    fps = get("fps")
+    try:
+        check_rate(fps)
+    except ValueError as error:
+        raise ValueError(f"Row {row_id}: {error}") from error
 
     given = get("future_frames")
     is_empty = given is None or (isinstance(given, list | str) and not given)
@@ -208,14 +218,14 @@ def read_images(
             )
         if fields.cut is not None:
             name = name.partition(fields.cut)[2] or name
-        video = Video(find(name), SHOWN_FRAMES)
+        video = Video(find(name), SHOWN_FRAMES, fps=fps)
         last = None if fields.now is None else value_of(row, fields.now)
         if last is not None and video.source.is_dir():
             try:
                 frames = frame_paths(video.source)
             except ValueError as error:
                 raise ValueError(f"Row {row_id}: {error}") from error
-            video, rest = replace(video, until=str(last)), Video(video.source, FUTURE_FRAMES, after=str(last))
+            video, rest = replace(video, until=str(last)), Video(video.source, FUTURE_FRAMES, after=str(last), fps=fps)
             future = rest if future is None and frames[-1].stem != rest.after else future
         return video, future
     column = fields.images or next((name for name in USUAL["images"] if row.get(name) is not None), "")

@@ -20,7 +20,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from theworld.media.video import Video
+from theworld.media.selection import FramesAfterNow, FrameSelection, check_rate
+from theworld.media.video import LAST_FRAMES, Video
 from theworld.messages import suggest
 
 Message = dict[str, Any]
@@ -33,9 +34,11 @@ RECORD_KEYS = (
     "messages",
     "frames",
     "future_frames",
+    "fps",
     "world_latents",
     "world_prompt",
 )
+MOVING = ("video", "frames", "future_frames")  # keys of frames that have a rate
 # names of other formats -> ours, for suggestions
 ELSEWHERE = {
     **dict.fromkeys(("question", "prompt", "instruction", "input"), "text"),
@@ -53,7 +56,8 @@ class Sample:
             `{"type": "text", "text": …}`, that of the other turns is text.
         images: one image or `Video` for each `{"type": "image"}`, in order; images in any form that
             `theworld.media.images` takes. A file is opened when a batch needs it.
-        future_frames: what really happened after the first image, frame by frame, or None if it is not known.
+        future_frames: what really happened after the first image, or None if it is not known: frames at the world
+            model's rate, or a `Video` of `FramesAfterNow`, of which as many are read as a batch needs.
         world_latents: (C, T, h, w), used instead of imagining the future of the first image.
         world_prompt: what the imagined future shows.
         past_frames: 4·k frames before the first image. With 0 world steps its latents are then those of its moment in
@@ -65,7 +69,7 @@ class Sample:
 
     messages: list[Message]
     images: tuple[Any, ...] = ()
-    future_frames: Sequence[Any] | None = None
+    future_frames: Sequence[Any] | Video | None = None
     world_latents: Tensor | None = None
     world_prompt: str | None = None
     past_frames: Sequence[Any] | None = None
@@ -109,8 +113,9 @@ class TheWorldDataset(SampleDataset):
     Args:
         records: dicts or samples. A dict has `text` and `label`, or `messages` for several turns; and `image`, or
             `images` for several, or `frames`, a video that ends now (a path, a list of images, an array (F, H, W, 3) or
-            a `Video`), of which Gemma sees the last frame. `future_frames` are the frames after it (a list or an
-            array), `world_prompt` says what happens, and `world_latents` (C, T, h, w) are used instead of imagining.
+            a `Video`), of which Gemma sees the last frame. `future_frames` are the frames after it (a list, an array or
+            a `Video`), `fps` is the rate of both, which are read at the world model's, `world_prompt` says what
+            happens, and `world_latents` (C, T, h, w) are used instead of imagining.
         folder: what relative paths of images are relative to; None means the working directory.
         origin: name of the records, for error messages.
 
@@ -142,7 +147,10 @@ class TheWorldDataset(SampleDataset):
         record = self.records[index]
         if not isinstance(record, Mapping) or record.get("world_latents") is not None:  # which are used instead
             return None
-        return 0 if record.get("future_frames") is None else len(record["future_frames"])
+        future = record.get("future_frames")
+        if isinstance(future, Video) or record.get("fps") is not None:  # how many are read depends on the rate
+            return None
+        return 0 if future is None else len(future)
 
 
 class HFDatasetWrapper(SampleDataset):
@@ -319,11 +327,10 @@ def to_sample(record: Mapping[str, Any] | Sample, origin: str, folder: Path | No
         raise ValueError(f"{origin} has type {type(record).__name__}: pass a dict with image, text and label.")
     images = images_of(record, origin, folder)
     messages = chat_of(record, origin, len(images))
-    future = record.get("future_frames")
     return Sample(
         messages=messages,
         images=images,
-        future_frames=None if future is None or not len(future) else [inside(frame, folder) for frame in future],
+        future_frames=future_of(record, folder),
         world_latents=record.get("world_latents"),
         world_prompt=record.get("world_prompt"),
         origin=origin,
@@ -349,6 +356,7 @@ def chat_of(
         value = record.get(key)
         if value is not None and not isinstance(value, kind):
             raise ValueError(f"{origin} has a {key} of type {type(value).__name__}: pass {wanted}.")
+    check_fps(record, origin)
     check_unicode(record.get("world_prompt") or "", origin)
     count = len(images_of(record, origin, None)) if num_images is None else num_images
     if "messages" in record:
@@ -372,12 +380,45 @@ def images_of(record: Mapping[str, Any], origin: str, folder: Path | None) -> tu
     if len(given) > 1:
         raise ValueError(f"{origin} has {' and '.join(given)}: give one of them.")
     if given == ["frames"]:
-        frames = record["frames"]
-        if isinstance(frames, Video):
-            return (frames,)
-        return (Video([inside(f, folder) for f in frames] if isinstance(frames, list) else inside(frames, folder)),)
+        return (video_of(record["frames"], record, folder),)
     images = [record["image"]] if given == ["image"] else record["images"] if given else ()
     return tuple(inside(image, folder) for image in images)
+
+
+def future_of(record: Mapping[str, Any], folder: Path | None) -> Video | None:
+    """The true future of a record, or None."""
+    future = record.get("future_frames")
+    if isinstance(future, Video):
+        return future
+    return None if future is None or not len(future) else video_of(future, record, folder, FramesAfterNow())
+
+
+def video_of(
+    frames: Any, record: Mapping[str, Any], folder: Path | None, selection: FrameSelection = LAST_FRAMES
+) -> Video:
+    """Frames of a record as a video with the record's rate."""
+    if isinstance(frames, Video):
+        return frames
+    source = [inside(frame, folder) for frame in frames] if isinstance(frames, list) else inside(frames, folder)
+    return Video(source, selection, fps=record.get("fps"))
+
+
+def check_fps(record: Mapping[str, Any], origin: str) -> None:
+    """Raises a ValueError if the rate of a record is no positive number, or if it has no frames that it belongs to."""
+    fps = record.get("fps")
+    try:
+        check_rate(fps)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
+    if fps is None:
+        return
+    frames = [record[key] for key in MOVING if record.get(key) is not None]
+    if not frames:
+        raise ValueError(
+            f"{origin} has fps, the rate of {', '.join(MOVING)}, and none of these: add one, or remove fps."
+        )
+    if any(isinstance(video, Video) for video in frames):
+        raise ValueError(f"{origin} has fps and a Video, which has its own: create it as Video(source, fps=…).")
 
 
 def inside(source: Any, folder: Path | None) -> Any:

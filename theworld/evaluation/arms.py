@@ -23,6 +23,7 @@ from theworld.inference.filmstrip import introduce
 from theworld.inference.prompting import Question
 from theworld.media.video import Video
 from theworld.messages import suggest
+from theworld.model.configuration import TheWorldConfig
 
 # These texts are read by the language model.
 FORESEE = "Describe in one sentence what happens next."
@@ -96,12 +97,13 @@ class Imagination:
         """The true frames that the world model reads: the past of a clip, the present, and what followed."""
         config = self.model.config
         count = config.num_pixel_frames(num_world_steps)
-        frames = list(true_frames(item, count, count))
+        frames = list(true_frames(item, count, config)[:count])
         start = item.world_images(use_all=False)[0]
         if not isinstance(start, Video):
             return frames
-        past = config.num_pixel_frames(0, config.past_steps_of(start.num_frames)) - 1
-        return [*start.frames[len(start.frames) - 1 - past : -1], *frames]
+        seen = config.read_video(start)
+        past = config.num_pixel_frames(0, config.past_steps_of(seen.num_frames)) - 1
+        return [*seen.frames[len(seen.frames) - 1 - past : -1], *frames]
 
     def tokens(self, latents: Tensor, kind: str, seed: int) -> Tensor:
         """World tokens (n, K, D) on the CPU; `kind` as in `ModelAnswerer.world_tokens`."""
@@ -193,13 +195,13 @@ class Arm:
     needs_base_gemma: bool = False
 
 
-def true_frames(item: Item, count: int, limit: int | None = None) -> Any:
-    """True frames of an item, at most `limit` of them, the present first.
+def true_frames(item: Item, count: int, config: TheWorldConfig, num_world_steps: int = 0) -> Any:
+    """True frames of an item, the present first: `count`, and where more are known those of `num_world_steps`.
 
     Raises:
         ValueError: if the benchmark has fewer than `count` true frames.
     """
-    frames = item.true_frames(limit)
+    frames = item.true_frames(config, max(count, config.num_pixel_frames(num_world_steps)))
     if len(frames) < count:
         raise ValueError(
             f"{item.id} has {len(frames)} true frames and this arm needs {count}; use fewer world steps, or leave the "
@@ -292,7 +294,8 @@ def imagined_image(batch: Batch) -> Batch:
 
 
 def true_image(batch: Batch) -> Batch:
-    futures = [list(true_frames(item, 2)[1:]) for item in batch.items]
+    config = batch.imagination.model.config
+    futures = [list(true_frames(item, 2, config, batch.num_world_steps)[1:]) for item in batch.items]
     return future_as_images(batch, futures, "happens next")
 
 

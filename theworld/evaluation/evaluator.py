@@ -139,6 +139,7 @@ def evaluate(
         **summary,
         **settings,
         "questions": len(items),
+        "seconds_per_world_step": subject.seconds_per_world_step,
         "headline": MEAN_OF_FAMILIES if kind.equal_families else "accuracy",
         "controls": subject.controls,
         "command": command,
@@ -210,6 +211,12 @@ class Subject:
     def check_trained(self, alternative: str) -> None:
         if isinstance(self._model, ModelSpec):  # `check_arms` checks a loaded model
             self._model.check_trained(alternative)
+
+    @property
+    def seconds_per_world_step(self) -> float | None:
+        """How long a world step is; None without a world model."""
+        config = self._model.config
+        return config.world_config.seconds_per_world_step if config.enable_world else None
 
     def world_steps(self, requested: int | Sequence[int] | None) -> list[int]:
         """The requested numbers of world steps in order, or the model's own number.

@@ -211,7 +211,8 @@ def to_markdown(content: Mapping[str, Any]) -> str:
     for run in runs_of(content):
         device = f", on {run['device']}" if "device" in run else ""
         name = f"{run['folder']}: " if "folder" in run else ""
-        lines.append(f"- {name}{run['model']}, {run['steps']} world steps, seed {run['seed']}{device}")
+        each = f" of {run['seconds_per_world_step']:g} s" if "seconds_per_world_step" in run else ""
+        lines.append(f"- {name}{run['model']}, {run['steps']} world steps{each}, seed {run['seed']}{device}")
         if "command" in run:
             lines.append(f"  `{run['command']}`")
     return "\n".join(lines) + "\n"

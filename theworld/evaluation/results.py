@@ -412,12 +412,13 @@ def contenders_of(group: str, runs: Sequence[Run], notes: list[str]) -> dict[str
 
 
 def provenance_of(run: Run) -> dict[str, Any]:
-    """The command, device and versions in a run's results; empty for an unfinished run."""
+    """The command, device, versions and times in a run's results; empty for an unfinished run."""
     path = run.folder / RESULTS
     if not path.is_file():
         return {}
     content = read_json(path)
-    return {name: content[name] for name in ("command", "device", "dtype", "versions", "seconds") if name in content}
+    names = ("command", "device", "dtype", "versions", "seconds", "seconds_per_world_step")
+    return {name: content[name] for name in names if name in content}
 
 
 def accuracy_by_steps(items: Sequence[Item], contenders: Mapping[str, Contender]) -> dict[str, list[dict[str, Any]]]:

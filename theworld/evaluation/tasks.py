@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from theworld.inference.prompting import Chat, Question
 from theworld.media.images import load_image
 from theworld.media.video import Video
 from theworld.messages import Progress, counted, enumerate_names, suggest
+from theworld.model.configuration import TheWorldConfig
 
 LABEL = "label"  # the form of questions whose answer is the label of a training sample
 HIDDEN = ""  # the answer of a question whose true answer is not published
@@ -95,21 +97,39 @@ class Item:
             images = [images[last - 1] for last in itertools.accumulate(lengths)]
         return images if use_all else images[:1]
 
-    def true_frames(self, limit: int | None = None) -> Sequence[Any] | np.ndarray:
-        """True frames, at most `limit` of them, the present first; empty if there are none. Errors as in `images`."""
+    def true_frames(self, config: TheWorldConfig | None = None, count: int | None = None) -> Sequence[Any] | np.ndarray:
+        """True frames, the present first; empty if there are none. Errors as in `images`.
+
+        Args:
+            config: reads a video at the rate of this model; None takes all of its frames.
+            count: how many frames are needed of files and images; None takes all. An array is returned as it is.
+        """
         if self.future is None:
-            return () if self.frames is None else self.frames[:limit]
-        future = self._decoded(self.future, limit, is_future=True)
+            return () if self.frames is None else self.frames
+        limit = None if count is None else count - 1
+        with self._named():
+            if isinstance(self.future, SampleMedia):
+                future = self.future.future(config, limit)
+            elif config is not None and limit is not None and isinstance(self.future, Video):
+                future = config.read_future(self.future, limit)
+            else:
+                future = [load_image(image) for image in _frames_of(self.future)[:limit]]
         if not future:
             return ()
         now = self.world_images(use_all=False)[0]
-        return [now.now if isinstance(now, Video) else now, *future][:limit]
+        return [now.now if isinstance(now, Video) else now, *future][:count]
 
-    def _decoded(self, images: Any, limit: int | None = None, is_future: bool = False) -> list[Any]:
-        try:
+    def _decoded(self, images: Any) -> list[Any]:
+        with self._named():
             if isinstance(images, SampleMedia):
-                return images.future(limit) if is_future else images.images()
-            return [load_image(image) for image in _frames_of(images)[:limit]]
+                return images.images()
+            return [load_image(image) for image in _frames_of(images)]
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Within the context, errors of files name the item."""
+        try:
+            yield
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"{self.id}: {error}") from error
 

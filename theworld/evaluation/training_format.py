@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from theworld.datasets.jsonl import PATH_KEYS, JsonlDataset
 from theworld.inference.prompting import Chat, user_turn
 from theworld.media.images import load_image
 from theworld.media.video import Video
+from theworld.model.configuration import TheWorldConfig
 from theworld.storage.files import read_json_file
 
 TRAINING_CONFIG = "training_config.json"  # which training writes next to a model
@@ -33,8 +34,14 @@ class SampleMedia:
         loaded = [image.load() if isinstance(image, Video) else load_image(image) for image in self._sample().images]
         return [image.now if isinstance(image, Video) and image.num_frames == 1 else image for image in loaded]
 
-    def future(self, limit: int | None) -> list[Any]:
-        return [load_image(frame) for frame in (self._sample().future_frames or ())[:limit]]
+    def future(self, config: TheWorldConfig | None, limit: int | None) -> Sequence[Any]:
+        """The first `limit` frames after now; with a config, those of a video at its rate."""
+        future = self._sample().future_frames or ()
+        if isinstance(future, Video) and (config is None or limit is None):
+            future = future.load().frames
+        if config is not None and limit is not None:
+            future = config.read_future(future, limit)
+        return [load_image(frame) for frame in future[:limit]]
 
     def files(self) -> list[Path]:
         """The files and folders that the record names."""

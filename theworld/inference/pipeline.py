@@ -222,8 +222,9 @@ class TheWorld(nn.Module):
                 read.
             question: a string or a list of strings.
             answer: adds the answer's turn, and `labels` with its ids, -100 elsewhere.
-            video: a video, in any form that `load_video` takes, instead of `image`; its last frame is now. With a list
-                of questions, one video per question.
+            video: a video, in any form that `load_video` takes, instead of `image`; its last frame is now. The world
+                model reads it at its own rate: give frames without a file as `Video(frames, fps=…)`. With a list of
+                questions, one video per question.
             num_world_steps, seed, enable_world, world_images, world_prompt: see `RolloutOptions`.
 
         Returns:
@@ -425,7 +426,8 @@ class TheWorld(nn.Module):
         `world_prompt` is one text for all images or one per image.
         """
         steps = steps_to_imagine(self.config, num_world_steps)
-        images = group_images(image, "")[0] if video is None else [self.prompts.video(video, image)]
+        read = self.config.read_video
+        images = group_images(image, "", read)[0] if video is None else [self.prompts.video(video, image)]
         return self.runner.imagine(images, steps, check_integer("seed", seed), world_prompt, progress)
 
     def seen(self, video: Any) -> np.ndarray:

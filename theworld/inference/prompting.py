@@ -17,7 +17,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 from theworld.inference.options import RolloutOptions
 from theworld.media.images import is_array
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
-from theworld.media.video import Video, load_video
+from theworld.media.video import Video
 from theworld.messages import counted
 from theworld.model.processing import TheWorldProcessor, texts_of
 
@@ -83,7 +83,8 @@ class PromptBuilder:
         if isinstance(image, (list, tuple)) and not image:
             raise ValueError("image is an empty list; pass one or more images, or None to ask without an image.")
         if video is None:
-            return group_images(image, question if isinstance(question, str) else questions), questions
+            asked_as = question if isinstance(question, str) else questions
+            return group_images(image, asked_as, self.processor.config.read_video), questions
         several = not isinstance(question, str) and isinstance(video, (list, tuple, np.ndarray, Tensor))
         videos = list(video) if several else [video]
         if len(videos) != len(questions):
@@ -107,14 +108,13 @@ class PromptBuilder:
         return questions
 
     def video(self, video: Any, image: Any = None) -> Video:
-        """Loads the argument `video` of a call, of which as many frames are kept as the model reads."""
+        """Loads the argument `video` of a call, as the world model reads it."""
         if image is not None:
             raise ValueError(
                 "image and video were both given; pass one of them, since the last frame of a video is the current "
                 "image. To ask about both, pass a list as image, with the video read by load_video."
             )
-        config = self.processor.config
-        return load_video(video, keep=config.num_pixel_frames(0, config.max_past_steps))
+        return self.processor.config.read_video(video if isinstance(video, Video) else Video(video))
 
     def inputs(
         self,

@@ -91,6 +91,7 @@ def describe_model(
         "latent_grid": list(config.world_grid()),
         "num_world_steps": config.num_world_steps,
         "max_world_steps": config.max_world_steps,
+        "seconds_per_world_step": config.world_config.seconds_per_world_step if config.enable_world else None,
         "trained_parts": list(config.trained_parts),
         "lora": config.lora,
         "components": count_components(built),

@@ -24,7 +24,7 @@ MAX_FPS = 1000
 def save_rollout(
     frames: np.ndarray,
     path: str | os.PathLike[str],
-    fps: float = 8.0,
+    fps: float = 16.0,
     *,
     scale: int | None = None,
     hold: float = 0.5,
@@ -34,9 +34,11 @@ def save_rollout(
 
     Args:
         frames: in order of time; a PNG shows them from left to right.
-        fps: frames per second of GIF and MP4.
+        fps: frames per second of GIF and MP4; the default is the rate of nano and Cosmos-Predict2. A GIF rounds the
+            times of its frames to hundredths of a second, and has at most 50 frames per second.
         scale: enlarges each pixel to scale x scale; None chooses a scale at which small frames are easy to see.
-        hold: how many seconds longer the first frame is shown, so that the start is easy to find (GIF and MP4).
+        hold: how many seconds longer the first frame is shown, so that the start is easy to find (GIF and MP4); 0 for a
+            file that is read as a video.
         labels: one text per frame, which is written below it.
 
     Raises:
@@ -74,10 +76,10 @@ def save_rollout(
     return path
 
 
-def moment_labels(num_past_frames: int, num_frames: int) -> list[str]:
-    """The labels of a rollout's frames: which were seen and which are imagined, counted from now."""
-    before = [f"seen {number}" for number in range(-num_past_frames, 0)]
-    after = [f"imagined +{number}" for number in range(1, num_frames - num_past_frames)]
+def moment_labels(num_past_frames: int, num_frames: int, fps: float) -> list[str]:
+    """The labels of a rollout's frames: which were seen and which are imagined, and how many seconds from now."""
+    before = [f"seen {number / fps:.2f} s" for number in range(-num_past_frames, 0)]
+    after = [f"imagined +{number / fps:.2f} s" for number in range(1, num_frames - num_past_frames)]
     return [*before, "now", *after]
 
 
@@ -120,10 +122,12 @@ def _with_label(frame: np.ndarray, label: str) -> np.ndarray:
 
 def _gif(frames: np.ndarray, fps: float, hold: float) -> bytes:
     images = [Image.fromarray(frame) for frame in frames]
-    step = max(20, round(1000 / fps))  # ms; viewers slow down shorter ones
+    # ms: each frame ends at the hundredth of a second nearest to its time; viewers slow down frames of less than 20 ms
+    ends = np.rint(np.arange(len(images) + 1) * max(2, 100 / fps)) * 10
     file = io.BytesIO()
-    durations = [step + round(1000 * hold)] + [step] * (len(images) - 1)
-    images[0].save(file, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    durations = np.diff(ends).astype(int)
+    durations[0] += round(1000 * hold)
+    images[0].save(file, format="GIF", save_all=True, append_images=images[1:], duration=durations.tolist(), loop=0)
     return file.getvalue()
 
 

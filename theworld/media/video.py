@@ -7,17 +7,19 @@ on the length of the video. MP4, MOV, WebM, Matroska and AVI go through PyAV; GI
 from __future__ import annotations
 
 import io
-import itertools
+import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageFile
 
+from theworld.media.animations import first_frame, holds_more, num_animated, times_of
 from theworld.media.containers import find_damage
 from theworld.media.files import (
     ANIMATIONS,
@@ -41,26 +43,37 @@ from theworld.media.images import (
     load_image,
     load_images,
 )
+from theworld.media.selection import (
+    KEPT_FRAMES,
+    MAX_FRAMES,
+    TIMED,
+    FramesAfterNow,
+    FrameSelection,
+    FramesUntilNow,
+    LastFrames,
+    StridedFrames,
+    Timeline,
+    check_length,
+    check_rate,
+    count_at,
+)
+from theworld.media.selection import SpacedFrames as SpacedFrames
+from theworld.media.streams import decode, read_times
 
 if TYPE_CHECKING:
-    import av
-
     from theworld.media.images import ImageSource
 
     VideoSource: TypeAlias = ImageSource | Sequence[ImageSource]
 
-# More than an hour at 30 frames per second. Longer videos are decoded in minutes, for a few frames.
-MAX_FRAMES = 2**17
-# Frames that `load_video` keeps by default: 16 past world steps and now.
-KEPT_FRAMES = 65
-# Codecs of which each packet holds one frame, besides those that encode each frame alone.
-ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp8", "vp9", "av1")
-TRANSPARENT_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Endings of the frames in a folder that is read as a video.
 FRAME_FILES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pnm", ".avif", ".jp2", ".heic", ".heif"),
 )
+
+logger = logging.getLogger(__name__)
+
+LAST_FRAMES = LastFrames()
 
 ACCEPTED_VIDEO = (
     "the path or the bytes of a video or an animation, a folder or a list of images, a NumPy array (F, H, W, C), or a "
@@ -69,41 +82,20 @@ ACCEPTED_VIDEO = (
 
 
 @dataclass(frozen=True)
-class LastFrames:
-    """The last `count` frames."""
+class Decoded:
+    """The frames of a loaded video.
 
-    count: int = KEPT_FRAMES
+    Attributes:
+        frames: the selected ones, in order of time.
+        num_frames: as in `Video`.
+        times: of each frame, in seconds since the first frame of the video; None if they are not known.
+        moment: when now is, in the same seconds, of `LastFrames`.
+    """
 
-    def indices(self, num_frames: int) -> Sequence[int]:
-        return range(max(0, num_frames - self.count), num_frames)
-
-
-@dataclass(frozen=True)
-class SpacedFrames:
-    """`count` evenly spaced frames, the first and the last included; all frames of a shorter video."""
-
-    count: int
-
-    def indices(self, num_frames: int) -> Sequence[int]:
-        if num_frames <= self.count:
-            return range(num_frames)
-        indices: list[int] = np.linspace(0, num_frames - 1, self.count).round().astype(int).tolist()
-        return indices
-
-
-@dataclass(frozen=True)
-class StridedFrames:
-    """At most `count` of the frames first, first + stride, first + 2 · stride, …; reading stops after the last."""
-
-    first: int = 0
-    stride: int = 1
-    count: int = MAX_FRAMES
-
-    def indices(self, num_frames: int) -> Sequence[int]:
-        return range(self.first, num_frames, self.stride)[: self.count]
-
-
-FrameSelection: TypeAlias = LastFrames | SpacedFrames | StridedFrames
+    frames: tuple[Image.Image, ...]
+    num_frames: int
+    times: np.ndarray | None = None
+    moment: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,13 +107,34 @@ class Video:
         selection: which of its frames are wanted.
         until: of a folder, the name (without its ending) of the last frame that belongs to the video; None for all.
         after: of a folder, the name of the last frame before those that belong to it.
+        fps: frames per second; None reads the time of each frame from the file. Lists, arrays and folders have none.
+        at: now, as the number of a frame or as a time ("1.5 s"); None means the last frame.
+
+    Raises:
+        ValueError: if `fps` is no positive number.
     """
 
     source: Any
-    selection: FrameSelection = LastFrames()
+    selection: FrameSelection = LAST_FRAMES
     until: str | None = None
     after: str | None = None
-    _decoded: tuple[tuple[Image.Image, ...], int] | None = field(default=None, repr=False, compare=False)
+    fps: float | None = None
+    at: int | str | None = None
+    _decoded: Decoded | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_rate(self.fps)
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second that are read, if they are selected by time."""
+        return self.selection.rate if isinstance(self.selection, TIMED) else None
+
+    @property
+    def needs_times(self) -> bool:
+        """Whether the times of its frames must be read from the file."""
+        is_timed = self.rate is not None or isinstance(self.at, str) or isinstance(self.selection, LastFrames)
+        return self.fps is None and is_timed
 
     def load(self) -> Video:
         """This video with its frames in memory; the original keeps none, so that a dataset can hold many videos.
@@ -133,55 +146,83 @@ class Video:
         """
         return self if self._decoded is not None else replace(self, _decoded=_read(self))
 
+    def load_past(self, rate: float, count: int) -> Video:
+        """This video as a world model of `rate` frames per second reads it: now, and at most count - 1 frames before.
+
+        Where frames were selected by number or at another rate, they are not resampled. Of a loaded video, the frames
+        that were kept are. Without a known rate, `rate` is assumed, which is logged once.
+        """
+        selection = self.selection
+        if isinstance(selection, FramesUntilNow) and selection.rate is None and selection.stride is None:
+            return replace(self, selection=replace(selection, rate=rate)).load()
+        if not isinstance(selection, LastFrames) or selection.rate is not None:
+            return self.load()
+        wanted = LastFrames(count, rate)
+        if self._decoded is None:
+            return replace(self, selection=wanted).load()
+        return replace(self, selection=wanted, _decoded=_resampled(self._decoded, wanted))
+
+    def load_future(self, rate: float, count: int) -> Video:
+        """The first `count` frames of what follows now, as a world model of `rate` frames per second reads them."""
+        selection = self.selection
+        if not isinstance(selection, FramesAfterNow):
+            return self.load()
+        wanted = replace(selection, count=min(count, selection.count))
+        if wanted.rate is None and wanted.stride is None:
+            wanted = replace(wanted, rate=rate)
+        return replace(self, selection=wanted, _decoded=None).load()
+
     @property
     def frames(self) -> tuple[Image.Image, ...]:
         """The selected frames in order of time, RGB; decoded again at each use unless the video is loaded."""
-        return self._loaded()[0]
+        return self._loaded().frames
 
     @property
     def num_frames(self) -> int:
-        """How many frames the video has up to the last selected one; of `SpacedFrames` and `StridedFrames`, those."""
-        frames, num_frames = self._loaded()
-        return num_frames if isinstance(self.selection, LastFrames) else len(frames)
+        """How many frames the video has up to now, at the rate that is read; of other selections than `LastFrames`, how
+        many are selected."""
+        return self._loaded().num_frames
+
+    @property
+    def times(self) -> tuple[float, ...] | None:
+        """When each selected frame is, in seconds since the first frame of the video; None if that is not known."""
+        times = self._loaded().times
+        return None if times is None else tuple(times.tolist())
 
     @property
     def now(self) -> Image.Image:
         """The last frame, which the language model sees as its image."""
         return self.frames[-1]
 
-    def _loaded(self) -> tuple[tuple[Image.Image, ...], int]:
+    def _loaded(self) -> Decoded:
         return _read(self) if self._decoded is None else self._decoded
 
 
-def load_video(source: Video | VideoSource, keep: int = KEPT_FRAMES) -> Video:
+def load_video(source: Video | VideoSource, keep: int = KEPT_FRAMES, fps: float | None = None) -> Video:
     """Decodes the last `keep` frames of a video, in order of time, each as `load_image` reads images.
 
     `source` is the path or the bytes of a video (MP4, MOV, WebM, Matroska, AVI) or an animation (GIF, APNG, animated
     WebP or AVIF); a folder of images of one size, in natural order of their names; a list of such images, each as in
     `load_image`; a NumPy array (F, H, W, C) or a torch tensor (F, C, H, W). An image is a video of one frame. Videos
-    are turned and mirrored as their metadata says. Frames are counted, not seconds.
+    are turned and mirrored as their metadata says.
+
+    The world model reads videos at its own rate, of the frames that were kept. The time of each frame comes from the
+    file, or from `fps`, its frames per second. If the timestamps of a file are missing or not in order, its average
+    rate is used, with a warning. Lists, arrays, folders and animations without times have no rate: without `fps`, that
+    of the world model is assumed, with a warning.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not such a video, holds several images that are no animation, is cut or damaged, or has
-            more than `MAX_FRAMES` frames, or frames of more than `MAX_PIXELS` pixels.
+            more than `MAX_FRAMES` frames, or frames of more than `MAX_PIXELS` pixels; or if `fps` is not positive.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}, and at least 1 frame of a video must be kept.")
-    return source.load() if isinstance(source, Video) else Video(source, LastFrames(keep)).load()
-
-
-def num_frames_of_image(path: str | os.PathLike[str]) -> int:
-    """How many frames an image file has: 1 unless it is an animation, or if it cannot be read."""
-
-    def count(file: BinaryIO, name: str, num_bytes: int) -> int:
-        with open_image(file, name) as image, decoding(name):
-            return _num_animated(image)
-
-    try:
-        return read_file(path, count, "image")
-    except (ValueError, FileNotFoundError):  # loading the image reports it
-        return 1
+    if not isinstance(source, Video):
+        return Video(source, LastFrames(keep), fps=fps).load()
+    if fps is not None:
+        raise ValueError("fps was given with a Video, which has its own: create it as Video(source, fps=…).")
+    return source.load()
 
 
 def frame_paths(folder: Path, until: str | None = None, after: str | None = None) -> list[Path]:
@@ -214,32 +255,32 @@ def _natural_order(path: Path) -> tuple[list[tuple[int, int, str]], str]:
 # --- sources ---
 
 
-def _read(video: Video) -> tuple[tuple[Image.Image, ...], int]:
-    """The selected frames, and how many the video has (unless the selection stops before the end)."""
-    source, selection = video.source, video.selection
+def _read(video: Video) -> Decoded:
+    """The selected frames."""
+    source = video.source
     if isinstance(source, bytes | bytearray):
         name = f"The video given as {len(source):,} bytes"
-        return _read_file(io.BytesIO(source), name, len(source), selection)
+        return _read_file(io.BytesIO(source), name, len(source), video)
     if isinstance(source, str | os.PathLike):
         check_path(os.fspath(source), "video")
         path = Path(os.path.expanduser(source))
         if not os.fspath(source).startswith(("http://", "https://")) and _is_dir(path):
             paths = frame_paths(path, video.until, video.after)
-            indices = _choose(selection, len(paths), repr(os.fspath(source)))
-            frames = [load_image(paths[index]) for index in indices]
-            return _of_one_size(frames, repr(os.fspath(source))), len(paths)
-        return read_file(source, lambda file, name, size: _read_file(file, name, size, selection), "video")
+            name = repr(os.fspath(source))
+            choice = _choose(video, len(paths), None, name)
+            return choice.decoded(_of_one_size([load_image(paths[index]) for index in choice.needed], name))
+        return read_file(source, lambda file, name, size: _read_file(file, name, size, video), "video")
     if is_array(source):
-        name = f"The {describe_array(source)}"
-        if source.ndim != 4:
-            return (load_image(source),), 1
-        indices = _choose(selection, len(source), name) if len(source) else []
-        return tuple(images_from_array(source[list(indices)])), len(source)
+        if source.ndim != 4 or not len(source):
+            return Decoded((load_image(source),), 1)
+        choice = _choose(video, len(source), None, f"The {describe_array(source)}")
+        return choice.decoded(images_from_array(source[choice.needed]))
     if isinstance(source, list | tuple):
         if not source:
             raise ValueError(f"The video has no frames: pass {ACCEPTED_VIDEO}.")
-        indices = _choose(selection, len(source), f"The list of {len(source):,} frames")
-        return _of_one_size(load_images([source[index] for index in indices]), "The list of frames"), len(source)
+        choice = _choose(video, len(source), None, f"The list of {len(source):,} frames")
+        images = load_images([source[index] for index in choice.needed])
+        return choice.decoded(_of_one_size(images, "The list of frames"))
     if isinstance(source, Image.Image):
         raise ValueError(f"A PIL image is an image and not a video: pass it as the image, or pass {ACCEPTED_VIDEO}.")
     raise ValueError(f"Expected a video, got {type(source).__name__}: pass {ACCEPTED_VIDEO}.")
@@ -252,22 +293,98 @@ def _is_dir(path: Path) -> bool:
         return False
 
 
-def _choose(selection: FrameSelection, num_frames: int, name: str) -> Sequence[int]:
-    _check_length(num_frames, name)
-    indices = selection.indices(num_frames)
-    if not indices:
+@dataclass(frozen=True)
+class _Choice:
+    """The frames that are read of a video, in order of time; one that is shown for long may be read several times."""
+
+    selection: FrameSelection
+    indices: list[int]
+    timeline: Timeline
+
+    @property
+    def needed(self) -> list[int]:
+        """The indices without repetitions."""
+        return sorted(set(self.indices))
+
+    def decoded(self, images: Sequence[Image.Image]) -> Decoded:
+        """The result, from one image for each of the `needed` indices."""
+        of_index = dict(zip(self.needed, images, strict=True))
+        frames = tuple(of_index[index] for index in self.indices)
+        selection, timeline, num_frames = self.selection, self.timeline, len(frames)
+        if isinstance(selection, LastFrames):
+            rate = selection.rate
+            num_frames = timeline.now() + 1 if rate is None else timeline.at_rate(rate).count_until_now(rate)
+        if timeline.times is None:
+            return Decoded(frames, num_frames)
+        moment = timeline.moment() if isinstance(selection, LastFrames) else None
+        return Decoded(frames, num_frames, timeline.times[self.indices], moment)
+
+
+def _choose(video: Video, num_frames: int, times: np.ndarray | None, name: str, held: float = 0.0) -> _Choice:
+    """Which frames are read of a video with these times, if they are known and not overridden by `fps`.
+
+    Raises:
+        ValueError: if there are too many frames, or not those that are wanted, or if a rate is needed and not known.
+    """
+    check_length(num_frames, name)
+    if video.fps is not None:
+        times, held = np.arange(num_frames) / video.fps, 0.0
+    if times is None and isinstance(video.at, str):
+        raise ValueError(
+            f"{name} has no frame rate, which is needed to find the moment {video.at!r}: give its frames per second, "
+            "as fps."
+        )
+    timeline = Timeline(name, num_frames, times, video.at, held)
+    selection, rate = video.selection, video.rate
+    indices = list(selection.indices(timeline if rate is None else timeline.at_rate(rate)))
+    is_future = isinstance(selection, FramesAfterNow)
+    if not indices and not is_future:
         raise _no_frame(selection, num_frames, name)
-    return indices
+    if times is None and rate is not None and (is_future or len(indices) > 1):
+        _warn_assumed(rate)
+    return _Choice(selection, indices, timeline)
+
+
+def _resampled(decoded: Decoded, wanted: LastFrames) -> Decoded:
+    """Of frames that were kept of a video, those that are nearest to the moments of `wanted`."""
+    assert wanted.rate is not None
+    times, kept = decoded.times, len(decoded.frames)
+    if times is None:
+        times = np.arange(decoded.num_frames - kept, decoded.num_frames) / wanted.rate
+    moment = float(times[-1]) if decoded.moment is None else decoded.moment
+    indices = wanted.indices(Timeline("The video", kept, times - times[0], held=moment - float(times[-1])))
+    if decoded.times is None and len(indices) > 1:
+        _warn_assumed(wanted.rate)
+    return Decoded(
+        tuple(decoded.frames[index] for index in indices),
+        max(count_at(moment, wanted.rate), min(decoded.num_frames, 2)),
+        None if decoded.times is None else times[list(indices)],
+        decoded.moment,
+    )
+
+
+@cache
+def _warn_assumed(rate: float) -> None:
+    logger.warning(
+        "The frame rate of a video is not known, so %g frames per second are assumed, as the world model reads them: "
+        "give it as fps, of a Video or of a record, or as video-fps on the command line.",
+        rate,
+    )
+
+
+@cache
+def _warn_average(name: str, rate: float) -> None:
+    logger.warning(
+        "%s does not say when each of its frames is shown, so its average rate of %.4g frames per second is used: give "
+        "fps for another.",
+        name,
+        rate,
+    )
 
 
 def _no_frame(selection: FrameSelection, num_frames: int, name: str) -> ValueError:
     first = selection.first if isinstance(selection, StridedFrames) else 0
     return ValueError(f"{name} has {num_frames} frames, so there is no frame {first}: choose an earlier one.")
-
-
-def _check_length(num_frames: int, name: str) -> None:
-    if num_frames > MAX_FRAMES:
-        raise ValueError(f"{name} has more than {MAX_FRAMES:,} frames: cut it to the moments that matter.")
 
 
 def _of_one_size(frames: Sequence[Image.Image], name: str) -> tuple[Image.Image, ...]:
@@ -278,9 +395,7 @@ def _of_one_size(frames: Sequence[Image.Image], name: str) -> tuple[Image.Image,
     return tuple(frames)
 
 
-def _read_file(
-    file: BinaryIO, name: str, num_bytes: int, selection: FrameSelection
-) -> tuple[tuple[Image.Image, ...], int]:
+def _read_file(file: BinaryIO, name: str, num_bytes: int, video: Video) -> Decoded:
     """The frames of an open video, animation or image; `name` begins the error messages."""
     check_not_empty(num_bytes, name)
     try:
@@ -292,30 +407,18 @@ def _read_file(
             raise ValueError(f"{name} is not a video that can be read: pass one of {known}.") from error
         if reason := find_damage(file, demuxer, num_bytes):
             raise damaged(name, reason) from error
-        return _read_stream(file, name, demuxer, selection)
+        return _read_stream(file, name, demuxer, video)
     with image:
-        return _read_animation(image, file, name, num_bytes, selection)
+        return _read_animation(image, file, name, num_bytes, video)
 
 
 # --- animations ---
 
 
-def _first_frame(image: ImageFile.ImageFile) -> int:
-    """1 if the first image is not part of the animation: an APNG may show another one where animations are unknown."""
-    return int(getattr(image, "default_image", False))
-
-
-def _num_animated(image: ImageFile.ImageFile) -> int:
-    # every format in ANIMATIONS has `n_frames`
-    return int(image.n_frames) - _first_frame(image) if image.format in ANIMATIONS else 1  # type: ignore[attr-defined]
-
-
-def _read_animation(
-    image: ImageFile.ImageFile, file: BinaryIO, name: str, num_bytes: int, selection: FrameSelection
-) -> tuple[tuple[Image.Image, ...], int]:
+def _read_animation(image: ImageFile.ImageFile, file: BinaryIO, name: str, num_bytes: int, video: Video) -> Decoded:
     check_size(*image.size, name)
     position = file.tell()
-    if _holds_more(image, file, name):
+    if holds_more(image, file, name):
         raise ValueError(
             f"{name} holds {image.format} images that are no animation (pages, or raw MJPEG): "
             "save them as an MP4, or each as a file of one folder."
@@ -325,149 +428,59 @@ def _read_animation(
         raise damaged(name, reason)
     file.seek(position)
     with decoding(name):
-        num_frames = _num_animated(image)
+        num_frames = num_animated(image)
+    times, held = times_of(image, num_frames, name) if video.needs_times else (None, 0.0)
+    choice = _choose(video, num_frames, times, name, held)
     frames = []
-    for index in _choose(selection, num_frames, name):
+    for index in choice.needed:
         with decoding(name):
-            image.seek(index + _first_frame(image))
+            image.seek(index + first_frame(image))
         frames.append(decode_image(image, name))
-    return tuple(frames), num_frames
-
-
-def _holds_more(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> bool:
-    """Whether a TIFF has several pages, or a JPEG file a second image of the same size, as no photo has."""
-    if image.format != "JPEG":
-        return image.format == "TIFF" and getattr(image, "n_frames", 1) > 1
-    with _open(file, name, "mjpeg") as container, decoding(name):
-        second = [bytes(packet) for packet in itertools.islice(_packets(container, name), 2)][1:]
-    try:
-        return bool(second and second[0]) and open_image(io.BytesIO(second[0]), name).size == image.size
-    except ValueError:  # some camera's notes
-        return False
+    return choice.decoded(frames)
 
 
 # --- videos ---
 
 
-def _read_stream(
-    file: BinaryIO, name: str, demuxer: str, selection: FrameSelection
-) -> tuple[tuple[Image.Image, ...], int]:
+def _read_stream(file: BinaryIO, name: str, demuxer: str, video: Video) -> Decoded:
     """The selected frames of a video file."""
-    if isinstance(selection, StridedFrames):  # whose indices do not depend on the length: reading stops at the last one
-        kept, num_frames = _decode(file, name, demuxer, selection.indices(MAX_FRAMES), to_end=False)
+
+    def choose(stamps: np.ndarray, average: float | None) -> _Choice:
+        if not len(stamps):
+            raise ValueError(
+                f"{name} holds no images: it is sound only, or was not written completely, so get it again."
+            )
+        return _choose(video, len(stamps), _stream_times(stamps, average, video, name), name)
+
+    stops_early = video.at is not None or isinstance(video.selection, StridedFrames)
+    average = None
+    if stops_early and not video.needs_times:  # the indices do not depend on the length
+        choice = _choose(video, MAX_FRAMES, None, name)
+        kept, stamps = decode(file, name, demuxer, choice.needed, to_end=False)
+        is_right = len(kept) == len(choice.needed)
+        if video.fps is None:
+            times = _stream_times(stamps, None, video, name)
+            choice = replace(choice, timeline=replace(choice.timeline, times=times))
     else:
-        expected = _count_packets(file, name, demuxer)
-        kept, num_frames = _decode(file, name, demuxer, selection.indices(expected))
-        if num_frames != expected:  # packets without a frame of their own are rare, and found only by decoding
-            kept, num_frames = _decode(file, name, demuxer, selection.indices(num_frames))
-    if num_frames == 0:
-        raise ValueError(f"{name} holds no images: it is sound only, or was not written completely, so get it again.")
-    if not kept:
-        raise _no_frame(selection, num_frames, name)
-    return _of_one_size(to_images(kept, name), name), num_frames
+        expected, average = read_times(file, name, demuxer)
+        choice = choose(expected, average)
+        kept, stamps = decode(file, name, demuxer, choice.needed, to_end=not stops_early)
+        is_right = len(stamps) == len(expected)
+        if stops_early and not (is_right := np.array_equal(stamps, expected[: len(stamps)])):
+            _, stamps = decode(file, name, demuxer, [])
+    if not is_right:  # packets without a frame of their own are rare, and found only by decoding
+        before, choice = choice.needed, choose(stamps, average)
+        if before[: len(choice.needed)] != choice.needed:
+            kept, _ = decode(file, name, demuxer, choice.needed)
+        kept = kept[: len(choice.needed)]
+    return choice.decoded(_of_one_size(to_images(kept, name), name) if kept else ())
 
 
-def _decode(
-    file: BinaryIO, name: str, demuxer: str, indices: Sequence[int], to_end: bool = True
-) -> tuple[list[av.VideoFrame], int]:
-    """The frames of these indices, and how many frames were decoded; without `to_end` up to the last of them.
-
-    Frames are kept as decoded, which takes half the memory of RGB.
-    """
-    kept: list[av.VideoFrame] = []
-    count = num_promised = 0
-    waiting: set[int] = set()  # the times of the promised frames that the decoder has not returned yet
-    for promised, frames in _decoded_packets(file, name, demuxer):
-        if promised is not None:
-            num_promised += 1
-            waiting.add(promised)
-        for frame in frames:
-            count += 1
-            _check_length(count, name)
-            check_size(frame.width, frame.height, name)
-            if frame.is_corrupt:
-                raise damaged(name, f"in frame {count:,}")
-            if len(kept) < len(indices) and count - 1 == indices[len(kept)]:
-                kept.append(frame)
-            waiting.discard(frame.pts)
-            num_promised -= frame.interlaced_frame  # whose second field may have a packet of its own
-            if to_end or len(kept) < len(indices):
-                continue
-            # if an earlier frame is missing, only the whole video shows whether it is lost or its time is wrong
-            if frame.pts is None or not any(time < frame.pts for time in waiting):
-                return kept, count
-    if num_promised > count:
-        raise damaged(name, f"{num_promised - count:,} of its frames cannot be decoded")
-    return kept, count
-
-
-def _decoded_packets(file: BinaryIO, name: str, demuxer: str) -> Iterator[tuple[int | None, list[av.VideoFrame]]]:
-    """Decodes a video packet by packet: the time of the frame that the packet promises, and the frames that came out.
-
-    A decoder passes over some damage without an error, and no frame comes out. None is promised by codecs that may
-    repeat a frame by an empty packet, nor before the first key frame, without which those that follow it cannot be
-    decoded, nor if it is hidden.
-    """
-    start: int | None = None
-    with _open(file, name, demuxer) as container:
-        packets = _packets(container, name)
-        packet: av.Packet | None = None
-        decoder: Any = None
-        while True:
-            with decoding(name):
-                packet = next(packets, None)
-                if packet is not None and decoder is None:
-                    decoder = _decoder(packet.stream)
-                # packet by packet and without frame threads, which would pass over damage at the end of a cut file
-                frames = [] if packet is None else decoder.decode(packet)
-            if packet is None:
-                return
-            if start is None and packet.is_keyframe:
-                start = packet.pts
-            yield (packet.pts if _promises_frame(packet, start) else None), frames
-
-
-def _decoder(stream: av.VideoStream) -> av.CodecContext:
-    """The decoder of a stream; FFmpeg's own ones of VP8 and VP9 pass over transparency."""
-    import av
-
-    codec = TRANSPARENT_DECODERS.get(stream.codec_context.name)
-    if codec is None or stream.metadata.get("alpha_mode") != "1":
-        return stream.codec_context
-    return av.CodecContext.create(codec, "r")
-
-
-def _promises_frame(packet: av.Packet, start: int | None) -> bool:
-    codec = packet.stream.codec_context.codec
-    if not packet.size or packet.is_discard or not (codec.intra_only or codec.canonical_name in ONE_FRAME_PER_PACKET):
-        return False
-    is_hidden = codec.canonical_name == "vp8" and not memoryview(packet)[0] & 0x10  # for reference alone
-    return packet.pts is not None and start is not None and packet.pts >= start and not is_hidden
-
-
-def _count_packets(file: BinaryIO, name: str, demuxer: str) -> int:
-    """How many frames the packets of a video promise, found without decoding them."""
-    with _open(file, name, demuxer) as container:
-        packets = _packets(container, name)
-        with decoding(name):
-            return sum(1 for packet in packets if packet.size and not packet.is_discard)
-
-
-def _open(file: BinaryIO, name: str, demuxer: str) -> av.container.InputContainer:
-    import av  # importing av takes 0.1 s, and only reading a video needs it
-
-    file.seek(0)
-    with decoding(name):
-        return av.open(file, "r", format=demuxer)
-
-
-def _packets(container: av.container.InputContainer, name: str) -> Iterator[av.Packet]:
-    """The packets of the first video stream that is not the cover image of a sound file; none without such a stream."""
-    import av
-
-    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not streams:
-        return iter(())
-    if streams[0].codec_context is not None and streams[0].width:
-        check_size(streams[0].width, streams[0].height, name)
-    return container.demux(streams[0])
+def _stream_times(stamps: np.ndarray, average: float | None, video: Video, name: str) -> np.ndarray | None:
+    """The times of frames with these timestamps; if some are missing or equal, those of the average rate."""
+    if np.isfinite(stamps).all() and (np.diff(stamps) > 0).all():
+        return stamps - stamps[0]
+    if average is None or not video.needs_times:
+        return None
+    _warn_average(name, average)
+    return np.arange(len(stamps)) / average

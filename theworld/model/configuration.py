@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.gemma3 import Gemma3Config
 
+from theworld.media.video import Video
 from theworld.model.lora_settings import lora_settings
 from theworld.model.published import DEFAULT_GEMMA
 from theworld.world_models.configuration import COSMOS_2B, CosmosPredict2Config, check_keys, check_numbers
@@ -204,10 +205,20 @@ class TheWorldConfig(PreTrainedConfig):
             )
         if 1 < num_frames <= factor:
             raise ValueError(
-                f"A video of {num_frames} frames is too short to have a past: one past world step is {factor} frames; "
-                f"give {1 + factor} frames or more, or the last frame as an image."
+                f"A video of {num_frames} frames is too short to have a past: one past world step is {factor} frames "
+                f"at {self.world_config.fps} per second; give {1 + factor} or more, or the last frame as an image."
             )
         return min((num_frames - 1) // factor, self.max_past_steps)
+
+    def read_video(self, video: Video) -> Video:
+        """Loads a video as this model reads it: now, and what its past world steps need, at the world model's rate."""
+        return video.load_past(self.world_config.fps, self.num_pixel_frames(0, self.max_past_steps))
+
+    def read_future(self, future: Sequence[Any] | Video, count: int) -> Sequence[Any]:
+        """The first `count` frames after now: a video at the world model's rate, anything else as it is."""
+        if isinstance(future, Video):
+            return future.load_future(self.world_config.fps, count).frames
+        return future[:count]
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The language model's config, which `generate` and its caches read."""

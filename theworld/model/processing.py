@@ -56,7 +56,8 @@ class TheWorldProcessor(Gemma3Processor):
 
     Calls take Gemma3Processor's arguments and five more: `num_world_steps` (default: the config's), `seed` (another
     future of the same image), `enable_world` and `world_images` (default: the config's) and `world_prompt` (what
-    happens, in words). The images may include videos, as `theworld.media.video.load_video` reads them.
+    happens, in words). The images may include videos, as `theworld.media.video.load_video` reads them, which are
+    resampled to the world model's rate.
     """
 
     def __init__(
@@ -214,7 +215,7 @@ class TheWorldProcessor(Gemma3Processor):
             raise ValueError(f"A world prompt describes what is imagined, and {reason} nothing is: leave it out.")
         if images is None:
             return super().__call__(images=None, text=text, **kwargs)
-        loaded = group_images(images, text if isinstance(text, str) else texts)
+        loaded = group_images(images, text if isinstance(text, str) else texts, self.config.read_video)
         now = [[image.now if isinstance(image, Video) else image for image in entry] for entry in loaded]
         if not world_on or texts is None:
             return super().__call__(images=now, text=text, **kwargs)
@@ -284,7 +285,8 @@ class TheWorldProcessor(Gemma3Processor):
         if len(image.frames) < count:
             raise ValueError(
                 f"The model reads the last {count} frames of a video, and {len(image.frames)} of its "
-                f"{image.num_frames:,} were kept: load it with load_video(…, keep={count})."
+                f"{image.num_frames:,} were kept: load it with load_video(…, keep={count}), and a larger number if it "
+                f"has more than {self.config.world_config.fps} frames per second."
             )
         return list(image.frames[-count:])
 

@@ -78,7 +78,8 @@ class CosmosPredict2Config(PreTrainedConfig):
         num_inference_steps: denoising steps of a rollout; at least 2, because one step returns noise.
         guidance_scale: classifier-free guidance; 1.0 disables it and halves the computation.
         sigma_conditioning: noise level of the conditioning frames.
-        fps: frames per second that the transformer is conditioned on, which scales its temporal rotary embedding.
+        fps: frames per second of the videos that are read and imagined; scales the transformer's temporal rotary
+            embedding.
         weights_from: origin of the weights, `own` (trained from scratch) or `nvidia` (NVIDIA's, or fine-tuned from
             them). It is saved in a world folder; a folder without it is treated as NVIDIA's.
 
@@ -103,6 +104,8 @@ class CosmosPredict2Config(PreTrainedConfig):
     ) -> None:
         check_keys(CosmosPredict2Config, kwargs)
         check_numbers({"text_tokens": text_tokens, "num_inference_steps": num_inference_steps, "fps": fps})
+        if fps < 1:
+            raise ValueError(f"fps is {fps}; it must be 1 or more.")
         for name, component in (("vae", vae), ("transformer", transformer), ("scheduler", scheduler)):
             if component is not None and not isinstance(component, dict):
                 raise ValueError(f"{name} is {component!r}; pass its diffusers config, a JSON object.")
@@ -128,6 +131,11 @@ class CosmosPredict2Config(PreTrainedConfig):
         """Pixel frames per latent frame after the first one."""
         downsample = self.vae.get("temperal_downsample", [False, True, True])  # diffusers' spelling
         return int(2 ** sum(bool(d) for d in downsample))
+
+    @property
+    def seconds_per_world_step(self) -> float:
+        """How long a world step is."""
+        return self.temporal_factor / self.fps
 
     @property
     def spatial_factor(self) -> int:

@@ -1,7 +1,7 @@
 """Parts of a scene and their motion: a thin layer over pymunk.
 
 Coordinates are those of the image: x to the right, y downwards, in pixels, (0, 0) at the top left corner. The unit of
-time is one frame. Everything starts at rest.
+time is one frame, a sixteenth of a second for nano's world model. Everything starts at rest.
 """
 
 import math
@@ -13,6 +13,7 @@ import pymunk
 
 NUM_FRAMES = 17
 IMAGE_SIZE = 64
+FRAMES_PER_SECOND = 16  # `fps` of nano's world model, with which its transformer was trained on these frames
 
 _SUBSTEPS = 8  # at most 0.7 px per substep, so that nothing passes through a ramp of 4 px
 _WALL = 6.0
