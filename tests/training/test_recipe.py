@@ -308,6 +308,26 @@ def test_a_tracker_that_is_not_installed_is_named(settings: Settings, monkeypatc
         recipe.train(settings(log_to_wandb=True), load())
 
 
+def test_memory_is_predicted_before_weights_are_loaded(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Loading(Exception):
+        pass
+
+    def build(*_: Any) -> None:
+        raise Loading
+
+    monkeypatch.setattr(recipe, "build_model", build)
+    monkeypatch.setattr(recipe, "gpus", list)
+    for free, warned in ((2**40, False), (2**10, True)):
+        monkeypatch.setattr(recipe, "free_ram", lambda free=free: free)
+        caplog.clear()
+        with caplog.at_level("INFO"), pytest.raises(Loading):
+            recipe.train(settings(), load())
+        assert "GiB of RAM per process, for 60 text tokens" in caplog.text
+        assert ("use a smaller batch_size with gradient_accumulation_steps" in caplog.text) is warned
+
+
 def test_trainable_parts_and_lengths_of_samples_are_logged(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
