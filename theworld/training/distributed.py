@@ -192,10 +192,11 @@ def optimizer_state(optimizer: Any, groups: Sequence[Sequence[Tensor]], keep: bo
     inner = optimizer.optimizer  # in accelerate's wrapper: torch's optimizer, or DeepSpeed's around torch's
     if not groups:
         values: dict[str, Any] = inner.state_dict()
-        states = {
-            number: {key: complete_tensor(value) for key, value in state.items()}
-            for number, state in values["state"].items()
-        }
+        states = {}
+        for number, state in values["state"].items():
+            whole = {key: complete_tensor(value) for key, value in state.items()}
+            if keep:  # the others free each tensor before the next one
+                states[number] = whole
         return {**values, "state": states} if keep else {}
     from deepspeed.utils import safe_get_full_optimizer_state
 
