@@ -1,4 +1,4 @@
-"""The world model sees the same frames of one motion, whatever rate it was filmed at: training and evaluation."""
+"""The world model sees the same frames of one motion, at any rate it was filmed at: training and evaluation."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ TABLE = [
     ("The answer is the second image.", IMAGES, "A"),
     ("the second image", FOUR, None),
     ("vitamin C", ["vitamin B", "vitamin C", "", ""], "B"),
-    ("B", ["B", "A", "", ""], "B"),  # a lone letter is a letter, whatever the words
+    ("B", ["B", "A", "", ""], "B"),  # a lone letter is a letter
     ("the red ball", ["the red ball", "the red ball"], None),  # words that name two choices name none
     # a sentence that commits
     ("The answer is (B).", FOUR, "B"),
@@ -108,7 +108,7 @@ TABLE = [
     ("", FOUR, None),
     ("   \n", FOUR, None),
     ("......", FOUR, None),
-    ("A man stands beside a car.", FOUR, None),
+    ("A man stands near a car.", FOUR, None),
     ("I think a cat would do that.", FOUR, None),
     ("In this image, a dog and a cat play.", FOUR, None),
     ("What a nice picture! Could you show me the choices?", FOUR, None),

@@ -120,7 +120,7 @@ def test_latents_of_every_image_can_be_passed_back(model: TheWorld) -> None:
     assert latents.shape[:3] == (2, 4, 3)
     answer = model.generate(two, QUESTION, 5, mode="tokens", num_world_steps=2)
     assert answer == model.generate(two, QUESTION, 5, mode="tokens", world_latents=latents)
-    with pytest.raises(ValueError, match="68 world placeholders, but there are 34 world tokens"):
+    with pytest.raises(ValueError, match=r"the shape \(1, 4, 2, 4, 4\); they must be \(2, 4, T, 4, 4\)"):
         model.generate(two, QUESTION, 5, mode="tokens", world_latents=latents[:1, :, :2])
 
 

@@ -1,4 +1,4 @@
-"""The memory that runs are predicted to take, beside what two H200s measured."""
+"""The memory that runs are predicted to take, and what was measured on two H200s."""
 
 from __future__ import annotations
 

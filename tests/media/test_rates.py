@@ -1,4 +1,4 @@
-"""The same motion gives the same frames at the world model's rate, whatever rate it was filmed at."""
+"""The same motion gives the same frames at the world model's rate, at any rate it was filmed at."""
 
 from __future__ import annotations
 

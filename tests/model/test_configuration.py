@@ -36,7 +36,7 @@ def test_a_video_has_as_much_past_as_fits(num_frames: int, most: int, past: int)
 
 @pytest.mark.parametrize(
     ("num_frames", "most", "says"),
-    [(2, 4, "give 5 frames or more"), (4, 4, "too short to have a past"), (5, 0, "reads images only")],
+    [(2, 4, "give 5 or more"), (4, 4, "too short to have a past"), (5, 0, "reads images only")],
 )
 def test_a_past_that_could_not_be_read_is_refused(num_frames: int, most: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):

@@ -136,6 +136,7 @@ def test_the_content_of_a_checkpoint(settings: Settings) -> None:
     assert folder.name == "checkpoint-2"
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
+        "data.json",
         "model.safetensors",
         "optimizer.pt",
         "rng_state.pth",

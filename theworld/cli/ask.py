@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from theworld.media.inputs import LoadedImages
     from theworld.media.video import Video
     from theworld.model.configuration import TheWorldConfig
+    from theworld.model.spec import ModelSpec
 
 
 def ask(
@@ -87,7 +88,7 @@ def ask(
         max_past_steps=PAST_STEPS if is_video else 0,
     )
     spec.check_steps(steps)
-    shown, clip = read_images(images, video, frames, video_fps, spec.config)
+    shown, clip = read_images(images, video, frames, video_fps, spec)
     if world and mode == "tokens":
         spec.check_trained("show it imagined frames (--mode frames)")
     past = spec.config.past_steps_of(clip.num_frames) if world and clip is not None else 0
@@ -178,7 +179,7 @@ def describe_mode(plan: CallPlan, past: int) -> str:
 
 
 def read_images(
-    images: Sequence[str], video: str | None, frames: bool, fps: float | None, config: TheWorldConfig
+    images: Sequence[str], video: str | None, frames: bool, fps: float | None, spec: ModelSpec
 ) -> tuple[LoadedImages | None, Video | None]:
     """The images, or the video, of a command, read before a model is loaded so that a wrong path is reported early.
 
@@ -199,4 +200,4 @@ def read_images(
         return loaded, None
     if video is not None and (images or frames):
         raise ValueError("Images and --video were both given; give one. The last frame of the video is the present.")
-    return None, config.read_video(Video(list(images) if video is None else video, fps=fps))
+    return None, spec.config.read_video(Video(list(images) if video is None else video, fps=fps))

@@ -72,7 +72,7 @@ def imagine(
 
     from theworld.media.export import moment_labels, save_rollout
 
-    shown_images, clip = read_images(images, video, frames, video_fps, spec.config)
+    shown_images, clip = read_images(images, video, frames, video_fps, spec)
     world = spec.config.world_config
     spec.check_prompt(prompt)
     spec.check_frames_may_be_shown()

@@ -1,4 +1,4 @@
-"""A hash of a question's images and videos, so that a run does not go on with other files of the same names."""
+"""A hash of a question's images and videos, so that a run does not resume with other files of the same names."""
 
 from __future__ import annotations
 

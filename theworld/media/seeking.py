@@ -70,7 +70,7 @@ class _OpenVideo:
         if not self.container.streams.video:
             raise ValueError(f"{self.name} holds no images: it is sound only, or was not written completely.")
         self.stream = self.container.streams.video[0]
-        # a decoder without threads survives a fork; workers of a DataLoader are as many as there are cores
+        # a decoder without threads survives a fork; a DataLoader has one worker per core
         self.stream.codec_context.thread_count = 1
 
     def frames_at(self, times: Sequence[float], tolerance: float) -> list[Image.Image]:

@@ -32,8 +32,8 @@ from theworld.model.configuration import TheWorldConfig
 from theworld.model.spec import WORLD_TOKEN
 from theworld.storage.hub import find_base_dir, resolve
 
-# Two noncharacters of Unicode, which no text contains. Inside the name of a control token they hide it from the search
-# for control tokens; the tokenizer removes them before it encodes the words.
+# Two noncharacters of Unicode, which texts do not contain. Inside the name of a control token they hide it from the
+# search for control tokens; the tokenizer removes them before it encodes the words.
 HIDDEN = "\ufdd0\ufdd1"
 NO_CHAT_TEMPLATE = (
     "{} has no chat template, neither in chat_template.jinja nor in tokenizer_config.json: add one, or use an "
