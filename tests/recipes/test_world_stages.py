@@ -137,6 +137,7 @@ def test_shards_are_deterministic_and_carry_no_labels_in_training(shards: Path) 
     assert sorted(labelled.families) == sorted(FAMILIES * 4)
 
 
+@pytest.mark.slow
 def test_frames_are_handed_out_once_each_and_free_their_place(some_shards: Path) -> None:
     every = np.concatenate([np.load(shard) for shard in waiting_shards(some_shards)])
     taken: list[torch.Tensor] = []

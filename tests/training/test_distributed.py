@@ -177,6 +177,7 @@ def launched_with(rank: int, values: dict[str, Any], environment: dict[str, str]
     train(rank, values)
 
 
+@pytest.mark.slow
 def test_accelerate_launch_with_the_shipped_config(settings: Settings, tmp_path: Path) -> None:
     parser = launch_command_parser()
     config, one = CONFIGS / "accelerate" / "fsdp2.yaml", made(settings, tmp_path / "one", 1, max_steps=1)
