@@ -54,9 +54,9 @@ ALL_OF_GEMMA: dict[str, Any] = {
 
 
 def mixed_records() -> list[Record]:
-    """Records of which every other one has no image, so that a process has batches without images."""
-    made = records(16)
-    return [{"text": one["text"], "label": one["label"]} if number % 2 else one for number, one in enumerate(made)]
+    """Records of which two in three have no image, so that a process has batches without images."""
+    made = records(18)
+    return [{"text": one["text"], "label": one["label"]} if number % 3 else one for number, one in enumerate(made)]
 
 
 def train(rank: int, values: dict[str, Any], signals: dict[int, tuple[int, int]] | None = None) -> None:

@@ -385,6 +385,8 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_tokens = self.world_tokens(
             world_frames, world_latents, world_embeds, world_seeds, num_world_steps, num_past_steps, world_prompt
         )
+        # Parts run in one order in all processes, which gather what they share in that order.
+        unused = [self.projector(self.no_latents(), 0)] if "projector" in unused_parts else []
         passed_on = {
             "attention_mask": attention_mask,
             "position_ids": position_ids,
@@ -401,32 +403,35 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise ValueError(
                     "The prompt has world placeholders; pass world_frames, world_latents or world_embeds with it."
                 )
+            if "vision" in unused_parts:
+                inputs_embeds, input_ids = self.get_input_embeddings()(input_ids), None
+                unused.append(self.image_features(self.no_image()))
             outputs = self.vlm(input_ids=input_ids, inputs_embeds=inputs_embeds, pixel_values=pixel_values, **passed_on)
-            return self.with_unused(outputs, unused_parts)
+            return with_unused(outputs, unused)
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("World tokens and image features need input_ids, whose placeholders they replace.")
         embeds_BLD = self.get_input_embeddings()(input_ids)
         if image_features is None and pixel_values is not None:
             image_features = self.image_features(pixel_values)
+        if "vision" in unused_parts:
+            unused.append(self.image_features(self.no_image()))
         if image_features is not None:
             embeds_BLD = scatter(embeds_BLD, input_ids == self.vlm.config.image_token_id, image_features, "image")
         if world_tokens is None:
             # so that scatter reports placeholders without tokens
             world_tokens = embeds_BLD.new_empty(0, 0, embeds_BLD.shape[-1])
         embeds_BLD = scatter(embeds_BLD, input_ids == self.config.world_token_id, world_tokens, "world")
-        return self.with_unused(self.vlm(inputs_embeds=embeds_BLD, **passed_on), unused_parts)
+        return with_unused(self.vlm(inputs_embeds=embeds_BLD, **passed_on), unused)
 
-    def with_unused(self, outputs: Gemma3CausalLMOutputWithPast, parts: Sequence[str]) -> Gemma3CausalLMOutputWithPast:
-        """The same outputs, whose logits depend on these parts as well; see `forward`."""
-        for part in parts:
-            if part == "vision":
-                size = self.config.vlm_config.vision_config.image_size
-                unused = self.image_features(outputs.logits.new_zeros(1, 3, size, size))
-            else:
-                channels = self.config.world_config.latent_channels
-                unused = self.projector(outputs.logits.new_zeros(1, channels, 1, *self.config.world_grid()), 0)
-            outputs.logits = outputs.logits + 0.0 * unused.sum()
-        return outputs
+    def no_image(self) -> Tensor:
+        """Pixels (1, 3, H, W) of a grey image."""
+        size = self.config.vlm_config.vision_config.image_size
+        return torch.zeros(1, 3, size, size, device=self.device)
+
+    def no_latents(self) -> Tensor:
+        """World latents (1, C, 1, h, w) of zeros."""
+        channels = self.config.world_config.latent_channels
+        return torch.zeros(1, channels, 1, *self.config.world_grid(), device=self.device)
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
@@ -459,6 +464,13 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def create_masks_for_generate(config: TheWorldConfig, *args: Any, **kwargs: Any) -> Any:
         """Gemma's masks; without this, a static cache would silently treat image tokens as causal text."""
         return Gemma3ForConditionalGeneration.create_masks_for_generate(config, *args, **kwargs)
+
+
+def with_unused(outputs: Gemma3CausalLMOutputWithPast, unused: Sequence[Tensor]) -> Gemma3CausalLMOutputWithPast:
+    """The same outputs, whose logits depend on unused tensors as well; see `forward`."""
+    for tensor in unused:
+        outputs.logits = outputs.logits + 0.0 * tensor.sum()
+    return outputs
 
 
 AutoConfig.register(TheWorldConfig.model_type, TheWorldConfig, exist_ok=True)
