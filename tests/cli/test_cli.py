@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from theworld import __version__
+from theworld import TheWorld, __version__
 from theworld.cli import app
 from theworld.cli.errors import is_out_of_memory, one_sentence
 from theworld.evaluation.evaluator import find_controls
@@ -198,6 +199,25 @@ def test_an_untrained_projector_is_not_used_silently(family: Path, image: Path) 
         "ask", image, QUESTION, "-m", family / "untrained", "--no-world", "--max-new-tokens", "2", "--json"
     )
     assert json.loads(without.stdout)["num_world_steps"] is None
+
+
+def test_no_steps_of_an_untrained_model_imagine_nothing(
+    family: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call that is printed is the call that is made."""
+    called = []
+    stream = TheWorld.stream
+
+    def noted(self: TheWorld, *given: Any, **more: Any) -> Any:
+        called.append(more["enable_world"])
+        return stream(self, *given, **more)
+
+    monkeypatch.setattr(TheWorld, "stream", noted)
+    said = succeed(
+        "ask", image, QUESTION, "-m", family / "untrained", "--steps", "0", "--max-new-tokens", "2", "--json"
+    )
+    assert json.loads(said.stdout)["num_world_steps"] is None
+    assert called == [False]
 
 
 def test_a_model_without_an_adapter_answers_from_imagined_frames(family: Path, image: Path, tmp_path: Path) -> None:

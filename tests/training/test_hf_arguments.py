@@ -138,6 +138,7 @@ def test_what_is_not_followed_is_an_error_with_its_reason(field: str) -> None:
         ({"lr_scheduler": "cosin"}, "cosin is not a valid SchedulerType"),
         ({"logging_steps": 2.5}, "must be an integer if bigger than 1"),
         ({"dataloader_prefetch_factor": 2}, "can only be set when data is loaded in a different process"),
+        ({"fsdp_config": {"version": 2}}, "fsdp_config has no effect without fsdp; set fsdp to true, or remove it."),
         ({"fsdp": True}, "fsdp shards a model over several processes, and this is one; start it with torchrun"),
         (
             {"fsdp": True, "fsdp_config": {"version": 1}},

@@ -115,7 +115,7 @@ def ask(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
-            enable_world=None if world else False,
+            enable_world=False if plan.mode == "off" else None,  # what was printed is what is done
             world_images=world_images,
             world_prompt=prompt,
             mode=mode,

@@ -79,6 +79,8 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         made = TrainingArguments(**{**arguments, **others})
     except (ValueError, TypeError, KeyError, ImportError, OSError) as error:
         raise ValueError(f"transformers does not accept these settings: {' '.join(str(error).split())}") from error
+    if others.get("fsdp_config") and not made.fsdp:
+        raise ValueError("fsdp_config has no effect without fsdp; set fsdp to true, or remove it.")
     if made.fsdp and int(made.fsdp_config.get("version", 2)) != 2:
         raise ValueError("FSDP version 1 is not supported; set the version in fsdp_config to 2, or remove it.")
     if made.fsdp and made.parallel_mode is not ParallelMode.DISTRIBUTED:
