@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from theworld.model.saving import check_complete
 from theworld.training import recipe
 from theworld.training.checkpointing import find_last_checkpoint
 from theworld.training.config import TrainingConfig
-from theworld.training.distributed import check_strategy
+from theworld.training.distributed import check_strategy, check_unused
 from theworld.training.stopping import Stop
 
 Settings = Callable[..., TrainingConfig]
@@ -70,8 +71,9 @@ def train(rank: int, values: dict[str, Any], signals: dict[int, tuple[int, int]]
             super().__init__(*arguments, callbacks=[*callbacks, *more], **keywords)
 
     recipe.TheWorldTrainer = Signalled  # type: ignore[misc]
+    made = records(18) if values["output_dir"].endswith("-images") else mixed_records()
     with Stop() as stop:
-        recipe.train(TrainingConfig.from_dict(values), lambda config: (mixed_records(), None), stop=stop)
+        recipe.train(TrainingConfig.from_dict(values), lambda config: (made, None), stop=stop)
 
 
 def made(settings: Settings, folder: Path, num_processes: int, strategy: str = "ddp", **changes: Any) -> dict[str, Any]:
@@ -105,11 +107,20 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 )
 def test_two_processes_learn_what_one_learns(settings: Settings, tmp_path: Path, strategy: str) -> None:
     """Some of their batches have no images, so that one process has no gradient of the vision tower without care."""
-    one = made(settings, tmp_path / "one", 1)
-    two = made(settings, tmp_path / "two", 2, strategy)
+    suffix = "-images" if strategy == "zero3" else ""  # which needs images in every batch
+    one = made(settings, tmp_path / f"one{suffix}", 1)
+    two = made(settings, tmp_path / f"two{suffix}", 2, strategy)
     started = processes.start(train, 1, one) + processes.start(train, 2, two)
     assert [process.wait() for process in started] == [0, 0, 0]
     assert_same(one, two)
+
+
+@pytest.mark.parametrize(("stage", "refused"), [(2, False), (3, True)])
+def test_a_batch_without_images_is_refused_with_zero3(stage: int, refused: bool) -> None:
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+    words = "^A batch has no input for vision and projector, which ZeRO-3 cannot train on; use FSDP2"
+    with pytest.raises(ValueError, match=words) if refused else nullcontext():
+        check_unused(SimpleNamespace(state=state), ["vision", "projector"])  # type: ignore[arg-type]
 
 
 MOVES = [
@@ -135,8 +146,9 @@ MOVES = [
 def test_a_killed_run_resumes_with_another_strategy_and_number_of_processes(
     settings: Settings, tmp_path: Path, first: str, num_first: int, second: str, num_second: int
 ) -> None:
-    whole = made(settings, tmp_path / "whole", 1)
-    killed = made(settings, tmp_path / "killed", num_first, first)
+    suffix = "-images" if "zero3" in (first, second) else ""
+    whole = made(settings, tmp_path / f"whole{suffix}", 1)
+    killed = made(settings, tmp_path / f"killed{suffix}", num_first, first)
     processes.run(train, 1, whole)
     last_rank = num_first - 1
     ended = [p.wait() for p in processes.start(train, num_first, killed, {last_rank: (signal.SIGKILL, 3)})]
@@ -145,7 +157,7 @@ def test_a_killed_run_resumes_with_another_strategy_and_number_of_processes(
     last = find_last_checkpoint(killed["output_dir"])
     assert last is not None
     assert last.name == "checkpoint-2"
-    resumed = made(settings, tmp_path / "killed", num_second, second, resume_from_checkpoint="last")
+    resumed = made(settings, tmp_path / f"killed{suffix}", num_second, second, resume_from_checkpoint="last")
     processes.run(train, num_second, resumed)
     assert_same(whole, resumed)
 

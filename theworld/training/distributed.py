@@ -132,6 +132,16 @@ def check_strategy(accelerator: Accelerator, optimizer: str, trainable: Iterable
     )
 
 
+def check_unused(accelerator: Accelerator, unused: Sequence[str]) -> None:
+    """Raises a ValueError for a batch that a trained part has no input from, with ZeRO-3, which fails at it."""
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        raise ValueError(
+            f"A batch has no input for {' and '.join(unused)}, which ZeRO-3 cannot train on; use FSDP2 or ZeRO-2, or "
+            "only records with images, without world_dropout and image_dropout."
+        )
+
+
 def keep_world_whole(model: nn.Module, device: torch.device) -> None:
     """Makes the world model a plain attribute of the model, so that it is not sharded but complete in every process.
 

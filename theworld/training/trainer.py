@@ -227,6 +227,7 @@ class TheWorldTrainer(Trainer):
         targets = inputs.pop("labels")[:, 1:]  # (B, L-1)
         positions = (targets != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]  # (K,)
         if model.training and (unused := self.unused_parts(inputs)):
+            distributed.check_unused(self.accelerator, unused)
             inputs["unused_parts"] = unused
         outputs = model(**inputs, use_cache=False, logits_to_keep=positions)
         targets = targets[:, positions]  # (B, K)
