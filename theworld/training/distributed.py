@@ -219,7 +219,8 @@ def optimizer_state(optimizer: Any, groups: Sequence[Sequence[Tensor]], keep: bo
         first = len(states)
         for parameter in group:
             full = {name: in_shape_of(parameter, safe_get_full_optimizer_state(parameter, name)) for name in names}
-            states[len(states)] = {**shared, **full} if keep else {}
+            # the number of steps is a tensor as well, and no two parameters may share it
+            states[len(states)] = {**copy.deepcopy(shared), **full} if keep else {}
         described.append({**without_parameters(own), "params": list(range(first, len(states)))})
     return {"state": states, "param_groups": described}
 
@@ -239,14 +240,12 @@ def load_optimizer_state(optimizer: Any, groups: Sequence[Sequence[Tensor]], fil
     own = inner.optimizer.param_groups
     on_device = any(own[0].get(name) for name in ("fused", "capturable"))  # where these count the steps
     for flat in shards:
-        inner.optimizer.state[flat] = {
-            name: (
-                torch.zeros_like(flat)
-                if is_per_weight(value)
-                else (value.to(flat.device) if on_device and isinstance(value, Tensor) else copy.deepcopy(value))
-            )
-            for name, value in example.items()
-        }
+        state = inner.optimizer.state[flat] = copy.deepcopy(example)  # no two of them may share their number of steps
+        for name, value in state.items():
+            if is_per_weight(value):
+                state[name] = torch.zeros_like(flat)
+            elif on_device and isinstance(value, Tensor):
+                state[name] = value.to(flat.device)
     link_states(inner)
     for number, parameter in enumerate(parameter for group in groups for parameter in group):
         for name, value in values["state"][number].items():
