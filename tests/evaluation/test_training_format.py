@@ -23,6 +23,7 @@ from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
 from theworld.evaluation.tasks import Request, load_benchmark
 from theworld.evaluation.training_format import TRAINING_CONFIG, note_on_format
 from theworld.inference.latent_cache import compute_with, latents_of
+from theworld.model.frozen_loss import shift
 from theworld.training.checkpointing import CONFIG_FILE
 from theworld.training.loss import answer_sums
 
@@ -81,10 +82,9 @@ def trained_sums(model: TheWorld, file: Path, steps: int) -> np.ndarray:
         if "pixel_values" in batch:
             batch["pixel_values"] = collator.normalize(batch["pixel_values"])
         labels = batch.pop("labels")
-        positions = (labels[:, 1:] != -100).any(dim=0).nonzero()[:, 0]
         with torch.no_grad():
-            logits = model.model(**batch, logits_to_keep=positions).logits
-        rows.append(answer_sums(logits, labels[:, 1:][:, positions], labels)[0].numpy())
+            logits = model.model(**batch, logits_to_keep=shift(labels) != -100).logits
+        rows.append(answer_sums(logits, labels)[0].numpy())
     return np.array(rows)
 
 

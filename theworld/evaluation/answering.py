@@ -15,9 +15,10 @@ from transformers import BatchFeature
 from theworld.evaluation.option_scores import OptionScores, spellings_of
 from theworld.inference.options import RolloutOptions, decoding_arguments
 from theworld.inference.pipeline import TheWorld
-from theworld.inference.prompting import IGNORE_INDEX, Question
+from theworld.inference.prompting import Question
 from theworld.media.images import load_images
 from theworld.media.video import Video
+from theworld.model.placeholders import IGNORE_INDEX
 from theworld.model.projector import WorldProjector
 
 TOKEN_KINDS = ("trained", "random", "dummy")  # what makes world tokens from latents

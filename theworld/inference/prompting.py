@@ -19,9 +19,9 @@ from theworld.media.images import is_array
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
 from theworld.media.video import Video
 from theworld.messages import counted
+from theworld.model.placeholders import IGNORE_INDEX
 from theworld.model.processing import TheWorldProcessor, texts_of
 
-IGNORE_INDEX = -100  # label of a token that the loss ignores
 TURN, TURN_END = "<start_of_turn>", "<end_of_turn>"
 ANSWER_OPENING = f"{TURN}model\n"
 

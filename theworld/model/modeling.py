@@ -34,6 +34,8 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3CausalLMOutputWithP
 from theworld.model import freezing, loading, lora, saving
 from theworld.model.call_plan import NO_WORLD_MODEL, world_parts_for
 from theworld.model.configuration import TheWorldConfig
+from theworld.model.frozen_loss import FrozenLoss
+from theworld.model.language_loss import call_language, with_unused
 from theworld.model.placeholders import scatter, single_value
 from theworld.model.processing import TheWorldProcessor, prompts_each
 from theworld.model.projector import WorldProjector
@@ -102,6 +104,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.projector = WorldProjector(config)
         if config.lora is not None:
             lora.inject(self.language_model, config.lora)
+        self.frozen_loss: FrozenLoss | None = None  # set by Trainer for the fast path
         self.bases_folder: str | None = None  # folder that base names starting with `./` are relative to
         self.loaded_weights: freezing.PartChecksums | None = None
         self.generation_config = copy.deepcopy(self.vlm.generation_config)
@@ -356,6 +359,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         world_prompt: str | Sequence[str] | None = None,
         image_features: Tensor | None = None,
         unused_parts: Sequence[str] = (),
+        skip_logits: bool = False,
         **kwargs: Any,
     ) -> Gemma3CausalLMOutputWithPast:
         """Gemma 3's forward pass with world tokens in place of their placeholders.
@@ -375,6 +379,9 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 are added to the logits with weight 0, since several processes that train together need a gradient for
                 every parameter.
             labels: (B, L), -100 where the loss is not computed.
+            logits_to_keep: as in transformers; or (B, L) bool, which gives logits (M, vocabulary) of its M positions.
+            skip_logits: returns no logits but only the loss, computed at the labels, which needs much less memory. It
+                is the sum divided by `num_items_in_batch` (default the number of labels), with `label_smoothing`.
 
         Returns:
             Gemma 3's output: logits (B, L, vocabulary), and the loss if labels are given.
@@ -387,7 +394,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         # Parts run in one order in all processes, which gather what they share in that order.
         unused = [self.projector(self.no_latents(), 0)] if "projector" in unused_parts else []
-        passed_on = {
+        passed_on: dict[str, Any] = {
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "past_key_values": past_key_values,
@@ -395,6 +402,7 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "labels": labels,
             "use_cache": use_cache,
             "logits_to_keep": logits_to_keep,
+            "skip_logits": skip_logits,
             **kwargs,
         }
         if world_tokens is None and image_features is None:
@@ -406,10 +414,14 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if "vision" in unused_parts:
                 inputs_embeds, input_ids = self.get_input_embeddings()(input_ids), None
                 unused.append(self.image_features(self.no_image()))
-            outputs = self.vlm(input_ids=input_ids, inputs_embeds=inputs_embeds, pixel_values=pixel_values, **passed_on)
-            return with_unused(outputs, unused)
+            passed_on |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "pixel_values": pixel_values}
+            return with_unused(call_language(self.vlm, **passed_on), unused)
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("World tokens and image features need input_ids, whose placeholders they replace.")
+        frozen = None
+        if self.frozen_loss is not None and world_tokens is not None:
+            # before the vision tower, so that the GPU is busy with it while the host prepares the rest
+            frozen = self.frozen_loss.prepare(input_ids == self.config.world_token_id, **passed_on)
         embeds_BLD = self.get_input_embeddings()(input_ids)
         if image_features is None and pixel_values is not None:
             image_features = self.image_features(pixel_values)
@@ -421,7 +433,9 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             # so that scatter reports placeholders without tokens
             world_tokens = embeds_BLD.new_empty(0, 0, embeds_BLD.shape[-1])
         embeds_BLD = scatter(embeds_BLD, input_ids == self.config.world_token_id, world_tokens, "world")
-        return with_unused(self.vlm(inputs_embeds=embeds_BLD, **passed_on), unused)
+        if frozen is not None and embeds_BLD.requires_grad:
+            return with_unused(Gemma3CausalLMOutputWithPast(loss=frozen(embeds_BLD)), unused)
+        return with_unused(call_language(self.vlm, inputs_embeds=embeds_BLD, **passed_on), unused)
 
     def no_image(self) -> Tensor:
         """Pixels (1, 3, H, W) of a grey image."""
@@ -464,13 +478,6 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def create_masks_for_generate(config: TheWorldConfig, *args: Any, **kwargs: Any) -> Any:
         """Gemma's masks; without this, a static cache would silently treat image tokens as causal text."""
         return Gemma3ForConditionalGeneration.create_masks_for_generate(config, *args, **kwargs)
-
-
-def with_unused(outputs: Gemma3CausalLMOutputWithPast, unused: Sequence[Tensor]) -> Gemma3CausalLMOutputWithPast:
-    """The same outputs, whose logits depend on unused tensors as well; see `forward`."""
-    for tensor in unused:
-        outputs.logits = outputs.logits + 0.0 * tensor.sum()
-    return outputs
 
 
 AutoConfig.register(TheWorldConfig.model_type, TheWorldConfig, exist_ok=True)

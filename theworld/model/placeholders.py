@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+IGNORE_INDEX = -100  # label of a token that the loss ignores
+
 
 def scatter(embeds_BLD: Tensor, placeholders_BL: Tensor, features: Tensor, kind: str) -> Tensor:
     """Replaces the placeholders by `features` (images, tokens, D), in order; a ValueError if their numbers differ."""

@@ -3,7 +3,7 @@
 A checkpoint holds the adapter, the optimizer, the schedule, the random states, the position in the data, and the
 config. Trainer's own way of loading weights, which ignores unknown keys, is never used.
 
-Shapes: B samples, L tokens, K positions whose next token is a label in at least one sample, V vocabulary.
+Shapes: B samples, L tokens, M labels, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from theworld.datasets.collator import ChatCollator
 from theworld.inference.latent_cache import Compute, compute_with, latents_of
-from theworld.inference.prompting import IGNORE_INDEX
 from theworld.media.images import frames_of
 from theworld.model import freezing
+from theworld.model.frozen_loss import shift
 from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.model.placeholders import IGNORE_INDEX
 from theworld.model.saving import check_finite
 from theworld.storage.adapters import copy_tensors, read_tensors
 from theworld.storage.files import write_json
-from theworld.training import checkpointing, distributed
+from theworld.training import checkpointing, distributed, fast_path
 from theworld.training.config import TrainingConfig
 from theworld.training.hf_arguments import training_arguments
 from theworld.training.loss import answer_loss, answer_sums, evaluation_metrics
@@ -86,7 +87,7 @@ class TheWorldTrainer(Trainer):
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            compute_loss_func=answer_loss,  # makes Trainer count the labels of a step: the loss is their mean
+            compute_loss_func=answer_loss,  # not called; with it Trainer counts the labels of a step
             compute_metrics=evaluation_metrics,
             **arguments,
         )
@@ -105,7 +106,17 @@ class TheWorldTrainer(Trainer):
         self.encodes_in_forward = "vae_encoder" in self.trainable
         distributed.check_strategy(self.accelerator, config.optimizer, self.trainable)
         self.sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        reason = fast_path.why_not(self.args.device, self.sharded, config.mixed_precision)
+        if fast_path.uses_fast_path(config.fast_path, reason, self.expected_steps()):
+            fast_path.enable(model, self.trainable)
         self.parameter_groups: list[list[Tensor]] = []  # of the optimizer, before DeepSpeed joined them
+
+    def expected_steps(self) -> int:
+        """Optimizer steps of the run, without those that were made before it was resumed."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        samples = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        return int(self.args.num_train_epochs * len(self.train_dataset) / samples)
 
     # -------------------------------------------------------------------------------------------------------- batches
 
@@ -221,21 +232,31 @@ class TheWorldTrainer(Trainer):
     ) -> Any:
         """Cross-entropy of the answers' tokens, summed and divided by the number of labels of the whole step.
 
-        Logits are computed only at positions whose next token is a label in at least one sample of the batch.
+        Logits are computed only at labels, and not returned in training.
         """
-        inputs = dict(inputs)
-        targets = inputs.pop("labels")[:, 1:]  # (B, L-1)
-        positions = (targets != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]  # (K,)
-        if model.training and (unused := self.unused_parts(inputs)):
-            distributed.check_unused(self.accelerator, unused)
-            inputs["unused_parts"] = unused
-        outputs = model(**inputs, use_cache=False, logits_to_keep=positions)
-        targets = targets[:, positions]  # (B, K)
         assert num_items_in_batch is not None
-        loss = answer_loss(outputs, targets, num_items_in_batch, self.args.label_smoothing_factor)
+        inputs = dict(inputs)
+        smoothing = self.args.label_smoothing_factor
+        outputs: Any = None
+        if return_outputs:
+            targets = shift(inputs.pop("labels"))
+            labelled = targets != IGNORE_INDEX
+            outputs = model(**inputs, use_cache=False, logits_to_keep=labelled)
+            loss = answer_loss(outputs.logits, targets[labelled], num_items_in_batch, smoothing)
+        else:
+            if model.training and (unused := self.unused_parts(inputs)):
+                distributed.check_unused(self.accelerator, unused)
+                inputs["unused_parts"] = unused
+            loss = model(
+                **inputs,
+                use_cache=False,
+                skip_logits=True,
+                num_items_in_batch=num_items_in_batch,
+                label_smoothing=smoothing,
+            ).loss
         if self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP averages over processes; this is a sum
-        return (loss, {"logits": outputs.logits, "targets": targets}) if return_outputs else loss
+        return (loss, outputs) if return_outputs else loss
 
     def _wrap_model(self, *arguments: Any, **keywords: Any) -> nn.Module:
         wrapped: nn.Module = super()._wrap_model(*arguments, **keywords)
@@ -272,7 +293,7 @@ class TheWorldTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
             _, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=1)
-        sums = answer_sums(outputs["logits"], outputs["targets"], inputs["labels"])
+        sums = answer_sums(outputs.logits, inputs["labels"])
         return None, sums, sums[:, :1]
 
     # ------------------------------------------------------------------------------------------- saving and resuming

@@ -1,0 +1,473 @@
+"""The loss of a frozen language model, and its gradient with respect to the embeddings, by groups of rows.
+
+If only the projector is trained, nothing before the first world token has a gradient. The layers read that prefix
+without one, and what follows, which is causal, reads the keys and values of the prefix. The gradient is computed
+together with the loss, so that a batch needs the memory of one group of its rows. The rows of a group are packed
+without padding between them, so that few shapes occur: layers are compiled one by one, and the call for a group is one
+CUDA graph.
+
+Shapes: B rows of L tokens; a group has U tokens of prefixes and N tokens that follow them, R rows, M labelled tokens;
+D width; heads H, and H_kv of keys and values, of width d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, Gemma3ForConditionalGeneration, PreTrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from theworld.cuda_graphs import CudaGraphs
+from theworld.model.placeholders import IGNORE_INDEX
+
+ATTENTION = "theworld_packed"
+GROUP_TOKENS = 4096  # enough for efficient matrix products; 11 GB of activations in Gemma 3 4B
+# sizes are rounded up to multiples, so that few shapes occur
+PREFIX_STEP, TOKEN_STEP, LABEL_STEP, LENGTH_STEP = 8, 256, 64, 1024
+RECOMPILE_LIMIT = 256  # shapes and kinds of layers; torch's own limit of 8 would end in uncompiled layers
+
+
+def shift(labels: Tensor) -> Tensor:
+    """Labels (B, L) as the token that follows each position; -100 where it is not a label."""
+    return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def loss_scale(targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
+    """What the sum over labels is multiplied by: 1 / `num_items_in_batch`, or 1 / their number."""
+    count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+    return 1 / count
+
+
+def image_blocks(images: Tensor) -> Tensor:
+    """The image (B, L) that each token belongs to, counted within its row; -1 for text."""
+    starts = images & ~nn.functional.pad(images, (1, 0))[:, :-1]
+    return torch.where(images, starts.cumsum(dim=1), -1)
+
+
+class Row(NamedTuple):
+    """What decides how a row is divided: positions in [0, L]."""
+
+    first_world: int  # of its world tokens; L if it has none
+    first_target: int  # whose next token is a label; L if there is none
+    images_end: int  # after its last image token; 0 if it has none
+    length: int  # tokens without padding; 0 if it is padded on the left
+    targets: int  # number of labels
+
+    @property
+    def prefix(self) -> int:
+        """Tokens that need neither a gradient nor logits."""
+        return min(self.first_world, self.first_target, self.length)
+
+
+def describe_rows(world: Tensor, targets: Tensor, images: Tensor, attention: Tensor) -> list[Row]:
+    """Describes each row by masks (B, L), with one transfer from the device."""
+    L = targets.shape[1]
+    positions = torch.arange(L, device=targets.device)
+    labelled = targets != IGNORE_INDEX
+
+    def first(mask: Tensor) -> Tensor:
+        return torch.where(mask, positions, L).amin(dim=1)
+
+    images_end = torch.where(images, positions + 1, 0).amax(dim=1)
+    lengths = attention.sum(dim=1) * (attention[:, 0] != 0)
+    columns = [first(world), first(labelled), images_end, lengths, labelled.sum(dim=1)]
+    return [Row(*row) for row in torch.stack(columns, dim=1).tolist()]
+
+
+def groups_of(rows: Sequence[Row], group_tokens: int) -> list[range]:
+    """Divides rows in order, so that the tokens after the prefixes of each group are about equal in number."""
+    lengths = [row.length - row.prefix for row in rows]
+    share = sum(lengths) / -(-sum(lengths) // group_tokens)
+    groups, start, tokens = [], 0, 0
+    for number, length in enumerate(lengths):
+        if number > start and tokens + length > 1.05 * share:
+            groups.append(range(start, number))
+            start, tokens = number, 0
+        tokens += length
+    return [*groups, range(start, len(rows))]
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a group are; int64 on the device.
+
+    Attributes:
+        prefix, following: (R·U,), (N,) positions of tokens in B·L; B·L at unused places.
+        prefix_lengths: (R,).
+        positions: (N,) of the following tokens in their rows.
+        order, inverse: (R·U + N,) the keys of each row, prefix first, among those of all prefixes and of what follows
+            them; and the inverse of this permutation.
+        starts: (2, R + 2) int32, the first query and the first key of each row and of the unused places, and the end.
+        blocks: (R, U) the image that a token belongs to, or -1.
+        labelled, targets: (M,) positions in N, and the tokens that follow there; -100 is left out.
+    """
+
+    prefix: Tensor
+    following: Tensor
+    prefix_lengths: Tensor
+    positions: Tensor
+    order: Tensor
+    inverse: Tensor
+    starts: Tensor
+    blocks: Tensor
+    labelled: Tensor
+    targets: Tensor
+
+
+class Plan(NamedTuple):
+    """How a batch is divided.
+
+    Attributes:
+        layouts: of equal sizes, one per group.
+        longest: at least the most tokens of a row after its prefix, and in all.
+    """
+
+    layouts: Sequence[Layout]
+    longest: tuple[int, int]
+
+
+def plan_batch(rows: Sequence[Row], targets: Tensor, blocks: Tensor, group_tokens: int) -> Plan:
+    """Plans a batch with targets and image blocks (B, L)."""
+    groups = groups_of(rows, group_tokens)
+    lengths = [row.length - row.prefix for row in rows]
+    U = up_to(max(row.prefix for row in rows), PREFIX_STEP)
+    N = up_to(max(sum(lengths[number] for number in group) for group in groups), TOKEN_STEP)
+    M = up_to(max(sum(rows[number].targets for number in group) for group in groups), LABEL_STEP)
+    R = max(map(len, groups))
+    flat_targets = nn.functional.pad(targets.flatten(), (0, 1), value=IGNORE_INDEX)
+    flat_blocks = nn.functional.pad(blocks.flatten(), (0, 1), value=-1)
+    layouts = []
+    for group in groups:
+        places = layout_of(rows, group, targets.shape[1], U, N, R)
+        joined = torch.from_numpy(np.concatenate(places))
+        if targets.is_cuda:
+            joined = joined.pin_memory()
+        prefix, following, *others, starts = joined.to(targets.device, non_blocking=True).split([*map(len, places)])
+        wanted = flat_targets[following]
+        labelled = torch.nonzero_static(wanted != IGNORE_INDEX, size=M, fill_value=-1)[:, 0]
+        wanted = torch.where(labelled < 0, IGNORE_INDEX, wanted[labelled])
+        layout = Layout(
+            prefix,
+            following,
+            *others,
+            starts.view(2, -1).int(),
+            flat_blocks[prefix].view(R, U),
+            labelled.clamp(min=0),
+            wanted,
+        )
+        layouts.append(layout)
+    longest = max(lengths), max(row.length for row in rows)
+    return Plan(layouts, (up_to(longest[0], LENGTH_STEP), up_to(longest[1], LENGTH_STEP)))
+
+
+def layout_of(rows: Sequence[Row], group: range, L: int, U: int, N: int, R: int) -> list[np.ndarray[Any, Any]]:
+    """The fields of a group's `Layout` from `prefix` to `starts`."""
+    prefix, following, prefix_lengths, positions = (
+        np.full((R, U), len(rows) * L),
+        np.full(N, len(rows) * L),
+        np.zeros(R, int),
+        np.zeros(N, int),
+    )
+    starts = np.empty((2, R + 2), int)
+    starts[:] = [[N], [R * U + N]]
+    orders: list[np.ndarray[Any, Any]] = []
+    free = np.ones(R * U, bool)
+    n = keys = 0
+    for place, number in enumerate(group):
+        row = rows[number]
+        end = n + row.length - row.prefix
+        starts[:, place] = n, keys
+        prefix[place, : row.prefix] = number * L + np.arange(row.prefix)
+        prefix_lengths[place] = row.prefix
+        positions[n:end] = np.arange(row.prefix, row.length)
+        following[n:end] = number * L + positions[n:end]
+        orders += [place * U + np.arange(row.prefix), R * U + np.arange(n, end)]
+        free[orders[-2]] = False
+        n, keys = end, keys + row.length
+    starts[:, len(group)] = n, keys
+    order = np.concatenate([*orders, np.flatnonzero(free), np.arange(R * U + n, R * U + N)])  # unused ones at the end
+    return [prefix.flatten(), following, prefix_lengths, positions, order, np.argsort(order), starts.flatten()]
+
+
+# ------------------------------------------------------------------------------------------------------------ attention
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    starts: Tensor | None = None,
+    longest: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each of the packed rows, within the sliding window; with a mask, transformers' own.
+
+    It has transformers' interface for attention functions. FlashAttention computes it on a GPU in 16 bits.
+
+    Args:
+        query: (1, H, N, d), the last tokens of each row.
+        key, value: (1, H_kv, R·U + N, d), all tokens of each row.
+        starts: (2, rows + 1) int32, the first query and the first key of each row, and the end; see `varlen_attn`.
+        longest: most queries and most keys of a row.
+    """
+    if attention_mask is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    assert starts is not None
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        # contiguous, because the gradients that the operator returns are, whatever the strides that torch.compile sees
+        query, key, value = [tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)]
+        window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        lengths = {"max_q": longest[0], "max_k": longest[1], "scale": scaling, "window_size": window}
+        read: Any = varlen_attn(query, key, value, starts[0], starts[1], **lengths)
+        return read[None], None
+    queries = torch.arange(query.shape[2], device=query.device)
+    keys = torch.arange(key.shape[2], device=query.device)
+    rows = [torch.searchsorted(start, place, right=True) for start, place in zip(starts, (queries, keys), strict=True)]
+    distance = (queries - starts[0][rows[0]])[:, None] - (keys - starts[1][rows[1]])  # from the ends of the rows
+    mask = (rows[0][:, None] == rows[1]) & (distance >= 0)
+    if sliding_window is not None:
+        mask &= distance < sliding_window
+    return sdpa_attention_forward(module, query, key, value, mask[None, None], scaling=scaling, **kwargs)
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
+
+
+@contextmanager
+def attention_of(config: PreTrainedConfig) -> Iterator[None]:
+    """A context in which the layers of this config use `packed_attention`."""
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+class Permute(torch.autograd.Function):
+    """Permutes dimension 2; the gradient is permuted back, while that of indexing would be summed token by token."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return tensor.index_select(2, order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradients[0].index_select(2, inverse), None, None
+
+
+class PrefixCache:
+    """In the place of transformers' cache: keeps the keys and values (R, H_kv, U, d) of one layer."""
+
+    def __init__(self) -> None:
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *arguments: Any) -> tuple[Tensor, Tensor]:
+        self.kept = key, value
+        return key, value
+
+
+class AfterPrefix:
+    """In the place of transformers' cache: adds the keys and values of one layer to those of the prefixes."""
+
+    def __init__(self, kept: tuple[Tensor, Tensor], order: Tensor, inverse: Tensor) -> None:
+        self.kept = kept
+        self.order = order
+        self.inverse = inverse
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *arguments: Any) -> tuple[Tensor, Tensor]:
+        before = (tensor.transpose(0, 1).flatten(1, 2)[None] for tensor in self.kept)  # (1, H_kv, R·U, d)
+        joined = (torch.cat(both, dim=2) for both in zip(before, (key, value), strict=True))
+        key, value = (Permute.apply(tensor, self.order, self.inverse) for tensor in joined)
+        return key, value
+
+
+# --------------------------------------------------------------------------------------------------------------- layers
+
+
+def prefix_layer(layer: Any, hidden: Tensor, rotary: Any, mask: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A layer's output (R, U, D) and its keys and values."""
+    cache = PrefixCache()
+    read = layer.forward(hidden, position_embeddings=rotary, attention_mask=mask, past_key_values=cache)
+    assert cache.kept is not None
+    return read, cache.kept
+
+
+def following_layer(layer: Any, hidden: Tensor, rotary: Any, cache: AfterPrefix, rows: dict[str, Any]) -> Tensor:
+    """A layer's output (1, N, D)."""
+    read: Tensor = layer.forward(hidden, position_embeddings=rotary, attention_mask=None, past_key_values=cache, **rows)
+    return read
+
+
+def last_layer(
+    layer: Any, hidden: Tensor, rotary: Any, cache: AfterPrefix, rows: dict[str, Any], labelled: Tensor
+) -> Tensor:
+    """The last layer's output (M, D) at the labelled tokens."""
+    attended, _ = layer.self_attn(
+        hidden_states=layer.input_layernorm(hidden),
+        position_embeddings=rotary,
+        attention_mask=None,
+        past_key_values=cache,
+        **rows,
+    )
+    read: Tensor = hidden[0, labelled] + layer.post_attention_layernorm(attended[0, labelled])
+    return read + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(read)))
+
+
+class FrozenLoss:
+    """Cross-entropy of the labels under a frozen Gemma 3, for training what comes before it.
+
+    Args:
+        vlm: the model, whose language model has no trainable parameters.
+        compiled: compiles the layers.
+        graphs: records each group as a CUDA graph, the second time that its shape occurs.
+        group_tokens: number of tokens after the prefixes from which a batch is divided.
+    """
+
+    def __init__(
+        self,
+        vlm: Gemma3ForConditionalGeneration,
+        compiled: bool = True,
+        graphs: bool = True,
+        group_tokens: int = GROUP_TOKENS,
+    ) -> None:
+        self.language_model: Any = vlm.model.language_model
+        self.head: Any = vlm.lm_head
+        self.group_tokens = group_tokens
+        functions = (prefix_layer, following_layer, last_layer)
+        self.layers: Sequence[Any] = functions
+        if compiled:
+            self.layers = [torch.compile(function, dynamic=False) for function in functions]
+        self.group: Callable[..., Any] = self.loss_and_gradient
+        if graphs:
+            self.group = CudaGraphs(self.loss_and_gradient)
+
+    def prepare(
+        self,
+        world: Tensor,
+        labels: Tensor | None = None,
+        skip_logits: bool = False,
+        attention_mask: Any = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        num_items_in_batch: Tensor | int | None = None,
+        label_smoothing: float = 0.0,
+        **others: Any,
+    ) -> Callable[[Tensor], Tensor] | None:
+        """What computes the loss of a batch from its embeddings (B, L, D), or None if it cannot be computed here.
+
+        Args:
+            world: (B, L) bool, the world placeholders.
+            others: further arguments of `TheWorldForConditionalGeneration.forward`, which are described there.
+        """
+        plain = isinstance(attention_mask, Tensor) and position_ids is None and past_key_values is None
+        if not (skip_logits and plain and torch.is_grad_enabled()) or label_smoothing or labels is None:
+            return None
+        targets = shift(labels)
+        images = torch.zeros_like(world) if token_type_ids is None else token_type_ids == 1
+        rows = describe_rows(world, targets, images, attention_mask)
+        if not all(0 < row.prefix < row.length and row.images_end <= row.prefix for row in rows):
+            return None  # attention is causal only after the last image
+        return partial(
+            LossWithGradient.apply,
+            plan_batch(rows, targets, image_blocks(images), self.group_tokens),
+            self,
+            torch.as_tensor(loss_scale(targets, num_items_in_batch), dtype=torch.float32, device=labels.device),
+        )
+
+    @torch.no_grad()
+    def loss_of(self, plan: Plan, scale: Tensor, embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the cross-entropies times `scale`, and its gradient (B, L, D) for embeds (B, L, D)."""
+        flat = nn.functional.pad(embeds.flatten(0, 1), (0, 0, 0, 1))
+        gradient = torch.zeros_like(flat)
+        losses = []
+        with attention_of(self.language_model.config), torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+            for layout in plan.layouts:
+                inputs = flat[layout.prefix], flat[layout.following], scale, *layout[2:]
+                loss, own = self.group(*inputs, longest=plan.longest)
+                losses.append(loss.clone())
+                gradient[layout.following] = own
+        return torch.stack(losses).sum(), gradient[:-1].view_as(embeds)
+
+    def loss_and_gradient(
+        self, prefix: Tensor, following: Tensor, scale: Tensor, *layout: Tensor, longest: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Loss () and gradient (N, D) of one group.
+
+        Args:
+            prefix, following: (R·U, D), (N, D) embeddings.
+            scale: () float32.
+            layout: all fields of `Layout` but the first two.
+            longest: see `Plan`.
+        """
+        place = Layout(prefix, following, *layout)
+        model = self.language_model
+        read_prefix, read_following, read_last = self.layers
+        kinds = model.config.layer_types
+        masks = prefix_masks(place, model.config.sliding_window)
+        before, after = (
+            {kind: model.rotary_emb(prefix, positions[None], kind) for kind in set(kinds)}
+            for positions in (torch.arange(place.blocks.shape[1], device=prefix.device), place.positions)
+        )
+        rows = {"starts": place.starts, "longest": longest}
+        kept = []
+        with torch.no_grad():
+            hidden = prefix.view(*place.blocks.shape, -1)
+            for layer, kind in zip(model.layers, kinds, strict=True):
+                hidden, pair = read_prefix(layer, hidden, before[kind], masks[kind])
+                kept.append(AfterPrefix(pair, place.order, place.inverse))
+        following = following.detach()[None].requires_grad_()
+        with torch.enable_grad():
+            hidden = following
+            for layer, kind, cache in zip(model.layers[:-1], kinds[:-1], kept[:-1], strict=True):
+                hidden = read_following(layer, hidden, after[kind], cache, rows)
+            hidden = read_last(model.layers[-1], hidden, after[kinds[-1]], kept[-1], rows, place.labelled)
+            logits = self.head(model.norm(hidden)).float()  # (M, V)
+            loss = nn.functional.cross_entropy(logits, place.targets, ignore_index=IGNORE_INDEX, reduction="sum")
+            loss = loss * scale
+            (gradient,) = torch.autograd.grad(loss, following)
+        return loss.detach(), gradient[0]
+
+
+class LossWithGradient(torch.autograd.Function):
+    """A loss whose gradient is computed with it."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, frozen: FrozenLoss, scale: Tensor, embeds: Tensor) -> Tensor:
+        loss, gradient = frozen.loss_of(plan, scale, embeds.detach())
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, Tensor]:
+        (gradient,) = ctx.saved_tensors
+        return None, None, None, gradient * gradients[0].to(gradient.dtype)
+
+
+def prefix_masks(place: Layout, window: int) -> dict[str, Tensor]:
+    """Gemma's masks (R, 1, U, U) of prefixes: causal, but in both directions inside an image."""
+    blocks = place.blocks
+    positions = torch.arange(blocks.shape[1], device=blocks.device)
+    distance = positions[:, None] - positions
+    inside = (blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0)
+    full = ((distance >= 0) | inside) & (positions < place.prefix_lengths[:, None, None])
+    full |= distance == 0  # unused places read themselves
+    return {"full_attention": full[:, None], "sliding_attention": (full & (distance < window))[:, None]}
+
+
+def up_to(number: int, step: int) -> int:
+    """The smallest multiple of `step`, at least one, that is not below `number`."""
+    return max(step, -(-number // step) * step)
