@@ -106,6 +106,8 @@ class StaticRollout:
         block: `block_step`, or the compiled one.
     """
 
+    @torch.inference_mode(False)  # tensors made in inference mode could not be written outside of it
+    @torch.no_grad()
     def __init__(
         self,
         transformer: CosmosTransformer3DModel,
@@ -200,7 +202,7 @@ class StaticRollout:
         velocity = self.velocity(passes)
         self.future.copy_(euler_step(self.future, velocity, sigma, next_sigma, self.scale, self.dtype))
 
-    @torch.inference_mode(False)  # tensors made in inference mode could not be written outside of it
+    @torch.inference_mode(False)
     @torch.no_grad()
     def run(
         self,

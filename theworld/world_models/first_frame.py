@@ -55,6 +55,8 @@ class FirstFrameEncoder:
         memory_format: of activations and 2-D weights.
     """
 
+    @torch.inference_mode(False)  # tensors made in inference mode could not be written outside of it
+    @torch.no_grad()
     def __init__(
         self,
         vae: AutoencoderKLWan,
@@ -117,7 +119,7 @@ class FirstFrameEncoder:
         mean = convolved(x, self.vae.quant_conv, taps[self.vae.quant_conv])[:, : self.latents.shape[1]].float()
         self.latents.copy_((mean - self.center) / self.spread)
 
-    @torch.inference_mode(False)  # see StaticRollout.run
+    @torch.inference_mode(False)
     @torch.no_grad()
     def run(self, frames: Tensor) -> Tensor:
         """Normalised mean latents (n, C, 1, h, w), float32, of frames (n, 3, 1, H, W)."""
