@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from tests.world_models.tiny import tiny_frames, tiny_world
-from theworld.world_models import cosmos_fast, cosmos_rollout, graphs
+from theworld.world_models import cosmos_fast
 from theworld.world_models.cosmos_fast import FastPaths
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 from theworld.world_models.cosmos_rollout import StaticRollout, block_step
 from theworld.world_models.cosmos_sampler import guided_passes
-from theworld.world_models.first_frame import FirstFrameEncoder
-from theworld.world_models.graphs import Recent, check_fast_path, worth_it
+from theworld.world_models.first_frame import FirstFrameEncoder, residual_block
+from theworld.world_models.graphs import Recent, check_fast_path, compiling, worth_it
 
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 0}
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -32,14 +32,17 @@ def world() -> CosmosPredict2:
 @pytest.fixture
 def uncaptured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule holds as on a GPU, and a captured function runs as it is."""
-    monkeypatch.setattr(cosmos_fast, "worth_it", lambda fast_path, device, *, again: worth_it(fast_path, CUDA, again=again))
+    monkeypatch.setattr(
+        cosmos_fast, "worth_it", lambda fast_path, device, *, again: worth_it(fast_path, CUDA, again=again)
+    )
     monkeypatch.setattr(cosmos_fast, "can_compile", lambda: False)
     monkeypatch.setattr(FastPaths, "capture", lambda paths, device: lambda function: function)
 
 
-def plain(world: CosmosPredict2, call: Callable[[], Tensor]) -> Tensor:
+def plain(world: CosmosPredict2, call: Callable[..., Tensor], *arguments: Any, **named: Any) -> Tensor:
+    """What `call` returns on the plain path; the other path is on afterwards."""
     world.fast_path = "off"
-    result = call()
+    result = call(*arguments, **named)
     world.fast_path = "on"
     return result
 
@@ -88,13 +91,13 @@ def test_seeds_give_the_same_futures_in_any_batch(world: CosmosPredict2, uncaptu
 def test_a_single_frame_in_2d_is_the_plain_latent(uncaptured: None, dtype: torch.dtype) -> None:
     world = tiny_world().requires_grad_(False).to(dtype)
     for frames in (tiny_frames(3), tiny_frames(1, seed=1)[..., :16]):
-        expected = plain(world, lambda: world.encode(frames))
+        expected = plain(world, world.encode, frames)
         latents = world.encode(frames)
         assert latents.shape == expected.shape
         torch.testing.assert_close(latents, expected, atol=1e-5 if dtype == torch.float32 else 0.05, rtol=0)
     assert len(world._fast.encoders.values) == 2
     clip = tiny_frames(1, 5)
-    assert torch.equal(world.encode(clip), plain(world, lambda: world.encode(clip)))
+    assert torch.equal(world.encode(clip), plain(world, world.encode, clip))
 
 
 def test_2d_weights_follow_the_encoder(uncaptured: None) -> None:
@@ -107,10 +110,10 @@ def test_2d_weights_follow_the_encoder(uncaptured: None) -> None:
         before = world.encode(frames)
         assert world.vae is not None
         world.vae.encoder.conv_out.weight.mul_(2)
-        torch.testing.assert_close(world.encode(frames), plain(world, lambda: world.encode(frames)), **CLOSE)
+        torch.testing.assert_close(world.encode(frames), plain(world, world.encode, frames), **CLOSE)
         assert not torch.allclose(world.encode(frames), before)
         world.load_state_dict(tiny_world(seed=1).state_dict(), assign=True)  # other storage
-        torch.testing.assert_close(world.encode(frames), plain(world, lambda: world.encode(frames)), **CLOSE)
+        torch.testing.assert_close(world.encode(frames), plain(world, world.encode, frames), **CLOSE)
         assert len(world._fast.encoders.values) == 1
 
 
@@ -123,7 +126,7 @@ def test_a_rollout_follows_the_weights_and_prompts(world: CosmosPredict2, uncapt
     world.transformer.transformer_blocks[0].attn2.to_v.weight.mul_(2)
     world.transformer.transformer_blocks[1].norm1.linear_2.weight.mul_(2)
     world.prompt_embeds.mul_(2)
-    expected = plain(world, lambda: world.rollout(latents, 1, seeds=[0]))
+    expected = plain(world, world.rollout, latents, 1, seeds=[0])
     torch.testing.assert_close(world.rollout(latents, 1, seeds=[0]), expected, **CLOSE)
 
 
@@ -135,26 +138,79 @@ def test_inference_mode_leaves_nothing_behind(world: CosmosPredict2, uncaptured:
     assert torch.equal(world.imagine(frames, 1, seeds=[0]), first)
 
 
-def test_the_block_is_compiled_once_for_all_layers(world: CosmosPredict2, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[int] = []
+class CountingBackend:
+    """A backend of torch.compile that runs what was traced, and counts the graphs."""
 
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        compiled.append(len(inputs))
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        self.graphs += 1
         return graph.forward
 
-    torch.compiler.reset()
-    block = torch.compile(block_step, fullgraph=True, dynamic=False, backend=backend)
+    def compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        torch.compiler.reset()
+        return torch.compile(function, fullgraph=True, dynamic=False, backend=self)
+
+
+def test_a_block_is_compiled_once_for_all_layers(world: CosmosPredict2) -> None:
+    backend = CountingBackend()
     assert world.transformer is not None
     assert world.prompt_embeds is not None
     given, noise = torch.randn(1, 4, 1, 4, 4), torch.randn(1, 4, 2, 4, 4)
     text, sigmas = world.prompt_embeds[None, None], torch.tensor((80.0, 5.0, 0.1))
     shape = cosmos_fast.rollout_shape(given, noise, text, sigmas)
     results = []
-    for function in (block_step, block):
+    for function in (block_step, backend.compile(block_step)):
         rollout = StaticRollout(world.transformer, shape, 16, 1e-4, lambda step: step, function)
-        results.append(rollout.run(given, noise, text, sigmas=sigmas, guidance_scale=1.0))
+        with compiling():
+            results.append(rollout.run(given, noise, text, sigmas=sigmas, guidance_scale=1.0))
     torch.testing.assert_close(results[0], results[1], **CLOSE)
-    assert len(compiled) == 1, "two layers share a graph"
+    assert backend.graphs == 1, "two layers share a graph"
+
+
+def test_a_residual_block_is_compiled_once_per_shape(world: CosmosPredict2) -> None:
+    backend = CountingBackend()
+    assert world.vae is not None
+    frames, residual = tiny_frames(), backend.compile(residual_block)
+    with compiling():
+        latents = FirstFrameEncoder(world.vae, (1, 3, 32, 32), lambda step: step, residual).run(frames)
+    torch.testing.assert_close(latents, world.encode(frames), **CLOSE)
+    # 4 channels at 32, 4 to 8 at 16, 8 at 8 and 8 at 4 pixels a side, where three blocks are
+    assert backend.graphs == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_captured_results_are_the_plain_ones_on_a_gpu(dtype: torch.dtype) -> None:
+    world = tiny_world().requires_grad_(False).to("cuda", dtype)
+    tolerance = 1e-3 if dtype == torch.float32 else 0.3  # of values of order 1, after three passes under guidance
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for n in (1, 2, 1):
+            frames = tiny_frames(n).cuda()
+            expected = plain(world, world.imagine, frames, 2, seeds=[3] * n)
+            for _ in range(2):
+                torch.testing.assert_close(world.imagine(frames, 2, seeds=[3] * n), expected, atol=tolerance, rtol=0)
+            latents = world.encode(frames)
+            interval = {"guidance_interval": (0.0, 0.5)}
+            expected = plain(world, world.rollout, latents, 2, seeds=[3] * n, **interval)
+            found = world.rollout(latents, 2, seeds=[3] * n, **interval)
+            torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+    assert len(world._fast.rollouts.values) == len(world._fast.encoders.values) == 2
+
+
+@pytest.mark.gpu
+def test_a_graph_without_a_compiler_is_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cosmos_fast, "can_compile", lambda: False)
+    world = tiny_world().requires_grad_(False).cuda()
+    world.fast_path = "on"
+    latents = world.encode(tiny_frames(2).cuda())
+    found = world.rollout(latents, 2, seeds=[1, 2])
+    monkeypatch.setattr(FastPaths, "capture", lambda paths, device: lambda function: function)
+    again = copy.deepcopy(world)
+    again.fast_path = "on"
+    assert torch.equal(again.encode(tiny_frames(2).cuda()), latents)
+    assert torch.equal(again.rollout(latents, 2, seeds=[1, 2]), found)
 
 
 # -- the rule ---------------------------------------------------------------------------------------------------------
@@ -256,7 +312,7 @@ def test_guidance_applies_in_its_interval(world: CosmosPredict2) -> None:
 
 @pytest.mark.parametrize("interval", [(0.5,), (0.7, 0.2), (0, 2), "ab", (True, 1), 3])
 def test_wrong_intervals_are_refused(world: CosmosPredict2, interval: Any) -> None:
-    with pytest.raises(ValueError, match="guidance_interval is .*; it must be two shares"):
+    with pytest.raises(ValueError, match=r"guidance_interval is .*; it must be two shares"):
         world.rollout(world.encode(tiny_frames()), 1, seeds=[0], guidance_interval=interval)
     with pytest.raises(ValueError, match="guidance_interval is"):
         tiny_world(guidance_interval=interval)

@@ -78,7 +78,9 @@ def check_interval(interval: Any) -> list[float] | None:
     numbers = list(interval) if isinstance(interval, Sequence) and not isinstance(interval, str) else []
     numeric = all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
     if len(numbers) != 2 or not numeric or not 0 <= numbers[0] < numbers[1] <= 1:
-        raise ValueError(f"guidance_interval is {interval!r}; it must be two shares [start, end], 0 <= start < end <= 1.")
+        raise ValueError(
+            f"guidance_interval is {interval!r}; it must be two shares [start, end], 0 <= start < end <= 1."
+        )
     return numbers
 
 

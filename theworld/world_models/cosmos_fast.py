@@ -61,9 +61,7 @@ class FastPaths:
         parameters = list(module.parameters())
         device = parameters[0].device
         first = all(seen != kind for seen, _ in self.seen)
-        due = worth_it(
-            fast_path, device, again=(kind, shape) in self.seen or (self.expects_repeats and first)
-        )
+        due = worth_it(fast_path, device, again=(kind, shape) in self.seen or (self.expects_repeats and first))
         self.seen.add((kind, shape))
         # sharded and quantised parameters, and those that are offloaded, have another type or device
         return due and all(type(p) is nn.Parameter and p.device == device for p in parameters)

@@ -1,4 +1,4 @@
-"""A rollout of one shape with static tensors: what does not depend on the step is computed once, and a step is captured.
+"""A rollout of one shape with static tensors: what is the same in all steps is computed once, and a step is captured.
 
 Three things are the same in every pass of a rollout, and `prepare` computes them: the keys and values of the text in
 each cross attention, the rotary embedding, and the modulation (shift, scale, gate) of each normalisation, which depends
@@ -6,7 +6,7 @@ on the noise level of a frame alone. Of those there are two in a pass: the given
 diffusers' modules are used as they are; only the forward of a block is written for these inputs.
 
 Shape legend: n samples, r = 1 or n texts per pass, C latent channels, P + 1 given latent frames, N imagined ones,
-T = P + 1 + N, h×w cells, L prompt tokens, D the transformer's width, B = n, or 2n under guidance, S cells after patching.
+T = P + 1 + N, h×w cells, L prompt tokens, D the width, S cells after patching, B = n, or 2n with guidance.
 """
 
 from __future__ import annotations
@@ -76,10 +76,12 @@ def block_step(
     from diffusers.models.embeddings import apply_rotary_emb
 
     def heads(projected: Tensor, groups: int) -> Tensor:  # (B, T·S, D) -> (groups, heads, B/groups·T·S, head width)
-        return projected.reshape(groups, -1, block.attn1.heads, projected.shape[-1] // block.attn1.heads).transpose(1, 2)
+        return projected.reshape(groups, -1, block.attn1.heads, projected.shape[-1] // block.attn1.heads).transpose(
+            1, 2
+        )
 
     def joined(attended: Tensor, output: Any) -> Tensor:
-        return output[1](output[0](attended.transpose(1, 2).flatten(2))).view_as(x)  # type: ignore[no-any-return]
+        return output[1](output[0](attended.transpose(1, 2).flatten(2))).view_as(x)
 
     batch = x.shape[0]
     shift, scale, gate = modulation[0], modulation[1], modulation[2]
@@ -95,7 +97,7 @@ def block_step(
     x = x + gate * joined(F.scaled_dot_product_attention(query, text_key, text_value), block.attn2.to_out)
 
     shift, scale, gate = modulation[6], modulation[7], modulation[8]
-    return x + gate * block.ff(block.norm3.norm(x) * (1 + scale) + shift)  # type: ignore[no-any-return]
+    return x + gate * block.ff(block.norm3.norm(x) * (1 + scale) + shift)
 
 
 class StaticRollout:
@@ -130,7 +132,9 @@ class StaticRollout:
         self.given = empty(n, config.out_channels, shape.given, *grid)
         self.future = empty(n, config.out_channels, shape.future, *grid)
         self.text = empty(rows, shape.tokens, config.text_embed_dim, dtype=self.dtype)
-        self.levels = empty(shape.steps, 2) + torch.tensor((1.0, 0.5), device=weight.device)  # no division by 0 at first
+        self.levels = empty(shape.steps, 2) + torch.tensor(
+            (1.0, 0.5), device=weight.device
+        )  # no division by 0 at first
         self.step = torch.zeros(1, dtype=torch.long, device=weight.device)
         self.scale = empty()
         t_given = torch.tensor(sigma_conditioning)

@@ -38,7 +38,7 @@ def residual_block(block: Any, x: Tensor, first: Tensor, second: Tensor, shortcu
     """The forward of diffusers' `WanResidualBlock` for one frame (n, C, H, W) and 2-D weights."""
 
     def activated(norm: Any, x: Tensor) -> Tensor:
-        return block.nonlinearity(norm(x.unsqueeze(2)).squeeze(2))  # type: ignore[no-any-return]
+        return block.nonlinearity(norm(x.unsqueeze(2)).squeeze(2))
 
     y = convolved(activated(block.norm1, x), block.conv1, first)
     y = convolved(activated(block.norm2, y), block.conv2, second)
@@ -113,7 +113,7 @@ class FirstFrameEncoder:
                 x = layer.resample(x)
             else:
                 assert isinstance(layer, WanAttentionBlock)
-                x = layer(x.unsqueeze(2)).squeeze(2)
+                x = layer(x.unsqueeze(2)).squeeze(2).contiguous(memory_format=self.format)
         x = encoder.nonlinearity(encoder.norm_out(x.unsqueeze(2)).squeeze(2))
         x = convolved(x, encoder.conv_out, taps[encoder.conv_out])
         mean = convolved(x, self.vae.quant_conv, taps[self.vae.quant_conv])[:, : self.latents.shape[1]].float()

@@ -64,7 +64,7 @@ def compiling() -> AbstractContextManager[Any]:
     """A context in which one compiled function may have MAX_SHAPES shapes."""
     import torch._dynamo.config as dynamo
 
-    return dynamo.patch(recompile_limit=MAX_SHAPES)  # type: ignore[no-any-return, attr-defined]
+    return dynamo.patch(recompile_limit=MAX_SHAPES)
 
 
 def storages(tensors: Iterable[Tensor]) -> tuple[int, ...]:
