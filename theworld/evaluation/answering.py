@@ -69,6 +69,8 @@ class ModelAnswerer:
         self.model = model
         self.config = model.config
         self.projector_is_trained = model.projector_is_trained
+        if model.model.world is not None:
+            model.model.world.expects_repeats = True
         self.has_base_gemma = not {"vision", "language"} & set(model.config.trained_parts)
 
     def imagine(self, images: Sequence[Any], num_world_steps: int, *, seed: int = 0) -> Tensor:

@@ -43,6 +43,7 @@ DECIDING = (  # fields of a world config that change its latents
     "text_tokens",
     "num_inference_steps",
     "guidance_scale",
+    "guidance_interval",
     "sigma_conditioning",
     "fps",
 )
@@ -258,7 +259,9 @@ def digest_of(folder: Path) -> str:
 
 def compute_with(world: WorldModel, config: CosmosPredict2Config) -> Compute:
     """A `Compute` that uses `world` on its device and samples as `config` specifies."""
-    sampling: dict[str, Any] = {name: getattr(config, name) for name in ("num_inference_steps", "guidance_scale")}
+    names = ("num_inference_steps", "guidance_scale", "guidance_interval")
+    sampling: dict[str, Any] = {name: getattr(config, name) for name in names}
+    world.expects_repeats = True
 
     def compute(pixels: Tensor, num_world_steps: int, seeds: Sequence[int], prompts: Sequence[str] | None) -> Tensor:
         if num_world_steps:

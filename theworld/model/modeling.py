@@ -287,7 +287,8 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             progress: called with (denoising steps done, total).
             world_prompt: text that describes the future, one for all images or one per image; None or empty is the
                 default.
-            rollout: `num_inference_steps`, `guidance_scale`, prompt embeddings; the config's values by default.
+            rollout: `num_inference_steps`, `guidance_scale`, `guidance_interval`, prompt embeddings; the config's
+                values by default.
 
         Returns:
             (n, C, T, h, w) normalised latents, T = P + 1 + N; the first P + 1 do not depend on N.
@@ -299,8 +300,8 @@ class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(NO_WORLD_MODEL)
         self.config.check_world_steps(num_world_steps)
         prompts = prompts_each(world_prompt, world_frames.shape[0])
-        rollout.setdefault("num_inference_steps", self.config.world_config.num_inference_steps)
-        rollout.setdefault("guidance_scale", self.config.world_config.guidance_scale)
+        for name in ("num_inference_steps", "guidance_scale", "guidance_interval"):
+            rollout.setdefault(name, getattr(self.config.world_config, name))
         return self.world.imagine(
             world_frames, num_world_steps, seeds=seeds, prompts=prompts, progress=progress, **rollout
         )

@@ -21,6 +21,7 @@ from theworld.messages import Progress
 from theworld.storage.adapters import read_tensors
 from theworld.storage.hub import find_optional_file
 from theworld.world_models import guardrail
+from theworld.world_models.graphs import check_fast_path
 
 PROMPT_EMBEDS = "prompt_embeds.safetensors"  # default prompts: keys "default" and "negative", each (L, D)
 WORLD_PARTS = ("encoder", "decoder", "transformer")
@@ -46,9 +47,27 @@ class WorldModel(nn.Module, ABC):
     All latents are float32 and normalised. Only the requested parts are in memory: `encoder` for `encode`,
     `transformer` for `rollout`, `decoder` for `decode`. Using a part that is not loaded raises a ValueError that names
     the call to load it.
+
+    Attributes:
+        expects_repeats: set by callers that are about to make many requests of the same shape.
     """
 
     config: PreTrainedConfig
+    expects_repeats: bool = False
+    _fast_path: str = "auto"
+
+    @property
+    def fast_path(self) -> str:
+        """Whether `encode` and `rollout` may be compiled and captured as CUDA graphs: "auto", "on" or "off".
+
+        "auto" does so on a CUDA device from the second request of a shape, or from the first one while
+        `expects_repeats` is True; see `theworld.world_models.graphs.worth_it`.
+        """
+        return self._fast_path
+
+    @fast_path.setter
+    def fast_path(self, value: str) -> None:
+        self._fast_path = check_fast_path(value)
 
     @classmethod
     @abstractmethod
@@ -167,6 +186,7 @@ class WorldModel(nn.Module, ABC):
         negative_prompt_embeds: Tensor | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_interval: Sequence[float] | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Appends `num_world_steps` imagined latent frames to the given latents (n, C, P + 1, h, w)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -67,6 +67,23 @@ def check_numbers(values: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {value!r}; it must be an integer.")
 
 
+def check_interval(interval: Any) -> list[float] | None:
+    """Returns a guidance interval as a list, or None for all of the schedule.
+
+    Raises:
+        ValueError: unless it is None or two numbers with 0 <= start < end <= 1.
+    """
+    if interval is None:
+        return None
+    numbers = list(interval) if isinstance(interval, Sequence) and not isinstance(interval, str) else []
+    numeric = all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
+    if len(numbers) != 2 or not numeric or not 0 <= numbers[0] < numbers[1] <= 1:
+        raise ValueError(
+            f"guidance_interval is {interval!r}; it must be two shares [start, end], 0 <= start < end <= 1."
+        )
+    return numbers
+
+
 class CosmosPredict2Config(PreTrainedConfig):
     """A Cosmos-Predict2 world model: the diffusers configs of its components, and how a rollout is sampled.
 
@@ -77,6 +94,8 @@ class CosmosPredict2Config(PreTrainedConfig):
         text_tokens: length of a prompt embedding (512 for Cosmos-Predict2's T5).
         num_inference_steps: denoising steps of a rollout; at least 2, because one step returns noise.
         guidance_scale: classifier-free guidance; 1.0 disables it and halves the computation.
+        guidance_interval: (start, end), the part of the schedule in which guidance is applied, as shares from 0 to 1;
+            the other passes cost half as much. None applies it everywhere.
         sigma_conditioning: noise level of the conditioning frames.
         fps: frames per second of the videos that are read and imagined; scales the transformer's temporal rotary
             embedding.
@@ -97,6 +116,7 @@ class CosmosPredict2Config(PreTrainedConfig):
         text_tokens: int = 512,
         num_inference_steps: int = 10,
         guidance_scale: float = 7.0,
+        guidance_interval: Sequence[float] | None = None,
         sigma_conditioning: float = 0.0001,
         fps: int = 16,
         weights_from: str = "own",
@@ -115,6 +135,7 @@ class CosmosPredict2Config(PreTrainedConfig):
         self.text_tokens = text_tokens
         self.num_inference_steps = num_inference_steps
         self.guidance_scale = guidance_scale
+        self.guidance_interval = check_interval(guidance_interval)
         self.sigma_conditioning = sigma_conditioning
         self.fps = fps
         self.weights_from = weights_from

@@ -21,7 +21,15 @@ MODEL_INDEX = {
     "vae": ["diffusers", "AutoencoderKLWan"],
 }
 ROLLOUT_CONFIG = "rollout_config.json"  # our own file: fields of a config besides the three components'
-ROLLOUT_FIELDS = ("text_tokens", "num_inference_steps", "guidance_scale", "sigma_conditioning", "fps", "weights_from")
+ROLLOUT_FIELDS = (
+    "text_tokens",
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_interval",
+    "sigma_conditioning",
+    "fps",
+    "weights_from",
+)
 
 
 def read_config(folder: Path) -> CosmosPredict2Config:

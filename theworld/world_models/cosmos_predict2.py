@@ -23,7 +23,12 @@ from theworld.storage.adapters import check_names, read_tensors
 from theworld.storage.files import atomic_folder, write_json, write_tensors
 from theworld.world_models import guardrail
 from theworld.world_models.base import PROMPT_EMBEDS, WORLD_PARTS, WorldModel, check_parts
-from theworld.world_models.configuration import COSMOS_2B_TRANSFORMER, COSMOS_SCHEDULER, CosmosPredict2Config
+from theworld.world_models.configuration import (
+    COSMOS_2B_TRANSFORMER,
+    COSMOS_SCHEDULER,
+    CosmosPredict2Config,
+    check_interval,
+)
 from theworld.world_models.cosmos_checks import check_frames, check_grid, check_latents
 from theworld.world_models.cosmos_components import (
     MODEL_INDEX,
@@ -35,7 +40,8 @@ from theworld.world_models.cosmos_components import (
     new_vae,
     read_config,
 )
-from theworld.world_models.cosmos_sampler import denoise, noise_schedule, rollout_noise
+from theworld.world_models.cosmos_fast import FastPaths
+from theworld.world_models.cosmos_sampler import noise_schedule, rollout_noise
 from theworld.world_models.diffusers_folder import find_folder, read_weights
 from theworld.world_models.prompts import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT, embed_prompts, has_text_encoder
 
@@ -84,6 +90,7 @@ class CosmosPredict2(WorldModel):
         self._source: tuple[str, str | None, torch.dtype | None] | None = None  # what load_parts reads from
         self._embedded: dict[str, Tensor] = {}  # default prompts that the source does not have
         self._recent: dict[str, Tensor] = {}  # embeddings of users' prompts, for a loop over images
+        self._fast = FastPaths()
         new_scheduler(config)  # a wrong config fails here, not at the first rollout
         if "encoder" in parts or "decoder" in parts:
             self._take_vae(new_vae(config), parts)
@@ -114,6 +121,14 @@ class CosmosPredict2(WorldModel):
         how = f"load_parts({part!r})" if self._source else f"CosmosPredict2(config, parts=(..., {part!r}))"
         return f"This world model has no {part} in memory (it holds: {', '.join(self.parts) or 'nothing'}); call {how}."
 
+    @property
+    def expects_repeats(self) -> bool:
+        return self._fast.expects_repeats
+
+    @expects_repeats.setter
+    def expects_repeats(self, value: bool) -> None:
+        self._fast.expects_repeats = value
+
     # -- pixels and latents -------------------------------------------------------------------------------------------
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -131,6 +146,8 @@ class CosmosPredict2(WorldModel):
         """
         vae = self._require_vae("encoder")
         check_frames(frames, self.temporal_factor, self.spatial_factor)
+        if (fast := self._fast.encode(self.fast_path, vae, frames)) is not None:
+            return fast
         mean = vae.encode(frames.to(vae.quant_conv.weight)).latent_dist.mean.float()
         center, scale = self._normalisation(vae, mean)
         return (mean - center) / scale
@@ -165,6 +182,7 @@ class CosmosPredict2(WorldModel):
         negative_prompt_embeds: Tensor | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_interval: Sequence[float] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Imagines `num_world_steps` latent frames after the given ones, denoised jointly.
@@ -180,6 +198,8 @@ class CosmosPredict2(WorldModel):
             num_inference_steps: points of the noise schedule, at least 2; default the config's. The last Euler step has
                 length zero, so the transformer runs once less.
             guidance_scale: w of x + w·(x - x_negative), as in diffusers' Cosmos pipeline; 1 or less disables it.
+            guidance_interval: (start, end), the part of the schedule that is guided, as shares from 0 to 1: pass i of k
+                (from 0) if start·k <= i < end·k. Default the config's; (0, 1) is all of it.
             progress: called with (transformer passes done, passes in all).
 
         Returns:
@@ -202,16 +222,20 @@ class CosmosPredict2(WorldModel):
         if steps < 2:
             raise ValueError(f"num_inference_steps is {steps}; it must be 2 or more, since one step returns noise.")
         guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        interval = self.config.guidance_interval if guidance_interval is None else check_interval(guidance_interval)
 
         prompts = {"prompt_embeds": self.prompt_embeds if prompt_embeds is None else prompt_embeds}
         if guidance > 1:
             negative = self.negative_prompt_embeds if negative_prompt_embeds is None else negative_prompt_embeds
             prompts["negative_prompt_embeds"] = negative
-        text = torch.cat([self._text(name, embeds, latents.shape[0]) for name, embeds in prompts.items()])
+        texts = [self._text(name, embeds, latents.shape[0]) for name, embeds in prompts.items()]
+        rows = max(map(len, texts))  # 1 where all samples share the prompts
+        text = torch.stack([embeds.expand(rows, -1, -1) for embeds in texts])
         noise = rollout_noise(seeds, num_world_steps, (latents.shape[1], latents.shape[3], latents.shape[4]))
         sigma_max = self.config.scheduler.get("sigma_max", COSMOS_SCHEDULER["sigma_max"])
         given = latents.float()
-        future = denoise(
+        future = self._fast.denoise(
+            self.fast_path,
             self.transformer,
             given.detach(),
             noise.to(given.device) * sigma_max,
@@ -219,6 +243,7 @@ class CosmosPredict2(WorldModel):
             sigmas=noise_schedule(self.config, steps),
             sigma_conditioning=self.config.sigma_conditioning,
             guidance_scale=guidance,
+            guidance_interval=interval,
             fps=self.config.fps,
             progress=progress,
         )
@@ -330,7 +355,7 @@ class CosmosPredict2(WorldModel):
             setattr(self, name, prompts[key].to(self._device()) if prompts else None)
 
     def _text(self, name: str, embeds: Tensor | None, n: int) -> Tensor:
-        """Prompt embeddings, (L, D) or (n, L, D), as (n, L, D) on the transformer's device."""
+        """Prompt embeddings, (L, D) or (n, L, D), as (1, L, D) or (n, L, D) on the transformer's device."""
         assert self.transformer is not None
         if embeds is None:
             raise ValueError(self._no_prompt(name))
@@ -338,7 +363,7 @@ class CosmosPredict2(WorldModel):
         if tuple(embeds.shape) not in (shape, (n, *shape)):
             raise ValueError(f"{name} has shape {tuple(embeds.shape)}; it must be {shape} or {(n, *shape)}.")
         embeds = embeds.to(self.transformer.patch_embed.proj.weight.device, torch.float32)
-        return embeds.expand(n, *shape)
+        return embeds.view(-1, *shape)
 
     def _no_prompt(self, name: str) -> str:
         return (
