@@ -47,10 +47,13 @@ class Prompts:
         end_of_placeholders: slot after the last image or world token of any row, 0 if there is none.
     """
 
-    def __init__(self, ids: Tensor, mask: Tensor, types: Tensor | None, placeholder_ids: tuple[int, ...]) -> None:
-        ids, mask = ids.cpu(), mask.cpu().bool()
+    def __init__(
+        self, ids: Tensor, mask: Tensor | None, types: Tensor | None, placeholder_ids: tuple[int, ...]
+    ) -> None:
+        ids = ids.cpu()
+        mask = torch.ones_like(ids) if mask is None else mask.cpu()
         types = torch.zeros_like(ids) if types is None else types.cpu()
-        self.lengths = mask.sum(dim=1)
+        self.lengths = mask.bool().sum(dim=1)
         shift = ids.shape[1] - self.lengths  # padding is on the left
         index = torch.arange(ids.shape[1]) + shift[:, None]
         is_padding = index >= ids.shape[1]
@@ -111,7 +114,10 @@ class FastGeneration:
         compiled: whether layers run compiled; without it, they are plain functions.
         captured: whether the decoding step is a CUDA graph.
         decode_attention: one of DECODE_ATTENTION, for steps of one token.
+        prefill_attention: `repeated` (torch's, with a mask) or `flex` (flex attention, which skips what is masked), for
+            prompts that start at slot 0.
         options: of the compiler, for steps of one token.
+        backend: of `torch.compile`.
     """
 
     def __init__(
@@ -121,12 +127,16 @@ class FastGeneration:
         compiled: bool = True,
         captured: bool = True,
         decode_attention: str = "matmul",
+        prefill_attention: str = "repeated",
         options: Mapping[str, Any] | None = None,
+        backend: str | Callable[..., Any] = "inductor",
     ) -> None:
         self.model = model
         self.compiled, self.captured = compiled, captured
         self.pool = torch.cuda.graph_pool_handle() if captured else (0, 0)
         self.decode_attention = DECODE_ATTENTION[decode_attention]
+        self.flex = prefill_attention == "flex"
+        self.backend = backend
         self.sessions: OrderedDict[tuple[Any, ...], Session] = OrderedDict()
         self.seen_images: tuple[Tensor, Tensor, tuple[Any, ...]] | None = None  # pixels, features, weights
         self.reused = 0  # slots of the last prompt that were not computed again
@@ -140,7 +150,8 @@ class FastGeneration:
         if not self.compiled:
             return function
         # shapes are fixed unless they are marked, so that one prompt's length does not decide how a step is compiled
-        return torch.compile(function, fullgraph=True, dynamic=False, options=dict(options) if options else None)
+        chosen = dict(options) if options else None
+        return torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend, options=chosen)
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
@@ -163,6 +174,8 @@ class FastGeneration:
     def decode_step(self, session: Session) -> None:
         """Reads one token of each row and writes the logits after it, the next token and its position."""
         language_model: Any = self.model.language_model
+        if self.compiled:
+            mark_dynamic(session.slots, 0)
         hidden, inputs = self._step_inputs(language_model, session.tokens, session.positions, session.slots)
         hidden = self._layers(
             self._step_layer, hidden, inputs, session, session.positions, self.decode_attention, from_buffers=True
@@ -182,6 +195,10 @@ class FastGeneration:
     ) -> Tensor:
         language_model: Any = self.model.language_model
         kinds = language_model.config.layer_types
+        if self.compiled:
+            for each in inputs.values():
+                if isinstance(each.mask, Tensor):
+                    mark_dynamic(each.mask, 3)
         for layer, kind, keys, values in zip(
             language_model.layers, kinds, session.keys, session.values, strict=True
         ):
@@ -216,7 +233,11 @@ class FastGeneration:
             ids_of_blocks = gemma_layers.image_blocks(prompts.padded(prompts.types, 0, length, fill=0)).to(device)
             blocks = (ids_of_blocks, ids_of_blocks)
         slots = session.slots if start else session.slots[:length]
-        masks = gemma_layers.masks(positions, slots, window, blocks)
+        use_flex = self.flex and start == 0
+        if use_flex:
+            masks = gemma_layers.flex_masks(ids_of_blocks, window)
+        else:
+            masks = gemma_layers.masks(positions, slots, window, blocks)
         rotary = gemma_layers.rotary_factors(language_model, hidden, positions)
         inputs = {kind: LayerInputs(*factors, masks[kind]) for kind, factors in rotary.items()}
         if self.compiled:
@@ -225,10 +246,10 @@ class FastGeneration:
             for each in inputs.values():
                 mark_dynamic(each.cos, 1)
                 mark_dynamic(each.sin, 1)
-                mark_dynamic(each.mask, 2, 3)
-        hidden = self._layers(
-            self._layer, hidden, inputs, session, positions, gemma_layers.repeated_sdpa, from_buffers=start > 0
-        )
+                if not use_flex:
+                    mark_dynamic(each.mask, 2)
+        attention = gemma_layers.flex if use_flex else gemma_layers.repeated_sdpa
+        hidden = self._layers(self._layer, hidden, inputs, session, positions, attention, from_buffers=start > 0)
         last = (prompts.lengths - 1).to(device)[:, None]
         hidden = hidden.gather(1, (last - start)[:, :, None].expand(-1, -1, hidden.shape[-1]))
         session.positions.copy_(last)  # the step's outputs advance it
@@ -317,7 +338,7 @@ class FastGeneration:
         generation_config: Any,
         streamer: Any = None,
         *,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,

@@ -146,7 +146,7 @@ def unsupported_call(
     if cache is not None and int(cache.get_seq_length()) > 0:
         return "it continues from a cache"
     mask = inputs.get("attention_mask")
-    if mask is None or mask.dim() != 2 or bool((mask.diff(dim=1) < 0).any()) or not bool(mask[:, -1].all()):
+    if mask is not None and (mask.dim() != 2 or bool((mask.diff(dim=1) < 0).any()) or not bool(mask[:, -1].all())):
         return "its prompts are not padded on the left"
     for criterion in stopping_criteria:  # theirs and ours read ids on the CPU
         if type(criterion).__module__.partition(".")[0] not in ("transformers", "theworld"):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers.models.gemma3.modeling_gemma3 import rotate_half
 
 # (query (B, H, L, E), keys and values (B, G, S, E), mask, scale) -> (B, H, L, E)
@@ -93,6 +94,23 @@ def masks(
     return {"full_attention": seen[:, None], "sliding_attention": (seen & (distance < window))[:, None]}
 
 
+def flex_masks(blocks_BL: Tensor, window: int) -> dict[str, BlockMask]:
+    """`masks` of prompts that start at slot 0, as flex attention takes them."""
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        block = blocks_BL[row, query]
+        return (query >= key) | ((block >= 0) & (block == blocks_BL[row, key]))
+
+    def sees_near(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return sees(row, head, query, key) & (query - key < window)
+
+    batch, length = blocks_BL.shape
+    return {
+        kind: create_block_mask(rule, batch, None, length, length, device=str(blocks_BL.device))
+        for kind, rule in (("full_attention", sees), ("sliding_attention", sees_near))
+    }
+
+
 def image_blocks(token_type_ids: Tensor) -> Tensor:
     """Ids of contiguous image blocks (B, L), counted from 0 in each row; -1 for text."""
     is_image = token_type_ids == 1
@@ -136,6 +154,12 @@ def reduced_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor,
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
     mixed = (weights.unsqueeze(-1) * values.unsqueeze(2)).sum(dim=-2)
     return mixed.to(query.dtype).reshape(query.shape)
+
+
+def flex(query: Tensor, keys: Tensor, values: Tensor, mask: BlockMask, scale: float) -> Tensor:
+    """Flex attention, which skips blocks of 128 by 128 tokens that do not see each other."""
+    mixed: Any = flex_attention(query, keys, values, block_mask=mask, scale=scale, enable_gqa=True)
+    return mixed
 
 
 DECODE_ATTENTION: Mapping[str, Attention] = {
