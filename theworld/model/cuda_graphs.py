@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ class CapturedStep:
         pool: memory pool that graphs share which never run at the same time, from `torch.cuda.graph_pool_handle()`.
     """
 
-    def __init__(self, function: Callable[[], None], device: torch.device, pool: tuple[int, int]) -> None:
+    def __init__(self, function: Callable[[], None], device: torch.device, pool: Any) -> None:
         with torch.cuda.device(device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())

@@ -199,9 +199,7 @@ class FastGeneration:
             for each in inputs.values():
                 if isinstance(each.mask, Tensor):
                     mark_dynamic(each.mask, 3)
-        for layer, kind, keys, values in zip(
-            language_model.layers, kinds, session.keys, session.values, strict=True
-        ):
+        for layer, kind, keys, values in zip(language_model.layers, kinds, session.keys, session.values, strict=True):
             if self.compiled:
                 mark_dynamic(keys, 2)
                 mark_dynamic(values, 2)
@@ -234,10 +232,14 @@ class FastGeneration:
             blocks = (ids_of_blocks, ids_of_blocks)
         slots = session.slots if start else session.slots[:length]
         use_flex = self.flex and start == 0
+        masks: Mapping[str, Any]
+        attention: Attention
         if use_flex:
-            masks = gemma_layers.flex_masks(ids_of_blocks, window)
+            from theworld.model import flex_layers
+
+            masks, attention = flex_layers.flex_masks(ids_of_blocks, window), flex_layers.flex
         else:
-            masks = gemma_layers.masks(positions, slots, window, blocks)
+            masks, attention = gemma_layers.masks(positions, slots, window, blocks), gemma_layers.repeated_sdpa
         rotary = gemma_layers.rotary_factors(language_model, hidden, positions)
         inputs = {kind: LayerInputs(*factors, masks[kind]) for kind, factors in rotary.items()}
         if self.compiled:
@@ -248,7 +250,6 @@ class FastGeneration:
                 mark_dynamic(each.sin, 1)
                 if not use_flex:
                     mark_dynamic(each.mask, 2)
-        attention = gemma_layers.flex if use_flex else gemma_layers.repeated_sdpa
         hidden = self._layers(self._layer, hidden, inputs, session, positions, attention, from_buffers=start > 0)
         last = (prompts.lengths - 1).to(device)[:, None]
         hidden = hidden.gather(1, (last - start)[:, :, None].expand(-1, -1, hidden.shape[-1]))
@@ -257,7 +258,7 @@ class FastGeneration:
         self._step_outputs(language_model.norm, head, hidden, session.logits, session.tokens, session.positions)
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """`TheWorldForConditionalGeneration.image_features` with compiled layers; the last images are not read again."""
+        """`TheWorldForConditionalGeneration.image_features` with compiled layers; the last images are kept."""
         weights = fingerprint(self.model.vlm.model.vision_tower, self.model.vlm.model.multi_modal_projector)
         if self.seen_images is not None:
             pixels, features, of_weights = self.seen_images
@@ -347,9 +348,7 @@ class FastGeneration:
         """Ids (B, L + new tokens), as the decoding loop of transformers' `generate` returns them."""
         prompts = Prompts(input_ids, attention_mask, token_type_ids, placeholders(self.model))
         longest = stopping_criteria.max_length - input_ids.shape[1]
-        session = self.start(
-            prompts, longest, pixel_values, image_features=image_features, world_embeds=world_embeds
-        )
+        session = self.start(prompts, longest, pixel_values, image_features=image_features, world_embeds=world_embeds)
         greedy = not generation_config.do_sample and not logits_processor
         choose = None if greedy else partial(choose_token, logits_processor, generation_config.do_sample)
         with self._running():

@@ -75,7 +75,9 @@ def check_fast_path(value: str, device: torch.device | None) -> str:
     if value not in FAST_PATHS:
         raise ValueError(f"fast_path is {value!r}; choose one of {', '.join(FAST_PATHS)}.")
     if value == "on" and device is not None and device.type != "cuda":
-        raise ValueError(f"fast_path is 'on', and the model is on {device}; it needs an NVIDIA GPU: use 'auto' or 'off'.")
+        raise ValueError(
+            f"fast_path is 'on', and the model is on {device}; it needs an NVIDIA GPU: use 'auto' or 'off'."
+        )
     return value
 
 

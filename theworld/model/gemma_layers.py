@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers.models.gemma3.modeling_gemma3 import rotate_half
 
 # (query (B, H, L, E), keys and values (B, G, S, E), mask, scale) -> (B, H, L, E)
@@ -30,7 +29,7 @@ class LayerInputs(NamedTuple):
 
 
 def decoder_layer(
-    layer: nn.Module,
+    layer: Any,
     hidden_BLD: Tensor,
     inputs: LayerInputs,
     keys_BGSE: Tensor,
@@ -46,7 +45,7 @@ def decoder_layer(
         from_buffers: whether the tokens attend to the buffers; False for a prompt that starts at slot 0, where the new
             keys and values are all that there are.
     """
-    attend: Any = layer.self_attn
+    attend = layer.self_attn
     normed = layer.input_layernorm(hidden_BLD)
     shape = (*hidden_BLD.shape[:2], -1, attend.head_dim)
     query = rotated(attend.q_norm(attend.q_proj(normed).view(shape)), inputs)
@@ -54,12 +53,13 @@ def decoder_layer(
     value = attend.v_proj(normed).view(shape)
     keys_BGSE[rows_B1, :, positions_BL] = key
     values_BGSE[rows_B1, :, positions_BL] = value
-    seen = (keys_BGSE, values_BGSE) if from_buffers else (key.transpose(1, 2), value.transpose(1, 2))
-    mixed = attention(query.transpose(1, 2), *seen, inputs.mask, attend.scaling)
+    key, value = (keys_BGSE, values_BGSE) if from_buffers else (key.transpose(1, 2), value.transpose(1, 2))
+    mixed = attention(query.transpose(1, 2), key, value, inputs.mask, attend.scaling)
     mixed = attend.o_proj(mixed.transpose(1, 2).reshape(*hidden_BLD.shape[:2], -1))
     hidden_BLD = hidden_BLD + layer.post_attention_layernorm(mixed)
     normed = layer.pre_feedforward_layernorm(hidden_BLD)
-    return hidden_BLD + layer.post_feedforward_layernorm(layer.mlp(normed))
+    output: Tensor = hidden_BLD + layer.post_feedforward_layernorm(layer.mlp(normed))
+    return output
 
 
 def rotated(heads: Tensor, inputs: LayerInputs) -> Tensor:
@@ -92,23 +92,6 @@ def masks(
         of_tokens, of_slots = blocks[0][:, :, None], blocks[1][:, None, :]
         seen = seen | ((of_tokens == of_slots) & (of_tokens >= 0))
     return {"full_attention": seen[:, None], "sliding_attention": (seen & (distance < window))[:, None]}
-
-
-def flex_masks(blocks_BL: Tensor, window: int) -> dict[str, BlockMask]:
-    """`masks` of prompts that start at slot 0, as flex attention takes them."""
-
-    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        block = blocks_BL[row, query]
-        return (query >= key) | ((block >= 0) & (block == blocks_BL[row, key]))
-
-    def sees_near(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return sees(row, head, query, key) & (query - key < window)
-
-    batch, length = blocks_BL.shape
-    return {
-        kind: create_block_mask(rule, batch, None, length, length, device=str(blocks_BL.device))
-        for kind, rule in (("full_attention", sees), ("sliding_attention", sees_near))
-    }
 
 
 def image_blocks(token_type_ids: Tensor) -> Tensor:
@@ -154,12 +137,6 @@ def reduced_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor,
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
     mixed = (weights.unsqueeze(-1) * values.unsqueeze(2)).sum(dim=-2)
     return mixed.to(query.dtype).reshape(query.shape)
-
-
-def flex(query: Tensor, keys: Tensor, values: Tensor, mask: BlockMask, scale: float) -> Tensor:
-    """Flex attention, which skips blocks of 128 by 128 tokens that do not see each other."""
-    mixed: Any = flex_attention(query, keys, values, block_mask=mask, scale=scale, enable_gqa=True)
-    return mixed
 
 
 DECODE_ATTENTION: Mapping[str, Attention] = {
