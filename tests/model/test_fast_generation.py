@@ -44,6 +44,13 @@ def plain_functions(model: TheWorldForConditionalGeneration, **options: Any) -> 
     return FastGeneration(model, compiled=False, captured=False, **options)
 
 
+def with_latents(model: TheWorldForConditionalGeneration, inputs: Any, steps: int) -> dict[str, Any]:
+    """The same inputs with random world latents instead of frames to imagine from."""
+    kept = {name: value for name, value in inputs.items() if not name.startswith(("world_", "num_"))}
+    channels, grid = model.config.world_config.latent_channels, model.config.world_grid()
+    return kept | {"world_latents": torch.randn(2, channels, 1 + steps, *grid)}
+
+
 def both(model: TheWorldForConditionalGeneration, inputs: Any, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids by transformers' loop and by the fast path, from the same random numbers."""
     ids = []
@@ -60,20 +67,17 @@ def both(model: TheWorldForConditionalGeneration, inputs: Any, **arguments: Any)
 def test_the_tokens_are_those_of_transformers(fused: Fused, steps: int, attention: str) -> None:
     model, processor = fused
     model.fast = plain_functions(model, decode_attention=attention)
-    inputs = ask(processor, QUESTIONS, [image(0), image(1)], num_world_steps=steps)
+    inputs = with_latents(model, ask(processor, QUESTIONS, [image(0), image(1)], num_world_steps=steps), steps)
     window = model.config.get_text_config().sliding_window
     assert (inputs["input_ids"].shape[1] > window) == (steps == 4)
     expected, ours = both(model, inputs)
     assert torch.equal(expected, ours)
-    logits = model(**inputs).logits[:, -1]
-    prompt = {name: value for name, value in inputs.items() if not name.startswith(("world_", "num_"))}
-    with torch.no_grad():
-        prompt["world_embeds"] = model.world_tokens(
-            **{name: value for name, value in inputs.items() if name.startswith(("world_", "num_"))}
-        )
+    assert model.fast is not None
     model.fast.forget()
-    model.generate(**prompt, max_new_tokens=1, do_sample=False)
+    model.generate(**inputs, max_new_tokens=1, do_sample=False)
     session = next(reversed(model.fast.sessions.values()))
+    with torch.no_grad():
+        logits = model(**inputs).logits[:, -1]
     torch.testing.assert_close(session.logits, logits, atol=1e-4, rtol=1e-4)
 
 
@@ -171,12 +175,14 @@ def test_one_graph_per_kind_of_work(fused: Fused, monkeypatch: pytest.MonkeyPatc
     model.fast = FastGeneration(model, captured=False, backend=counter)
     monkeypatch.setattr("theworld.model.fast_generation.SLOTS_MULTIPLE", 64)
     for steps in (0, 4):
-        inputs = ask(processor, QUESTIONS, [image(0), image(1)], num_world_steps=steps)
+        inputs = with_latents(model, ask(processor, QUESTIONS, [image(0), image(1)], num_world_steps=steps), steps)
         expected, ours = both(model, inputs, max_new_tokens=3)
         assert torch.equal(expected, ours)
     assert counter.frame_count == 5
     assert len(model.fast.sessions) == 2
-    both(model, ask(processor, ["no", "left"], [image(0), image(1)], num_world_steps=4), max_new_tokens=3)
+    other = ask(processor, ["no", "left"], [image(0), image(1)], num_world_steps=4)
+    other = with_latents(model, other, 4) | {"world_latents": inputs["world_latents"]}
+    both(model, other, max_new_tokens=3)
     assert model.fast.reused > 0
     assert counter.frame_count == 6
 
