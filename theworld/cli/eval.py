@@ -99,6 +99,7 @@ def evaluate(
     world_model: options.WorldModel = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    fast_path: options.FastPath = "auto",
     debug: options.Debug = False,
 ) -> None:
     """Ask a model the questions of a benchmark in several arms, and compare the arms question by question.
@@ -152,7 +153,7 @@ def evaluate(
             device=device,
             dtype=dtype,
             progress=step,
-            load=lambda spec: load(spec, device=device, dtype=dtype),
+            load=lambda spec: load(spec, device=device, dtype=dtype, fast_path=fast_path),
             command=shlex.join(["theworld", *sys.argv[1:]]),
         )
     if "note" in found.content:

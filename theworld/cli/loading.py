@@ -48,7 +48,11 @@ def resolve_spec(model: str, world_model: str | None = None, **fusion_values: An
 
 
 def load(
-    spec: ModelSpec, steps: int | None = None, device: str | None = None, dtype: torch.dtype | str | None = None
+    spec: ModelSpec,
+    steps: int | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    fast_path: str = "auto",
 ) -> TheWorld:
     """The model of a spec, with messages for people.
 
@@ -67,7 +71,7 @@ def load(
         for base in spec.base_names:
             go_offline_if_unreachable(base, spec.path)
         try:
-            model = TheWorld(spec, num_world_steps=steps, device=device, dtype=dtype)
+            model = TheWorld(spec, num_world_steps=steps, device=device, dtype=dtype, fast_path=fast_path)
         except SafetensorError as error:
             raise ValueError(
                 f"The weights of {spec.name}, or of one of its base models, are damaged or cut short ({error}); "

@@ -59,6 +59,13 @@ VideoFps = Annotated[
 ]
 Frames = Annotated[bool, typer.Option("--frames", help="The images are the frames of one video in temporal order.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, … Default: a GPU if there is one.")]
+FastPath = Annotated[
+    Literal["auto", "on", "off"],
+    typer.Option(
+        "--fast-path",
+        help="Compiled layers and CUDA graphs. auto: on a GPU, from the second call of a kind; on: from the first one.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=_remember, help="Show the traceback of an error.")]
 WorldModel = Annotated[

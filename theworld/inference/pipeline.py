@@ -37,6 +37,7 @@ from theworld.model import checkpoint_file, freezing
 from theworld.model.call_plan import CallPlan, check_integer, plan_call, steps_to_imagine, world_parts_for
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import resolve_device_and_dtype
+from theworld.model.fast_path import check_fast_path
 from theworld.model.processing import TheWorldProcessor, texts_of
 from theworld.model.published import DEFAULT_GEMMA
 from theworld.model.spec import ModelSpec, resolve_model
@@ -63,8 +64,8 @@ class TheWorld(nn.Module):
         dtype: a torch dtype or its name (`bfloat16`, `float32`, `float16`); None means bfloat16 on a GPU and on
             a CPU with bfloat16 instructions, else float32.
         device: None means the first GPU, or the CPU.
-        device_map: the devices of Gemma's layers (`"auto"`, or a dict of modules and devices), instead of `device`. The
-            world model and the projector are put on the device of the input embeddings.
+        fast_path: `auto`, `on` or `off`: whether answers use compiled layers and CUDA graphs; see docs/python.md.
+        device_map: the devices of Gemma's layers (`"auto"`, or a dict), instead of `device`; see docs/python.md.
         config: further fields of TheWorldConfig for a new model (`projector`, `spatial_merge`, `world_images`, …);
             `max_past_steps` of 1 or more enables videos.
 
@@ -86,13 +87,14 @@ class TheWorld(nn.Module):
         dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
         device_map: Any = None,
+        fast_path: str = "auto",
         **config: Any,
     ) -> None:
         super().__init__()
         target, dtype = resolve_device_and_dtype(device, device_map, dtype)
         check_keywords(config, type(self))  # before anything is fetched
-        if lora is not None:
-            config["lora"] = lora
+        check_fast_path(fast_path, target)
+        config |= {} if lora is None else {"lora": lora}
         if isinstance(model_name, ModelSpec):
             spec = model_name
         else:
@@ -109,6 +111,7 @@ class TheWorld(nn.Module):
         parts = ("encoder",) if spec.is_fused else world_parts_for(settings.num_world_steps)
         model = spec.load(dtype=dtype, world_parts=parts, device_map=device_map, config=settings)
         self.model = model if target is None else model.to(target)
+        self.model.fast_path = fast_path
         self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
         self.prompts = PromptBuilder(self.processor)
         self.default_steps = num_world_steps  # of `generate`; None leaves the choice to `plan_call`
@@ -135,6 +138,7 @@ class TheWorld(nn.Module):
         dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
         device_map: Any = None,
+        fast_path: str = "auto",
         freeze_gemma_vision: bool = True,
         freeze_gemma_language: bool = True,
         freeze_cosmos_vae: bool = True,
@@ -146,7 +150,7 @@ class TheWorld(nn.Module):
             checkpoint_name: a checkpoint in it: `checkpoint-1000` or `checkpoint-1000/pytorch_model.bin`.
             num_world_steps: default of later calls; None keeps the model's own.
             revision: branch, tag or commit of a Hub repository.
-            dtype, device, device_map, freeze_…: as in the constructor.
+            dtype, device, device_map, fast_path, freeze_…: as in the constructor.
             config: not supported, because a trained model has its own configuration.
 
         Raises:
@@ -162,6 +166,7 @@ class TheWorld(nn.Module):
             dtype=dtype,
             device=device,
             device_map=device_map,
+            fast_path=fast_path,
             freeze_gemma_vision=freeze_gemma_vision,
             freeze_gemma_language=freeze_gemma_language,
             freeze_cosmos_vae=freeze_cosmos_vae,
@@ -432,8 +437,7 @@ class TheWorld(nn.Module):
 
     def seen(self, video: Any) -> np.ndarray:
         """The frames of a video that the world model reads, (1 + 4·P, S, S, 3) uint8; the last one is now."""
-        frames = self.processor.frames_of(self.prompts.video(video))
-        return stack_pixels([frames], self.config.world_image_size)[0]
+        return stack_pixels([self.processor.frames_of(self.prompts.video(video))], self.config.world_image_size)[0]
 
     def encode(self, clip: Sequence[Any]) -> Tensor:
         """Latents (1, C, T, h, w) of 1 + 4·(T - 1) true frames: those of a perfect rollout."""
@@ -482,9 +486,9 @@ class TheWorld(nn.Module):
     def load_checkpoint(
         self, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None
     ) -> dict[str, int | None]:
-        """Loads a file of `save_checkpoint`, which must hold exactly the parts that this model would save.
+        """Loads a file of `save_checkpoint`, from which training continues exactly where the saved run stopped.
 
-        Training then continues exactly where the saved run stopped.
+        It must hold exactly the parts that this model would save.
 
         Returns:
             `{"epoch": …, "step": …}`; None for a value that was not saved.

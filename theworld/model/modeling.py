@@ -34,6 +34,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3CausalLMOutputWithP
 from theworld.model import freezing, loading, lora, saving
 from theworld.model.call_plan import NO_WORLD_MODEL, world_parts_for
 from theworld.model.configuration import TheWorldConfig
+from theworld.model.fast_path import FastPathMixin
 from theworld.model.frozen_loss import FrozenLoss
 from theworld.model.language_loss import call_language, with_unused
 from theworld.model.placeholders import scatter, single_value
@@ -58,7 +59,7 @@ WORLD_INPUTS = (
 PREFILL_INPUTS = ("pixel_values", "image_features", *WORLD_INPUTS)  # used once, before the first token is generated
 
 
-class TheWorldForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class TheWorldForConditionalGeneration(FastPathMixin, PreTrainedModel, GenerationMixin):
     """A Gemma 3 that also reads world tokens.
 
     Args:
