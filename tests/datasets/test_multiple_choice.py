@@ -78,6 +78,7 @@ def answers(folder: Path, rows: list[tuple[list[str], Any]], **fields: Any) -> s
     return "".join(question.answer or "-" for question in load_questions(str(write(folder, *made)), Fields(**fields)))
 
 
+THINGS = ["the cup", "the box"]
 DIGITS, SHUFFLED, MAYBE = ["1", "2", "3", "4"], ["B", "A", "D", "C"], ["None", "One", "Two"]
 
 
@@ -93,7 +94,8 @@ DIGITS, SHUFFLED, MAYBE = ["1", "2", "3", "4"], ["B", "A", "D", "C"], ["None", "
         ([(SHUFFLED, "B")], {"answers_are": "letters"}, "B"),
         ([(SHUFFLED, "B"), (["the cup", "the box"], "B")], {}, "BB"),  # the second row shows that they are letters
         ([(SHUFFLED, "(B)")], {}, "B"),
-        ([(["the cup", "the box"], "B"), (["the cup", "the box"], "the cup")], {}, "BA"),  # mixed, and yet clear
+        ([(["yes", "no"], "no"), (["yes", "no"], True), (THINGS, "B"), (THINGS, "A")], {}, "BABA"),
+        ([(["yes", "no"], "no"), (THINGS, "B")], {"answers_are": "letters"}, "BB"),
         ([(MAYBE, "None"), (MAYBE, "One")], {}, "AB"),
         ([(MAYBE, "none")], {}, "A"),
         ([(MAYBE, None), (MAYBE, "hidden"), (["the cup", "the box"], "none"), (["", "a"], "")], {}, "----"),
@@ -112,11 +114,30 @@ def test_a_column_of_answers_is_read_in_one_way(
     ("rows", "fields", "message"),
     [
         (
-            [(["the cup", "the box"], "B"), (SHUFFLED, "B"), (SHUFFLED, "B"), (["the cup", "the box"], "the cup")],
+            [(SHUFFLED, "A"), (SHUFFLED, "B")],
             {},
-            r"Row 1: the answer 'B' \(answer\) could be the text of choice A and the letter of choice B; say in the "
+            r"Row 0: the answer 'A' \(answer\) could be the text of choice B and the letter of choice A; say in the "
             "fields what the answers are, as answers_are=texts or answers_are=letters",
         ),
+        (
+            [(THINGS, "B"), (THINGS, "the cup"), (THINGS, "A")],
+            {},
+            r"Row 1: the answer 'the cup' \(answer\) is the text of choice A, and most answers of the column are "
+            "letters: write all of them as letters",
+        ),
+        ([(THINGS, "the box"), (THINGS, "the cup"), (THINGS, 1)], {}, "Row 2: the answer '1' .* the number of choice B"),
+        (
+            [(["left", "right", "left"], "left")],
+            {},
+            r"Row 0: the answer 'left' \(answer\) is the text of the choices A and C: give each choice another text",
+        ),
+        (
+            [(THINGS, 1), (["a", "b", "c"], 3), (THINGS, 2)],
+            {},
+            r"Row 1: the answer 3 \(answer\) is none of its 3 choices, .* no answer is 0, so the numbers seem to count "
+            "from 1: add first_answer=1 to the fields",
+        ),
+        ([(THINGS, 0), (THINGS, 2)], {}, r"Row 1: the answer '2' \(answer\) is none of its choices \(the cup"),
         ([(DIGITS, 2), (DIGITS, 1)], {}, "Row 0: .* the text of choice B and the number of choice C; .*=numbers"),
         ([(DIGITS, 0)], {"answers_are": "texts"}, r"Row 0: the answer '0' \(answer\) .* choices, as texts"),
     ],
@@ -218,7 +239,7 @@ def test_a_cached_hub_dataset_and_a_missing_one(folder: Path, monkeypatch: pytes
         ({"choices": ["one"]}, "Row a has 1 choices"),
         ({"choices": "left, right"}, "must be a list of texts"),
         ({"answer": "C"}, r"Row a: the answer 'C' \(answer\) is none of its choices \(the cup, the box\)"),
-        ({"answer": 2}, r"'2' \(answer\) is none"),
+        ({"answer": 2}, r"2 \(answer\) is none"),
         ({"image": None}, "Row a has no image"),
         ({"image": "nowhere.png"}, "Row a: there is no image or video 'nowhere.png'"),
     ],
