@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from theworld.datasets.samples import Message, Sample, TheWorldDataset, chat_of, naming, to_sample
-from theworld.media.selection import FramesAfterNow, FramesUntilNow, seconds_of
+from theworld.media.selection import MAX_FRAMES, FramesAfterNow, FramesUntilNow, seconds_of
 from theworld.media.video import Video
 
 VIDEO_KEYS = ("video", "now", "stride", "past")
@@ -80,15 +80,26 @@ class JsonlDataset(TheWorldDataset):
     def _frames(self, record: dict[str, Any], where: str) -> dict[str, Any]:
         """What is seen of a video, and its true future; the keys of the video are removed from the record."""
         path, now, past = self.path.parent / record.pop("video"), record.pop("now", 0), record.pop("past", 0)
-        stride, fps = record.pop("stride", None), record.pop("fps", None)
-        rate = 1 / seconds_of(stride) if isinstance(stride, str) else None
-        step = None if isinstance(stride, str) else stride
-        seen = Video(path, FramesUntilNow(past, step, rate), fps=fps, at=now)
-        future = Video(path, FramesAfterNow(stride=step, rate=rate), fps=fps, at=now)
+        seen, future = split_at(path, now, past, record.pop("stride", None), record.pop("fps", None))
         if past:
             return {"frames": seen, "future_frames": future}
         with naming(where):
             return {"image": seen.load().now, "future_frames": future}
+
+
+def split_at(
+    path: Path,
+    now: int | str | None,
+    past: int | str,
+    stride: int | str | None,
+    fps: float | None,
+    count: int = MAX_FRAMES,
+) -> tuple[Video, Video]:
+    """What is seen of a video, and at most `count` frames of its true future; the keys are those of a record."""
+    rate = 1 / seconds_of(stride) if isinstance(stride, str) else None
+    step = None if isinstance(stride, str) else stride
+    seen = Video(path, FramesUntilNow(past, step, rate), fps=fps, at=now)
+    return seen, Video(path, FramesAfterNow(count, step, rate), fps=fps, at=now)
 
 
 def check_video(record: Mapping[str, Any], where: str) -> None:

@@ -98,12 +98,11 @@ class Imagination:
         config = self.model.config
         count = config.num_pixel_frames(num_world_steps)
         frames = list(true_frames(item, count, config)[:count])
-        start = item.world_images(use_all=False)[0]
+        start = item.world_images(use_all=False, config=config)[0]
         if not isinstance(start, Video):
             return frames
-        seen = config.read_video(start)
-        past = config.num_pixel_frames(0, config.past_steps_of(seen.num_frames)) - 1
-        return [*seen.frames[len(seen.frames) - 1 - past : -1], *frames]
+        past = config.num_pixel_frames(0, config.past_steps_of(start.num_frames)) - 1
+        return [*start.frames[len(start.frames) - 1 - past : -1], *frames]
 
     def tokens(self, latents: Tensor, kind: str, seed: int) -> Tensor:
         """World tokens (n, K, D) on the CPU; `kind` as in `ModelAnswerer.world_tokens`."""

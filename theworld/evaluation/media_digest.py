@@ -36,7 +36,8 @@ def _add(digest: Any, source: Any) -> None:
         digest.update(repr(sorted(source.record.items(), key=str)).encode())
         _add(digest, source.files())
     elif isinstance(source, Video):
-        digest.update(repr((source.selection, source.until, source.after)).encode())
+        moment = () if source.at is None and source.fps is None else (source.at, source.fps)
+        digest.update(repr((source.selection, source.until, source.after, *moment)).encode())
         _add(digest, source.source)
     elif isinstance(source, str | Path) and Path(source).is_dir():
         _add(digest, frame_paths(Path(source)))
