@@ -115,6 +115,8 @@ def evaluate(
         progress=None if progress is None else lambda done, total: progress("Generating scenes", done, total),
     )
     items = load_benchmark(benchmark, request)  # before any model, while the memory is free
+    if steps[-1] and any(arm.needs_world and arm.looks_ahead and arm.weights is None for arm in chosen.values()):
+        subject.check_prompts(items)
     kind = find_benchmark(benchmark)
     settings = {
         "benchmark": benchmark,
@@ -211,6 +213,16 @@ class Subject:
     def check_trained(self, alternative: str) -> None:
         if isinstance(self._model, ModelSpec):  # `check_arms` checks a loaded model
             self._model.check_trained(alternative)
+
+    def check_prompts(self, items: Sequence[Item]) -> None:
+        """Raises a ValueError that names the first item with a world prompt, if the world model takes none."""
+        item = next((item for item in items if item.world_prompt), None)
+        if item is not None:
+            with item.named():
+                if isinstance(self._model, ModelSpec):
+                    self._model.check_prompt(item.world_prompt)
+                else:
+                    self._model.runner.world.check_takes_prompts()
 
     @property
     def seconds_per_world_step(self) -> float | None:

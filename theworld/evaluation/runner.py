@@ -146,6 +146,8 @@ def missing_answers(
         for name, (arm, n) in runs.items():
             missing = [row for row in chunk if items[row].id not in known[name]]
             decoded.update({row: items[row].images(config) for row in missing if row not in decoded})
+            for row in missing if arm.needs_world else ():
+                items[row].check_past(decoded[row], config)
             for kind, rows in alike(missing, decoded).items():
                 batch = Batch(
                     images=[decoded[row] for row in rows],

@@ -53,6 +53,7 @@ class Item:
         choices: the text of choice A, B, …; answers are then read by `read_choice`. Empty: answers must match exactly.
         horizon: world steps until the outcome is visible, or None if unknown.
         chat: the question as a chat, if it is more than one turn with a text after all images.
+        world_prompt: what the imagined future shows; "" for none.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Item:
     choices: tuple[str, ...] = ()
     horizon: int | None = None
     chat: Chat | None = None
+    world_prompt: str = ""
 
     @property
     def asked(self) -> Question:
@@ -84,7 +86,7 @@ class Item:
         Raises:
             ValueError: if one cannot be read; the message names the item.
         """
-        with self._named():
+        with self.named():
             if isinstance(self.image, SampleMedia):
                 return self.image.images(config)
             entries = list(self.image) if isinstance(self.image, list | tuple) else [self.image]
@@ -122,7 +124,7 @@ class Item:
         if self.future is None:
             return () if self.frames is None else self.frames
         limit = None if count is None else count - 1
-        with self._named():
+        with self.named():
             if isinstance(self.future, SampleMedia):
                 future = self.future.future(config, limit)
             elif config is not None and limit is not None and isinstance(self.future, Video):
@@ -135,12 +137,19 @@ class Item:
         return [now.now if isinstance(now, Video) else now, *future][:count]
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def named(self) -> Iterator[None]:
         """Within the context, errors of files name the item."""
         try:
             yield
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"{self.id}: {error}") from error
+
+    def check_past(self, images: Sequence[Any], config: TheWorldConfig) -> None:
+        """Raises a ValueError that names the item if a model cannot read the past of one of its decoded images."""
+        with self.named():
+            for image in images:
+                if isinstance(image, Video):
+                    config.past_steps_of(image.num_frames)
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -318,12 +327,24 @@ def jsonl_items(request: Request) -> list[Item]:
     for index in range(len(dataset)):
         where, messages = dataset.where(index), dataset.messages(index)
         media = SampleMedia(dataset, index)
-        if media.record.get("world_prompt") is not None:
-            raise ValueError(f"{where} has a world_prompt, which evaluations do not use: remove it from a copy.")
         question, chat = question_of(messages[:-1])
         line = where.rpartition(" ")[2]
         label = messages[-1]["content"].strip()
-        items.append(Item(f"line {line}", "all", "all", LABEL, media, question, label, future=media, chat=chat))
+        prompt = media.record.get("world_prompt", "").strip()
+        items.append(
+            Item(
+                f"line {line}",
+                "all",
+                "all",
+                LABEL,
+                media,
+                question,
+                label,
+                future=media,
+                chat=chat,
+                world_prompt=prompt,
+            )
+        )
     return limit_evenly(items, request.limit)
 
 
