@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,9 @@ def test_errors_name_the_file(folder: Path) -> None:
     (folder / "notes.txt").write_text("")
     with pytest.raises(ValueError, match=r"none of \.jsonl, \.json, \.parquet"):
         load_questions(str(folder / "notes.txt"))
+    os.mkfifo(folder / "pipe.jsonl")
+    with pytest.raises(ValueError, match=r"pipe\.jsonl is not a regular file: save the questions as a file"):
+        load_questions(str(folder / "pipe.jsonl"))
     with pytest.raises(ValueError, match="no file or folder"):
         load_questions("no such file at all")
     with pytest.raises(ValueError, match="holds no questions"):
@@ -284,7 +288,7 @@ def test_fields_are_read_from_the_command_line_or_a_file(tmp_path: Path) -> None
     for text, message in (
         ("question", "NAME=COLUMN"),
         ("questoin=q", "no field 'questoin'; did you mean 'question'"),
-        ("nowhere.json", "no file 'nowhere.json'"),
+        ("nowhere.json", "no file nowhere.json"),
         ("first_answer=one", "first_answer is 'one', and must be the number"),
         ("answers_are=words", "answers_are is 'words'; it must be texts, letters or numbers"),
     ):

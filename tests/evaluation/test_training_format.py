@@ -154,6 +154,16 @@ def test_the_true_future_of_a_sample_is_read(model: TheWorld, file: Path, tmp_pa
         evaluate(model, "jsonl", data=file, arms="oracle-future", num_world_steps=1, max_new_tokens=2, batch_size=1)
 
 
+def test_an_error_names_the_file_and_the_line_once(file: Path, tmp_path: Path, model: TheWorld) -> None:
+    (tmp_path / "bad.png").write_text("no image")
+    for record in ({"image": "bad.png"}, {"video": "bad.png"}, {"video": "bad.png", "past": 4}):
+        (tmp_path / "own.jsonl").write_text(json.dumps({**record, "text": "Which?", "label": "left"}))
+        with pytest.raises(ValueError, match=f"^{tmp_path}/own.jsonl line 1: '{tmp_path}/bad.png' is not"):
+            evaluate(model, "jsonl", data=tmp_path / "own.jsonl", arms="no-world", max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"own.jsonl is no benchmark: .* as in `theworld eval jsonl own.jsonl`"):
+        load_benchmark("own.jsonl", Request())
+
+
 def test_exact_match_after_normalisation(file: Path) -> None:
     from theworld.evaluation.scoring import read_answer
 
@@ -210,7 +220,7 @@ def test_a_clip_for_a_model_of_images_names_its_row(model: TheWorld, file: Path)
     file.with_name("rows.jsonl").write_text(json.dumps(row) + "\n")
     for benchmark, name, where in (("jsonl", "clip.jsonl", "line 1"), ("mcq", "rows.jsonl", "a")):
         given: dict[str, Any] = {"benchmark": benchmark, "data": file.with_name(name), "max_new_tokens": 1}
-        with pytest.raises(ValueError, match=f"^{where}: Got a video of 5 frames, and this model reads images only"):
+        with pytest.raises(ValueError, match=f"{where}: Got a video of 5 frames, and this model reads images only"):
             evaluate(model, **given)
         evaluate(model, **given, arms="no-world")  # which shows the frame that is now
     collator = ChatCollator(model.processor, BatchSampling())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from theworld.messages import suggest
-from theworld.storage.files import read_json_file
+from theworld.storage.files import no_file, read_json_file
 
 MEANINGS = ("texts", "letters", "numbers")  # what answers can be
 # Usual names of each column; the first that a row has is used if the user names none.
@@ -95,7 +95,7 @@ def read_fields(text: str) -> Fields:
     known = {field.name for field in fields(Fields)}
     if text.endswith(".json"):
         if not Path(text).is_file():
-            raise ValueError(f"There is no file {text!r}: write the fields as NAME=COLUMN,… or check the path.")
+            raise ValueError(f"{no_file(text)}: write the fields as NAME=COLUMN,… or check the path.")
         given = read_json_file(text, "write an object of fields and columns")
     else:
         pairs = [pair.partition("=") for pair in text.split(",")]

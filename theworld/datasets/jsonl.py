@@ -12,6 +12,7 @@ video. `now`, `past` and `stride` are numbers of frames, or times such as "1.5 s
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from typing import Any
 from theworld.datasets.samples import Message, Sample, TheWorldDataset, chat_of, naming, to_sample
 from theworld.media.selection import MAX_FRAMES, FramesAfterNow, FramesUntilNow, seconds_of
 from theworld.media.video import Video
+from theworld.storage.files import no_file, other_than_file
 
 VIDEO_KEYS = ("video", "now", "stride", "past")
 PATH_KEYS = ("video", "image", "images", "frames", "future_frames")
@@ -46,7 +48,7 @@ class JsonlDataset(TheWorldDataset):
     def __init__(self, path: str | os.PathLike[str], limit: int | None = None) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise ValueError(f"There is no file {path}: pass the path of a JSON Lines file.")
+            raise ValueError(f"{no_file(path)}: pass the path of a JSON Lines file.")
         self.lines = list(islice(read_lines(self.path), limit))
         if not self.lines:
             raise ValueError(f"{path} has no lines: write one JSON object per line.")
@@ -164,7 +166,9 @@ def check_files(record: Mapping[str, Any], folder: Path, where: str, known: set[
                 continue
             path = folder / name
             if not (path.is_file() or (key in ("video", "frames") and path.is_dir())):
-                raise ValueError(f"{where}: {key} names {path}, and there is no such file: fix the path.")
+                other = other_than_file(path)
+                problem = "there is no such file" if other is None else f"it is {other}"
+                raise ValueError(f"{where}: {key} names {path}, and {problem}: fix the path.")
             known.add(name)
 
 
@@ -176,6 +180,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
             try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from theworld.datasets.hub import load_split
 from theworld.datasets.jsonl import check_characters, read_lines
+from theworld.storage.files import no_file
 
 ROWS = (".jsonl", ".json", ".parquet")
 
@@ -20,6 +21,8 @@ def read_rows(source: str, split: str | None, config: str | None) -> tuple[list[
         return read_file(path), path.parent
     if path.is_dir():
         return read_folder(path, split, config)
+    if path.exists():
+        raise ValueError(f"{no_file(path)}: save the questions as a file, and pass its path.")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return read_hub(source, split, config), Path()
     raise ValueError(
@@ -42,7 +45,7 @@ def read_file(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".jsonl":
         return [row for _, row in read_lines(path)]
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}): each row must be an object of columns and values.") from error
     rows = list(content.values()) if isinstance(content, dict) else content

@@ -216,7 +216,7 @@ def true_frames(item: Item, count: int, config: TheWorldConfig, num_world_steps:
     frames = item.true_frames(config, max(count, config.num_pixel_frames(num_world_steps)))
     if len(frames) < count:
         raise ValueError(
-            f"{item.id} has {len(frames)} true frames and this arm needs {count}; use fewer world steps, or leave the "
+            f"{item.where} has {len(frames)} true frames and this arm needs {count}; use fewer world steps, or leave the "
             "arm out."
         )
     return frames

@@ -21,11 +21,9 @@ def media_digest(item: Item) -> str:
         ValueError: if a file cannot be read; the message names the item.
     """
     digest = hashlib.blake2b(digest_size=8)
-    try:
+    with item.named():
         for source in (item.image, item.future):
             _add(digest, source)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{item.id}: {error}") from error
     return digest.hexdigest()
 
 

@@ -141,8 +141,14 @@ class Item:
         """Within the context, errors of files name the item."""
         try:
             yield
-        except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"{self.id}: {error}") from error
+        except (ValueError, OSError) as error:
+            prefix = f"{self.where}: "
+            raise ValueError(prefix + str(error).removeprefix(prefix)) from error
+
+    @property
+    def where(self) -> str:
+        """Where the item is, for errors: its id, or the file and the line of a training sample."""
+        return self.image.where if isinstance(self.image, SampleMedia) else self.id
 
     def check_past(self, images: Sequence[Any], config: TheWorldConfig) -> None:
         """Raises a ValueError that names the item if a model cannot read the past of one of its decoded images."""
@@ -412,6 +418,8 @@ def find_benchmark(name: str) -> Benchmark:
     Raises:
         ValueError: if there is none.
     """
+    if name.endswith(".jsonl"):
+        raise ValueError(f"{name} is no benchmark: name it first, as in `theworld eval jsonl {name}`.")
     if name not in BENCHMARKS:
         raise ValueError(f"There is no benchmark {name!r}; {suggest(name, BENCHMARKS)}")
     return BENCHMARKS[name]

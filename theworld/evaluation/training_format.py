@@ -46,6 +46,11 @@ class SampleMedia:
         """The object of its line."""
         return self.dataset.lines[self.index][1]
 
+    @property
+    def where(self) -> str:
+        """Its file and line."""
+        return self.dataset.where(self.index)
+
     def images(self, config: TheWorldConfig | None = None) -> list[Any]:
         """Decoded images and clips; without a config the last frame of each clip."""
         images = self._sample().images

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from theworld.storage.files import read_json_file
+from theworld.storage.files import no_file, read_json_file
 from theworld.storage.hub import COSMOS_2B
 from theworld.training.config_keys import (
     ALIASES,
@@ -464,7 +464,7 @@ def own_keys() -> list[str]:
 def check_file(path: str, key: str, content: str) -> None:
     """Raises a ValueError if there is no such file."""
     if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}, which {key} names; give the path of {content}.")
+        raise ValueError(f"{no_file(path)}, which {key} names; give the path of {content}.")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -475,5 +475,5 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"There is no config {path}; give the path of a JSON file, such as configs/default.json.")
+        raise ValueError(f"{no_file(path, 'config')}; give the path of a JSON file, such as configs/default.json.")
     return read_json_file(file, 'write it as {"key": value}')
