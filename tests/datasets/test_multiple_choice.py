@@ -126,7 +126,11 @@ def test_a_column_of_answers_is_read_in_one_way(
             r"Row 1: the answer 'the cup' \(answer\) is the text of choice A, and most answers of the column are "
             "letters: write all of them as letters",
         ),
-        ([(THINGS, "the box"), (THINGS, "the cup"), (THINGS, 1)], {}, "Row 2: the answer '1' .* the number of choice B"),
+        (
+            [(THINGS, "the box"), (THINGS, "the cup"), (THINGS, 1)],
+            {},
+            "Row 2: the answer '1' .* the number of choice B",
+        ),
         (
             [(["left", "right", "left"], "left")],
             {},
@@ -230,6 +234,22 @@ def test_a_cached_hub_dataset_and_a_missing_one(folder: Path, monkeypatch: pytes
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"The split 'val' of the dataset owner/name cannot be loaded"):
         load_questions("owner/name", split="val")
+
+
+def test_videos_in_parquet_files_and_hub_datasets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    frames = np.arange(4, dtype=np.uint8).repeat(16 * 16 * 3).reshape(4, 16, 16, 3) * 40
+    content = iio.imwrite("<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=8)
+    row = {key: value for key, value in ROW.items() if key != "image"} | {"video": {"bytes": content, "path": None}}
+    row["now"] = 2
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / "rows.parquet")
+    table = datasets.Dataset.from_list([row]).cast_column("video", datasets.Video())
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    for source in (str(folder / "rows.parquet"), "owner/name"):
+        (question,) = load_questions(source)
+        assert question.images == Video(content, SHOWN_FRAMES, at=2)
+        assert len(question.images.load().frames) == 3
 
 
 @pytest.mark.parametrize(

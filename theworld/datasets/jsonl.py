@@ -90,7 +90,7 @@ class JsonlDataset(TheWorldDataset):
 
 
 def split_at(
-    path: Path,
+    path: Path | bytes,
     now: int | str | None,
     past: int | str,
     stride: int | str | None,

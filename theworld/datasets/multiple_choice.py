@@ -190,8 +190,7 @@ def read_images(
         return found
 
     def image(value: Any) -> Any:
-        if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
-            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        value = encoded(value)
         return find(value) if isinstance(value, str) else value
 
     def several(value: Any, frames: FrameSelection) -> tuple[Any, ...] | Video:
@@ -212,14 +211,16 @@ def read_images(
     future = None if is_empty else several(given, FUTURE_FRAMES)
     shown = get("video")
     if shown is not None and shown != "":  # tables fill a column with empty texts
-        name = shown.get("path") if isinstance(shown, Mapping) else shown
-        if not isinstance(name, str):
+        source = encoded(shown)
+        if not isinstance(source, str | bytes):
             raise ValueError(
-                f"Row {row_id}: its video has type {type(name).__name__}: give the path of a file or a folder."
+                f"Row {row_id}: its video has type {type(source).__name__}: give the path of a file or a folder."
             )
-        if fields.cut is not None:
-            name = name.partition(fields.cut)[2] or name
-        seen, rest = read_video(find(name), moments, fps, future is None, f"Row {row_id}")
+        if fields.cut is not None and isinstance(source, str):
+            source = source.partition(fields.cut)[2] or source
+        seen, rest = read_video(
+            find(source) if isinstance(source, str) else source, moments, fps, future is None, f"Row {row_id}"
+        )
         return seen, rest if future is None else future
     check_video(moments, f"Row {row_id}")
     column = fields.images or next((name for name in USUAL["images"] if row.get(name) is not None), "")
@@ -232,7 +233,7 @@ def read_images(
 
 
 def read_video(
-    path: Path, moments: Mapping[str, Any], fps: float | None, needs_future: bool, where: str
+    source: Path | bytes, moments: Mapping[str, Any], fps: float | None, needs_future: bool, where: str
 ) -> tuple[Video, Video | None]:
     """What is seen of a video, and what follows it.
 
@@ -246,19 +247,28 @@ def read_video(
     """
     now, past, stride = (moments.get(name) for name in MOMENTS)
     num_frames = None
-    if path.is_dir():
+    if isinstance(source, Path) and source.is_dir():
         with naming(where):
-            names = [frame.stem for frame in frame_paths(path)]
+            names = [frame.stem for frame in frame_paths(source)]
         num_frames = len(names)
         now = names.index(now) if now in names else now
         if isinstance(now, str) and not is_moment(now, 0):
-            raise ValueError(f"{where}: {str(path)!r} has no frame {now!r} among its {num_frames}: check the name.")
-    check_video({**moments, "video": str(path), "now": now}, where)
+            raise ValueError(f"{where}: {str(source)!r} has no frame {now!r} among its {num_frames}: check the name.")
+    check_video({**moments, "video": "", "now": now}, where)
     is_future_known = needs_future and now is not None and now != (num_frames or 0) - 1
     if stride is not None and past is None and not is_future_known:
-        raise ValueError(f"{where}: stride is {stride!r}, and there is no past or future to apply it to: add past or now.")
-    seen, rest = split_at(path, now, past or 0, stride, fps, FUTURE_FRAMES.count)
-    return seen if past is not None else Video(path, SHOWN_FRAMES, fps=fps, at=now), rest if is_future_known else None
+        raise ValueError(
+            f"{where}: stride is {stride!r}, and there is no past or future to apply it to: add past or now."
+        )
+    seen, rest = split_at(source, now, past or 0, stride, fps, FUTURE_FRAMES.count)
+    return seen if past is not None else Video(source, SHOWN_FRAMES, fps=fps, at=now), rest if is_future_known else None
+
+
+def encoded(value: Any) -> Any:
+    """The content or the path of an image or a video that `datasets` has not decoded; anything else unchanged."""
+    if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
+        return value["bytes"] if value.get("bytes") is not None else value.get("path")
+    return value
 
 
 def is_video(value: Any) -> bool:

@@ -72,7 +72,7 @@ def read_folder(folder: Path, split: str | None, config: str | None) -> tuple[li
 
 
 def read_hub(source: str, split: str | None, config: str | None) -> list[dict[str, Any]]:
-    """The rows of a dataset on the Hub, or in its cache without a network; images stay encoded."""
+    """The rows of a dataset on the Hub, or in its cache without a network; images and videos stay encoded."""
     import datasets
 
     table = load_split(source, split or "test", name=config)
@@ -81,4 +81,6 @@ def read_hub(source: str, split: str | None, config: str | None) -> list[dict[st
             table = table.cast_column(name, datasets.Image(decode=False))
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
             table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
+        elif isinstance(feature, datasets.Video):  # its decoder is another package
+            table = table.cast_column(name, datasets.Video(decode=False))
     return list(table)

@@ -372,8 +372,8 @@ def chat_of(
                 raise ValueError(f"{origin} has no {key}: give text and label, or messages.")
             if not isinstance(value, str):
                 raise ValueError(
-                    f"{origin}: {key} is {value!r:.80}, of type {type(value).__name__}, and must be a text: write it as "
-                    "one, in quotes."
+                    f"{origin}: {key} is {value!r:.80}, of type {type(value).__name__}, and must be a text: write it "
+                    "as one, in quotes."
                 )
         messages = conversation(count, [(record["text"], record["label"])])
     check_chat(messages, count, origin)

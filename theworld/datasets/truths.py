@@ -87,7 +87,9 @@ def read_truths(column: str, answers: Sequence[GivenAnswer], first: int, meaning
             letters and numbers; the message names the row.
     """
     found = [None if answer.is_hidden() else answer.readings(first) for answer in answers]
-    other = [readings for readings, answer in zip(found, answers, strict=True) if readings and not answer.is_yes_or_no()]
+    other = [
+        readings for readings, answer in zip(found, answers, strict=True) if readings and not answer.is_yes_or_no()
+    ]
     fitting = [name for name in MEANINGS if all(name in readings for readings in other)]
     if meaning is not None:
         fitting = [meaning]

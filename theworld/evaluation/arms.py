@@ -39,7 +39,7 @@ class Imagination:
 
     Attributes:
         model: imagines, encodes, decodes and describes.
-        used: keys (image, number of steps, seed, world prompt) of the rollouts requested since `start`; `seconds` holds their cost, whichever arm computed them.
+        used: keys of the rollouts requested since `start`; `seconds` holds their cost, whichever arm computed them.
         spent: seconds spent on rollouts since `start`.
     """
 
@@ -216,8 +216,8 @@ def true_frames(item: Item, count: int, config: TheWorldConfig, num_world_steps:
     frames = item.true_frames(config, max(count, config.num_pixel_frames(num_world_steps)))
     if len(frames) < count:
         raise ValueError(
-            f"{item.where} has {len(frames)} true frames and this arm needs {count}; use fewer world steps, or leave the "
-            "arm out."
+            f"{item.where} has {len(frames)} true frames and this arm needs {count}; use fewer world steps, or leave "
+            "the arm out."
         )
     return frames
 

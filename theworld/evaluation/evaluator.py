@@ -24,6 +24,7 @@ from theworld.evaluation.training_format import note_on_format
 from theworld.inference.pipeline import TheWorld
 from theworld.inspection.provenance import labels, versions
 from theworld.messages import TaskProgress
+from theworld.model.call_plan import check_seed
 from theworld.model.devices import resolve_device_and_dtype
 from theworld.model.spec import ModelSpec, resolve_model
 from theworld.storage.files import write_text
@@ -95,6 +96,7 @@ def evaluate(
     wanted = {arm.weights for arm in chosen.values() if arm.weights}
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be 1 or more.")
+    check_seed(seed)
     needs_world = any(arm.needs_world for arm in chosen.values() if arm.weights is None)
     subject = Subject(
         model, world_model, needs_world, load or (lambda spec: TheWorld(spec, device=device, dtype=dtype))
@@ -331,6 +333,11 @@ def find_controls(model: str, wanted: Collection[str], given: Mapping[str, str])
             found[name] = f"nano/{name}"
         elif Path(model).is_dir():
             found[name] = str(Path(model).resolve().parent / name)
+            if not Path(found[name]).is_dir():
+                raise ValueError(
+                    f"The arm {name!r} needs its trained weights, and there is no folder {name!r} next to {model}: "
+                    f"name them in the controls, as {name}=FOLDER (on the command line --control {name}=FOLDER)."
+                )
         else:
             raise ValueError(
                 f"The arm {name!r} needs its trained weights; name them in the controls, as {name}=FOLDER."

@@ -22,6 +22,7 @@ from theworld.datasets.published import KNOWN_SETS, KnownSet
 from theworld.evaluation.answer_parser import LETTERS
 from theworld.evaluation.training_format import SampleMedia, load_clip, question_of
 from theworld.inference.prompting import Chat, Question
+from theworld.media.animations import load_still
 from theworld.media.images import load_image
 from theworld.media.selection import FramesUntilNow
 from theworld.media.video import Video
@@ -42,8 +43,8 @@ class Item:
         topic: what the question is about.
         form: "free", "choice", or "label" of a training sample, whose likelihood is measured as well.
         image: an image in any form that `theworld.media.images` takes, a tuple or list of them, a `Video`, whose last
-            frame is the present, or the `SampleMedia` of a training sample. A `Video` of `FramesUntilNow` is a clip: the
-            world model reads it, and the language model sees its last frame.
+            frame is the present, or the `SampleMedia` of a training sample. A `Video` of `FramesUntilNow` is a clip:
+            the world model reads it, and the language model sees its last frame.
         question: the full prompt text.
         answer: the exact correct answer, with `choices` its letter; HIDDEN if it is not published.
         legal: every answer that is understood; anything else counts as wrong and as unparsed.
@@ -93,7 +94,7 @@ class Item:
             return [
                 image
                 for entry in entries
-                for image in ([load_clip(entry, config)] if is_clip(entry) else map(load_image, _frames_of(entry)))
+                for image in ([load_clip(entry, config)] if is_clip(entry) else map(load_still, _frames_of(entry)))
             ]
 
     def world_images(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from theworld.model.call_plan import check_seed
 from theworld.storage.files import no_file, read_json_file
 from theworld.storage.hub import COSMOS_2B
 from theworld.training.config_keys import (
@@ -305,6 +306,7 @@ class TrainingConfig:
         for name in ("learning_rate", "muon_learning_rate", "save_steps", "eval_steps", "logging_steps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        check_seed(self.seed)
         if not 0 < self.adam_beta2 < 1:
             raise ValueError(f"adam_beta2 is {self.adam_beta2}; it must be between 0 and 1.")
         for key in ("optim", "optim_args", "optim_target_modules"):
