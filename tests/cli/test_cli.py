@@ -609,7 +609,7 @@ def test_controls_are_found_beside_the_model_or_where_one_says(family: Path) -> 
     with pytest.raises(ValueError, match="in the controls, as direct=FOLDER"):
         find_controls("user/model", wanted, {})
     gemma = family / "bases" / "gemma"
-    with pytest.raises(ValueError, match=f"there is no folder 'direct' next to {gemma}: .* --control direct=FOLDER"):
+    with pytest.raises(ValueError, match=f"there is no folder 'direct' next to {gemma}: .* as direct=FOLDER"):
         find_controls(str(gemma), wanted, {})
 
 

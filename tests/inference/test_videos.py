@@ -471,7 +471,7 @@ def test_imagine_shows_the_past_as_seen_and_the_future_as_imagined(
         (("00.png", "01.png", QUESTION, "--frames"), "A video of 2 frames is too short to have a past"),
         (
             ("clip.mp4", QUESTION),
-            "is a video and was passed as an image: pass it as the video (on the command line --vi",
+            "is a video and was passed as an image: pass it as the video, with --video.",
         ),
     ],
 )

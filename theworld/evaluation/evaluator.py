@@ -336,7 +336,7 @@ def find_controls(model: str, wanted: Collection[str], given: Mapping[str, str])
             if not Path(found[name]).is_dir():
                 raise ValueError(
                     f"The arm {name!r} needs its trained weights, and there is no folder {name!r} next to {model}: "
-                    f"name them in the controls, as {name}=FOLDER (on the command line --control {name}=FOLDER)."
+                    f"name them in the controls, as {name}=FOLDER."
                 )
         else:
             raise ValueError(

@@ -172,7 +172,7 @@ def _read_image(file: BinaryIO, name: str, num_bytes: int) -> Image.Image:
     except NotAnImage as error:
         if video_format(file) is not None:
             raise ValueError(
-                f"{name} is a video and was passed as an image: pass it as the video (on the command line --video)."
+                f"{name} is a video and was passed as an image: pass it as the video, not as an image."
             ) from error
         formats = ", ".join(image_formats())
         raise ValueError(f"{name} is not an image that can be read: pass one of {formats}.") from error
