@@ -160,11 +160,18 @@ def copy(dataset: Path, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def test_an_empty_info_is_reported_with_a_remedy(copy: Callable[..., Path]) -> None:
+    folder = copy()
+    (folder / "meta" / "info.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"info\.json has no codebase_version: download or copy the dataset again"):
+        samples_of(folder)
+
+
 @pytest.mark.parametrize(
     ("info", "words"),
     [
         ({"codebase_version": "v2.1"}, "of version v2.1, not v3: convert it with lerobot (python -m lerobot."),
-        ({"codebase_version": "v4.0"}, "of version v4.0, not v3: v3 is read."),
+        ({"codebase_version": "v4.0"}, "of version v4.0, not v3: save it in v3, the version that is read."),
         ({"fps": None}, "info.json has no valid fps"),
         ({"features": {"action": {"dtype": "float32"}}}, "has no camera: choose one with images."),
         ({"video_path": "{chunk}.mp4"}, "the video_path '{chunk}.mp4', which cannot be filled in ('chunk')"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def answers(folder: Path, rows: list[tuple[list[str], Any]], **fields: Any) -> s
     return "".join(question.answer or "-" for question in load_questions(str(write(folder, *made)), Fields(**fields)))
 
 
+THINGS = ["the cup", "the box"]
 DIGITS, SHUFFLED, MAYBE = ["1", "2", "3", "4"], ["B", "A", "D", "C"], ["None", "One", "Two"]
 
 
@@ -93,7 +95,8 @@ DIGITS, SHUFFLED, MAYBE = ["1", "2", "3", "4"], ["B", "A", "D", "C"], ["None", "
         ([(SHUFFLED, "B")], {"answers_are": "letters"}, "B"),
         ([(SHUFFLED, "B"), (["the cup", "the box"], "B")], {}, "BB"),  # the second row shows that they are letters
         ([(SHUFFLED, "(B)")], {}, "B"),
-        ([(["the cup", "the box"], "B"), (["the cup", "the box"], "the cup")], {}, "BA"),  # mixed, and yet clear
+        ([(["yes", "no"], "no"), (["yes", "no"], True), (THINGS, "B"), (THINGS, "A")], {}, "BABA"),
+        ([(["yes", "no"], "no"), (THINGS, "B")], {"answers_are": "letters"}, "BB"),
         ([(MAYBE, "None"), (MAYBE, "One")], {}, "AB"),
         ([(MAYBE, "none")], {}, "A"),
         ([(MAYBE, None), (MAYBE, "hidden"), (["the cup", "the box"], "none"), (["", "a"], "")], {}, "----"),
@@ -112,11 +115,34 @@ def test_a_column_of_answers_is_read_in_one_way(
     ("rows", "fields", "message"),
     [
         (
-            [(["the cup", "the box"], "B"), (SHUFFLED, "B"), (SHUFFLED, "B"), (["the cup", "the box"], "the cup")],
+            [(SHUFFLED, "A"), (SHUFFLED, "B")],
             {},
-            r"Row 1: the answer 'B' \(answer\) could be the text of choice A and the letter of choice B; say in the "
+            r"Row 0: the answer 'A' \(answer\) could be the text of choice B and the letter of choice A; say in the "
             "fields what the answers are, as answers_are=texts or answers_are=letters",
         ),
+        (
+            [(THINGS, "B"), (THINGS, "the cup"), (THINGS, "A")],
+            {},
+            r"Row 1: the answer 'the cup' \(answer\) is the text of choice A, and most answers of the column are "
+            "letters: write all of them as letters",
+        ),
+        (
+            [(THINGS, "the box"), (THINGS, "the cup"), (THINGS, 1)],
+            {},
+            "Row 2: the answer '1' .* the number of choice B",
+        ),
+        (
+            [(["left", "right", "left"], "left")],
+            {},
+            r"Row 0: the answer 'left' \(answer\) is the text of the choices A and C: give each choice another text",
+        ),
+        (
+            [(THINGS, 1), (["a", "b", "c"], 3), (THINGS, 2)],
+            {},
+            r"Row 1: the answer 3 \(answer\) is none of its 3 choices, .* no answer is 0, so the numbers seem to count "
+            "from 1: add first_answer=1 to the fields",
+        ),
+        ([(THINGS, 0), (THINGS, 2)], {}, r"Row 1: the answer '2' \(answer\) is none of its choices \(the cup"),
         ([(DIGITS, 2), (DIGITS, 1)], {}, "Row 0: .* the text of choice B and the number of choice C; .*=numbers"),
         ([(DIGITS, 0)], {"answers_are": "texts"}, r"Row 0: the answer '0' \(answer\) .* choices, as texts"),
     ],
@@ -210,6 +236,22 @@ def test_a_cached_hub_dataset_and_a_missing_one(folder: Path, monkeypatch: pytes
         load_questions("owner/name", split="val")
 
 
+def test_videos_in_parquet_files_and_hub_datasets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    frames = np.arange(4, dtype=np.uint8).repeat(16 * 16 * 3).reshape(4, 16, 16, 3) * 40
+    content = iio.imwrite("<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=8)
+    row = {key: value for key, value in ROW.items() if key != "image"} | {"video": {"bytes": content, "path": None}}
+    row["now"] = 2
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / "rows.parquet")
+    table = datasets.Dataset.from_list([row]).cast_column("video", datasets.Video())
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    for source in (str(folder / "rows.parquet"), "owner/name"):
+        (question,) = load_questions(source)
+        assert question.images == Video(content, SHOWN_FRAMES, at=2)
+        assert len(question.images.load().frames) == 3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -218,7 +260,7 @@ def test_a_cached_hub_dataset_and_a_missing_one(folder: Path, monkeypatch: pytes
         ({"choices": ["one"]}, "Row a has 1 choices"),
         ({"choices": "left, right"}, "must be a list of texts"),
         ({"answer": "C"}, r"Row a: the answer 'C' \(answer\) is none of its choices \(the cup, the box\)"),
-        ({"answer": 2}, r"'2' \(answer\) is none"),
+        ({"answer": 2}, r"2 \(answer\) is none"),
         ({"image": None}, "Row a has no image"),
         ({"image": "nowhere.png"}, "Row a: there is no image or video 'nowhere.png'"),
     ],
@@ -245,6 +287,9 @@ def test_errors_name_the_file(folder: Path) -> None:
     (folder / "notes.txt").write_text("")
     with pytest.raises(ValueError, match=r"none of \.jsonl, \.json, \.parquet"):
         load_questions(str(folder / "notes.txt"))
+    os.mkfifo(folder / "pipe.jsonl")
+    with pytest.raises(ValueError, match=r"pipe\.jsonl is not a regular file: save the questions as a file"):
+        load_questions(str(folder / "pipe.jsonl"))
     with pytest.raises(ValueError, match="no file or folder"):
         load_questions("no such file at all")
     with pytest.raises(ValueError, match="holds no questions"):
@@ -263,7 +308,7 @@ def test_fields_are_read_from_the_command_line_or_a_file(tmp_path: Path) -> None
     for text, message in (
         ("question", "NAME=COLUMN"),
         ("questoin=q", "no field 'questoin'; did you mean 'question'"),
-        ("nowhere.json", "no file 'nowhere.json'"),
+        ("nowhere.json", "no file nowhere.json"),
         ("first_answer=one", "first_answer is 'one', and must be the number"),
         ("answers_are=words", "answers_are is 'words'; it must be texts, letters or numbers"),
     ):

@@ -19,7 +19,8 @@ from theworld.datasets.columns import Fields
 from theworld.datasets.jsonl import JsonlDataset
 from theworld.datasets.multiple_choice import load_questions
 from theworld.datasets.samples import TheWorldDataset
-from theworld.evaluation.tasks import to_item
+from theworld.evaluation.media_digest import media_digest
+from theworld.evaluation.tasks import Request, load_benchmark, to_item
 from theworld.media import video as video_module
 from theworld.media.images import stack_pixels
 from theworld.media.video import Video
@@ -173,4 +174,70 @@ def test_evaluation_rows(row: dict[str, Any], config: TheWorldConfig, folder: Pa
 def test_a_row_with_a_rate_that_is_none(folder: Path) -> None:
     (folder / "test.jsonl").write_text(json.dumps({**ROW, "video": "48.mov", "fps": -1}))
     with pytest.raises(ValueError, match="Row row/0: fps is -1: give the frames per second of the video"):
+        load_questions(str(folder / "test.jsonl"))
+
+
+MOMENTS: dict[str, dict[str, Any]] = {
+    "frames": {"now": 27, "past": 8},
+    "seconds": {"now": "0.5625 s", "past": "0.5 s"},
+    "stride": {"now": 27, "past": 8, "stride": 3},
+    "stride in seconds": {"now": 27, "past": 8, "stride": "0.0625 s"},
+}
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+@pytest.mark.parametrize("source", ["48.mov", "frames"])
+def test_evaluations_honour_now_past_and_stride(
+    name: str, source: str, config: TheWorldConfig, folder: Path, tmp_path: Path
+) -> None:
+    """A row of mcq and a record of `eval jsonl` show the world model what a training record shows it."""
+    given = {"video": str(folder / source), "fps": 48, **MOMENTS[name]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**ROW, **given}))
+    (tmp_path / "train.jsonl").write_text(json.dumps({**CHAT, **given}))
+    (question,) = load_questions(str(tmp_path / "rows.jsonl"))
+    (sample,) = load_benchmark("jsonl", Request(data=str(tmp_path / "train.jsonl")))
+    for item in (to_item(question), sample):
+        (seen,) = item.images(config)
+        assert isinstance(seen, Video)
+        np.testing.assert_array_equal(stack_pixels([seen.frames], TINY_SIZE)[0], expected()[:9])
+        (start,) = item.world_images(use_all=False, config=config)
+        assert start == seen
+        after = item.true_frames(config, 9)
+        np.testing.assert_array_equal(stack_pixels([after], TINY_SIZE)[0], expected(8))
+        (alone,) = item.images()  # without a model's rate only now is known
+        np.testing.assert_array_equal(np.asarray(alone), np.asarray(seen.now))
+
+
+def test_now_alone_shows_frames_up_to_it_and_the_rest_is_the_future(
+    config: TheWorldConfig, folder: Path, tmp_path: Path
+) -> None:
+    for given in ({"video": "48.mov", "now": 27}, {"video": "frames", "now": "27"}, {"video": "frames", "now": 27}):
+        row = {**ROW, "fps": 48, **given, "video": str(folder / given["video"])}
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+        item = to_item(load_questions(str(tmp_path / "rows.jsonl"))[0])
+        images = item.images(config)
+        assert len(images) == 8
+        np.testing.assert_array_equal(np.asarray(images[-1]), film(TIMES["48 fps"])[27])
+        np.testing.assert_array_equal(stack_pixels([item.true_frames(config, 9)], TINY_SIZE)[0], expected(8))
+        digests = set()
+        for now in (27, 28):
+            (tmp_path / "rows.jsonl").write_text(json.dumps({**row, "now": now}))
+            digests.add(media_digest(to_item(load_questions(str(tmp_path / "rows.jsonl"))[0])))
+        assert len(digests) == 2  # a run does not resume with another moment
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"video": "48.mov", "now": "later"}, "Row row/0: now is 'later', and must be an integer of at least 0, or a"),
+        ({"video": "48.mov", "now": -1}, "Row row/0: now is -1"),
+        ({"video": "frames", "now": "frame_3"}, "Row row/0: .* has no frame 'frame_3' among its 73"),
+        ({"video": "48.mov", "now": 2, "past": 8, "stride": 3}, "Row row/0: there are no 8 frames before frame 2"),
+        ({"video": "48.mov", "stride": 3}, "Row row/0: stride is 3, and there is no past or future to apply it to"),
+        ({"image": "frames/3.png", "past": 8}, "Row row/0: past is a key of a video, and there is none"),
+    ],
+)
+def test_moments_of_a_row_that_cannot_be_honoured(row: dict[str, Any], message: str, folder: Path) -> None:
+    (folder / "test.jsonl").write_text(json.dumps({**ROW, **row}))
+    with pytest.raises(ValueError, match=message):
         load_questions(str(folder / "test.jsonl"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ from theworld import TheWorldDataset
 from theworld.datasets.collator import load_sample_images
 from theworld.datasets.hub import load_split, mapped, streamed
 from theworld.datasets.jsonl import JsonlDataset
+from theworld.datasets.multiple_choice import load_questions
 from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
 from theworld.datasets.physics.practice import scan_questions
 from theworld.datasets.physics.samples import PhysicsSamples
 from theworld.datasets.samples import FieldMapping, HFDatasetWrapper, Sample, chat_of, class_names, conversation
 from theworld.media.selection import FramesAfterNow
 from theworld.media.video import Video
+from theworld.training.config import TrainingConfig
 
 PLAIN = {"text": "What is this?", "label": "A cat"}
 
@@ -61,7 +65,7 @@ def turn(role: str, text: str = "a") -> dict[str, Any]:
         ("a string", "record 0 has type str: pass a dict"),
         ({"text": "What?"}, "record 0 has no label"),
         ({"label": "A cat"}, "record 0 has no text"),
-        ({"text": 3, "label": "A cat"}, "has no text, or it is not a text"),
+        ({"text": 3, "label": "A cat"}, "text is 3, of type int, and must be a text"),
         ({"text": "What?", "lable": "A cat"}, "has an unknown key 'lable'; did you mean 'label'?"),
         ({**PLAIN, "img": "0.png"}, "has an unknown key 'img'; "),
         ({**PLAIN, "world_prompt": 5}, "has a world_prompt of type int: pass a text"),
@@ -255,6 +259,11 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
         ({"image": "0.png", "now": 3, **PLAIN}, "line 2: now is a key of a video, and there is none: add video"),
         ({"video": "", **PLAIN}, "line 2: video is '', and must be a path"),
         ({"image": "none.png", **PLAIN}, "line 2: image names FOLDER/none.png, and there is no such file"),
+        ({"image": "sub", **PLAIN}, "line 2: image names FOLDER/sub, and it is a folder: fix the path"),
+        ({"images": ["pipe"], **PLAIN}, "line 2: images names FOLDER/pipe, and it is not a regular file: fix the path"),
+        ({"text": "What?", "label": 3}, "line 2: label is 3, of type int, and must be a text: write it as one"),
+        ({"text": "What?", "label": ["A"]}, "line 2: label is ['A'], of type list, and must be a text"),
+        ({"text": "What?"}, "line 2 has no label: give text and label, or messages"),
         ({"images": ["0.png", "none.png"], **PLAIN}, "line 2: images names FOLDER/none.png, and"),
         ({"frames": ["0.png", "none.png"], **PLAIN}, "line 2: frames names FOLDER/none.png, and"),
         ({"frames": "none.mp4", **PLAIN}, "line 2: frames names FOLDER/none.mp4, and"),
@@ -287,6 +296,8 @@ def test_lines_of_each_kind(tmp_path: Path) -> None:
 def test_a_bad_line_is_reported_when_the_file_is_opened(tmp_path: Path, line: Any, words: str) -> None:
     """Before an image is decoded: the one that exists is not an image."""
     (tmp_path / "0.png").write_bytes(b"not an image")
+    (tmp_path / "sub").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     words = words.replace("FOLDER", str(tmp_path))
     with pytest.raises(ValueError, match=r"data\.jsonl") as error:
         JsonlDataset(write(tmp_path, PLAIN, line))
@@ -298,6 +309,23 @@ def test_a_file_that_is_missing_or_empty(tmp_path: Path) -> None:
         JsonlDataset(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="has no lines"):
         JsonlDataset(write(tmp_path, ""))
+    with pytest.raises(ValueError, match=f"^{tmp_path} is a folder: pass the path of a JSON Lines file"):
+        JsonlDataset(tmp_path)
+
+
+def test_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    """Editors on Windows write one at the beginning of a UTF-8 file."""
+    file, config = tmp_path / "data.jsonl", tmp_path / "config.json"
+    for content in (json.dumps(PLAIN) + "\n", "\n" + json.dumps(PLAIN)):
+        file.write_bytes(codecs.BOM_UTF8 + content.encode())
+        assert len(JsonlDataset(file)) == 1
+    row = {"id": "a", "image": "0.png", "question": "Which?", "choices": ["left", "right"], "answer": "A"}
+    (tmp_path / "0.png").touch()
+    for name, content in (("rows.jsonl", json.dumps(row)), ("rows.json", json.dumps([row]))):
+        (tmp_path / name).write_bytes(codecs.BOM_UTF8 + content.encode())
+        assert [question.id for question in load_questions(str(tmp_path / name))] == ["a"]
+    config.write_bytes(codecs.BOM_UTF8 + b'{"batch_size": 3}')
+    assert TrainingConfig.read(config).batch_size == 3
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,9 @@ def test_wrong_arguments_are_reported_before_a_model_is_loaded(family: Path, dat
         ({"model": family / "untrained"}, "leave out the arms that read them"),
         ({"split": "val"}, "is one file"),
         ({"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
+        ({"seed": -1}, "seed is -1; it must be between 0 and 4294967295"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be between 0 and 4294967295"),
+        ({"seed": 0.5}, "seed is 0.5; it must be an integer"),
         ({"world_model": "other"}, "already fused"),
     ):
         with pytest.raises(ValueError, match=message):

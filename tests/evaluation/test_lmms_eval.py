@@ -28,6 +28,7 @@ from theworld.evaluation.lmms.model import TheWorldChat, TheWorldSimple
 from theworld.evaluation.lmms.requests import Decoding, read_messages, read_visuals
 from theworld.evaluation.runner import run_arms
 from theworld.evaluation.tasks import Item, Request, load_benchmark
+from theworld.media import animations
 
 STEPS = 2
 NUM_QUESTIONS = 6
@@ -64,6 +65,33 @@ doc_to_choice: letters
 doc_to_target: place
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
+
+
+def test_a_row_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("no image")
+    documents = [{"image": str(tmp_path / "bad.png")}]
+    request = SimpleNamespace(args=("What?", {}, lambda row: [row["image"]], 0, "blink", "val"))
+    model = TheWorldSimple.__new__(TheWorldSimple)
+    model.task_dict = {"blink": {"val": documents}}
+    with pytest.raises(ValueError, match=f"^blink, row 0 of val: '{tmp_path}/bad.png' is not an image"):
+        model.read(request)
+
+
+def test_an_animation_that_is_given_as_an_image_is_warned_about_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(animations, "_warned", [])
+    frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 90)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "one.webp")
+    read_visuals([str(tmp_path / "one.webp")], "What?")
+    assert caplog.text == ""
+    read_visuals([str(tmp_path / "a.gif"), str(tmp_path / "a.webp")], "What?")
+    assert caplog.text.count("has 2 frames and is given as an image, so only its first one is read") == 1
+    monkeypatch.setattr(animations, "_warned", [])
+    Item("a", "", "", "free", (tmp_path / "a.webp",), "What?", "").images()
+    assert caplog.text.count("a.webp has 2 frames") == 1
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +387,7 @@ def test_model_args_take_precedence_over_options(echo: Echo) -> None:
         ({"arm": "shuffled"}, "arm=shuffled needs data"),
         ({"arm": "direct"}, "arm=direct has its own weights"),
         ({"batch_size": "auto"}, "batch_size is 'auto'; it must be an integer"),
+        ({"seed": -1}, "seed is -1; it must be between 0"),
     ],
 )
 def test_wrong_arguments_are_reported_before_loading(

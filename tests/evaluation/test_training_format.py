@@ -154,6 +154,16 @@ def test_the_true_future_of_a_sample_is_read(model: TheWorld, file: Path, tmp_pa
         evaluate(model, "jsonl", data=file, arms="oracle-future", num_world_steps=1, max_new_tokens=2, batch_size=1)
 
 
+def test_an_error_names_the_file_and_the_line_once(file: Path, tmp_path: Path, model: TheWorld) -> None:
+    (tmp_path / "bad.png").write_text("no image")
+    for record in ({"image": "bad.png"}, {"video": "bad.png"}, {"video": "bad.png", "past": 4}):
+        (tmp_path / "own.jsonl").write_text(json.dumps({**record, "text": "Which?", "label": "left"}))
+        with pytest.raises(ValueError, match=f"^{tmp_path}/own.jsonl line 1: '{tmp_path}/bad.png' is not"):
+            evaluate(model, "jsonl", data=tmp_path / "own.jsonl", arms="no-world", max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"own.jsonl is no benchmark: .* as in `theworld eval jsonl own.jsonl`"):
+        load_benchmark("own.jsonl", Request())
+
+
 def test_exact_match_after_normalisation(file: Path) -> None:
     from theworld.evaluation.scoring import read_answer
 
@@ -171,9 +181,51 @@ def test_a_file_that_does_not_fit_is_named(file: Path, tmp_path: Path) -> None:
         load_benchmark("jsonl", Request())
     with pytest.raises(ValueError, match="leave them out"):
         load_benchmark("jsonl", Request(data=str(file), tasks=("left",)))
-    (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": "b", "world_prompt": "it falls"}\n')
-    with pytest.raises(ValueError, match=r"bad\.jsonl line 1 has a world_prompt"):
-        load_benchmark("jsonl", Request(data=str(tmp_path / "bad.jsonl")))
+
+
+def test_world_prompts_steer_the_rollouts_of_their_records(
+    model: TheWorld, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in training: the future is imagined with the prompt of the record, and the present without one."""
+    prompts = ["it falls ", "", "it stays"]
+    records = [{**RECORDS[0], "world_prompt": prompt} if prompt else RECORDS[0] for prompt in prompts]
+    file.with_name("prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    given: dict[str, Any] = {"model": model, "benchmark": "jsonl", "data": file.with_name("prompts.jsonl")}
+    given |= {"num_world_steps": 1, "max_new_tokens": 1}
+    world = model.runner.world
+    asked: list[tuple[int, Any]] = []
+
+    def refuse() -> None:
+        raise ValueError("This world model has no text encoder")
+
+    def imagine(images: Any, steps: int, *, world_prompt: Any = None, **others: Any) -> torch.Tensor:
+        asked.append((steps, world_prompt))
+        return plain(images, steps, **others)
+
+    monkeypatch.setattr(world, "check_takes_prompts", refuse)
+    with pytest.raises(ValueError, match="line 1: This world model has no text encoder"):
+        evaluate(**given)
+    assert len(evaluate(**given, arms="fused-0").answers["fused-0"]) == 3  # nothing is imagined
+    monkeypatch.setattr(world, "check_takes_prompts", lambda: None)
+    plain = model.imagine
+    monkeypatch.setattr(model, "imagine", imagine)
+    evaluate(**given, output=tmp_path / "run")
+    assert asked[:2] == [(1, ["it falls", "", "it stays"]), (0, None)]
+
+
+def test_a_clip_for_a_model_of_images_names_its_row(model: TheWorld, file: Path) -> None:
+    clip = {"video": "clip", "now": 8, "past": 4, "fps": 16}
+    file.with_name("clip.jsonl").write_text(json.dumps({**clip, "text": "Which?", "label": "left"}) + "\n")
+    row = {"id": "a", **clip, "question": "Which?", "choices": ["left", "right"], "answer": "A"}
+    file.with_name("rows.jsonl").write_text(json.dumps(row) + "\n")
+    for benchmark, name, where in (("jsonl", "clip.jsonl", "line 1"), ("mcq", "rows.jsonl", "a")):
+        given: dict[str, Any] = {"benchmark": benchmark, "data": file.with_name(name), "max_new_tokens": 1}
+        with pytest.raises(ValueError, match=f"{where}: Got a video of 5 frames, and this model reads images only"):
+            evaluate(model, **given)
+        evaluate(model, **given, arms="no-world")  # which shows the frame that is now
+    collator = ChatCollator(model.processor, BatchSampling())
+    with pytest.raises(ValueError, match=r"clip\.jsonl line 1: Got a video of 5 frames"):
+        collator([IndexedSample(0, JsonlDataset(file.with_name("clip.jsonl"))[0])])
 
 
 def test_the_command_names_the_file_once(file: Path, family: Path, tmp_path: Path) -> None:

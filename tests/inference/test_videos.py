@@ -469,7 +469,10 @@ def test_imagine_shows_the_past_as_seen_and_the_future_as_imagined(
         ((QUESTION, "--video", "nowhere.mp4"), "There is no file"),
         ((QUESTION, "--video", "broken.mp4"), "damaged or cut short"),
         (("00.png", "01.png", QUESTION, "--frames"), "A video of 2 frames is too short to have a past"),
-        (("clip.mp4", QUESTION), "is a video and was passed as an image: pass it as the video"),
+        (
+            ("clip.mp4", QUESTION),
+            "is a video and was passed as an image: pass it as the video, with --video.",
+        ),
     ],
 )
 def test_ask_says_what_is_wrong_with_a_video_before_it_loads(
@@ -485,6 +488,16 @@ def test_ask_says_what_is_wrong_with_a_video_before_it_loads(
     (line,) = err.strip().splitlines()
     assert says in line
     assert line.endswith(".")
+
+
+@pytest.mark.parametrize("rate", ["1e9", "0", "-3", "nan"])
+def test_a_rate_that_no_video_has(folder: Path, rate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for command in (["ask", QUESTION], ["imagine", "-o", "strip.png"]):
+        result = CliRunner().invoke(app, [*command, "--video", "clip.gif", "--video-fps", rate])
+        assert result.exit_code == 1
+        said = f"--video-fps: fps is {float(rate)!r}: give the frames per second of the video, a number above 0 and up"
+        assert said in " ".join(result.stderr.split())
 
 
 def test_a_fresh_fusion_reads_the_five_frames_that_cosmos_was_made_for(

@@ -205,6 +205,8 @@ def test_a_json_lines_file_can_be_given_as_dataset_name(tmp_path: Path) -> None:
         ({"frobnicate": 1}, "known keys are model_name, "),
         ({"frobnicate": 1}, ", and those of transformers.TrainingArguments."),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"seed": -1}, "seed is -1; it must be between 0 and 4294967295"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be between 0 and 4294967295"),
         ({"batch_size": 2.5}, "batch_size is 2.5; give a whole number"),
         ({"batch_size": True}, "batch_size is True; give a whole number"),
         ({"do_eval": 1}, "do_eval is 1; give true or false"),

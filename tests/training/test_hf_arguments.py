@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import re
@@ -153,6 +154,24 @@ def test_wrong_values_are_refused_before_the_model_is_loaded(
     with pytest.raises(ValueError, match=re.escape(words)) as error:
         recipe.train(settings(**values), load())
     assert "\n" not in str(error.value)
+
+
+def test_deepspeed_that_is_not_installed_and_files_of_settings_that_do_not_exist(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "deepspeed" else find(name))
+    (tmp_path / "zero2.json").write_text('{"zero_optimization": {"stage": 2}}')
+    install = r"not installed: run `pip install \"theworld\[deepspeed\]\"`"
+    for value in (str(tmp_path / "zero2.json"), {"zero_optimization": {"stage": 2}}):
+        with pytest.raises(ValueError, match=install):
+            recipe.train(settings(deepspeed=value), load())
+    for key in ("deepspeed", "fsdp_config"):
+        with pytest.raises(ValueError, match=f"There is no file nowhere.json, which {key} names"):
+            recipe.train(settings(**{key: "nowhere.json"}), load())
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match=install):
+        training_arguments(settings())
 
 
 def outcome(config: TrainingConfig) -> tuple[list[float], dict[str, torch.Tensor]]:

@@ -95,6 +95,8 @@ def test_an_invalid_repository_name(settings: Settings, monkeypatch: pytest.Monk
         server.use(monkeypatch, tmp_path, ACCEPTED)
         said = refusal(settings(push_to_hub=True, hub_model_id="me/mine/too"))
     assert "hub_model_id 'me/mine/too' is not a valid repository name" in said
+    monkeypatch.setenv("HF_TOKEN", "")  # the id is reported first
+    assert "hub_model_id 'me/mine/too' is" in refusal(settings(push_to_hub=True, hub_model_id="me/mine/too"))
 
 
 def test_bases_that_only_this_machine_has(tmp_path: Path) -> None:

@@ -189,6 +189,8 @@ def test_push_says_what_is_wrong(
         return " ".join(result.output.split())
 
     assert "There is no folder" in refusal(tmp_path / "none", "me/mine")
+    (tmp_path / "any").mkdir()
+    assert "'me/mine/too' is not a valid repository name" in refusal(tmp_path / "any", "me/mine/too")
     (tmp_path / "empty").mkdir()
     assert "holds no TheWorld model" in refusal(tmp_path / "empty", "me/mine")
     (tmp_path / "empty" / "config.json").write_text('{"model_type": "theworld"}')

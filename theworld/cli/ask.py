@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -188,12 +189,19 @@ def read_images(
         ValueError: if a file cannot be read, or both images and a video are given, or a rate and no video.
     """
     from theworld.media.animations import num_frames_of_image
+    from theworld.media.files import video_format
     from theworld.media.inputs import group_images
     from theworld.media.video import Video
 
     if video is None and not frames:
         if fps is not None:
             raise ValueError("--video-fps is the rate of a video, and there is none: add --video FILE or --frames.")
+        for path in filter(os.path.isfile, map(os.path.expanduser, images)):
+            with open(path, "rb") as file:
+                if video_format(file) is not None:
+                    raise ValueError(
+                        f"{path} is a video and was passed as an image: pass it as the video, with --video."
+                    )
         loaded = group_images(list(images), "")
         for path in images:
             if (count := num_frames_of_image(path)) > 1:

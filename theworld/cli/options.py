@@ -13,6 +13,17 @@ def _remember(ctx: typer.Context, wanted: bool) -> bool:
     return wanted
 
 
+def _check_rate(rate: float | None) -> float | None:
+    if rate is not None:
+        from theworld.media.selection import check_rate
+
+        try:
+            check_rate(rate)
+        except ValueError as error:
+            raise ValueError(f"--video-fps: {error}") from error
+    return rate
+
+
 Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="nano, a model folder, or a Hub id.")]
 ModelArgument = Annotated[
     str | None,
@@ -53,6 +64,7 @@ VideoFps = Annotated[
     typer.Option(
         "--video-fps",
         metavar="R",
+        callback=_check_rate,
         help="Frames per second of --video or --frames, for frames without times. Default: from the file, else the "
         "world model's rate. The video is read at the world model's rate.",
     ),

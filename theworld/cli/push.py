@@ -34,9 +34,10 @@ def push(
         raise ValueError(f"There is no folder {folder!r}; name a trained model.")
     from theworld.storage.hub import read_json
     from theworld.training.card import model_card
-    from theworld.training.push import check_token, local_bases, make_repository
+    from theworld.training.push import check_repository, check_token, local_bases, make_repository
     from theworld.training.uploads import NotPushed, push, run_files
 
+    check_repository(repository)
     model_card(Path(folder), repository)  # refuses what is no model
     for problem in local_bases(read_json(folder)):
         say(f"Note: {problem}")

@@ -247,6 +247,9 @@ class ChatCollator:
         """
         images = [load_sample_images(sample, self.processor.config.read_video) for sample in samples]
         shown, texts = list(images), list(texts)
+        for sample, entry in zip(samples, images, strict=True) if world_on else ():
+            with naming(sample.origin):
+                self.processor.num_past_steps(self.with_world(entry))
         for row, sample in enumerate(samples):
             if world_on and (sample.hide_images or not images_on):
                 past = self.processor.num_past_steps(self.with_world(images[row]))

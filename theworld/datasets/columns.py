@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from theworld.messages import suggest
-from theworld.storage.files import read_json_file
+from theworld.storage.files import no_file, read_json_file
 
 MEANINGS = ("texts", "letters", "numbers")  # what answers can be
 # Usual names of each column; the first that a row has is used if the user names none.
@@ -24,6 +24,9 @@ USUAL: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt",),
     "future_frames": ("future_frames",),
     "fps": ("fps",),
+    "now": ("now",),
+    "past": ("past",),
+    "stride": ("stride",),
 }
 
 
@@ -45,7 +48,12 @@ class Fields:
         future_frames: images after now; a list, a video or a folder. They are read at the world model's rate, four per
             world step.
         fps: frames per second of videos and future frames; None reads them from the files.
-        now: the name of the last frame of a folder that the question sees; later ones are its future.
+        now: the moment of a video that the question is asked at, as the number of a frame, as a time ("1.5 s"), or as
+            the name of a frame of a folder; later frames are its future. None takes the last frame.
+        past: how many frames before now the world model sees, or their time; the language model then sees the frame
+            that is now. None shows the language model some frames up to now.
+        stride: every how many frames of the video `past` and the future take one, or the time between two; None takes
+            the world model's rate.
         only: a column and value that rows of the split have, such as split=val.
         first_answer: the number of the first choice, if answers are numbers.
         ask: the question of all rows, if there is no column for it.
@@ -66,6 +74,8 @@ class Fields:
     future_frames: str | None = None
     fps: str | None = None
     now: str | None = None
+    past: str | None = None
+    stride: str | None = None
     only: str | None = None
     first_answer: int = 0
     answers_are: str | None = None
@@ -85,7 +95,7 @@ def read_fields(text: str) -> Fields:
     known = {field.name for field in fields(Fields)}
     if text.endswith(".json"):
         if not Path(text).is_file():
-            raise ValueError(f"There is no file {text!r}: write the fields as NAME=COLUMN,… or check the path.")
+            raise ValueError(f"{no_file(text)}: write the fields as NAME=COLUMN,… or check the path.")
         given = read_json_file(text, "write an object of fields and columns")
     else:
         pairs = [pair.partition("=") for pair in text.split(",")]

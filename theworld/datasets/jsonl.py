@@ -12,6 +12,7 @@ video. `now`, `past` and `stride` are numbers of frames, or times such as "1.5 s
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -20,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from theworld.datasets.samples import Message, Sample, TheWorldDataset, chat_of, naming, to_sample
-from theworld.media.selection import FramesAfterNow, FramesUntilNow, seconds_of
+from theworld.media.selection import MAX_FRAMES, FramesAfterNow, FramesUntilNow, seconds_of
 from theworld.media.video import Video
+from theworld.storage.files import no_file, other_than_file
 
 VIDEO_KEYS = ("video", "now", "stride", "past")
 PATH_KEYS = ("video", "image", "images", "frames", "future_frames")
@@ -46,7 +48,7 @@ class JsonlDataset(TheWorldDataset):
     def __init__(self, path: str | os.PathLike[str], limit: int | None = None) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise ValueError(f"There is no file {path}: pass the path of a JSON Lines file.")
+            raise ValueError(f"{no_file(path)}: pass the path of a JSON Lines file.")
         self.lines = list(islice(read_lines(self.path), limit))
         if not self.lines:
             raise ValueError(f"{path} has no lines: write one JSON object per line.")
@@ -80,15 +82,26 @@ class JsonlDataset(TheWorldDataset):
     def _frames(self, record: dict[str, Any], where: str) -> dict[str, Any]:
         """What is seen of a video, and its true future; the keys of the video are removed from the record."""
         path, now, past = self.path.parent / record.pop("video"), record.pop("now", 0), record.pop("past", 0)
-        stride, fps = record.pop("stride", None), record.pop("fps", None)
-        rate = 1 / seconds_of(stride) if isinstance(stride, str) else None
-        step = None if isinstance(stride, str) else stride
-        seen = Video(path, FramesUntilNow(past, step, rate), fps=fps, at=now)
-        future = Video(path, FramesAfterNow(stride=step, rate=rate), fps=fps, at=now)
+        seen, future = split_at(path, now, past, record.pop("stride", None), record.pop("fps", None))
         if past:
             return {"frames": seen, "future_frames": future}
         with naming(where):
             return {"image": seen.load().now, "future_frames": future}
+
+
+def split_at(
+    path: Path | bytes,
+    now: int | str | None,
+    past: int | str,
+    stride: int | str | None,
+    fps: float | None,
+    count: int = MAX_FRAMES,
+) -> tuple[Video, Video]:
+    """What is seen of a video, and at most `count` frames of its true future; the keys are those of a record."""
+    rate = 1 / seconds_of(stride) if isinstance(stride, str) else None
+    step = None if isinstance(stride, str) else stride
+    seen = Video(path, FramesUntilNow(past, step, rate), fps=fps, at=now)
+    return seen, Video(path, FramesAfterNow(count, step, rate), fps=fps, at=now)
 
 
 def check_video(record: Mapping[str, Any], where: str) -> None:
@@ -153,7 +166,9 @@ def check_files(record: Mapping[str, Any], folder: Path, where: str, known: set[
                 continue
             path = folder / name
             if not (path.is_file() or (key in ("video", "frames") and path.is_dir())):
-                raise ValueError(f"{where}: {key} names {path}, and there is no such file: fix the path.")
+                other = other_than_file(path)
+                problem = "there is no such file" if other is None else f"it is {other}"
+                raise ValueError(f"{where}: {key} names {path}, and {problem}: fix the path.")
             known.add(name)
 
 
@@ -165,6 +180,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
             try:

@@ -107,10 +107,12 @@ class LeRobotFiles:
         if not (self.folder / INFO).is_file():
             raise ValueError(f"{self.repository} has no {INFO}, so it is not a LeRobot dataset: check the name.")
         info = read_json_file(self.folder / INFO, "download or copy the dataset again")
-        version = str(info.get("codebase_version"))
+        if "codebase_version" not in info:
+            raise ValueError(f"{self.folder / INFO} has no codebase_version: download or copy the dataset again.")
+        version = str(info["codebase_version"])
         if not version.startswith(("v3.", "3.")):
             old = version.startswith(("v1.", "v2.", "1.", "2."))
-            convert = f"convert it with lerobot ({CONVERTER})." if old else "v3 is read."
+            convert = f"convert it with lerobot ({CONVERTER})." if old else "save it in v3, the version that is read."
             raise ValueError(f"{self.repository} is a LeRobot dataset of version {version}, not v3: {convert}")
         for key, kind in (("fps", int | float), ("features", dict), ("data_path", str)):
             if not isinstance(info.get(key), kind):

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from theworld.datasets.columns import USUAL, Fields, answer_column, cell, value_of
+from theworld.datasets.jsonl import check_video, is_moment, split_at
 from theworld.datasets.rows import read_rows
+from theworld.datasets.samples import naming
 from theworld.datasets.truths import LETTERS, GivenAnswer, read_truths
 from theworld.media.selection import FramesAfterNow, FrameSelection, SpacedFrames, check_rate
 from theworld.media.video import Video, frame_paths
@@ -26,6 +28,7 @@ SHOWN_FRAMES = SpacedFrames(8)  # what is shown of a video
 FUTURE_FRAMES = FramesAfterNow(128)  # what is read of a true future, at the world model's rate: 32 world steps
 VIDEO_FILES = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".gif", ".apng")
 YES_NO = ("yes", "no")
+MOMENTS = ("now", "past", "stride")  # fields that say which frames of a video are seen
 ALL = "all"  # the task of rows without one
 
 
@@ -187,8 +190,7 @@ def read_images(
         return found
 
     def image(value: Any) -> Any:
-        if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
-            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        value = encoded(value)
         return find(value) if isinstance(value, str) else value
 
     def several(value: Any, frames: FrameSelection) -> tuple[Any, ...] | Video:
@@ -201,33 +203,26 @@ def read_images(
         return tuple(Video(find(entry), frames, fps=fps) if is_video(entry) else image(entry) for entry in entries)
 
     fps = get("fps")
-    try:
+    with naming(f"Row {row_id}"):
         check_rate(fps)
-    except ValueError as error:
-        raise ValueError(f"Row {row_id}: {error}") from error
-
+    moments = {name: get(name) for name in MOMENTS if get(name) not in (None, "")}
     given = get("future_frames")
     is_empty = given is None or (isinstance(given, list | str) and not given)
     future = None if is_empty else several(given, FUTURE_FRAMES)
     shown = get("video")
     if shown is not None and shown != "":  # tables fill a column with empty texts
-        name = shown.get("path") if isinstance(shown, Mapping) else shown
-        if not isinstance(name, str):
+        source = encoded(shown)
+        if not isinstance(source, str | bytes):
             raise ValueError(
-                f"Row {row_id}: its video has type {type(name).__name__}: give the path of a file or a folder."
+                f"Row {row_id}: its video has type {type(source).__name__}: give the path of a file or a folder."
             )
-        if fields.cut is not None:
-            name = name.partition(fields.cut)[2] or name
-        video = Video(find(name), SHOWN_FRAMES, fps=fps)
-        last = None if fields.now is None else value_of(row, fields.now)
-        if last is not None and video.source.is_dir():
-            try:
-                frames = frame_paths(video.source)
-            except ValueError as error:
-                raise ValueError(f"Row {row_id}: {error}") from error
-            video, rest = replace(video, until=str(last)), Video(video.source, FUTURE_FRAMES, after=str(last), fps=fps)
-            future = rest if future is None and frames[-1].stem != rest.after else future
-        return video, future
+        if fields.cut is not None and isinstance(source, str):
+            source = source.partition(fields.cut)[2] or source
+        seen, rest = read_video(
+            find(source) if isinstance(source, str) else source, moments, fps, future is None, f"Row {row_id}"
+        )
+        return seen, rest if future is None else future
+    check_video(moments, f"Row {row_id}")
     column = fields.images or next((name for name in USUAL["images"] if row.get(name) is not None), "")
     given = _numbered_images(row, column)
     if given is None or (isinstance(given, list | tuple) and not given):
@@ -235,6 +230,45 @@ def read_images(
             f"Row {row_id} has no image: name its column in the fields, as images=COLUMN (or video=COLUMN)."
         )
     return several(given, SHOWN_FRAMES), future
+
+
+def read_video(
+    source: Path | bytes, moments: Mapping[str, Any], fps: float | None, needs_future: bool, where: str
+) -> tuple[Video, Video | None]:
+    """What is seen of a video, and what follows it.
+
+    Args:
+        moments: its `now`, `past` and `stride`, where they are given.
+        needs_future: whether what follows is wanted.
+        where: begins errors.
+
+    Raises:
+        ValueError: if these are not valid, or `stride` would not be used.
+    """
+    now, past, stride = (moments.get(name) for name in MOMENTS)
+    num_frames = None
+    if isinstance(source, Path) and source.is_dir():
+        with naming(where):
+            names = [frame.stem for frame in frame_paths(source)]
+        num_frames = len(names)
+        now = names.index(now) if now in names else now
+        if isinstance(now, str) and not is_moment(now, 0):
+            raise ValueError(f"{where}: {str(source)!r} has no frame {now!r} among its {num_frames}: check the name.")
+    check_video({**moments, "video": "", "now": now}, where)
+    is_future_known = needs_future and now is not None and now != (num_frames or 0) - 1
+    if stride is not None and past is None and not is_future_known:
+        raise ValueError(
+            f"{where}: stride is {stride!r}, and there is no past or future to apply it to: add past or now."
+        )
+    seen, rest = split_at(source, now, past or 0, stride, fps, FUTURE_FRAMES.count)
+    return seen if past is not None else Video(source, SHOWN_FRAMES, fps=fps, at=now), rest if is_future_known else None
+
+
+def encoded(value: Any) -> Any:
+    """The content or the path of an image or a video that `datasets` has not decoded; anything else unchanged."""
+    if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
+        return value["bytes"] if value.get("bytes") is not None else value.get("path")
+    return value
 
 
 def is_video(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from theworld.datasets.hub import load_split
 from theworld.datasets.jsonl import check_characters, read_lines
+from theworld.storage.files import no_file
 
 ROWS = (".jsonl", ".json", ".parquet")
 
@@ -20,6 +21,8 @@ def read_rows(source: str, split: str | None, config: str | None) -> tuple[list[
         return read_file(path), path.parent
     if path.is_dir():
         return read_folder(path, split, config)
+    if path.exists():
+        raise ValueError(f"{no_file(path)}: save the questions as a file, and pass its path.")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return read_hub(source, split, config), Path()
     raise ValueError(
@@ -42,7 +45,7 @@ def read_file(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".jsonl":
         return [row for _, row in read_lines(path)]
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}): each row must be an object of columns and values.") from error
     rows = list(content.values()) if isinstance(content, dict) else content
@@ -69,7 +72,7 @@ def read_folder(folder: Path, split: str | None, config: str | None) -> tuple[li
 
 
 def read_hub(source: str, split: str | None, config: str | None) -> list[dict[str, Any]]:
-    """The rows of a dataset on the Hub, or in its cache without a network; images stay encoded."""
+    """The rows of a dataset on the Hub, or in its cache without a network; images and videos stay encoded."""
     import datasets
 
     table = load_split(source, split or "test", name=config)
@@ -78,4 +81,6 @@ def read_hub(source: str, split: str | None, config: str | None) -> list[dict[st
             table = table.cast_column(name, datasets.Image(decode=False))
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
             table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
+        elif isinstance(feature, datasets.Video):  # its decoder is another package
+            table = table.cast_column(name, datasets.Video(decode=False))
     return list(table)

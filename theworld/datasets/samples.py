@@ -367,8 +367,14 @@ def chat_of(
         messages = [plain_message(message, origin) for message in record["messages"]]
     else:
         for key in ("text", "label"):
-            if not isinstance(record.get(key), str):
-                raise ValueError(f"{origin} has no {key}, or it is not a text: give text and label, or messages.")
+            value = record.get(key)
+            if value is None:
+                raise ValueError(f"{origin} has no {key}: give text and label, or messages.")
+            if not isinstance(value, str):
+                raise ValueError(
+                    f"{origin}: {key} is {value!r:.80}, of type {type(value).__name__}, and must be a text: write it "
+                    "as one, in quotes."
+                )
         messages = conversation(count, [(record["text"], record["label"])])
     check_chat(messages, count, origin)
     return messages

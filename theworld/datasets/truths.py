@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,11 @@ class GivenAnswer:
             return str(int(self.value))
         return str(self.value).strip()
 
+    def is_yes_or_no(self) -> bool:
+        """Whether the answer of a yes/no question is given in words, which cannot mean anything else."""
+        words = sorted(choice.strip().lower() for choice in self.choices)
+        return words == ["no", "yes"] and self.text().lower() in words
+
     def is_hidden(self) -> bool:
         """Whether the answer is not published; "None" is an answer where a choice says so."""
         if isinstance(self.value, float) and math.isnan(self.value):  # an empty cell of a table
@@ -69,16 +75,22 @@ class GivenAnswer:
 def read_truths(column: str, answers: Sequence[GivenAnswer], first: int, meaning: str | None = None) -> list[str]:
     """The letter of the right choice in each row, "" where it is not published.
 
+    All rows are read in one way. Only the words yes and no of yes/no questions may be mixed with letters or numbers.
+
     Args:
         column: name of the column, for errors.
         first: the number of the first choice.
         meaning: one of MEANINGS; None finds it out.
 
     Raises:
-        ValueError: if an answer is none of the choices, or if it could be one or another; the message names the row.
+        ValueError: if an answer is none of the choices, if it could be one or another, or if the column mixes texts,
+            letters and numbers; the message names the row.
     """
     found = [None if answer.is_hidden() else answer.readings(first) for answer in answers]
-    fitting = [name for name in MEANINGS if all(name in readings for readings in found if readings is not None)]
+    other = [
+        readings for readings, answer in zip(found, answers, strict=True) if readings and not answer.is_yes_or_no()
+    ]
+    fitting = [name for name in MEANINGS if all(name in readings for readings in other)]
     if meaning is not None:
         fitting = [meaning]
     letters = []
@@ -86,14 +98,14 @@ def read_truths(column: str, answers: Sequence[GivenAnswer], first: int, meaning
         if readings is None:
             letters.append("")
             continue
-        # a column that mixes letters and texts is read row by row
-        possible = {name: readings[name] for name in fitting or readings if name in readings}
+        if answer.is_yes_or_no():
+            letters.append(readings["texts"])
+            continue
+        if not readings or meaning not in (None, *readings):
+            raise ValueError(f"Row {answer.row_id}: {_unreadable(column, answer, answers, first, meaning)}")
+        possible = {name: readings[name] for name in fitting}
         if not possible:
-            expected = f", as {meaning} (answers_are={meaning})" if meaning is not None else ""
-            raise ValueError(
-                f"Row {answer.row_id}: the answer {answer.text()!r} ({column}) is none of its choices{expected} "
-                f"({', '.join(answer.choices)})."
-            )
+            raise _mixed(column, answers, found)
         if len(set(possible.values())) > 1:
             named = " and ".join(f"the {name[:-1]} of choice {letter}" for name, letter in possible.items())
             ways = " or ".join(f"answers_are={name}" for name in possible)
@@ -103,3 +115,41 @@ def read_truths(column: str, answers: Sequence[GivenAnswer], first: int, meaning
             )
         letters.append(next(iter(possible.values())))
     return letters
+
+
+def _unreadable(
+    column: str, answer: GivenAnswer, answers: Sequence[GivenAnswer], first: int, meaning: str | None
+) -> str:
+    """Why an answer is none of the choices of its row, or several of them."""
+    text, choices = answer.text(), ", ".join(answer.choices)
+    expected = f", as {meaning} (answers_are={meaning})" if meaning is not None else ""
+    equal = [LETTERS[i] for i, own in enumerate(answer.choices) if own.strip().lower() == text.lower()]
+    if len(equal) > 1 and meaning in (None, "texts"):
+        return (
+            f"the answer {text!r} ({column}) is the text of the choices {' and '.join(equal)}: give each choice "
+            "another text, or the letter as the answer."
+        )
+    is_last_from_1 = first == 0 and text == str(len(answer.choices)) and meaning in (None, "numbers")
+    if is_last_from_1 and all(other.text() != "0" for other in answers):
+        return (
+            f"the answer {text} ({column}) is none of its {text} choices, which are counted from 0; no answer is 0, so "
+            "the numbers seem to count from 1: add first_answer=1 to the fields."
+        )
+    return f"the answer {text!r} ({column}) is none of its choices{expected} ({choices})."
+
+
+def _mixed(column: str, answers: Sequence[GivenAnswer], found: Sequence[dict[str, str] | None]) -> ValueError:
+    """The error for a column that cannot be read in one way: it names the first row that is not as most rows are."""
+    rows = zip(answers, found, strict=True)
+    counts = Counter(name for answer, readings in rows if not answer.is_yes_or_no() for name in readings or ())
+    usual = max(MEANINGS, key=counts.__getitem__)
+    answer, readings = next(
+        (answer, readings)
+        for answer, readings in zip(answers, found, strict=True)
+        if readings and usual not in readings and not answer.is_yes_or_no()
+    )
+    named = " or ".join(f"the {name[:-1]} of choice {letter}" for name, letter in readings.items())
+    return ValueError(
+        f"Row {answer.row_id}: the answer {answer.text()!r} ({column}) is {named}, and most answers of the column are "
+        f"{usual}: write all of them as {usual}."
+    )

@@ -73,9 +73,11 @@ class ModelAnswerer:
             model.model.world.expects_repeats = True
         self.has_base_gemma = not {"vision", "language"} & set(model.config.trained_parts)
 
-    def imagine(self, images: Sequence[Any], num_world_steps: int, *, seed: int = 0) -> Tensor:
-        """Latents (n, C, 1 + num_world_steps, h, w), one row per image."""
-        return self.model.imagine(images, num_world_steps, seed=seed)
+    def imagine(
+        self, images: Sequence[Any], num_world_steps: int, *, seed: int = 0, world_prompt: Sequence[str] | None = None
+    ) -> Tensor:
+        """Latents (n, C, 1 + num_world_steps, h, w), one row per image; `world_prompt` has one text per image."""
+        return self.model.imagine(images, num_world_steps, seed=seed, world_prompt=world_prompt)
 
     def encode(self, frames: Sequence[Any]) -> Tensor:
         """Latents (1, C, T, h, w) of true frames."""

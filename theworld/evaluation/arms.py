@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ FORESEE = "Describe in one sentence what happens next."
 FORESEEN = "Foreseen in words: {words}\n\n{question}"
 MAX_FORESIGHT_TOKENS = 64
 
+Rollout: TypeAlias = tuple[str, int, int, str]  # image, number of world steps, seed, world prompt
+
 
 @dataclass
 class Imagination:
@@ -43,9 +45,9 @@ class Imagination:
 
     model: ModelAnswerer
     spent: float = 0.0
-    used: set[tuple[str, int, int]] = field(default_factory=set)
-    seconds: dict[tuple[str, int, int], float] = field(default_factory=dict)
-    _latents: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
+    used: set[Rollout] = field(default_factory=set)
+    seconds: dict[Rollout, float] = field(default_factory=dict)
+    _latents: dict[Rollout, Tensor] = field(default_factory=dict)
     _features: dict[str, Tensor] = field(default_factory=dict)
     _words: dict[str, str] = field(default_factory=dict)
 
@@ -64,20 +66,26 @@ class Imagination:
         return sum(self.seconds[key] for key in self.used)
 
     def num_rollouts(self) -> int:
-        return sum(steps > 0 for _, steps, _ in self.used)
+        return sum(steps > 0 for _, steps, *_ in self.used)
 
-    def latents(self, images: Sequence[Sequence[Any]], num_world_steps: int, seed: int) -> Tensor:
+    def latents(
+        self, images: Sequence[Sequence[Any]], num_world_steps: int, seed: int, prompts: Sequence[str] = ()
+    ) -> Tensor:
         """Present and imagined latents (n, C, 1 + num_world_steps, h, w) on the CPU, one row per image.
 
         Args:
             images: for each question, the images that the world model starts from; n is their total number.
+            prompts: the world prompt of each question, "" for none; empty for no prompts.
         """
         flat = [image for entry in images for image in entry]
-        keys = [(image_key(image), num_world_steps, seed) for image in flat]
+        of_question = prompts if prompts and num_world_steps else [""] * len(images)
+        each = [prompt for entry, prompt in zip(images, of_question, strict=True) for _ in entry]
+        keys = [(image_key(image), num_world_steps, seed, prompt) for image, prompt in zip(flat, each, strict=True)]
         missing = {key: image for key, image in zip(keys, flat, strict=True) if key not in self._latents}
         if missing:
             started = time.perf_counter()
-            latents = self.model.imagine(list(missing.values()), num_world_steps, seed=seed).cpu()
+            steering = {"world_prompt": [prompt for *_, prompt in missing]} if any(each) else {}
+            latents = self.model.imagine(list(missing.values()), num_world_steps, seed=seed, **steering).cpu()
             seconds = time.perf_counter() - started
             self.spent += seconds
             self.seconds.update(dict.fromkeys(missing, seconds / len(missing)))
@@ -98,12 +106,11 @@ class Imagination:
         config = self.model.config
         count = config.num_pixel_frames(num_world_steps)
         frames = list(true_frames(item, count, config)[:count])
-        start = item.world_images(use_all=False)[0]
+        start = item.world_images(use_all=False, config=config)[0]
         if not isinstance(start, Video):
             return frames
-        seen = config.read_video(start)
-        past = config.num_pixel_frames(0, config.past_steps_of(seen.num_frames)) - 1
-        return [*seen.frames[len(seen.frames) - 1 - past : -1], *frames]
+        past = config.num_pixel_frames(0, config.past_steps_of(start.num_frames)) - 1
+        return [*start.frames[len(start.frames) - 1 - past : -1], *frames]
 
     def tokens(self, latents: Tensor, kind: str, seed: int) -> Tensor:
         """World tokens (n, K, D) on the CPU; `kind` as in `ModelAnswerer.world_tokens`."""
@@ -169,6 +176,11 @@ class Batch:
     world_tokens: Tensor | None = None
     lora: bool = True
 
+    def imagined(self, images: list[list[Any]]) -> Tensor:
+        """Latents of these images and of their imagined futures, with the world prompts of the questions."""
+        prompts = [item.world_prompt for item in self.items]
+        return self.imagination.latents(images, self.num_world_steps, self.seed, prompts)
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -204,15 +216,14 @@ def true_frames(item: Item, count: int, config: TheWorldConfig, num_world_steps:
     frames = item.true_frames(config, max(count, config.num_pixel_frames(num_world_steps)))
     if len(frames) < count:
         raise ValueError(
-            f"{item.id} has {len(frames)} true frames and this arm needs {count}; use fewer world steps, or leave the "
-            "arm out."
+            f"{item.where} has {len(frames)} true frames and this arm needs {count}; use fewer world steps, or leave "
+            "the arm out."
         )
     return frames
 
 
 def fused(batch: Batch) -> Batch:
-    latents = batch.imagination.latents(batch.world_images, batch.num_world_steps, batch.seed)
-    return replace(batch, world_latents=latents)
+    return replace(batch, world_latents=batch.imagined(batch.world_images))
 
 
 def fused_0(batch: Batch) -> Batch:
@@ -267,13 +278,12 @@ def random_projection(batch: Batch) -> Batch:
 
 
 def shuffled(batch: Batch) -> Batch:
-    latents = batch.imagination.latents(batch.other_images, batch.num_world_steps, batch.seed)
-    return replace(batch, world_latents=latents)
+    return replace(batch, world_latents=batch.imagined(batch.other_images))
 
 
 def wrong_future(batch: Batch) -> Batch:
     present = batch.imagination.latents(batch.world_images, 0, batch.seed)  # does not depend on the rollout
-    others = batch.imagination.latents(batch.other_images, batch.num_world_steps, batch.seed)
+    others = batch.imagined(batch.other_images)
     future = others[:, :, others.shape[2] - batch.num_world_steps :]
     return replace(batch, world_latents=torch.cat([present, future], dim=2))
 
@@ -286,7 +296,7 @@ def oracle_future(batch: Batch) -> Batch:
 
 
 def imagined_image(batch: Batch) -> Batch:
-    latents = batch.imagination.latents(batch.world_images, batch.num_world_steps, batch.seed)
+    latents = batch.imagined(batch.world_images)
     count = batch.imagination.model.config.world_config.temporal_factor * batch.num_world_steps
     frames = iter([own[len(own) - count :] for own in batch.imagination.frames(latents)])
     futures = [[frame for _ in images for frame in next(frames)] for images in batch.world_images]

@@ -79,7 +79,8 @@ def imagined_strips(
     strips = []
     try:
         for item in items:
-            latents = imagination.latents([item.world_images(use_all=False)], num_world_steps, seed)
+            images = item.world_images(use_all=False, config=imagination.model.config)
+            latents = imagination.latents([images], num_world_steps, seed, [item.world_prompt])
             frames = imagination.model.decode(latents)[0]  # with NVIDIA's weights, the guardrail checks them
             strips.append(hstack_images(list(frames[factor::factor])))
     except ValueError as error:

@@ -24,6 +24,7 @@ from theworld.evaluation.training_format import note_on_format
 from theworld.inference.pipeline import TheWorld
 from theworld.inspection.provenance import labels, versions
 from theworld.messages import TaskProgress
+from theworld.model.call_plan import check_seed
 from theworld.model.devices import resolve_device_and_dtype
 from theworld.model.spec import ModelSpec, resolve_model
 from theworld.storage.files import write_text
@@ -95,6 +96,7 @@ def evaluate(
     wanted = {arm.weights for arm in chosen.values() if arm.weights}
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be 1 or more.")
+    check_seed(seed)
     needs_world = any(arm.needs_world for arm in chosen.values() if arm.weights is None)
     subject = Subject(
         model, world_model, needs_world, load or (lambda spec: TheWorld(spec, device=device, dtype=dtype))
@@ -115,6 +117,8 @@ def evaluate(
         progress=None if progress is None else lambda done, total: progress("Generating scenes", done, total),
     )
     items = load_benchmark(benchmark, request)  # before any model, while the memory is free
+    if steps[-1] and any(arm.needs_world and arm.looks_ahead and arm.weights is None for arm in chosen.values()):
+        subject.check_prompts(items)
     kind = find_benchmark(benchmark)
     settings = {
         "benchmark": benchmark,
@@ -211,6 +215,16 @@ class Subject:
     def check_trained(self, alternative: str) -> None:
         if isinstance(self._model, ModelSpec):  # `check_arms` checks a loaded model
             self._model.check_trained(alternative)
+
+    def check_prompts(self, items: Sequence[Item]) -> None:
+        """Raises a ValueError that names the first item with a world prompt, if the world model takes none."""
+        item = next((item for item in items if item.world_prompt), None)
+        if item is not None:
+            with item.named():
+                if isinstance(self._model, ModelSpec):
+                    self._model.check_prompt(item.world_prompt)
+                else:
+                    self._model.runner.world.check_takes_prompts()
 
     @property
     def seconds_per_world_step(self) -> float | None:
@@ -319,6 +333,11 @@ def find_controls(model: str, wanted: Collection[str], given: Mapping[str, str])
             found[name] = f"nano/{name}"
         elif Path(model).is_dir():
             found[name] = str(Path(model).resolve().parent / name)
+            if not Path(found[name]).is_dir():
+                raise ValueError(
+                    f"The arm {name!r} needs its trained weights, and there is no folder {name!r} next to {model}: "
+                    f"name them in the controls, as {name}=FOLDER."
+                )
         else:
             raise ValueError(
                 f"The arm {name!r} needs its trained weights; name them in the controls, as {name}=FOLDER."

@@ -21,11 +21,9 @@ def media_digest(item: Item) -> str:
         ValueError: if a file cannot be read; the message names the item.
     """
     digest = hashlib.blake2b(digest_size=8)
-    try:
+    with item.named():
         for source in (item.image, item.future):
             _add(digest, source)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{item.id}: {error}") from error
     return digest.hexdigest()
 
 
@@ -36,7 +34,8 @@ def _add(digest: Any, source: Any) -> None:
         digest.update(repr(sorted(source.record.items(), key=str)).encode())
         _add(digest, source.files())
     elif isinstance(source, Video):
-        digest.update(repr((source.selection, source.until, source.after)).encode())
+        moment = () if source.at is None and source.fps is None else (source.at, source.fps)
+        digest.update(repr((source.selection, source.until, source.after, *moment)).encode())
         _add(digest, source.source)
     elif isinstance(source, str | Path) and Path(source).is_dir():
         _add(digest, frame_paths(Path(source)))

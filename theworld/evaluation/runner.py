@@ -138,13 +138,16 @@ def missing_answers(
 ) -> Iterator[tuple[str, list[Answer]]]:
     """Yields the arm and its answers that are not in `known`, batch by batch and arm by arm."""
     reads_others = any(arm.reads_others for arm, _ in runs.values())
-    others = other_images(items, seed, imagination.uses_all_images) if reads_others else [[] for _ in items]
+    config, use_all = imagination.model.config, imagination.uses_all_images
+    others = other_images(items, seed, use_all, config) if reads_others else [[] for _ in items]
     for start in range(0, len(items), batch_size):
         chunk = range(start, min(start + batch_size, len(items)))
         decoded: dict[int, list[Any]] = {}  # images of the chunk, read once for all arms
         for name, (arm, n) in runs.items():
             missing = [row for row in chunk if items[row].id not in known[name]]
-            decoded.update({row: items[row].images() for row in missing if row not in decoded})
+            decoded.update({row: items[row].images(config) for row in missing if row not in decoded})
+            for row in missing if arm.needs_world else ():
+                items[row].check_past(decoded[row], config)
             for kind, rows in alike(missing, decoded).items():
                 batch = Batch(
                     images=[decoded[row] for row in rows],
@@ -152,7 +155,7 @@ def missing_answers(
                     num_world_steps=n,
                     seed=seed,
                     items=[items[row] for row in rows],
-                    world_images=[items[row].world_images(imagination.uses_all_images, decoded[row]) for row in rows],
+                    world_images=[items[row].world_images(use_all, decoded[row]) for row in rows],
                     other_images=[others[row] for row in rows],
                     imagination=imagination,
                 )

@@ -20,9 +20,11 @@ from theworld.datasets.multiple_choice import ChoiceQuestion
 from theworld.datasets.physics import FAMILIES
 from theworld.datasets.published import KNOWN_SETS, KnownSet
 from theworld.evaluation.answer_parser import LETTERS
-from theworld.evaluation.training_format import SampleMedia, question_of
+from theworld.evaluation.training_format import SampleMedia, load_clip, question_of
 from theworld.inference.prompting import Chat, Question
+from theworld.media.animations import load_still
 from theworld.media.images import load_image
+from theworld.media.selection import FramesUntilNow
 from theworld.media.video import Video
 from theworld.messages import Progress, counted, enumerate_names, suggest
 from theworld.model.configuration import TheWorldConfig
@@ -41,7 +43,8 @@ class Item:
         topic: what the question is about.
         form: "free", "choice", or "label" of a training sample, whose likelihood is measured as well.
         image: an image in any form that `theworld.media.images` takes, a tuple or list of them, a `Video`, whose last
-            frame is the present, or the `SampleMedia` of a training sample.
+            frame is the present, or the `SampleMedia` of a training sample. A `Video` of `FramesUntilNow` is a clip:
+            the world model reads it, and the language model sees its last frame.
         question: the full prompt text.
         answer: the exact correct answer, with `choices` its letter; HIDDEN if it is not published.
         legal: every answer that is understood; anything else counts as wrong and as unparsed.
@@ -51,6 +54,7 @@ class Item:
         choices: the text of choice A, B, …; answers are then read by `read_choice`. Empty: answers must match exactly.
         horizon: world steps until the outcome is visible, or None if unknown.
         chat: the question as a chat, if it is more than one turn with a text after all images.
+        world_prompt: what the imagined future shows; "" for none.
     """
 
     id: str
@@ -67,33 +71,47 @@ class Item:
     choices: tuple[str, ...] = ()
     horizon: int | None = None
     chat: Chat | None = None
+    world_prompt: str = ""
 
     @property
     def asked(self) -> Question:
         """What the model is asked."""
         return self.question if self.chat is None else self.chat
 
-    def images(self) -> list[Any]:
-        """The images of the question, decoded and in order; of a video, some of its frames, and of a training sample
-        its clips as `Video`.
+    def images(self, config: TheWorldConfig | None = None) -> list[Any]:
+        """The images of the question, decoded and in order; of a video, some of its frames, and clips as `Video`.
+
+        Args:
+            config: reads clips at the rate of this model; None reads the last frame of each.
 
         Raises:
             ValueError: if one cannot be read; the message names the item.
         """
-        return self._decoded(self.image)
+        with self.named():
+            if isinstance(self.image, SampleMedia):
+                return self.image.images(config)
+            entries = list(self.image) if isinstance(self.image, list | tuple) else [self.image]
+            return [
+                image
+                for entry in entries
+                for image in ([load_clip(entry, config)] if is_clip(entry) else map(load_still, _frames_of(entry)))
+            ]
 
-    def world_images(self, use_all: bool, images: Sequence[Any] | None = None) -> list[Any]:
+    def world_images(
+        self, use_all: bool, images: Sequence[Any] | None = None, config: TheWorldConfig | None = None
+    ) -> list[Any]:
         """The images that the world model starts from: the first, or all with `use_all`; of a video its last frame.
 
         Args:
             images: those of the item, if they are decoded already.
+            config: as in `images`.
         """
-        images = self.images() if images is None else list(images)
+        images = self.images(config) if images is None else list(images)
         if isinstance(self.image, SampleMedia):
             return images if use_all else images[:1]
         entries = list(self.image) if isinstance(self.image, list | tuple) else [self.image]
         if any(isinstance(entry, Video) for entry in entries):  # earlier frames are not the present
-            lengths = [len(entry.load().frames) if isinstance(entry, Video) else 1 for entry in entries]
+            lengths = [1 if is_clip(entry) else len(_frames_of(entry)) for entry in entries]
             images = [images[last - 1] for last in itertools.accumulate(lengths)]
         return images if use_all else images[:1]
 
@@ -107,7 +125,7 @@ class Item:
         if self.future is None:
             return () if self.frames is None else self.frames
         limit = None if count is None else count - 1
-        with self._named():
+        with self.named():
             if isinstance(self.future, SampleMedia):
                 future = self.future.future(config, limit)
             elif config is not None and limit is not None and isinstance(self.future, Video):
@@ -116,22 +134,29 @@ class Item:
                 future = [load_image(image) for image in _frames_of(self.future)[:limit]]
         if not future:
             return ()
-        now = self.world_images(use_all=False)[0]
+        now = self.world_images(use_all=False, config=config)[0]
         return [now.now if isinstance(now, Video) else now, *future][:count]
 
-    def _decoded(self, images: Any) -> list[Any]:
-        with self._named():
-            if isinstance(images, SampleMedia):
-                return images.images()
-            return [load_image(image) for image in _frames_of(images)]
-
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def named(self) -> Iterator[None]:
         """Within the context, errors of files name the item."""
         try:
             yield
-        except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"{self.id}: {error}") from error
+        except (ValueError, OSError) as error:
+            prefix = f"{self.where}: "
+            raise ValueError(prefix + str(error).removeprefix(prefix)) from error
+
+    @property
+    def where(self) -> str:
+        """Where the item is, for errors: its id, or the file and the line of a training sample."""
+        return self.image.where if isinstance(self.image, SampleMedia) else self.id
+
+    def check_past(self, images: Sequence[Any], config: TheWorldConfig) -> None:
+        """Raises a ValueError that names the item if a model cannot read the past of one of its decoded images."""
+        with self.named():
+            for image in images:
+                if isinstance(image, Video):
+                    config.past_steps_of(image.num_frames)
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -139,6 +164,11 @@ class Item:
         if self.form == "choice" and self.choices:
             return tuple(LETTERS[: len(self.choices)])
         return self.choices or tuple(sorted(self.legal))
+
+
+def is_clip(entry: Any) -> bool:
+    """Whether the language model sees only the last frame of a video, and the world model also those before it."""
+    return isinstance(entry, Video) and isinstance(entry.selection, FramesUntilNow)
 
 
 def _frames_of(images: Any) -> list[Any]:
@@ -180,17 +210,19 @@ def check_items(items: Sequence[Item]) -> None:
         )
 
 
-def other_images(items: Sequence[Item], seed: int, use_all: bool = False) -> list[list[Any]]:
+def other_images(
+    items: Sequence[Item], seed: int, use_all: bool = False, config: TheWorldConfig | None = None
+) -> list[list[Any]]:
     """For each image that the world model starts from, an image of another item, of the same family if it has two.
 
     Args:
         seed: every image gets one other image, sampled with this seed; no image gets itself.
-        use_all: as in `Item.world_images`.
+        use_all, config: as in `Item.world_images`.
 
     Raises:
         ValueError: if all items have the same image.
     """
-    images = [[(image_key(image), image) for image in item.world_images(use_all)] for item in items]
+    images = [[(image_key(image), image) for image in item.world_images(use_all, None, config)] for item in items]
     families: dict[str, dict[str, Any]] = {}
     by_key: dict[str, Any] = {}
     for entry, item in zip(images, items, strict=True):
@@ -302,12 +334,24 @@ def jsonl_items(request: Request) -> list[Item]:
     for index in range(len(dataset)):
         where, messages = dataset.where(index), dataset.messages(index)
         media = SampleMedia(dataset, index)
-        if media.record.get("world_prompt") is not None:
-            raise ValueError(f"{where} has a world_prompt, which evaluations do not use: remove it from a copy.")
         question, chat = question_of(messages[:-1])
         line = where.rpartition(" ")[2]
         label = messages[-1]["content"].strip()
-        items.append(Item(f"line {line}", "all", "all", LABEL, media, question, label, future=media, chat=chat))
+        prompt = media.record.get("world_prompt", "").strip()
+        items.append(
+            Item(
+                f"line {line}",
+                "all",
+                "all",
+                LABEL,
+                media,
+                question,
+                label,
+                future=media,
+                chat=chat,
+                world_prompt=prompt,
+            )
+        )
     return limit_evenly(items, request.limit)
 
 
@@ -375,6 +419,8 @@ def find_benchmark(name: str) -> Benchmark:
     Raises:
         ValueError: if there is none.
     """
+    if name.endswith(".jsonl"):
+        raise ValueError(f"{name} is no benchmark: name it first, as in `theworld eval jsonl {name}`.")
     if name not in BENCHMARKS:
         raise ValueError(f"There is no benchmark {name!r}; {suggest(name, BENCHMARKS)}")
     return BENCHMARKS[name]

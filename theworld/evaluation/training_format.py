@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from theworld.datasets.jsonl import PATH_KEYS, JsonlDataset
 from theworld.inference.prompting import Chat, user_turn
 from theworld.media.images import load_image
+from theworld.media.selection import LastFrames
 from theworld.media.video import Video
 from theworld.model.configuration import TheWorldConfig
 from theworld.storage.files import read_json_file
 
+LAST_FRAME = LastFrames(1)
 TRAINING_CONFIG = "training_config.json"  # which training writes next to a model
+
+
+def load_clip(video: Video, config: TheWorldConfig | None) -> Any:
+    """A video as a model reads it: the language model sees the last frame, and the world model all.
+
+    Args:
+        config: of the model; None reads the last frame only, since the frames before it depend on the model's rate.
+
+    Returns:
+        The loaded video, or its only frame.
+    """
+    if config is None:
+        return replace(video, selection=LAST_FRAME).load().now
+    loaded = config.read_video(video)
+    return loaded.now if loaded.num_frames == 1 else loaded
 
 
 @dataclass(frozen=True)
@@ -29,10 +46,15 @@ class SampleMedia:
         """The object of its line."""
         return self.dataset.lines[self.index][1]
 
-    def images(self) -> list[Any]:
-        """Decoded images and clips; of a clip, the language model sees the last frame, and the world model all."""
-        loaded = [image.load() if isinstance(image, Video) else load_image(image) for image in self._sample().images]
-        return [image.now if isinstance(image, Video) and image.num_frames == 1 else image for image in loaded]
+    @property
+    def where(self) -> str:
+        """Its file and line."""
+        return self.dataset.where(self.index)
+
+    def images(self, config: TheWorldConfig | None = None) -> list[Any]:
+        """Decoded images and clips; without a config the last frame of each clip."""
+        images = self._sample().images
+        return [load_clip(image, config) if isinstance(image, Video) else load_image(image) for image in images]
 
     def future(self, config: TheWorldConfig | None, limit: int | None) -> Sequence[Any]:
         """The first `limit` frames after now; with a config, those of a video at its rate."""

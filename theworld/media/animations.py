@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import os
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from theworld.media.files import ANIMATIONS, decoding, open_image, read_file
+from theworld.media.images import load_image
 from theworld.media.selection import usual
 from theworld.media.streams import open_stream, packets_of
 
 # Milliseconds. Shorter frames of an animation have no time: Pillow writes 0, and 1 into an AVIF, if it is given none.
 SHORTEST, USUAL = 2, 100  # and what browsers show the frames of a GIF for that have none
+
+logger = logging.getLogger(__name__)
+FIRST_FRAME = "%s has %d frames and is given as an image, so only its first one is read: give animations as videos"
+_warned: list[Any] = []  # the first animation that was given as an image
+
+
+def load_still(source: Any) -> Image.Image:
+    """`load_image`, with a warning the first time that a file has several frames, of which the first is read."""
+    if isinstance(source, str | os.PathLike) and not _warned and (count := num_frames_of_image(source)) > 1:
+        _warned.append(source)
+        logger.warning(FIRST_FRAME, source, count)
+    return load_image(source)
 
 
 def num_frames_of_image(path: str | os.PathLike[str]) -> int:

@@ -6,7 +6,6 @@ as repeated until shortly before the next one, since writers of animations merge
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,8 @@ import numpy as np
 KEPT_FRAMES = 65
 # More than an hour at 30 frames per second. Longer videos are decoded in minutes, for a few frames.
 MAX_FRAMES = 2**17
+# Frames per second that a video can have; the fastest cameras stay below.
+MAX_RATE = 10**6
 # A moment midway between two frames, up to this share of their distance later, belongs to the earlier one: timestamps
 # are rounded, to milliseconds in Matroska and to hundredths of a second in GIF.
 MIDWAY = 0.55
@@ -39,8 +40,10 @@ def check_rate(fps: float | None) -> None:
     """Raises a ValueError for a frame rate that is no positive number."""
     if fps is None:
         return
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
-        raise ValueError(f"fps is {fps!r}: give the frames per second of the video, a number above 0.")
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= MAX_RATE:
+        raise ValueError(
+            f"fps is {fps!r}: give the frames per second of the video, a number above 0 and up to {MAX_RATE:,}."
+        )
 
 
 def usual(seconds: np.ndarray) -> float:

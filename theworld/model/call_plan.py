@@ -98,3 +98,11 @@ def check_integer(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise ValueError(f"{name} is {value!r}; it must be an integer.") from None
+
+
+def check_seed(seed: Any) -> int:
+    """Returns `seed` as an int, or raises a ValueError for one that the generators of NumPy and torch do not take."""
+    value = check_integer("seed", seed)
+    if not 0 <= value < 2**32:
+        raise ValueError(f"seed is {value}; it must be between 0 and {2**32 - 1}.")
+    return value

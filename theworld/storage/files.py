@@ -74,10 +74,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.chmod(mode)
 
 
+def no_file(path: str | os.PathLike[str], kind: str = "file") -> str:
+    """The beginning of an error about a path that is not that of a file: `There is no file x`, or `x is a folder`."""
+    problem = other_than_file(path)
+    return f"There is no {kind} {path}" if problem is None else f"{path} is {problem}"
+
+
+def other_than_file(path: str | os.PathLike[str]) -> str | None:
+    """What a path names that is not a file; None if it does not exist."""
+    if Path(path).is_dir():
+        return "a folder"
+    return "not a regular file" if Path(path).exists() else None
+
+
 def read_json_file(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     """Reads the JSON object in a file; `remedy` ends the ValueError about a damaged one: "download it again"."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); {remedy}.") from error
     if not isinstance(content, dict):

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from theworld.storage.files import read_json_file
+from theworld.model.call_plan import check_seed
+from theworld.storage.files import no_file, read_json_file
 from theworld.storage.hub import COSMOS_2B
 from theworld.training.config_keys import (
     ALIASES,
@@ -309,6 +310,7 @@ class TrainingConfig:
         for name in ("learning_rate", "muon_learning_rate", "save_steps", "eval_steps", "logging_steps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        check_seed(self.seed)
         if not 0 < self.adam_beta2 < 1:
             raise ValueError(f"adam_beta2 is {self.adam_beta2}; it must be between 0 and 1.")
         for key in ("optim", "optim_args", "optim_target_modules"):
@@ -468,7 +470,7 @@ def own_keys() -> list[str]:
 def check_file(path: str, key: str, content: str) -> None:
     """Raises a ValueError if there is no such file."""
     if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}, which {key} names; give the path of {content}.")
+        raise ValueError(f"{no_file(path)}, which {key} names; give the path of {content}.")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -479,5 +481,5 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"There is no config {path}; give the path of a JSON file, such as configs/default.json.")
+        raise ValueError(f"{no_file(path, 'config')}; give the path of a JSON file, such as configs/default.json.")
     return read_json_file(file, 'write it as {"key": value}')

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
-from theworld.training.config import TrainingConfig
+from theworld.training.config import TrainingConfig, check_file
 
 logger = logging.getLogger(__name__)
 
 LOGS = "logs"  # inside output_dir
+SETTINGS_FILES = ("deepspeed", "fsdp_config", "accelerator_config")  # fields that may name a JSON file
 
 
 def training_arguments(config: TrainingConfig) -> TrainingArguments:
     """Arguments of Trainer. The token is not one of them, since libraries find it in the environment.
 
     Raises:
-        ValueError: if transformers does not accept a field.
+        ValueError: if transformers does not accept a field, a file of settings is missing, or DeepSpeed is.
     """
+    check_settings_files(config)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(config.output_dir) / LOGS)  # the only way to set it
     os.environ["WANDB_PROJECT"] = config.wandb_project
     others = copy.deepcopy(config.trainer_arguments)  # TrainingArguments changes dicts in place
@@ -88,3 +92,17 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
     if made.n_gpu > 1:  # Trainer would use nn.DataParallel, which cannot gather logits of unequal lengths
         made._n_gpu = 1
     return made
+
+
+def check_settings_files(config: TrainingConfig) -> None:
+    """Raises a ValueError if a file of settings does not exist, or if DeepSpeed is wanted and not installed."""
+    for key in SETTINGS_FILES:
+        value = config.trainer_arguments.get(key)
+        if isinstance(value, str) and not value.lstrip().startswith("{"):
+            check_file(value, key, "a JSON file of its settings")
+    is_wanted = config.trainer_arguments.get("deepspeed") or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+    if is_wanted and importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(
+            'deepspeed needs the package DeepSpeed, which is not installed: run `pip install "theworld[deepspeed]"`, '
+            "or train without it."
+        )

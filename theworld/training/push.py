@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
 
 from theworld.inspection import repositories
 from theworld.storage.hub import TransportError, hub_answers, is_shipped, may_be_on_hub, resolve
@@ -23,6 +24,7 @@ def check_hub(config: TrainingConfig) -> None:
         ValueError: if the Hub cannot be pushed to.
     """
     if config.push_to_hub:
+        check_repository(str(config.hub_model_id), "hub_model_id ")
         check_token("push_to_hub", OR_NOT)
 
 
@@ -39,6 +41,14 @@ def local_bases(model: Mapping[str, Any]) -> list[str]:
         for key in keys
         if (name := model.get(key)) and not may_be_on_hub(name) and not is_shipped(resolve(name))
     ]
+
+
+def check_repository(repository: str, key: str = "") -> None:
+    """Raises a ValueError if this cannot be the id of a repository; `key` begins the message."""
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise ValueError(f"{key}{repository!r} is not a valid repository name: {error}") from error
 
 
 def check_token(what: str, otherwise: str) -> None:
@@ -66,11 +76,10 @@ def make_repository(repository: str, private: bool, otherwise: str = OR_NOT) -> 
         ValueError: if the Hub refuses, or if it must be private and there is a public one of this name.
     """
     api = HfApi()
+    check_repository(repository)
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         is_public = private and api.model_info(repository).private is False
-    except HFValidationError as error:
-        raise ValueError(f"hub_model_id {repository!r} is not a valid repository name: {error}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         raise ValueError(

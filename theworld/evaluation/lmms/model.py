@@ -15,6 +15,7 @@ from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
 from tqdm import tqdm
 
+from theworld.datasets.samples import naming
 from theworld.evaluation.answering import ModelAnswerer
 from theworld.evaluation.arms import ARMS, Arm, Batch, Imagination
 from theworld.evaluation.lmms.requests import Decoding, Prompt, read_messages, read_visuals
@@ -22,6 +23,7 @@ from theworld.evaluation.runner import answer, check_arms, inputs_of
 from theworld.evaluation.tasks import HIDDEN, Item
 from theworld.inference.pipeline import TheWorld
 from theworld.messages import suggest
+from theworld.model.call_plan import check_seed
 from theworld.model.spec import resolve_model
 
 # Interventions that need only a question and its images: no true future, no image of another question. Trained controls
@@ -63,7 +65,7 @@ class TheWorldChat(lmms):
         super().__init__()
         check_names(unknown)
         self.arm = choose_arm(arm)
-        self.seed = seed
+        self.seed = check_seed(seed)
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"batch_size is {batch_size!r}; it must be an integer of 1 or more.")
         self.batch_size = int(batch_size)
@@ -119,7 +121,8 @@ class TheWorldChat(lmms):
         return self.task_dict[task][split][number]
 
     def read(self, request: Instance) -> Prompt:
-        return read_messages(request.args[1](self.doc(request)))
+        with naming(row_of(request)):
+            return read_messages(request.args[1](self.doc(request)))
 
     def decoding(self, request: Instance) -> Decoding:
         decoding = Decoding.read(request.args[1 if self.is_simple else 2])
@@ -159,7 +162,8 @@ class TheWorldChat(lmms):
                     )
                     if is_over:
                         continue
-                prompts[self.decoding(request)][i] = read_messages(turn)
+                with naming(row_of(request)):
+                    prompts[self.decoding(request)][i] = read_messages(turn)
             for decoding, batch in prompts.items():
                 for i, result in zip(batch, self.answers(list(batch.values()), decoding), strict=True):
                     found[i].append(result.text)
@@ -212,7 +216,8 @@ class TheWorldSimple(TheWorldChat):
     is_simple = True
 
     def read(self, request: Instance) -> Prompt:
-        return read_visuals(request.args[2](self.doc(request)), request.args[0])
+        with naming(row_of(request)):
+            return read_visuals(request.args[2](self.doc(request)), request.args[0])
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """For each answer, its loss given the question, summed over tokens, and whether greedy decoding gives it.
@@ -243,6 +248,12 @@ class TheWorldSimple(TheWorldChat):
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         raise NotImplementedError("Tasks of several rounds need the chat form; leave --force_simple out.")
+
+
+def row_of(request: Instance) -> str:
+    """Where a request comes from, for errors."""
+    number, task, split = request.args[-3:]
+    return f"{task}, row {number} of {split}"
 
 
 def check_names(unknown: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from theworld.datasets.multiple_choice import SHOWN_FRAMES
-from theworld.media.images import load_image
+from theworld.media.animations import load_still
 from theworld.media.video import FRAME_FILES, Video
 
 MAX_NEW_TOKENS = 1024  # of tasks that do not set it
@@ -104,7 +104,7 @@ def images_of(part: Mapping[str, Any]) -> list[Any]:
     """The images of one part of a chat: one, or some frames of a video."""
     kind, source = part["type"], part["url"]
     if kind == "image":
-        return [load_image(source)]
+        return [load_still(source)]
     if kind != "video":
         raise ValueError(f"The task contains {kind}, and TheWorld reads images, videos and text.")
     if isinstance(source, Mapping) or part.get("start_time") is not None or part.get("end_time") is not None:
