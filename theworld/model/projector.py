@@ -39,10 +39,15 @@ def sinusoidal_embedding(length: int, width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width] * 2**0.5
 
 
+def drawn(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Unit Gaussian numbers on the generator's device, also where another one is the default."""
+    return torch.randn(tuple(shape), generator=generator, device=generator.device)
+
+
 @torch.no_grad()
 def init_linear(linear: nn.Linear, generator: torch.Generator) -> None:
     """Initialises weights that preserve the variance of their input, and a bias of zero."""
-    linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) / linear.in_features**0.5)
+    linear.weight.copy_(drawn(linear.weight.shape, generator) / linear.in_features**0.5)
     if linear.bias is not None:
         linear.bias.zero_()
 
@@ -156,22 +161,22 @@ class WorldProjector(nn.Module):
         The language model's layers expect inputs of the size of its text embeddings. Normalised latents have unit
         variance, so the size can be set before any image is seen.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         linears = [module for module in self.projection.modules() if isinstance(module, nn.Linear)]
         for linear in linears:
             init_linear(linear, generator)
-        sample = torch.randn(1024, linears[0].in_features, generator=generator)
+        sample = drawn((1024, linears[0].in_features), generator)
         sample = sample.to(linears[0].weight.device, linears[0].weight.dtype)
         measured = self.projection(sample).float().square().mean().sqrt()
         projected_rms = target_rms if self.resampler is None else 1.0  # the resampler scales its own output
         linears[-1].weight.mul_(projected_rms / measured.to(linears[-1].weight))
-        boundaries = torch.randn(self.boundaries.shape, generator=generator) * target_rms
+        boundaries = drawn(self.boundaries.shape, generator) * target_rms
         self.boundaries.copy_(boundaries)
         for embedding in (self.temporal, self.row, self.column):
             embedding.zero_()
         if self.resampler is not None:
             for embedding in (self.row, self.column):
-                embedding.copy_(torch.randn(embedding.shape, generator=generator))
+                embedding.copy_(drawn(embedding.shape, generator))
             self.resampler.reset_parameters(target_rms, self.spatial_pos_embed(), generator)
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ def check_frames(frames: Tensor, temporal_factor: int, spatial_factor: int) -> N
     if not frames.is_floating_point():
         raise ValueError(f"frames are {frames.dtype}; they must be floats in [-1, 1]: uint8 / 127.5 - 1.")
     if not frames.is_meta:
-        low, high = frames.detach().aminmax()
+        low, high = torch.stack(frames.detach().aminmax()).tolist()  # one transfer
         if not (low >= -1.001 and high <= 1.001):  # written so that NaN is refused too
             raise ValueError(f"frames are in [{low:.4g}, {high:.4g}]; they must be in [-1, 1]: uint8 / 127.5 - 1.")
     num_frames, height, width = frames.shape[2:]
