@@ -8,6 +8,7 @@ frame of the resampler.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,8 @@ class Resampler(nn.Module):
                 init_linear(module, generator)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
-        self.queries.copy_(torch.randn(self.queries.shape, generator=generator) * QUERY_SCALE)
-        cells = torch.randn(16, *pos_embed_hwP.shape, generator=generator).to(pos_embed_hwP) + pos_embed_hwP
+        self.queries.copy_(drawn(self.queries.shape, generator) * QUERY_SCALE)
+        cells = drawn((16, *pos_embed_hwP.shape), generator).to(pos_embed_hwP) + pos_embed_hwP
         measured = self(cells).float().square().mean().sqrt()
         self.output.weight.mul_(target_rms / measured.to(self.output.weight))
 
