@@ -72,6 +72,6 @@ class CudaGraphs:
                 function(*own)
         current.wait_stream(other)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # loaders pin memory
             outputs = function(*own)
         return graph, own, outputs

@@ -23,7 +23,7 @@ from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
 from theworld.evaluation.tasks import Request, load_benchmark
 from theworld.evaluation.training_format import TRAINING_CONFIG, note_on_format
 from theworld.inference.latent_cache import compute_with, latents_of
-from theworld.model.frozen_loss import shift
+from theworld.model.packing import shift
 from theworld.training.checkpointing import CONFIG_FILE
 from theworld.training.loss import answer_sums
 

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.training.conftest import load, records
 from theworld.datasets.samples import TheWorldDataset
-from theworld.training import checkpointing, recipe
+from theworld.model import language_loss
+from theworld.model.frozen_loss import FrozenLoss
+from theworld.training import checkpointing, fast_path, recipe
 from theworld.training.checkpointing import checkpoints_in, find_last_checkpoint
 from theworld.training.config import TrainingConfig
 from theworld.training.loss import answer_sums
@@ -211,3 +213,69 @@ def test_a_folder_without_training_state_is_not_a_checkpoint(tmp_path: Path) -> 
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / checkpointing.STATE_FILE).write_text("{}")
     assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_the_fast_path_learns_the_same(settings: Settings) -> None:
+    """Chats of different lengths, one without an image, through Trainer's own loss."""
+    chats = records(4)
+    chats[1]["label"] = "the middle bin, left of the right one"
+    chats[2] = {"text": "How many bins are there?", "label": "three"}
+    made = new_trainer(settings(num_world_steps=1, batch_size=4), chats)
+    inputs = batch_of(made, range(4))
+    gradients = []
+    for frozen in (None, FrozenLoss(made.model.vlm, compiled=False, graphs=False, group_tokens=32)):
+        made.model.frozen_loss = frozen
+        made.model.zero_grad()
+        loss = made.compute_loss(made.model, inputs, num_items_in_batch=torch.tensor(7))
+        loss.backward()
+        gradients.append((loss.item(), {n: p.grad for n, p in made.model.named_parameters() if p.grad is not None}))
+    (expected_loss, expected), (loss_found, found) = gradients
+    assert loss_found == pytest.approx(expected_loss, rel=1e-6)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-3)
+
+
+def test_logits_are_computed_only_for_labels(settings: Settings) -> None:
+    """Not for all positions that are a label in some sample of the batch."""
+    chats = records(3)
+    chats[1]["label"] = "the middle bin, left of the right one"
+    made = new_trainer(settings(), chats)
+    inputs = batch_of(made, range(3))
+    rows = []
+    made.model.vlm.lm_head.register_forward_hook(lambda module, given, logits: rows.append(logits[..., 0].numel()))
+    made.model.train()
+    made.compute_loss(made.model, inputs, num_items_in_batch=1)
+    made.compute_loss(made.model, inputs, return_outputs=True, num_items_in_batch=1)
+    labels = int((inputs["labels"][:, 1:] != -100).sum())
+    assert rows == [labels, labels]
+
+
+def test_long_answers_need_the_logits_of_one_chunk_at_a_time(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = new_trainer(settings(), records(3))
+    inputs = batch_of(made, range(3))
+    losses = []
+    for chunk in (1024, 2):
+        monkeypatch.setattr(language_loss, "CHUNK", chunk)
+        made.model.zero_grad()
+        loss = made.compute_loss(made.model, inputs, num_items_in_batch=1)
+        loss.backward()
+        losses.append((loss.item(), made.model.projector.projection.weight.grad.clone()))
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-6)
+    torch.testing.assert_close(losses[0][1], losses[1][1], atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason", "steps", "expected"),
+    [("auto", None, 1000, True), ("auto", None, 10, False), ("on", None, 10, True), ("auto", "no GPU", 1000, False),
+     ("off", None, 1000, False)],
+)  # fmt: skip
+def test_when_the_fast_path_is_used(wanted: str, reason: str | None, steps: int, expected: bool) -> None:
+    assert fast_path.uses_fast_path(wanted, reason, steps) is expected
+
+
+def test_the_fast_path_needs_a_gpu(settings: Settings) -> None:
+    with pytest.raises(ValueError, match="fast_path is on, but it needs an NVIDIA GPU; set it to auto or off"):
+        new_trainer(settings(fast_path="on"), records(2))

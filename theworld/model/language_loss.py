@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Gemma3ForConditionalGeneration
 from transformers.models.gemma3.modeling_gemma3 import Gemma3CausalLMOutputWithPast
 
-from theworld.model.frozen_loss import loss_scale, shift
+from theworld.model.packing import loss_scale, shift
 from theworld.model.placeholders import IGNORE_INDEX
 
 CHUNK = 1024  # labels whose logits are in memory at a time: 3 GB in 16 bits with their float32 copies

@@ -16,7 +16,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,6 @@ from theworld.model import freezing, loading, lora, saving
 from theworld.model.call_plan import NO_WORLD_MODEL, world_parts_for
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.fast_path import FastPathMixin
-from theworld.model.frozen_loss import FrozenLoss
 from theworld.model.language_loss import call_language, with_unused
 from theworld.model.placeholders import scatter, single_value
 from theworld.model.processing import TheWorldProcessor, prompts_each
@@ -44,6 +43,9 @@ from theworld.storage.adapters import copy_tensors
 from theworld.storage.hub import resolve, split_checkpoint_name
 from theworld.world_models import world_model_class
 from theworld.world_models.base import WorldModel
+
+if TYPE_CHECKING:
+    from theworld.model.frozen_loss import FrozenLoss
 
 logger = logging.getLogger(__name__)
 

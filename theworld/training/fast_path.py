@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from theworld.model.frozen_loss import FrozenLoss
+from theworld.model.frozen_loss import COMPILE_OPTIONS, FrozenLoss
 from theworld.model.modeling import TheWorldForConditionalGeneration
 
 logger = logging.getLogger(__name__)
@@ -45,12 +45,12 @@ def enable(model: TheWorldForConditionalGeneration, trained: Sequence[str]) -> N
     """Compiles the layers of a model on a GPU whose parts `trained` learn."""
     logger.info("fast_path: layers are compiled, which takes the first seconds of the run")
     for layer in vision_layers(model):
-        layer.compile()
+        layer.compile(options=COMPILE_OPTIONS)
     if set(trained) <= BEFORE_THE_LANGUAGE_MODEL:
         model.frozen_loss = FrozenLoss(model.vlm)
     else:
         for layer in model.vlm.model.language_model.layers:
-            layer.compile()
+            layer.compile(options=COMPILE_OPTIONS)
 
 
 def vision_layers(model: TheWorldForConditionalGeneration) -> list[nn.Module]:

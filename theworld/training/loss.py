@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction
 
-from theworld.model.frozen_loss import shift
+from theworld.model.packing import shift
 from theworld.model.placeholders import IGNORE_INDEX
 
 

@@ -33,8 +33,8 @@ from theworld.datasets.collator import ChatCollator
 from theworld.inference.latent_cache import Compute, compute_with, latents_of
 from theworld.media.images import frames_of
 from theworld.model import freezing
-from theworld.model.frozen_loss import shift
 from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.model.packing import shift
 from theworld.model.placeholders import IGNORE_INDEX
 from theworld.model.saving import check_finite
 from theworld.storage.adapters import copy_tensors, read_tensors
