@@ -108,6 +108,8 @@ class TrainingConfig:
             `{"0": 0.5, "4": 0.5}`; None means always `num_world_steps`. Evaluation always uses `num_world_steps`.
         world_dropout: share of batches, in [0, 1], without world tokens, so that the model can also answer without.
         image_dropout: share of batches, in [0, 1], whose images only the world model sees.
+        vision_cache: folder of image features that runs share: those of each image are computed once, and batches hold
+            them instead of pixels. It needs a frozen vision tower and a dataset of known length.
         latent_cache: folder of world latents that runs share; they are computed once, and training does not load the
             world model. None computes them in every step.
         latent_batch_size: images per batch of the world model while the cache is filled.
@@ -208,6 +210,7 @@ class TrainingConfig:
     world_dropout: float = 0.0
     image_dropout: float = 0.0
     latent_cache: str | None = None
+    vision_cache: str | None = None
     latent_batch_size: int = 16
 
     optimizer: str = "adamw"
@@ -271,7 +274,7 @@ class TrainingConfig:
         hints = typing.get_type_hints(type(self))
         for known in dataclasses.fields(self):
             setattr(self, known.name, checked(known.name, getattr(self, known.name), hints[known.name]))
-        for name in ("output_dir", "latent_cache"):
+        for name in ("output_dir", "latent_cache", "vision_cache"):
             if (folder := getattr(self, name)) is not None:
                 setattr(self, name, os.path.expanduser(folder))
         for name, value in self.trainer_arguments.items():
@@ -322,6 +325,7 @@ class TrainingConfig:
             raise ValueError("A streamed dataset has no length, so streaming needs max_steps; set it.")
         self._check_hub()
         self._check_mix()
+        self._check_vision_cache()
         self._check_vae()
 
     def _check_hub(self) -> None:
@@ -342,6 +346,12 @@ class TrainingConfig:
                 )
         if self.world_steps_mix is not None and not self.world_steps_mix:
             raise ValueError("world_steps_mix is empty; remove it, or give at least one number of world steps.")
+
+    def _check_vision_cache(self) -> None:
+        if self.vision_cache is not None and not self.freeze_gemma_vision:
+            raise ValueError("A trainable vision tower changes the features in every step; remove vision_cache.")
+        if self.vision_cache is not None and self.streaming:
+            raise ValueError("vision_cache needs a dataset of known length; remove it, or set streaming to false.")
 
     def _check_vae(self) -> None:
         if self.freeze_cosmos_vae:

@@ -59,6 +59,7 @@ from theworld.training.push import check_hub, local_bases, make_repository
 from theworld.training.samplers import IndexedSamples, IndexedStream, filter_by_length
 from theworld.training.stopping import ENDING, Stop
 from theworld.training.trainer import TheWorldTrainer
+from theworld.training.vision_precompute import fill_vision_cache, open_vision_cache
 from theworld.training.workers import errors_of_workers
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,10 @@ def train(
     # 3. the model and its trainable parts
     model = build_model(config, described)
     report(config, model, training, evaluation)
+    collator.vision_cache = open_vision_cache(config, described, collator)
+    if collator.vision_cache is not None:
+        new = fill_vision_cache(config, collator, (training, evaluation), model, progress)
+        logger.info("%d entries in %s, %d of them new", len(collator.vision_cache), collator.vision_cache.folder, new)
 
     # 4. training
     quiet = config.trainer_arguments.get("disable_tqdm", False)
