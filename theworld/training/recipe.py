@@ -21,7 +21,7 @@ from theworld.datasets.streams import StreamedSamples
 from theworld.inference.latent_cache import LatentCache
 from theworld.inspection.machine import free_ram, gpus
 from theworld.inspection.memory import TEXT_TOKENS
-from theworld.inspection.parameters import build_on_meta
+from theworld.inspection.parameters import count_parts
 from theworld.inspection.readiness import gib
 from theworld.inspection.run_memory import training_run
 from theworld.messages import TaskProgress
@@ -303,10 +303,9 @@ def check_machine(config: TrainingConfig) -> None:
 def report_memory(config: TrainingConfig, described: Described) -> None:
     """Logs the memory that a step is predicted to take, and warns if it is more than this machine has."""
     parts = trainable_parts(config, described.config)
-    built = build_on_meta(described.config)
     predicted = training_run(
         described.config,
-        {row.part: row.total for row in freezing.count_parameters(built)},
+        count_parts(described.config),
         parts,
         num_world_steps=max([described.config.num_world_steps, *config.steps_shares]),
         batch=config.batch_size,
