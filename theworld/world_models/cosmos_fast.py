@@ -73,7 +73,7 @@ class FastPaths:
         """
         device_type = vae.quant_conv.weight.device.type
         needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (frames, *vae.parameters()))
-        if frames.shape[2] != 1 or needs_grad or torch.is_autocast_enabled(device_type):
+        if device_type == "meta" or frames.shape[2] != 1 or needs_grad or torch.is_autocast_enabled(device_type):
             return None
         shape = (*frames.shape[:2], *frames.shape[3:])
         if not first_frame.is_supported(vae) or not self.is_due(fast_path, vae, "encode", shape):
@@ -99,7 +99,8 @@ class FastPaths:
         """`cosmos_sampler.denoise`, captured where `worth_it` says so and autocast is off."""
         shape = rollout_shape(given, noise, text, schedule["sigmas"])
         device = transformer.patch_embed.proj.weight.device
-        usable = cosmos_rollout.is_supported(transformer) and not torch.is_autocast_enabled(device.type)
+        usable = device.type != "meta" and cosmos_rollout.is_supported(transformer)
+        usable = usable and not torch.is_autocast_enabled(device.type)
         if not usable or not self.is_due(fast_path, transformer, "rollout", shape):
             settings = {"fps": fps, "sigma_conditioning": sigma_conditioning, **schedule}
             return denoise(transformer, given, noise, text, **settings)
