@@ -11,7 +11,7 @@ import typer
 from theworld.cli import options
 from theworld.cli.ask import describe_clip, read_images
 from theworld.cli.console import counting, say, waiting
-from theworld.cli.loading import PAST_STEPS, check_files, check_output, dtype_name, load, resolve_spec
+from theworld.cli.loading import PAST_STEPS, check_files, check_output, dtype_name, load, read_config, resolve_spec
 from theworld.messages import counted
 from theworld.model.call_plan import steps_to_imagine
 
@@ -67,6 +67,7 @@ def imagine(
     is_video = frames or video is not None
     spec = resolve_spec(model, world_model, max_past_steps=PAST_STEPS if is_video else 0)
     spec.check_steps(steps)
+    read_config(spec)
 
     import numpy as np
 

@@ -109,7 +109,9 @@ class TheWorld(nn.Module):
             settings.num_world_steps = settings.check_world_steps(num_world_steps)
         # a new fusion has the parts for its own number of steps; a trained model loads others when they are needed
         parts = ("encoder",) if spec.is_fused else world_parts_for(settings.num_world_steps)
-        model = spec.load(dtype=dtype, world_parts=parts, device_map=device_map, config=settings)
+        # weights go to a GPU from the file; on a CPU they stay mapped from it until they are used
+        gpu = target if target is not None and target.type == "cuda" else None
+        model = spec.load(dtype=dtype, world_parts=parts, device_map=device_map, device=gpu, config=settings)
         self.model = model if target is None else model.to(target)
         self.model.fast_path = fast_path
         self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)

@@ -16,11 +16,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from theworld.model import gemma_layers
+from theworld.model import gemma_layers, lora
 from theworld.model.cuda_graphs import CapturedStep
 from theworld.model.gemma_layers import DECODE_ATTENTION, Attention, LayerInputs, decoder_layer
 from theworld.model.placeholders import scatter
@@ -491,5 +490,5 @@ def fingerprint(*modules: torch.nn.Module) -> tuple[Any, ...]:
 
 def adapter_state(module: torch.nn.Module) -> tuple[Any, ...]:
     """Which LoRAs of a module are active."""
-    layers = (layer for layer in module.modules() if isinstance(layer, BaseTunerLayer))
+    layers = lora.layers_of(module).values()
     return tuple(sorted({(layer.disable_adapters, tuple(layer.active_adapters)) for layer in layers}))

@@ -85,8 +85,9 @@ class WorldModel(nn.Module, ABC):
         revision: str | None = None,
         dtype: torch.dtype | None = None,
         config: PreTrainedConfig | None = None,
+        device: str | torch.device = "cpu",
     ) -> WorldModel:
-        """Reads exactly the tensors of `parts` from a folder or Hugging Face repository."""
+        """Reads exactly the tensors of `parts` from a folder or Hugging Face repository, straight to `device`."""
 
     @property
     def latent_channels(self) -> int:
