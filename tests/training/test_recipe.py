@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers.models.gemma3.modeling_gemma3 import Gemma3Model
 
 from tests.training.conftest import load, records, wait_for
 from theworld import TheWorld
@@ -470,44 +469,3 @@ def test_the_first_step_of_a_short_config_trains(settings: Settings, name: str) 
     before = build_model(config, describe(config)).state_dict()
     trained = load_file(recipe.train(config, load()) / "model.safetensors")
     assert any(not torch.equal(tensor, before[name]) for name, tensor in trained.items())
-
-
-def test_cached_image_features_train_as_pixels_do(
-    settings: Callable[..., TrainingConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two images per sample, one of them repeated; the second run neither resizes images nor runs the tower."""
-    chats = records(4)
-    for number, chat in enumerate(chats):
-        own = chat.pop("image")
-        chat["images"] = [own, chats[0]["images"][0]] if number else [own]
-    weights = []
-    calls = []
-    features = Gemma3Model.get_image_features
-
-    def counted(self: Gemma3Model, pixel_values: torch.Tensor, **keywords: Any) -> Any:
-        calls.append(len(pixel_values))
-        return features(self, pixel_values, **keywords)
-
-    monkeypatch.setattr(Gemma3Model, "get_image_features", counted)
-    for number, cache in enumerate((None, tmp_path / "features", tmp_path / "features")):
-        calls.clear()
-        config = settings(
-            output_dir=str(tmp_path / f"run{number}"), max_steps=2, batch_size=2, num_workers=0,
-            vision_cache=None if cache is None else str(cache),
-        )  # fmt: skip
-        folder = recipe.train(config, lambda config: (chats, None))
-        weights.append(load_file(folder / "model.safetensors")["projector.projection.weight"])
-        assert sum(calls) == (7 * 2 // 2 if cache is None else 4 if number == 1 else 0)
-    torch.testing.assert_close(weights[1], weights[0], atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(weights[2], weights[1])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"freeze_gemma_vision": False}, "remove vision_cache"), ({"streaming": True}, "known length")],
-)
-def test_features_that_change_are_not_cached(
-    settings: Callable[..., TrainingConfig], changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        settings(vision_cache="features", max_steps=2, **changes).validate()

@@ -274,8 +274,3 @@ def test_long_answers_need_the_logits_of_one_chunk_at_a_time(
 )  # fmt: skip
 def test_when_the_fast_path_is_used(wanted: str, reason: str | None, steps: int, expected: bool) -> None:
     assert fast_path.uses_fast_path(wanted, reason, steps) is expected
-
-
-def test_the_fast_path_needs_a_gpu(settings: Settings) -> None:
-    with pytest.raises(ValueError, match="fast_path is on, but it needs an NVIDIA GPU; set it to auto or off"):
-        new_trainer(settings(fast_path="on"), records(2))
