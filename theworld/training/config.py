@@ -127,7 +127,7 @@ class TrainingConfig:
         num_epochs, max_steps: length of the run; `max_steps` takes precedence.
         use_gradient_checkpointing: recomputes activations in the backward pass to save memory.
         fast_path: `on` compiles the layers on a GPU, which takes the first half minute and about doubles the speed;
-            `auto` does so for runs of 100 steps or more, and `off` never.
+            `auto` does so for runs of 100 steps or more on one GPU, and `off` never.
         mixed_precision: `bf16`, `fp16` or `fp32`. Trainable parameters are always kept in float32, frozen ones in
             bfloat16 under `bf16`. `fp16` needs a GPU.
         seed: of the order of samples and of all that is sampled per batch.

@@ -30,15 +30,17 @@ def why_not(device: torch.device, sharded: bool, precision: str) -> str | None:
     return None
 
 
-def uses_fast_path(wanted: str, reason: str | None, steps: int) -> bool:
+def uses_fast_path(wanted: str, reason: str | None, steps: int, processes: int = 1) -> bool:
     """Whether a run of `steps` optimizer steps uses the fast path; `reason` is `why_not`'s.
+
+    "auto" leaves runs of several processes alone, in which it has not been measured.
 
     Raises:
         ValueError: if it is wanted "on" and not possible.
     """
     if wanted == "on" and reason is not None:
         raise ValueError(f"fast_path is on, but {reason}; set it to auto or off.")
-    return wanted == "on" or (wanted == "auto" and reason is None and steps >= MINIMUM_STEPS)
+    return wanted == "on" or (wanted == "auto" and reason is None and steps >= MINIMUM_STEPS and processes == 1)
 
 
 def enable(model: TheWorldForConditionalGeneration, trained: Sequence[str]) -> None:

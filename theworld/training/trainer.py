@@ -107,7 +107,7 @@ class TheWorldTrainer(Trainer):
         distributed.check_strategy(self.accelerator, config.optimizer, self.trainable)
         self.sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         reason = fast_path.why_not(self.args.device, self.sharded, config.mixed_precision)
-        if fast_path.uses_fast_path(config.fast_path, reason, self.expected_steps()):
+        if fast_path.uses_fast_path(config.fast_path, reason, self.expected_steps(), self.args.world_size):
             fast_path.enable(model, self.trainable)
         self.parameter_groups: list[list[Tensor]] = []  # of the optimizer, before DeepSpeed joined them
 
