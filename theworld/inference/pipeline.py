@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchFeature
 
+from theworld.fast_path import check_fast_path
 from theworld.inference.generation import FRAMES_INSTEAD, SEVERAL_IMAGES, WITHOUT_IMAGE, generation_inputs
 from theworld.inference.options import (
     MAX_NEW_TOKENS,
@@ -37,7 +38,6 @@ from theworld.model import checkpoint_file, freezing
 from theworld.model.call_plan import CallPlan, check_integer, plan_call, steps_to_imagine, world_parts_for
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import resolve_device_and_dtype
-from theworld.model.fast_path import check_fast_path
 from theworld.model.processing import TheWorldProcessor, texts_of
 from theworld.model.published import DEFAULT_GEMMA
 from theworld.model.spec import ModelSpec, resolve_model

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FAST_PATHS = ("auto", "on", "off")
 READ = {"attention_mask", "token_type_ids", "pixel_values", "image_features", "world_embeds"}
 # `generate` prepares these for its own loop, and ours does without them
 PREPARED = {"position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
@@ -28,7 +27,7 @@ class FastPathMixin(GenerationMixin):
     """`generate` with the fast path for greedy decoding and sampling.
 
     Attributes:
-        fast_path: one of FAST_PATHS.
+        fast_path: one of theworld.fast_path.FAST_PATHS.
         fast: made by the first call that uses it.
         answered_batches: numbers of prompts of earlier calls.
     """
@@ -68,17 +67,6 @@ class FastPathMixin(GenerationMixin):
         if mode and self.fast is not None:
             self.fast.forget()  # weights are about to change
         return super().train(mode)
-
-
-def check_fast_path(value: str, device: torch.device | None) -> str:
-    """Returns `value`; a ValueError if it is not in FAST_PATHS, or is "on" for a device without CUDA."""
-    if value not in FAST_PATHS:
-        raise ValueError(f"fast_path is {value!r}; choose one of {', '.join(FAST_PATHS)}.")
-    if value == "on" and device is not None and device.type != "cuda":
-        raise ValueError(
-            f"fast_path is 'on', and the model is on {device}; it needs an NVIDIA GPU: use 'auto' or 'off'."
-        )
-    return value
 
 
 def reason_for_plain(

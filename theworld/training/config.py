@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from theworld.fast_path import FAST_PATHS
 from theworld.model.call_plan import check_seed
 from theworld.storage.files import no_file, read_json_file
 from theworld.storage.hub import COSMOS_2B
@@ -37,7 +38,7 @@ CHOICES = {
     "hub_strategy": ("end", "every_save", "checkpoint", "all_checkpoints"),
     "projector_positions": ("zeros", "sinusoidal"),
     "optimizer": ("adamw", "muon"),
-    "fast_path": ("auto", "on", "off"),
+    "fast_path": FAST_PATHS,
 }
 # the smallest allowed values
 MINIMUM = {

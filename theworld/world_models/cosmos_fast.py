@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from theworld.cuda_graphs import Graphs, Recent, can_compile, compile_function
+from theworld.fast_path import uses_fast_path, without_gpu
 from theworld.world_models import cosmos_rollout, first_frame
 from theworld.world_models.cosmos_rollout import RolloutShape, StaticRollout
 from theworld.world_models.cosmos_sampler import denoise, moves
 from theworld.world_models.first_frame import FirstFrameEncoder
-from theworld.world_models.graphs import Graphs, Recent, can_compile, compiled, storages, worth_it
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
@@ -32,7 +33,7 @@ class FastPaths:
     def __init__(self) -> None:
         self.expects_repeats = False
         self.seen: set[tuple[str, Hashable]] = set()
-        self.graphs: dict[torch.device, Graphs] = {}
+        self.graphs = Graphs()
         self.rollouts: Recent[StaticRollout] = Recent(KEPT_SHAPES)
         self.encoders: Recent[FirstFrameEncoder] = Recent(KEPT_SHAPES)
         self.lock = threading.Lock()  # the tensors of a shape belong to one request at a time
@@ -42,16 +43,14 @@ class FastPaths:
 
     @cached_property
     def block(self) -> Callable[..., Tensor]:
-        return compiled(cosmos_rollout.block_step) if can_compile() else cosmos_rollout.block_step
+        return compile_function(cosmos_rollout.block_step) if can_compile() else cosmos_rollout.block_step
 
     @cached_property
     def residual(self) -> Callable[..., Tensor]:
-        return compiled(first_frame.residual_block) if can_compile() else first_frame.residual_block
+        return compile_function(first_frame.residual_block) if can_compile() else first_frame.residual_block
 
     def capture(self, device: torch.device) -> Callable[[Callable[[], None]], Callable[[], None]]:
-        if device not in self.graphs:
-            self.graphs[device] = Graphs(device)
-        return self.graphs[device].capture
+        return partial(self.graphs.capture, device=device)
 
     def is_due(self, fast_path: str, module: nn.Module, kind: str, shape: Hashable) -> bool:
         """Whether a request of this kind and shape takes the captured path.
@@ -61,7 +60,8 @@ class FastPaths:
         parameters = list(module.parameters())
         device = parameters[0].device
         first = all(seen != kind for seen, _ in self.seen)
-        due = worth_it(fast_path, device, again=(kind, shape) in self.seen or (self.expects_repeats and first))
+        pays = (kind, shape) in self.seen or (self.expects_repeats and first)
+        due = uses_fast_path(fast_path, without_gpu(device), pays=pays)
         self.seen.add((kind, shape))
         # sharded and quantised parameters, and those that are offloaded, have another type or device
         return due and all(type(p) is nn.Parameter and p.device == device for p in parameters)
@@ -69,7 +69,7 @@ class FastPaths:
     def encode(self, fast_path: str, vae: AutoencoderKLWan, frames: Tensor) -> Tensor | None:
         """Latents (n, C, 1, h, w) of frames (n, 3, 1, H, W), or None where the plain path is due.
 
-        That is so for clips, under gradients or autocast, and where `worth_it` says so.
+        That is so for clips, under gradients or autocast, and by the rule of `theworld.fast_path`.
         """
         device_type = vae.quant_conv.weight.device.type
         needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (frames, *vae.parameters()))
@@ -80,7 +80,7 @@ class FastPaths:
             return None
         capture = self.capture(vae.quant_conv.weight.device)
         with self.lock:
-            self.encoders.keep_for(storages(vae.parameters()))
+            self.encoders.keep_for(addresses(vae))
             encoder = self.encoders.get(shape, lambda: FirstFrameEncoder(vae, shape, capture, self.residual))
             return encoder.run(frames)
 
@@ -96,7 +96,7 @@ class FastPaths:
         sigma_conditioning: float,
         **schedule: Any,
     ) -> Tensor:
-        """`cosmos_sampler.denoise`, captured where `worth_it` says so and autocast is off."""
+        """`cosmos_sampler.denoise`, captured by the rule of `theworld.fast_path` and where autocast is off."""
         shape = rollout_shape(given, noise, text, schedule["sigmas"])
         device = transformer.patch_embed.proj.weight.device
         usable = device.type != "meta" and cosmos_rollout.is_supported(transformer)
@@ -105,12 +105,17 @@ class FastPaths:
             settings = {"fps": fps, "sigma_conditioning": sigma_conditioning, **schedule}
             return denoise(transformer, given, noise, text, **settings)
         with self.lock:
-            self.rollouts.keep_for((storages(transformer.parameters()), fps, sigma_conditioning))
+            self.rollouts.keep_for((addresses(transformer), fps, sigma_conditioning))
             rollout = self.rollouts.get(
                 shape,
                 lambda: StaticRollout(transformer, shape, fps, sigma_conditioning, self.capture(device), self.block),
             )
             return rollout.run(given, noise, text, **schedule)
+
+
+def addresses(module: nn.Module) -> tuple[int, ...]:
+    """Where the weights are in memory; what was captured is valid as long as they stay there."""
+    return tuple(parameter.data_ptr() for parameter in module.parameters())
 
 
 def rollout_shape(given: Tensor, noise: Tensor, text: Tensor, sigmas: Tensor) -> RolloutShape:

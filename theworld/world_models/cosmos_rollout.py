@@ -104,7 +104,8 @@ class StaticRollout:
     """Denoises rollouts of one shape.
 
     Args:
-        capture: turns a function without arguments into one that replays it (`Graphs.capture`), or returns it as it is.
+        capture: turns a function without arguments into one that replays it (see `FastPaths.capture`), or returns it
+            as it is.
         block: `block_step`, or the compiled one.
     """
 
