@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.world_models.tiny import tiny_frames, tiny_world
 from theworld.cuda_graphs import compile_function, compiling
 from theworld.world_models import cosmos_fast
-from theworld.world_models.cosmos_fast import FastPaths
+from theworld.world_models.cosmos_fast import FastPaths, Weights
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 from theworld.world_models.cosmos_rollout import StaticRollout, block_step
 from theworld.world_models.cosmos_sampler import guided_passes
@@ -238,16 +238,53 @@ def test_a_cpu_takes_the_plain_path(world: CosmosPredict2) -> None:
         world.encode(frames)
 
 
-def test_what_is_not_supported_takes_the_plain_path(world: CosmosPredict2, uncaptured: None) -> None:
-    world.fast_path = "on"
+def test_what_is_not_supported_takes_the_plain_path_or_is_an_error(world: CosmosPredict2, uncaptured: None) -> None:
+    world.expects_repeats = True
+    frames = tiny_frames()
     assert world.vae is not None
     assert world.transformer is not None
-    world.vae.enable_slicing()
-    latents = world.encode(tiny_frames())
-    assert not world._fast.encoders.values
+    latents = world.encode(frames)
+    assert len(world._fast.encoders.values) == 1
     world.transformer.patch_embed.register_forward_hook(lambda *_: None)
     world.rollout(latents, 1, seeds=[0])
     assert not world._fast.rollouts.values
+    world.fast_path = "on"
+    with pytest.raises(ValueError, match="fast_path is on, but it has forward hooks; set it to auto or off"):
+        world.rollout(latents, 1, seeds=[0])
+    world.vae.enable_slicing()
+    with pytest.raises(ValueError, match="fast_path is on, but its VAE encodes images in tiles or slices"):
+        world.encode(frames)
+    world.fast_path = "auto"
+    assert torch.equal(world.encode(frames), plain(world, world.encode, frames))
+
+
+def test_weights_are_looked_at_in_each_call() -> None:
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False)).requires_grad_(False)
+    weights = Weights([layers])
+    assert weights.unsupported() is None
+    assert len(weights.addresses) == 3
+    before = weights.addresses
+    layers.load_state_dict({name: value.clone() for name, value in layers.state_dict().items()}, assign=True)
+    assert weights.unsupported() is None
+    assert weights.addresses != before, "other storage"
+    assert weights.are_of([layers])
+    assert not weights.require_grad()
+    layers[0].weight.requires_grad_()
+    assert weights.require_grad()
+    layers[1].to("meta")
+    assert weights.unsupported() == "its weights are on several devices"
+    layers[1].weight = Parameter8(torch.zeros(2, 2), requires_grad=False)
+    assert weights.unsupported() == "its weights are sharded or quantised"
+    layers[1] = nn.Linear(2, 2)
+    assert not weights.are_of([layers])
+    assert not weights.are_of([nn.Linear(2, 2)])
+    with torch.inference_mode():
+        made = Weights([nn.Linear(2, 2)])
+    assert made.unsupported() == "its weights were made in inference mode, which does not count their changes"
+
+
+class Parameter8(nn.Parameter):
+    """As libraries for quantised weights have them."""
 
 
 def test_a_copy_starts_without_graphs(world: CosmosPredict2, uncaptured: None) -> None:
