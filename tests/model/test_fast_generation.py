@@ -204,6 +204,10 @@ def test_the_rule(fused: Fused, caplog: pytest.LogCaptureFixture) -> None:
     model.generate(**inputs, return_dict_in_generate=True)
     assert model.fast is None
     assert "it returns more than ids" in caplog.text
+    model.train()
+    with pytest.raises(ValueError, match="fast_path is on, but the model is in training mode; set it to auto or off"):
+        model.generate(**inputs)
+    model.eval()
     model.generate(**inputs, num_beams=2)  # has a loop of its own
     assert model.fast is None
 

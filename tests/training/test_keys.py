@@ -126,6 +126,8 @@ REACHES: dict[str, tuple[Any, Callable[[TrainingConfig], Any], Any]] = {
     "lora": (2, parts, ("projector", "lora")),
     "num_inference_steps": (9, world_config("num_inference_steps"), 9),
     "guidance_scale": (1.5, world_config("guidance_scale"), 1.5),
+    "fast_path": ("off", lambda config: build_model(config, describe(config)).world.fast_path, "off"),
+    "guidance_interval": ([0, 0.5], world_config("guidance_interval"), [0, 0.5]),
     "world_seed": (5, draws("first_seed"), 5),
     "futures_per_image": (3, draws("futures"), 3),
     "true_futures": (0.25, draws("true_futures"), 0.25),

@@ -64,7 +64,8 @@ class TheWorld(nn.Module):
         dtype: a torch dtype or its name (`bfloat16`, `float32`, `float16`); None means bfloat16 on a GPU and on
             a CPU with bfloat16 instructions, else float32.
         device: None means the first GPU, or the CPU.
-        fast_path: `auto`, `on` or `off`: whether answers use compiled layers and CUDA graphs; see docs/python.md.
+        fast_path: `auto`, `on` or `off`: whether answers, encoding and rollouts use compiled layers
+            and CUDA graphs; see docs/python.md.
         device_map: the devices of Gemma's layers (`"auto"`, or a dict), instead of `device`; see docs/python.md.
         config: further fields of TheWorldConfig for a new model (`projector`, `spatial_merge`, `world_images`, …);
             `max_past_steps` of 1 or more enables videos.
@@ -114,6 +115,8 @@ class TheWorld(nn.Module):
         model = spec.load(dtype=dtype, world_parts=parts, device_map=device_map, device=gpu, config=settings)
         self.model = model if target is None else model.to(target)
         self.model.fast_path = fast_path
+        if self.model.world is not None:
+            self.model.world.fast_path = fast_path
         self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
         self.prompts = PromptBuilder(self.processor)
         self.default_steps = num_world_steps  # of `generate`; None leaves the choice to `plan_call`

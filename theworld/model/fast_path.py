@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationMixin, StoppingCriteriaList
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextModel
 
+from theworld.fast_path import uses_fast_path
 from theworld.model.fast_generation import FastGeneration
 
 if TYPE_CHECKING:
@@ -80,20 +81,24 @@ def reason_for_plain(
     """Why a call of `generate` uses transformers' own decoding loop, or None if it uses `FastGeneration`.
 
     With `fast_path="auto"`, a GPU is needed, and a call with as many prompts has been made before: the first one does
-    not wait for the compiler. With "on", the first call does. What is not supported uses transformers' loop, silently
-    with "auto" and with a warning otherwise. (Beam search and assisted generation have loops of their own.)
+    not wait for the compiler. With "on", the first call does. A call that is not supported uses transformers' loop,
+    silently with "auto" and with a warning otherwise. (Beam search and assisted generation have loops of their own.)
 
     Args:
         inputs: the model's inputs as `generate` has prepared them.
+
+    Raises:
+        ValueError: if `fast_path` is "on" and the model is not supported.
     """
     if model.fast_path == "off":
         return "fast_path is off"
     device = input_ids.device
     if model.fast_path == "auto" and device.type != "cuda":
         return "the model is not on a GPU"
-    if reason := unsupported_model(model, device) or unsupported_call(
-        input_ids, stopping_criteria, generation_config, synced_gpus, inputs
-    ):
+    if reason := unsupported_model(model, device):
+        uses_fast_path(model.fast_path, reason, pays=True)  # with "on", an error
+        return reason
+    if reason := unsupported_call(input_ids, stopping_criteria, generation_config, synced_gpus, inputs):
         return reason
     if model.fast_path == "auto" and input_ids.shape[0] not in model.answered_batches:
         model.answered_batches.add(input_ids.shape[0])

@@ -100,7 +100,8 @@ class TrainingConfig:
     The future.
 
     Args:
-        num_inference_steps, guidance_scale: of a rollout; None means the defaults of the world model.
+        num_inference_steps, guidance_scale, guidance_interval: of a rollout; None means the defaults of the world
+            model.
         world_seed: random seed of the rollouts.
         world_prompt: text that describes the imagined future.
         futures_per_image: rollouts with different seeds per image, from which training samples one.
@@ -203,6 +204,7 @@ class TrainingConfig:
 
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_interval: list[float] | None = None
     world_seed: int = 0
     world_prompt: str | None = None
     futures_per_image: int = 1
