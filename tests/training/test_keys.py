@@ -127,6 +127,8 @@ REACHES: dict[str, tuple[Any, Callable[[TrainingConfig], Any], Any]] = {
     "lora": (2, parts, ("projector", "lora")),
     "num_inference_steps": (9, world_config("num_inference_steps"), 9),
     "guidance_scale": (1.5, world_config("guidance_scale"), 1.5),
+    "fast_path": ("off", lambda config: build_model(config, describe(config)).world.fast_path, "off"),
+    "guidance_interval": ([0, 0.5], world_config("guidance_interval"), [0, 0.5]),
     "world_seed": (5, draws("first_seed"), 5),
     "futures_per_image": (3, draws("futures"), 3),
     "true_futures": (0.25, draws("true_futures"), 0.25),
@@ -546,5 +548,7 @@ def test_features_that_change_are_not_cached(
 
 
 def test_the_fast_path_needs_a_gpu(settings: Settings) -> None:
-    with pytest.raises(ValueError, match="fast_path is on, but it needs an NVIDIA GPU; set it to auto or off"):
+    with pytest.raises(
+        ValueError, match="fast_path is on, but it needs an NVIDIA GPU, and the model is on cpu; set it to auto"
+    ):
         new_trainer(settings(fast_path="on"), records(2))

@@ -43,6 +43,7 @@ def imagine(
     as_json: options.Json = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    fast_path: options.FastPath = "auto",
     debug: options.Debug = False,
 ) -> None:
     """Imagine what happens after an image or a video and write it as GIF, MP4 or a strip of frames.
@@ -77,7 +78,7 @@ def imagine(
     world = spec.config.world_config
     spec.check_prompt(prompt)
     spec.check_frames_may_be_shown()
-    the_model = load(spec, steps, device, dtype)
+    the_model = load(spec, steps, device, dtype, fast_path)
     chosen, precision = steps_to_imagine(the_model.config, steps), dtype_name(the_model)
     with counting() as step:
         latents = the_model.imagine(

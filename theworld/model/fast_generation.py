@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from theworld.cuda_graphs import Graphs, compile_function, compiling
 from theworld.model import gemma_layers, lora
-from theworld.model.cuda_graphs import CapturedStep
 from theworld.model.gemma_layers import DECODE_ATTENTION, Attention, LayerInputs, decoder_layer
 from theworld.model.placeholders import scatter
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of it
 SLOTS_MULTIPLE = 512  # buffers have a multiple of it, so that few graphs are recorded
 SESSIONS = 2  # buffers and graphs that are kept, the last ones used
-RECOMPILES = 64  # of one function: batch sizes, kinds of layers, LoRA on or off
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -103,7 +102,7 @@ class Session:
         self.weights: tuple[Any, ...] = ()
         self.step: Callable[[], None] = partial(fast.decode_step, self)
         if fast.captured:
-            self.step = CapturedStep(self.step, weight.device, fast.pool)
+            self.step = fast.graphs.capture(self.step, weight.device)
 
 
 class FastGeneration:
@@ -132,7 +131,7 @@ class FastGeneration:
     ) -> None:
         self.model = model
         self.compiled, self.captured = compiled, captured
-        self.pool = torch.cuda.graph_pool_handle() if captured else (0, 0)
+        self.graphs = Graphs()
         self.decode_attention = DECODE_ATTENTION[decode_attention]
         self.flex = prefill_attention == "flex"
         self.backend = backend
@@ -149,8 +148,7 @@ class FastGeneration:
         if not self.compiled:
             return function
         # shapes are fixed unless they are marked, so that one prompt's length does not decide how a step is compiled
-        chosen = dict(options) if options else None
-        return torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend, options=chosen)
+        return compile_function(function, options=options, backend=self.backend)
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
@@ -159,9 +157,7 @@ class FastGeneration:
             stack.enter_context(torch.inference_mode(False))  # its tensors could not be written to afterwards
             stack.enter_context(torch.no_grad())
             if self.compiled:
-                from torch._dynamo import config  # not above: it takes a second, and a CPU does without it
-
-                stack.enter_context(config.patch(recompile_limit=RECOMPILES))
+                stack.enter_context(compiling())
             yield
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from theworld.fast_path import FAST_PATHS
 from theworld.model.call_plan import check_seed
 from theworld.storage.files import no_file, read_json_file
 from theworld.storage.hub import COSMOS_2B
@@ -37,7 +38,7 @@ CHOICES = {
     "hub_strategy": ("end", "every_save", "checkpoint", "all_checkpoints"),
     "projector_positions": ("zeros", "sinusoidal"),
     "optimizer": ("adamw", "muon"),
-    "fast_path": ("auto", "on", "off"),
+    "fast_path": FAST_PATHS,
 }
 # the smallest allowed values
 MINIMUM = {
@@ -99,7 +100,8 @@ class TrainingConfig:
     The future.
 
     Args:
-        num_inference_steps, guidance_scale: of a rollout; None means the defaults of the world model.
+        num_inference_steps, guidance_scale, guidance_interval: of a rollout; None means the defaults of the world
+            model.
         world_seed: random seed of the rollouts.
         world_prompt: text that describes the imagined future.
         futures_per_image: rollouts with different seeds per image, from which training samples one.
@@ -202,6 +204,7 @@ class TrainingConfig:
 
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_interval: list[float] | None = None
     world_seed: int = 0
     world_prompt: str | None = None
     futures_per_image: int = 1
