@@ -195,6 +195,8 @@ class FastGeneration:
         layers: slice = slice(None),
     ) -> Tensor:
         for layer, kind, keys, values, fused in self._layers_of(session, layers):
+            if self.compiled and hidden.shape[1] > 1:
+                mark_dynamic(hidden, 1)
             hidden = layer_function(
                 layer, hidden, inputs[kind], keys, values, session.rows, positions, attention, from_buffers, fused
             )
@@ -263,11 +265,13 @@ class FastGeneration:
         flat[image_places] = image_features
         flat[world_places] = world_embeds
         positions = (start + torch.arange(length, device=ids.device)).expand(ids.shape[0], -1).contiguous()
+        split = fresh and blocks.shape[1] < length
         masks: Mapping[str, Any]
-        if fresh:
+        if split:
             masks = gemma_layers.prompt_masks(blocks, length, window, gemma_layers.can_flash(hidden))
         else:
-            masks = gemma_layers.masks(positions, session.slots, window)
+            slots = session.slots[:length] if fresh else session.slots
+            masks = gemma_layers.masks(positions, slots, window, (blocks, blocks) if fresh else None)
         rotary = gemma_layers.rotary_factors(language_model, hidden, positions)
         inputs = {kind: LayerInputs(*factors, masks[kind]) for kind, factors in rotary.items()}
         if self.compiled:
@@ -275,15 +279,14 @@ class FastGeneration:
             for each in inputs.values():
                 mark_dynamic(each.cos, 1)
                 mark_dynamic(each.sin, 1)
-                mask = each.mask.rest if fresh else each.mask
+                mask = each.mask.rest if split else each.mask
                 if mask is not None:
                     mark_dynamic(mask, 2, 3)
-            mark_dynamic(hidden, 1)
-        attention: Attention = gemma_layers.prompt_attention if fresh else gemma_layers.repeated_sdpa
-        hidden = self._layers(
-            self._layer, hidden, inputs, session, positions, attention, not fresh, layers=slice(-1)
-        )
+        attention: Attention = gemma_layers.prompt_attention if split else gemma_layers.repeated_sdpa
+        hidden = self._layers(self._layer, hidden, inputs, session, positions, attention, not fresh, layers=slice(-1))
         for layer, kind, keys, values, _ in self._layers_of(session, slice(-1, None)):
+            if self.compiled:
+                mark_dynamic(hidden, 1)
             self._last_layer(layer, hidden, inputs[kind], keys, values, session.rows, positions)
         session.positions.copy_(last[:, None])  # the step's outputs advance it
         hidden = hidden.gather(1, (last - start)[:, None, None].expand(-1, -1, hidden.shape[-1]))

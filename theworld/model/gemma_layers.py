@@ -8,6 +8,7 @@ Shapes: B prompts, L new tokens, S slots of the buffers, D width, H heads, G key
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ from transformers.models.gemma3.modeling_gemma3 import rotate_half
 
 # (query (B, H, L, E), keys and values (B, G, S, E), mask, scale) -> (B, H, L, E)
 Attention = Callable[[Tensor, Tensor, Tensor, Any, float], Tensor]
+
+# newer versions of torch want to be told that heads share keys
+SHARED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 class LayerInputs(NamedTuple):
@@ -35,14 +39,13 @@ class PromptMask(NamedTuple):
     Attributes:
         prefix: (B, 1, U, U) bool, or None if there are no images.
         rest: (1, 1, L - U, L) bool; None if flash attention computes it.
-        starts: (2, B + 1) int32, the first query and the first key of each row, and the end; see `varlen_attn`. None if
-            all tokens are in the prefix.
-        window: of a sliding layer, otherwise 0.
+        starts: (2, B + 1) int32, the first query and the first key of each row, and the end; see `varlen_attn`.
+        window: of a sliding layer for flash attention, otherwise 0.
     """
 
     prefix: Tensor | None
     rest: Tensor | None
-    starts: Tensor | None
+    starts: Tensor
     window: int
 
 
@@ -147,7 +150,7 @@ def masks(
 
 
 def prompt_masks(blocks_BU: Tensor, length: int, window: int, flash: bool) -> dict[str, PromptMask]:
-    """`masks` of prompts of `length` tokens that start at slot 0, with image blocks in the first U of them.
+    """`masks` of prompts of `length` tokens that start at slot 0, with image blocks in the first U < length of them.
 
     Args:
         flash: whether flash attention computes what comes after the first U.
@@ -157,15 +160,13 @@ def prompt_masks(blocks_BU: Tensor, length: int, window: int, flash: bool) -> di
     sizes = {"full_attention": 0, "sliding_attention": window}
     prefix: Mapping[str, Tensor | None] = dict.fromkeys(sizes)
     rest: Mapping[str, Tensor | None] = dict.fromkeys(sizes)
-    starts = None
     if first:
         prefix = masks(place[:first].expand(batch, -1), place[:first], window, (blocks_BU, blocks_BU))
-    if first < length:
-        row = torch.arange(batch + 1, device=blocks_BU.device, dtype=torch.int32)
-        starts = torch.stack([row * (length - first), row * length])
-        if not flash:
-            rest = masks(place[None, first:], place, window)
-    return {kind: PromptMask(prefix[kind], rest[kind], starts, size) for kind, size in sizes.items()}
+    if not flash:
+        rest = masks(place[None, first:], place, window)
+    row = torch.arange(batch + 1, device=blocks_BU.device, dtype=torch.int32)
+    starts = torch.stack([row * (length - first), row * length])
+    return {kind: PromptMask(prefix[kind], rest[kind], starts, size * flash) for kind, size in sizes.items()}
 
 
 def image_blocks(token_type_ids: Tensor) -> Tensor:
@@ -190,11 +191,11 @@ def prompt_attention(query: Tensor, keys: Tensor, values: Tensor, mask: PromptMa
     first = 0 if mask.prefix is None else mask.prefix.shape[-1]
     parts = []
     if mask.prefix is not None:
-        before = (each[:, :, :first] for each in (query, keys, values))
-        parts.append(repeated_sdpa(*before, mask.prefix, scale))
+        q, k, v = (each[:, :, :first] for each in (query, keys, values))
+        parts.append(repeated_sdpa(q, k, v, mask.prefix, scale))
     if mask.rest is not None:
         parts.append(repeated_sdpa(query[:, :, first:], keys, values, mask.rest, scale))
-    elif mask.starts is not None:
+    else:
         parts.append(flash_attention(query[:, :, first:], keys, values, mask.starts, mask.window, scale))
     return torch.cat(parts, dim=2)
 
@@ -203,10 +204,10 @@ def flash_attention(
     query: Tensor, keys: Tensor, values: Tensor, starts: Tensor, window: int, scale: float
 ) -> Tensor:
     """Causal attention of the last tokens of each row, of which a sliding layer skips what is out of its window."""
-    packed = [each.transpose(1, 2).flatten(0, 1).contiguous() for each in (query, keys, values)]
-    reach = (window - 1, 0) if window else (-1, 0)
-    longest = query.shape[2], keys.shape[2]
-    mixed: Any = varlen_attn(*packed, starts[0], starts[1], *longest, scale=scale, window_size=reach)
+    q, k, v = (each.transpose(1, 2).flatten(0, 1).contiguous() for each in (query, keys, values))
+    reach = (window - 1 if window else -1, 0)
+    lengths = query.shape[2], keys.shape[2]
+    mixed: Any = varlen_attn(q, k, v, starts[0], starts[1], *lengths, scale=scale, window_size=reach, **SHARED)
     return mixed.unflatten(0, (query.shape[0], -1)).transpose(1, 2)
 
 
