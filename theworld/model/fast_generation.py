@@ -16,15 +16,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from theworld.cuda_graphs import CudaGraphs
 from theworld.model import gemma_layers
 from theworld.model.cuda_graphs import CapturedStep
-from theworld.model.gemma_layers import DECODE_ATTENTION, Attention, FusedWeights, LayerInputs, decoder_layer
+from theworld.model.gemma_layers import DECODE_ATTENTION, Attention, FusedWeights, LayerInputs, decoder_layer, fuse
 from theworld.model.placeholders import check_number
-from theworld.model.prompts import Prompts, TokenReader, round_up
+from theworld.model.prompts import Prompts, TokenReader, choose_token, round_up
 from theworld.model.weights_state import WeightsState, WeightsWatch
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class FastGeneration:
         return [fuse(layer) for layer in layers]
 
     @contextlib.contextmanager
-    def _running(self) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
         """The modes in which everything here runs: compiled functions and buffers are made for these."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))  # its tensors could not be written to afterwards
@@ -347,7 +347,7 @@ class FastGeneration:
             pixel_values: images, or None.
             tokens: `image_features` instead of pixels, and `world_embeds`.
         """
-        with self._running():
+        with self.running():
             batch, length = prompts.ids.shape
             session = self.session(batch, slots_for(length, new_tokens))
             image_features = tokens.get("image_features")
@@ -395,7 +395,7 @@ class FastGeneration:
         session = self.start(prompts, longest, pixel_values, image_features=image_features, world_embeds=world_embeds)
         greedy = not generation_config.do_sample and not logits_processor
         choose = None if greedy else partial(choose_token, logits_processor, generation_config.do_sample)
-        with self._running():
+        with self.running():
             written = self._write(session, input_ids, stopping_criteria, generation_config, streamer, longest, choose)
         if streamer is not None:
             streamer.end()
@@ -473,14 +473,6 @@ def vision_layer(layer: Any, hidden: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- details
 
 
-def choose_token(processors: LogitsProcessorList, do_sample: bool, ids: Tensor, logits: Tensor) -> Tensor:
-    """The next token (B,) of each row, as transformers chooses it."""
-    scores = processors(ids, logits.to(torch.float32, copy=True))
-    if do_sample:
-        return torch.multinomial(scores.softmax(dim=-1), num_samples=1)[:, 0]
-    return scores.argmax(dim=-1)
-
-
 def placeholders(model: TheWorldForConditionalGeneration) -> tuple[int, int]:
     """Ids of the image and world placeholders."""
     return model.vlm.config.image_token_id, model.config.world_token_id
@@ -497,20 +489,6 @@ def slots_for(length: int, new_tokens: int) -> int:
     """Slots of the buffers for prompts of `length` tokens, of which the end may be read again, and their answers."""
     prompt = round_up(length, PROMPT_MULTIPLE) + PROMPT_MULTIPLE
     return round_up(max(prompt, length + new_tokens), SLOTS_MULTIPLE)
-
-
-def fuse(layer: Any) -> FusedWeights | None:
-    """Makes the weights of a layer views of larger tensors, if it has no LoRA and no biases there."""
-    attend, mlp = layer.self_attn, layer.mlp
-    fused = []
-    for products in ((attend.q_proj, attend.k_proj, attend.v_proj), (mlp.gate_proj, mlp.up_proj)):
-        if any(type(each) is not nn.Linear or each.bias is not None for each in products):
-            return None
-        whole = torch.cat([each.weight.detach() for each in products])
-        for each, part in zip(products, whole.split([each.out_features for each in products]), strict=True):
-            each.weight.data = part
-        fused.append(whole)
-    return FusedWeights(*fused)
 
 
 def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers.models.gemma3.modeling_gemma3 import rotate_half
@@ -117,6 +117,20 @@ def keys_and_values(
     values_BGSE[rows_B1, :, positions_BL] = value
 
 
+def fuse(layer: Any) -> FusedWeights | None:
+    """Makes the weights of a layer views of larger tensors, if it has no LoRA and no biases there."""
+    attend, mlp = layer.self_attn, layer.mlp
+    fused = []
+    for products in ((attend.q_proj, attend.k_proj, attend.v_proj), (mlp.gate_proj, mlp.up_proj)):
+        if any(type(each) is not nn.Linear or each.bias is not None for each in products):
+            return None
+        whole = torch.cat([each.weight.detach() for each in products])
+        for each, part in zip(products, whole.split([each.out_features for each in products]), strict=True):
+            each.weight.data = part
+        fused.append(whole)
+    return FusedWeights(*fused)
+
+
 def rotated(heads: Tensor, inputs: LayerInputs) -> Tensor:
     """Queries or keys (B, L, heads, E) with their rotary positions."""
     return heads * inputs.cos + rotate_half(heads) * inputs.sin
@@ -200,9 +214,7 @@ def prompt_attention(query: Tensor, keys: Tensor, values: Tensor, mask: PromptMa
     return torch.cat(parts, dim=2)
 
 
-def flash_attention(
-    query: Tensor, keys: Tensor, values: Tensor, starts: Tensor, window: int, scale: float
-) -> Tensor:
+def flash_attention(query: Tensor, keys: Tensor, values: Tensor, starts: Tensor, window: int, scale: float) -> Tensor:
     """Causal attention of the last tokens of each row, of which a sliding layer skips what is out of its window."""
     q, k, v = (each.transpose(1, 2).flatten(0, 1).contiguous() for each in (query, keys, values))
     reach = (window - 1 if window else -1, 0)

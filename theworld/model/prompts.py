@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -80,3 +81,11 @@ class TokenReader:
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.host[:, 0].clone()
+
+
+def choose_token(processors: LogitsProcessorList, do_sample: bool, ids: Tensor, logits: Tensor) -> Tensor:
+    """The next token (B,) of each row, as transformers chooses it."""
+    scores = processors(ids, logits.to(torch.float32, copy=True))
+    if do_sample:
+        return torch.multinomial(scores.softmax(dim=-1), num_samples=1)[:, 0]
+    return scores.argmax(dim=-1)
