@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch.nn.functional import scaled_dot_product_attention
 
 from tests.model.test_modeling import LORA, ask, image
 from tests.tiny import tiny_bases, tiny_model
+from theworld.model import gemma_layers
 from theworld.model.fast_generation import FastGeneration
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
@@ -96,6 +98,74 @@ def test_options_of_generate(fused: Fused, arguments: dict[str, Any]) -> None:
     assert torch.equal(expected, ours)
 
 
+def flash_by_loops(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts_q: torch.Tensor, starts_k: torch.Tensor,
+    max_q: int, max_k: int, *, scale: float, window_size: tuple[int, int], **options: Any,
+) -> torch.Tensor:  # fmt: skip
+    """`varlen_attn`, row by row."""
+    mixed = torch.empty_like(query)
+    for q, end_q, k, end_k in zip(starts_q[:-1], starts_q[1:], starts_k[:-1], starts_k[1:], strict=True):
+        assert end_q - q <= max_q
+        assert end_k - k <= max_k
+        distance = torch.arange(k - end_k, 0)[None] - torch.arange(q - end_q, 0)[:, None]
+        seen = (distance <= window_size[1]) & ((distance >= -window_size[0]) | (window_size[0] < 0))
+        heads = (part.transpose(0, 1)[None] for part in (query[q:end_q], key[k:end_k], value[k:end_k]))
+        row = scaled_dot_product_attention(*heads, attn_mask=seen, scale=scale, enable_gqa=True)
+        mixed[q:end_q] = row[0].transpose(0, 1)
+    return mixed
+
+
+def test_flash_attention_reads_what_follows_the_images(fused: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = fused
+    monkeypatch.setattr(gemma_layers, "varlen_attn", flash_by_loops)
+    monkeypatch.setattr(gemma_layers, "can_flash", lambda hidden: True)
+    for inputs in (
+        with_latents(model, ask(processor, QUESTIONS, [image(0), image(1)], num_world_steps=4), 4),
+        {"input_ids": torch.arange(2, 102)[None]},  # without an image
+    ):
+        assert inputs["input_ids"].shape[1] > model.config.get_text_config().sliding_window
+        expected, ours = both(model, inputs)
+        assert torch.equal(expected, ours)
+
+
+def test_fused_products_are_views_of_the_same_weights(bases: dict[str, str]) -> None:
+    model, processor = tiny_model(bases)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.fast = plain_functions(model, fused=True)
+    inputs = with_latents(model, ask(processor, QUESTIONS, [image(0), image(1)], num_world_steps=0), 0)
+    expected, ours = both(model, inputs)
+    assert torch.equal(expected, ours)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    attend = model.language_model.layers[0].self_attn
+    with torch.no_grad():
+        attend.k_proj.weight.mul_(1.5)  # is seen in the whole
+    both(model, inputs)
+    fused = next(iter(model.fast.sessions.values())).fused[0]
+    assert fused is not None
+    assert torch.equal(fused.query_key_value[attend.q_proj.out_features :][: attend.k_proj.out_features],
+                       attend.k_proj.weight)  # fmt: skip
+    attend.v_proj.weight = torch.nn.Parameter(attend.v_proj.weight * 1.5)  # fused again
+    expected, ours = both(model, inputs)
+    assert torch.equal(expected, ours)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fused_products", [False, True])
+def test_captured_generation_is_that_of_transformers_on_a_gpu(bases: dict[str, str], fused_products: bool) -> None:
+    model, processor = tiny_model(bases)
+    model.cuda()
+    model.fast = FastGeneration(model, fused=fused_products)
+    for steps in (0, 4):
+        inputs = with_latents(model, ask(processor, QUESTIONS, [image(0), image(1)], num_world_steps=steps), steps)
+        inputs = {name: value.cuda() for name, value in inputs.items()}
+        for _ in range(3):  # runs, records, replays
+            model.fast.forget()
+            expected, ours = both(model, inputs)
+            assert torch.equal(expected, ours)
+    sessions = list(model.fast.sessions.values())
+    assert [len(session.read_prompts_captured.recorded) for session in sessions] == [2]
+
+
 def test_without_images_and_with_a_lora(bases: dict[str, str]) -> None:
     model, processor = tiny_model(bases, lora=LORA)
     model.fast = plain_functions(model)
@@ -168,7 +238,10 @@ def test_a_streamer_receives_every_token(fused: Fused) -> None:
 
 
 def test_one_graph_per_kind_of_work(fused: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers and prompt lengths share graphs: vision, prompts, prefixes, and a step's begin, layers and end."""
+    """Layers and prompt lengths share graphs: vision, prompts, what the last layer keeps, a step's begin, layers, end.
+
+    Short prompts have one more than those that are longer than the multiple up to which a mask is used.
+    """
     model, processor = fused
     counter = CompileCounter()
     model.fast = FastGeneration(model, captured=False, backend=counter)
@@ -177,21 +250,13 @@ def test_one_graph_per_kind_of_work(fused: Fused, monkeypatch: pytest.MonkeyPatc
         inputs = with_latents(model, ask(processor, QUESTIONS, [image(0), image(1)], num_world_steps=steps), steps)
         expected, ours = both(model, inputs, max_new_tokens=3)
         assert torch.equal(expected, ours)
-    assert counter.frame_count == 5
+    assert counter.frame_count == 7
     assert len(model.fast.sessions) == 2
     other = ask(processor, ["no", "left"], [image(0), image(1)], num_world_steps=4)
     other = with_latents(model, other, 4) | {"world_latents": inputs["world_latents"]}
     both(model, other, max_new_tokens=3)
     assert model.fast.reused > 0
-    assert counter.frame_count == 6
-
-
-def test_flex_attention_sees_the_same(fused: Fused) -> None:
-    model, processor = fused
-    model.fast = plain_functions(model, prefill_attention="flex")
-    inputs = ask(processor, QUESTIONS, [image(0), image(1)], num_world_steps=0)
-    expected, ours = both(model, inputs, max_new_tokens=3)
-    assert torch.equal(expected, ours)
+    assert counter.frame_count == 8
 
 
 def test_the_rule(fused: Fused, caplog: pytest.LogCaptureFixture) -> None:

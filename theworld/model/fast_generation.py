@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from theworld.cuda_graphs import Graphs, compile_function, compiling
-from theworld.model import gemma_layers, lora
-from theworld.model.gemma_layers import DECODE_ATTENTION, Attention, LayerInputs, decoder_layer
-from theworld.model.placeholders import scatter
+from theworld.cuda_graphs import CudaGraphs, Graphs, compile_function, compiling
+from theworld.model import gemma_layers
+from theworld.model.gemma_layers import DECODE_ATTENTION, Attention, FusedWeights, LayerInputs, decoder_layer, fuse
+from theworld.model.placeholders import check_number
+from theworld.model.prompts import Prompts, TokenReader, choose_token, round_up
+from theworld.model.weights_state import WeightsState, WeightsWatch
 
 if TYPE_CHECKING:
     from theworld.model.modeling import TheWorldForConditionalGeneration
@@ -30,50 +32,11 @@ if TYPE_CHECKING:
 PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of it
 SLOTS_MULTIPLE = 512  # buffers have a multiple of it, so that few graphs are recorded
 SESSIONS = 2  # buffers and graphs that are kept, the last ones used
-
-
-def round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-class Prompts:
-    """The prompts of one call without their padding, on the CPU.
-
-    Attributes:
-        ids, types: (B, L) int64, padded on the right to the longest prompt with -1; types are 1 for image tokens.
-        lengths: (B,) int64.
-        end_of_placeholders: slot after the last image or world token of any row, 0 if there is none.
-    """
-
-    def __init__(
-        self, ids: Tensor, mask: Tensor | None, types: Tensor | None, placeholder_ids: tuple[int, ...]
-    ) -> None:
-        ids = ids.cpu()
-        mask = torch.ones_like(ids) if mask is None else mask.cpu()
-        types = torch.zeros_like(ids) if types is None else types.cpu()
-        self.lengths = mask.bool().sum(dim=1)
-        shift = ids.shape[1] - self.lengths  # padding is on the left
-        index = torch.arange(ids.shape[1]) + shift[:, None]
-        is_padding = index >= ids.shape[1]
-        index = index.clamp(max=ids.shape[1] - 1)
-        length = int(self.lengths.max())
-        self.ids = ids.gather(1, index).masked_fill(is_padding, -1)[:, :length]
-        self.types = types.gather(1, index).masked_fill(is_padding, -1)[:, :length]
-        found = torch.isin(self.ids, torch.tensor(placeholder_ids)).any(dim=0).nonzero()
-        self.end_of_placeholders = int(found[-1]) + 1 if found.numel() else 0
-
-    def shared_with(self, other: Prompts) -> int:
-        """How many first slots are the same in all rows of both; at least one token of each row is not counted."""
-        length = min(self.ids.shape[1], other.ids.shape[1])
-        same = (self.ids[:, :length] == other.ids[:, :length]) & (self.types[:, :length] == other.types[:, :length])
-        shared = same.all(dim=0).long().cumprod(dim=0).sum()
-        return min(int(shared), int(self.lengths.min()) - 1)
-
-    def padded(self, values: Tensor, start: int, length: int, fill: int) -> Tensor:
-        """The slots from `start`, `length` of them, of `ids` or `types`."""
-        part = values[:, start : start + length]
-        part = part.masked_fill(part < 0, fill)
-        return torch.nn.functional.pad(part, (0, length - part.shape[1]), value=fill)
+PROMPT_GRAPHS = 4  # lengths of prompts, for each of them
+IMAGE_GRAPHS = 2  # numbers of images
+GRAPH_TOKENS = 8192  # of all prompts; with more, the GPU is busy for longer than the host
+TUNED = {"coordinate_descent_tuning": True}  # products with one row become reductions, which it tunes
+FUSED = False  # whether layers read their weights in fewer products
 
 
 class Session:
@@ -97,9 +60,12 @@ class Session:
         self.logits = new((batch, config.vocab_size), dtype=weight.dtype)
         self.rows = torch.arange(batch, device=weight.device)[:, None]
         self.slots = torch.arange(slots, device=weight.device)
+        self.fused = fast.fused_weights()
         self.prompts: Prompts | None = None  # whose keys and values the buffers hold, and what was scattered over them
         self.features: tuple[Tensor | None, ...] = ()
-        self.weights: tuple[Any, ...] = ()
+        self.weights: WeightsState | None = None
+        self.read_prompts = partial(fast.read_prompts, self)
+        self.read_prompts_captured = fast.graphs_of(self.read_prompts, PROMPT_GRAPHS)
         self.step: Callable[[], None] = partial(fast.decode_step, self)
         if fast.captured:
             self.step = fast.graphs.capture(self.step, weight.device)
@@ -110,11 +76,10 @@ class FastGeneration:
 
     Args:
         compiled: whether layers run compiled; without it, they are plain functions.
-        captured: whether the decoding step is a CUDA graph.
+        captured: whether the decoding step, the reading of prompts and the vision tower are CUDA graphs.
         decode_attention: one of DECODE_ATTENTION, for steps of one token.
-        prefill_attention: `repeated` (torch's, with a mask) or `flex` (flex attention, which skips what is masked), for
-            prompts that start at slot 0.
-        options: of the compiler, for steps of one token.
+        fused: whether layers read their weights in fewer products; the weights then are views of larger tensors.
+        options: of the compiler, for steps of one token, besides our own.
         backend: of `torch.compile`.
     """
 
@@ -125,7 +90,7 @@ class FastGeneration:
         compiled: bool = True,
         captured: bool = True,
         decode_attention: str = "matmul",
-        prefill_attention: str = "repeated",
+        fused: bool = FUSED,
         options: Mapping[str, Any] | None = None,
         backend: str | Callable[..., Any] = "inductor",
     ) -> None:
@@ -133,12 +98,17 @@ class FastGeneration:
         self.compiled, self.captured = compiled, captured
         self.graphs = Graphs()
         self.decode_attention = DECODE_ATTENTION[decode_attention]
-        self.flex = prefill_attention == "flex"
+        self.fused = fused
         self.backend = backend
+        gemma = model.vlm.model
+        self.language_weights = WeightsWatch(model.language_model, model.get_output_embeddings())
+        self.vision_weights = WeightsWatch(gemma.vision_tower, gemma.multi_modal_projector)
         self.sessions: OrderedDict[tuple[Any, ...], Session] = OrderedDict()
-        self.seen_images: tuple[Tensor, Tensor, tuple[Any, ...]] | None = None  # pixels, features, weights
+        self.seen_images: tuple[Tensor, Tensor, WeightsState] | None = None  # pixels, features, weights
+        self.vision: tuple[Any, Callable[[Tensor], Tensor]] | None = None  # where its weights are, and its graphs
         self.reused = 0  # slots of the last prompt that were not computed again
         self._layer = self._compile(decoder_layer)
+        self._last_layer = self._compile(gemma_layers.keys_and_values)
         self._vision_layer = self._compile(vision_layer)
         self._step_layer = self._compile(decoder_layer, options)
         self._step_inputs = self._compile(step_inputs, options)
@@ -150,8 +120,23 @@ class FastGeneration:
         # shapes are fixed unless they are marked, so that one prompt's length does not decide how a step is compiled
         return compile_function(function, options=options, backend=self.backend)
 
+    def graphs_of(self, function: Callable[..., Any], number: int) -> Callable[..., Any]:
+        """The function as CUDA graphs, one for each shape; the first call with a shape only runs it."""
+        if not self.captured:
+            return function
+        graphs = CudaGraphs(function, number)
+        graphs.graphs = self.graphs  # one pool of memory
+        return graphs
+
+    def fused_weights(self) -> list[FusedWeights | None]:
+        """For each layer, its weights as views of larger tensors, or None where they are not fused."""
+        layers: Any = self.model.language_model.layers
+        if not self.fused:
+            return [None] * len(layers)
+        return [fuse(layer) for layer in layers]
+
     @contextlib.contextmanager
-    def _running(self) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
         """The modes in which everything here runs: compiled functions and buffers are made for these."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))  # its tensors could not be written to afterwards
@@ -168,12 +153,26 @@ class FastGeneration:
 
     def decode_step(self, session: Session) -> None:
         """Reads one token of each row and writes the logits after it, the next token and its position."""
+        self._finish(session, None, slice(None))
+
+    def _finish(self, session: Session, hidden: Tensor | None, layers: slice) -> None:
+        """Runs these layers on one token of each row, whose embedding is read without `hidden` (B, 1, D)."""
         language_model: Any = self.model.language_model
         if self.compiled:
             mark_dynamic(session.slots, 0)
-        hidden, inputs = self._step_inputs(language_model, session.tokens, session.positions, session.slots)
+        embedded, inputs = self._step_inputs(language_model, session.tokens, session.positions, session.slots)
+        if self.compiled:
+            for each in inputs.values():
+                mark_dynamic(each.mask, 3)
         hidden = self._layers(
-            self._step_layer, hidden, inputs, session, session.positions, self.decode_attention, from_buffers=True
+            self._step_layer,
+            embedded if hidden is None else hidden,
+            inputs,
+            session,
+            session.positions,
+            self.decode_attention,
+            from_buffers=True,
+            layers=layers,
         )
         head = self.model.get_output_embeddings()
         self._step_outputs(language_model.norm, head, hidden, session.logits, session.tokens, session.positions)
@@ -187,21 +186,25 @@ class FastGeneration:
         positions: Tensor,
         attention: Attention,
         from_buffers: bool,
+        layers: slice = slice(None),
     ) -> Tensor:
-        language_model: Any = self.model.language_model
-        kinds = language_model.config.layer_types
-        if self.compiled:
-            for each in inputs.values():
-                if isinstance(each.mask, Tensor):
-                    mark_dynamic(each.mask, 3)
-        for layer, kind, keys, values in zip(language_model.layers, kinds, session.keys, session.values, strict=True):
-            if self.compiled:
-                mark_dynamic(keys, 2)
-                mark_dynamic(values, 2)
+        for layer, kind, keys, values, fused in self._layers_of(session, layers):
+            if self.compiled and hidden.shape[1] > 1:
+                mark_dynamic(hidden, 1)
             hidden = layer_function(
-                layer, hidden, inputs[kind], keys, values, session.rows, positions, attention, from_buffers
+                layer, hidden, inputs[kind], keys, values, session.rows, positions, attention, from_buffers, fused
             )
         return hidden
+
+    def _layers_of(self, session: Session, chosen: slice) -> Iterator[tuple[Any, str, Tensor, Tensor, Any]]:
+        """Some layers, with their types, buffers and fused weights."""
+        model: Any = self.model.language_model
+        columns = (list(model.layers), model.config.layer_types, session.keys, session.values, session.fused)
+        for each in zip(*(column[chosen] for column in columns), strict=True):
+            if self.compiled:
+                mark_dynamic(each[2], 2)
+                mark_dynamic(each[3], 2)
+            yield each
 
     def prefill(self, session: Session, prompts: Prompts, start: int, features: tuple[Tensor | None, ...]) -> None:
         """Computes the prompts from slot `start`, and leaves the logits after them, the first token and its position.
@@ -209,64 +212,102 @@ class FastGeneration:
         Args:
             features: image features and world tokens of the placeholders, which all come after `start` or all before.
         """
-        model, language_model = self.model, self.model.language_model
-        device = session.tokens.device
+        weight = self.model.get_input_embeddings().weight
         length = round_up(prompts.ids.shape[1] - start, PROMPT_MULTIPLE)
-        ids = prompts.padded(prompts.ids, start, length, fill=0).to(device)
-        hidden = model.get_input_embeddings()(ids)
-        if start < prompts.end_of_placeholders:
-            named = zip(placeholders(model), features, ("image", "world"), strict=True)
-            for token_id, tokens, kind in named:
-                if tokens is not None:
-                    hidden = scatter(hidden, ids == token_id, tokens, kind)
-        window = model.config.get_text_config().sliding_window
-        positions = torch.arange(start, start + length, device=device).expand(ids.shape[0], -1).contiguous()
-        blocks = None
-        if start == 0:
-            ids_of_blocks = gemma_layers.image_blocks(prompts.padded(prompts.types, 0, length, fill=0)).to(device)
-            blocks = (ids_of_blocks, ids_of_blocks)
-        slots = session.slots if start else session.slots[:length]
-        use_flex = self.flex and start == 0
-        masks: Mapping[str, Any]
-        attention: Attention
-        if use_flex:
-            from theworld.model import flex_layers
+        ids = prompts.padded(prompts.ids, start, length, fill=0)
+        prefix = 0 if start else min(round_up(prompts.end_of_images, PROMPT_MULTIPLE), length)
+        blocks = gemma_layers.image_blocks(prompts.padded(prompts.types, 0, prefix, fill=0))
+        on_host = [ids, blocks, torch.tensor([start]), prompts.lengths - 1]
+        replaced = []
+        for token_id, tokens, kind in zip(placeholders(self.model), features, ("image", "world"), strict=True):
+            if tokens is None or start >= prompts.end_of_placeholders:
+                tokens = weight.new_empty(0, 0, weight.shape[1])
+            on_host.append((ids.flatten() == token_id).nonzero()[:, 0])
+            check_number(len(on_host[-1]), tokens.shape[0] * tokens.shape[1], kind)
+            replaced.append(tokens.flatten(0, 1).to(weight))
+        small = ids.numel() <= GRAPH_TOKENS
+        read = session.read_prompts_captured if small else session.read_prompts
+        read(*(each.to(weight.device) for each in on_host), *replaced, fresh=start == 0)
 
-            masks, attention = flex_layers.flex_masks(ids_of_blocks, window), flex_layers.flex
+    def read_prompts(
+        self,
+        session: Session,
+        ids: Tensor,
+        blocks: Tensor,
+        start: Tensor,
+        last: Tensor,
+        image_places: Tensor,
+        world_places: Tensor,
+        image_features: Tensor,
+        world_embeds: Tensor,
+        *,
+        fresh: bool,
+    ) -> None:
+        """`prefill` on the device alone.
+
+        Args:
+            ids: (B, L), the tokens from slot `start` (1,).
+            blocks: (B, U) of the tokens up to the last image, see `image_blocks`.
+            last: (B,) slots of the last tokens.
+            image_places, world_places: (n,) of the placeholders in B·L, which the features (n, D) replace.
+            fresh: whether `start` is 0.
+        """
+        model, language_model = self.model, self.model.language_model
+        length, window = ids.shape[1], model.config.get_text_config().sliding_window
+        hidden = model.get_input_embeddings()(ids)
+        flat = hidden.view(-1, hidden.shape[-1])
+        flat[image_places] = image_features
+        flat[world_places] = world_embeds
+        positions = (start + torch.arange(length, device=ids.device)).expand(ids.shape[0], -1).contiguous()
+        split = fresh and blocks.shape[1] < length
+        masks: Mapping[str, Any]
+        if split:
+            masks = gemma_layers.prompt_masks(blocks, length, window, gemma_layers.can_flash(hidden))
         else:
-            masks, attention = gemma_layers.masks(positions, slots, window, blocks), gemma_layers.repeated_sdpa
+            slots = session.slots[:length] if fresh else session.slots
+            masks = gemma_layers.masks(positions, slots, window, (blocks, blocks) if fresh else None)
         rotary = gemma_layers.rotary_factors(language_model, hidden, positions)
         inputs = {kind: LayerInputs(*factors, masks[kind]) for kind, factors in rotary.items()}
         if self.compiled:
-            mark_dynamic(hidden, 1)
             mark_dynamic(positions, 1)
             for each in inputs.values():
                 mark_dynamic(each.cos, 1)
                 mark_dynamic(each.sin, 1)
-                if not use_flex:
-                    mark_dynamic(each.mask, 2)
-        hidden = self._layers(self._layer, hidden, inputs, session, positions, attention, from_buffers=start > 0)
-        last = (prompts.lengths - 1).to(device)[:, None]
-        hidden = hidden.gather(1, (last - start)[:, :, None].expand(-1, -1, hidden.shape[-1]))
-        session.positions.copy_(last)  # the step's outputs advance it
-        head = model.get_output_embeddings()
-        self._step_outputs(language_model.norm, head, hidden, session.logits, session.tokens, session.positions)
+                mask = each.mask.rest if split else each.mask
+                if mask is not None:
+                    mark_dynamic(mask, 2, 3)
+        attention: Attention = gemma_layers.prompt_attention if split else gemma_layers.repeated_sdpa
+        hidden = self._layers(self._layer, hidden, inputs, session, positions, attention, not fresh, layers=slice(-1))
+        for layer, kind, keys, values, _ in self._layers_of(session, slice(-1, None)):
+            if self.compiled:
+                mark_dynamic(hidden, 1)
+            self._last_layer(layer, hidden, inputs[kind], keys, values, session.rows, positions)
+        session.positions.copy_(last[:, None])  # the step's outputs advance it
+        hidden = hidden.gather(1, (last - start)[:, None, None].expand(-1, -1, hidden.shape[-1]))
+        self._finish(session, hidden, slice(-1, None))
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """`TheWorldForConditionalGeneration.image_features` with compiled layers; the last images are kept."""
-        weights = fingerprint(self.model.vlm.model.vision_tower, self.model.vlm.model.multi_modal_projector)
+        weights = self.vision_weights.state()
         if self.seen_images is not None:
             pixels, features, of_weights = self.seen_images
             if weights == of_weights and same_tensor(pixels, pixel_values):
                 return features
+        place = (weights.places, weights.adapters)
+        if self.vision is None or self.vision[0] != place:
+            self.vision = place, self.graphs_of(self.read_images, IMAGE_GRAPHS)
+        features = self.vision[1](pixel_values).clone()
+        self.seen_images = (pixel_values.clone(), features, weights)
+        return features
+
+    def read_images(self, pixel_values: Tensor) -> Tensor:
         tower: Any = self.model.vlm.model.vision_tower
         hidden = tower.embeddings(pixel_values)
         if self.compiled and hidden.shape[0] > 1:
             mark_dynamic(hidden, 0)
         for layer in tower.encoder.layers:
             hidden = self._vision_layer(layer, hidden)
-        features = self.model.vlm.model.multi_modal_projector(tower.post_layernorm(hidden))
-        self.seen_images = (pixel_values.clone(), features, weights)
+        features: Tensor = self.model.vlm.model.multi_modal_projector(tower.post_layernorm(hidden))
         return features
 
     # ----------------------------------------------------------------------------------------------------- generation
@@ -278,16 +319,18 @@ class FastGeneration:
             session.prompts = None
 
     def session(self, batch: int, slots: int) -> Session:
-        """Buffers for `batch` rows of at least `slots` tokens, from the last ones used or new."""
-        model = self.model
-        slots = round_up(slots, SLOTS_MULTIPLE)
-        key = (batch, slots, places(model.language_model), adapter_state(model.language_model))
+        """Buffers for `batch` rows of `slots` tokens, from the last ones used or new."""
+        weights = self.language_weights.state()
+        key = (batch, slots, weights.places, weights.adapters)
         if key not in self.sessions:
             for old in [old for old in self.sessions if old[2] != key[2]]:  # weights were moved or replaced
                 del self.sessions[old]
             while len(self.sessions) >= SESSIONS:
                 self.sessions.popitem(last=False)
-            self.sessions[key] = Session(self, batch, slots)
+            session = Session(self, batch, slots)
+            weights = self.language_weights.state()  # fusing has moved them
+            key = (batch, slots, weights.places, weights.adapters)
+            self.sessions[key] = session
         self.sessions.move_to_end(key)
         return self.sessions[key]
 
@@ -298,14 +341,14 @@ class FastGeneration:
             pixel_values: images, or None.
             tokens: `image_features` instead of pixels, and `world_embeds`.
         """
-        with self._running():
-            length = round_up(prompts.ids.shape[1], PROMPT_MULTIPLE) + PROMPT_MULTIPLE
-            session = self.session(prompts.ids.shape[0], max(length, prompts.ids.shape[1] + new_tokens))
+        with self.running():
+            batch, length = prompts.ids.shape
+            session = self.session(batch, slots_for(length, new_tokens))
             image_features = tokens.get("image_features")
             if image_features is None and pixel_values is not None:
                 image_features = self.image_features(pixel_values)
             features = (image_features, tokens.get("world_embeds"))
-            weights = fingerprint(self.model.language_model)
+            weights = self.language_weights.state()
             start = self._reusable(session, prompts, features, weights)
             session.prompts = None  # until the buffers hold these prompts
             self.prefill(session, prompts, start, features)
@@ -314,7 +357,7 @@ class FastGeneration:
             return session
 
     def _reusable(
-        self, session: Session, prompts: Prompts, features: tuple[Tensor | None, ...], weights: tuple[Any, ...]
+        self, session: Session, prompts: Prompts, features: tuple[Tensor | None, ...], weights: WeightsState
     ) -> int:
         """How many first slots of the buffers are these prompts' already."""
         if session.prompts is None or session.weights != weights:
@@ -346,7 +389,7 @@ class FastGeneration:
         session = self.start(prompts, longest, pixel_values, image_features=image_features, world_embeds=world_embeds)
         greedy = not generation_config.do_sample and not logits_processor
         choose = None if greedy else partial(choose_token, logits_processor, generation_config.do_sample)
-        with self._running():
+        with self.running():
             written = self._write(session, input_ids, stopping_criteria, generation_config, streamer, longest, choose)
         if streamer is not None:
             streamer.end()
@@ -396,28 +439,6 @@ class FastGeneration:
         return ids[:, prompt.shape[1] :]
 
 
-class TokenReader:
-    """Copies the tokens of a step to the host without waiting for the steps after it."""
-
-    def __init__(self, tokens_B1: Tensor) -> None:
-        self.tokens = tokens_B1
-        self.on_gpu = tokens_B1.is_cuda
-        self.host = torch.empty(tokens_B1.shape, dtype=tokens_B1.dtype, pin_memory=self.on_gpu)
-        self.arrived = torch.cuda.Event() if self.on_gpu else None
-
-    def fetch(self) -> None:
-        """Starts the copy; the tokens may be overwritten by what is started afterwards."""
-        self.host.copy_(self.tokens, non_blocking=True)
-        if self.arrived is not None:
-            self.arrived.record()
-
-    def read(self) -> Tensor:
-        """The tokens (B,) of the last `fetch`."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.host[:, 0].clone()
-
-
 # ------------------------------------------------------------------------------------------------- compiled functions
 
 
@@ -446,14 +467,6 @@ def vision_layer(layer: Any, hidden: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- details
 
 
-def choose_token(processors: LogitsProcessorList, do_sample: bool, ids: Tensor, logits: Tensor) -> Tensor:
-    """The next token (B,) of each row, as transformers chooses it."""
-    scores = processors(ids, logits.to(torch.float32, copy=True))
-    if do_sample:
-        return torch.multinomial(scores.softmax(dim=-1), num_samples=1)[:, 0]
-    return scores.argmax(dim=-1)
-
-
 def placeholders(model: TheWorldForConditionalGeneration) -> tuple[int, int]:
     """Ids of the image and world placeholders."""
     return model.vlm.config.image_token_id, model.config.world_token_id
@@ -466,25 +479,13 @@ def mark_dynamic(tensor: Tensor, *dimensions: int) -> None:
     _dynamo.mark_dynamic(tensor, list(dimensions))
 
 
+def slots_for(length: int, new_tokens: int) -> int:
+    """Slots of the buffers for prompts of `length` tokens, of which the end may be read again, and their answers."""
+    prompt = round_up(length, PROMPT_MULTIPLE) + PROMPT_MULTIPLE
+    return round_up(max(prompt, length + new_tokens), SLOTS_MULTIPLE)
+
+
 def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
     return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
-
-
-def places(module: torch.nn.Module) -> tuple[int, ...]:
-    """Where the weights are in memory: recorded graphs read them there."""
-    return tuple(parameter.data_ptr() for parameter in module.parameters())
-
-
-def fingerprint(*modules: torch.nn.Module) -> tuple[Any, ...]:
-    """Changes when a weight is replaced or written to, or a LoRA is switched."""
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    versions = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
-    return versions, *(adapter_state(module) for module in modules)
-
-
-def adapter_state(module: torch.nn.Module) -> tuple[Any, ...]:
-    """Which LoRAs of a module are active."""
-    layers = lora.layers_of(module).values()
-    return tuple(sorted({(layer.disable_adapters, tuple(layer.active_adapters)) for layer in layers}))

@@ -12,7 +12,7 @@ from transformers import GenerationMixin, StoppingCriteriaList
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextModel
 
 from theworld.fast_path import uses_fast_path
-from theworld.model.fast_generation import FastGeneration
+from theworld.model.fast_generation import FastGeneration, slots_for
 
 if TYPE_CHECKING:
     from theworld.model.modeling import TheWorldForConditionalGeneration
@@ -30,14 +30,14 @@ class FastPathMixin(GenerationMixin):
     Attributes:
         fast_path: one of theworld.fast_path.FAST_PATHS.
         fast: made by the first call that uses it.
-        answered_batches: numbers of prompts of earlier calls.
+        answered: numbers of prompts and slots of the buffers that earlier calls needed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fast_path = "auto"
         self.fast: FastGeneration | None = None
-        self.answered_batches: set[int] = set()
+        self.answered: set[tuple[int, int]] = set()
 
     def _sample(
         self: Any,
@@ -80,9 +80,10 @@ def reason_for_plain(
 ) -> str | None:
     """Why a call of `generate` uses transformers' own decoding loop, or None if it uses `FastGeneration`.
 
-    With `fast_path="auto"`, a GPU is needed, and a call with as many prompts has been made before: the first one does
-    not wait for the compiler. With "on", the first call does. A call that is not supported uses transformers' loop,
-    silently with "auto" and with a warning otherwise. (Beam search and assisted generation have loops of their own.)
+    With `fast_path="auto"`, a GPU is needed, and a call with as many prompts of about this length has been made before:
+    the first one does not wait for the compiler or a recording. With "on", the first call does. What is not supported
+    uses transformers' loop, silently with "auto" and with a warning otherwise. (Beam search and assisted generation
+    have loops of their own.)
 
     Args:
         inputs: the model's inputs as `generate` has prepared them.
@@ -100,9 +101,10 @@ def reason_for_plain(
         return reason
     if reason := unsupported_call(input_ids, stopping_criteria, generation_config, synced_gpus, inputs):
         return reason
-    if model.fast_path == "auto" and input_ids.shape[0] not in model.answered_batches:
-        model.answered_batches.add(input_ids.shape[0])
-        return "it is the first call with this number of prompts"
+    size = input_ids.shape[0], slots_for(input_ids.shape[1], stopping_criteria.max_length - input_ids.shape[1])
+    if model.fast_path == "auto" and size not in model.answered:
+        model.answered.add(size)
+        return "it is the first call with this number of prompts of this length"
     return None
 
 
