@@ -50,6 +50,14 @@ def test_every_form_of_an_image_gives_one_answer(model: TheWorld, tmp_path: Path
     assert isinstance(answers.pop(), str)
 
 
+def test_the_fast_path_reaches_the_world_model(bases: dict[str, str]) -> None:
+    made = build(bases, fast_path="off")
+    assert made.model.world is not None
+    assert (made.model.fast_path, made.model.world.fast_path) == ("off", "off")
+    with pytest.raises(ValueError, match="fast_path is on, but it needs an NVIDIA GPU, and the model is on cpu"):
+        build(bases, fast_path="on", device="cpu")
+
+
 def test_steps_at_run_time_override_the_models_own(model: TheWorld) -> None:
     short, long = model.forward(pixels(), QUESTION, num_world_steps=0), model.forward(pixels(), QUESTION)
     per_frame = model.config.world_tokens_per_frame()
