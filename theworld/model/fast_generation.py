@@ -145,6 +145,8 @@ class FastGeneration:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))  # its tensors could not be written to afterwards
             stack.enter_context(torch.no_grad())
+            if self.captured:
+                stack.enter_context(torch.cuda.device(self.model.device))  # whose streams graphs are recorded on
             if self.compiled:
                 from torch._dynamo import config  # not above: it takes a second, and a CPU does without it
 
