@@ -74,10 +74,10 @@ compare-results: $(CORE) ## Compare the runs in runs/blink, into report/ (RUNS=,
 	@$(PYTHON) scripts/compare_results.py $(RUNS) -o $(REPORT)
 
 test: $(DEV) ## Run the tests: tiny models, no network, no GPU
-	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -n 2
+	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -n 2 --dist worksteal
 
 test-slow: $(DEV) ## Run the slow tests
-	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -n 2 -m "slow and not gpu"
+	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -n 2 --dist worksteal -m "slow and not gpu"
 
 test-gpu: $(DEV) ## Run the tests that need a GPU
 	@HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m gpu

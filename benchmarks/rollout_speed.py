@@ -33,12 +33,12 @@ from transformers.initialization import no_init_weights
 
 from benchmarks.random_weights import SIZES, cosmos_config, drawn
 from benchmarks.stock_pipeline import pipeline_with_mean_latents, stock_latents
+from theworld.cuda_graphs import Graphs, can_compile, compile_function, compiling
 from theworld.world_models.cosmos_fast import rollout_shape
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 from theworld.world_models.cosmos_rollout import StaticRollout, block_step
 from theworld.world_models.cosmos_sampler import noise_schedule, rollout_noise
 from theworld.world_models.first_frame import FirstFrameEncoder, residual_block
-from theworld.world_models.graphs import Graphs, can_compile, compiled, compiling
 
 WORLD_STEPS, DENOISING_STEPS = 4, 10  # N, and points of the schedule: one pass fewer
 SIDES = {"full": 224, "tiny": 32}
@@ -59,12 +59,12 @@ class Bench:
         )
         self.on_gpu = self.device.type == "cuda"
         self.world = random_world(size, self.device)
-        self.graphs = Graphs(self.device) if self.on_gpu else None
-        self.block, self.residual = compiled(block_step), compiled(residual_block)
+        self.graphs = Graphs()
+        self.block, self.residual = compile_function(block_step), compile_function(residual_block)
         self.rows: list[dict[str, Any]] = []
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        return function if self.graphs is None else self.graphs.capture(function)
+        return self.graphs.capture(function, self.device) if self.on_gpu else function
 
     def captured(self, call: Call) -> Call:
         """`call` as a graph whose result is copied out."""
@@ -297,7 +297,7 @@ def denoising_pass(bench: Bench, batch: int) -> None:
             own._modules = {**transformer._modules}
             own.transformer_blocks = torch.nn.ModuleList([copy.copy(block) for block in transformer.transformer_blocks])
             for block in own.transformer_blocks:
-                block.compile(fullgraph=True, dynamic=False)
+                block.compile(fullgraph=True, dynamic=False)  # as the library's documentation has it
             holder = copy.copy(world)
             holder._modules = {**world._modules, "transformer": own}
             call = plain_pass(holder, inputs)

@@ -42,7 +42,7 @@ from theworld.training.trainer import TheWorldTrainer
 PHOTOS, RECORDS = 256, 4096
 SIDES = (400, 1200)  # of photos, in pixels
 QUESTION = "Describe this image."
-OPTIONS = ("batch_size", "gradient_accumulation_steps", "num_workers")
+OPTIONS = ("batch_size", "gradient_accumulation_steps", "num_workers", "num_world_steps", "fast_path", "vision_cache")
 WARM_UP = 8  # steps that are not timed
 TRAINED = {"projector": {}, "all": {"freeze_gemma_vision": False, "freeze_gemma_language": False}}
 
@@ -160,6 +160,7 @@ def train(folder: Path, steps: int, repeat_batch: bool, save: bool, **changes: A
         "repeat_batch": repeat_batch,
         "strategy": strategy(),
         **{key: getattr(config, key) for key in (*OPTIONS, "use_gradient_checkpointing")},
+        "samples_per_second_of_median_step": samples / statistics.median(times) if times else None,
         "samples_per_second": samples * len(times) / sum(times) if times else None,
         "seconds_per_step": {"median": statistics.median(times), "max": max(times)} if times else None,
         "bytes_between_steps": kept[-1] if kept else None,
@@ -186,6 +187,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num_workers", type=int, default=6)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--train", choices=TRAINED, default="projector")
+    parser.add_argument("--num_world_steps", type=int, default=0)
+    parser.add_argument("--fast_path", choices=("auto", "on", "off"), default="off")
+    parser.add_argument("--vision_cache", help="a folder of image features")
     parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing")
     parser.add_argument("--save", action="store_true", help="write weights and optimizer states at the end")
     parser.add_argument("--resume_from", metavar="CHECKPOINT")

@@ -107,7 +107,7 @@ else
     # The lock files contain all packages, so nothing is resolved again (lmms-eval requires more: scripts/lock.toml).
     # The byte code is compiled now; with PYTHONDONTWRITEBYTECODE, every start would compile torch and transformers.
     # shellcheck disable=SC2086  # one word or none
-    UV_COMPILE_BYTECODE=1 "$uv" pip install $quiet --python "$python" --no-deps --require-hashes "${locks[@]}" \
+    UV_COMPILE_BYTECODE=${UV_COMPILE_BYTECODE:-1} "$uv" pip install $quiet --python "$python" --no-deps --require-hashes "${locks[@]}" \
         || fail "the packages could not be installed (see above); check the network and the free disk space, and run this script again."
     "$uv" pip install --quiet --python "$python" --no-deps --editable . || fail "TheWorld itself could not be installed (see above)."
     say "Testing the imports"

@@ -2,14 +2,16 @@
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-from tests import commands
-from tests.loopback_hub import LoopbackHub
+import pytest
+
+from tests.loopback_hub import LoopbackHub, use_endpoint
 
 REPOSITORY = Path(__file__).parent.parent
 LOCKS = ("requirements.lock", "requirements-dev.lock")
@@ -37,6 +39,38 @@ def test_make_lists_its_targets() -> None:
     assert set(wanted.split()) <= set(listed)
 
 
+def check_smoke_test(said: list[str], folder: Path) -> None:
+    """What the script printed, and what it wrote over the earlier run in its folder."""
+    assert said[0].startswith(
+        "No HF_TOKEN: nano on two images of this repository, with a local hub at http://127.0.0.1"
+    )
+    assert said[-1].startswith("Passed with a local hub in ")
+    assert not (folder / "checkpoint-1").exists(), "it starts again"
+    for name in ("model.safetensors", "checkpoint-2/optimizer.pt", "samples/step-2.jsonl", "samples/imagined-0.png"):
+        assert (folder / name).is_file(), name
+
+
+def test_the_smoke_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, which has imported the libraries."""
+    variables = LoopbackHub.environment
+
+    def environment(hub: LoopbackHub, cache: Path, token: str | None = None) -> dict[str, str]:
+        use_endpoint(monkeypatch, hub.url, cache, token)
+        return variables(hub, cache, token)
+
+    monkeypatch.setattr(LoopbackHub, "environment", environment)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for name in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "HF_HOME", "TENSORBOARD_LOGGING_DIR"):
+        monkeypatch.setenv(name, "")  # the script sets them, and they are restored
+    monkeypatch.setattr(sys, "argv", ["smoke_test.py", "--output_dir", str(tmp_path / "run")])
+    (tmp_path / "run" / "checkpoint-1").mkdir(parents=True)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(REPOSITORY / "scripts" / "smoke_test.py"), run_name="__main__")
+    assert ended.value.code == 0
+    check_smoke_test(capsys.readouterr().out.strip().splitlines(), tmp_path / "run")
+
+
+@pytest.mark.slow
 def test_training_by_make(tmp_path: Path) -> None:
     """Offline and without a token; then with another config and arguments."""
     for entry in REPOSITORY.iterdir():
@@ -46,35 +80,24 @@ def test_training_by_make(tmp_path: Path) -> None:
     offline.pop("HF_TOKEN", None)
 
     def make(*arguments: str) -> str:
-        python = (
-            sys.executable if arguments == ("smoke-test",) else commands.programs() / "python"
-        )  # it sets HF_ENDPOINT
-        command = ["make", "--silent", *arguments, f"PYTHON={python}"]
+        command = ["make", "--silent", *arguments, f"PYTHON={sys.executable}"]
         result = subprocess.run(
             command, cwd=tmp_path, env=offline, capture_output=True, text=True, timeout=300, check=False
         )
         assert result.returncode == 0, result.stderr
         return result.stdout.strip()
 
-    earlier = tmp_path / "checkpoints" / "smoke-test" / "checkpoint-1"
-    earlier.mkdir(parents=True)
-    said = make("smoke-test").splitlines()
-    assert said[0].startswith(
-        "No HF_TOKEN: nano on two images of this repository, with a local hub at http://127.0.0.1"
-    )
-    assert said[-1].startswith("Passed with a local hub in ")
     folder = tmp_path / "checkpoints" / "smoke-test"
-    assert not earlier.exists(), "it starts again"
-    written = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    assert {
-        "model.safetensors",
-        "checkpoint-2/optimizer.pt",
-        "samples/step-2.jsonl",
-        "samples/imagined-0.png",
-    } <= written
+    (folder / "checkpoint-1").mkdir(parents=True)
+    check_smoke_test(make("smoke-test").splitlines(), folder)
     again = make("train-hf", "CONFIG=configs/smoke_test.json", "ARGS=--output_dir again --set do_eval=false")
     assert again == "again"
     assert not (tmp_path / "again" / "samples").exists()
+
+
+def test_make_passes_a_config_and_arguments_on() -> None:
+    shown = run("make", "-n", "train-hf", "PYTHON=python", "CONFIG=a.json", "ARGS=--output_dir b --set c=d").stdout
+    assert shown.strip() == "python scripts/train_hf.py --config a.json --output_dir b --set c=d"
 
 
 def test_locks_hold_versions_and_hashes_and_no_address() -> None:

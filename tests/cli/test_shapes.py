@@ -70,10 +70,10 @@ def really(model: TheWorld, steps: int, batch: int) -> dict[str, tuple[int, ...]
 @pytest.mark.parametrize(
     ("values", "steps", "batch"),
     [
-        ({}, 2, 1),
+        pytest.param({}, 2, 1, marks=pytest.mark.slow),
         ({}, 0, 1),
         ({"spatial_merge": 2, "projector": "mlp"}, 1, 3),
-        ({"projector": "resampler"}, 2, 1),
+        pytest.param({"projector": "resampler"}, 2, 1, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -90,8 +90,13 @@ def test_the_shapes_are_those_of_a_model_that_runs(
     assert list(shapes(content)) == [row["what"] for row in content["shapes"]], "no name twice"
 
 
-def test_the_layout_is_that_of_the_prompt(family: Path) -> None:
-    content = said(family / "fused", "--steps", 1)
+@pytest.fixture(scope="module")
+def fused(family: Path) -> dict[str, Any]:
+    """What the command says of a trained model with one step."""
+    return said(family / "fused", "--steps", 1)
+
+
+def test_the_layout_is_that_of_the_prompt(family: Path, fused: dict[str, Any]) -> None:
     model = TheWorld.from_pretrained(family / "fused", device="cpu")
     inputs = model.prepare(np.zeros((8, 8, 3), np.uint8), QUESTION, num_world_steps=1)
     ids = inputs["input_ids"][0]
@@ -99,13 +104,13 @@ def test_the_layout_is_that_of_the_prompt(family: Path) -> None:
         "soft tokens of the image": model.config.vlm_config.image_token_id,
         "world tokens": model.config.world_token_id,
     }
-    for block in content["prompt"]:
+    for block in fused["prompt"]:
         own = ids[block["first"] : block["first"] + block["tokens"]]
         if block["what"] in special:
             assert (own == special[block["what"]]).all()
         elif not block["what"].startswith("<"):
             assert repr(model.processor.tokenizer.decode(own)) == block["what"]
-    assert sum(block["tokens"] for block in content["prompt"]) == content["prompt_tokens"] == len(ids)
+    assert sum(block["tokens"] for block in fused["prompt"]) == fused["prompt_tokens"] == len(ids)
 
 
 def test_a_model_without_a_world_has_no_world_in_its_shapes(family: Path) -> None:
@@ -114,19 +119,20 @@ def test_a_model_without_a_world_has_no_world_in_its_shapes(family: Path) -> Non
     assert "world tokens" not in [block["what"] for block in content["prompt"]]
 
 
-def test_the_page_shows_what_the_command_says() -> None:
-    examples = SHOWN.findall(PAGE.read_text("utf-8"))
+@pytest.mark.parametrize("model", ["nano", pytest.param("google/gemma-3-4b-it", marks=pytest.mark.slow)])
+def test_the_page_shows_what_the_command_says(model: str) -> None:
+    examples = dict(SHOWN.findall(PAGE.read_text("utf-8")))
     assert len(examples) == 2
-    for command, shown in examples:
-        result = CliRunner().invoke(app, command.split()[1:])
-        assert result.exit_code == 0, result.output
-        lines = [[line.rstrip() for line in text.strip().splitlines()] for text in (result.stdout, shown)]
-        assert lines[0] == lines[1], f"paste the output of `{command}` into {PAGE.name}"
+    (command,) = [command for command in examples if command.split()[2] == model]
+    result = CliRunner().invoke(app, command.split()[1:])
+    assert result.exit_code == 0, result.output
+    lines = [[line.rstrip() for line in text.strip().splitlines()] for text in (result.stdout, examples[command])]
+    assert lines[0] == lines[1], f"paste the output of `{command}` into {PAGE.name}"
 
 
-def test_nothing_is_read(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_read(family: Path, fused: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("theworld.storage.adapters.load_file", lambda *a: pytest.fail("weights were read"))
     for file in (family / "fused").glob("*"):
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    assert shapes(said(tmp_path)) == shapes(said(family / "fused"))
+    assert shapes(said(tmp_path, "--steps", 1)) == shapes(fused)

@@ -147,10 +147,12 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_a_token_is_hidden_and_a_stopped_run_is_resumed(config: Path, tmp_path: Path) -> None:
-    """Started with a token on its command line, stopped by SIGTERM, and resumed by the script.
+@pytest.mark.parametrize("new", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["forked", "new"])
+def test_a_token_is_hidden_and_a_stopped_run_is_resumed(config: Path, tmp_path: Path, new: bool) -> None:
+    """Started with a token, stopped by SIGTERM, and resumed by the script.
 
     The signal is sent to all processes of the run, as `timeout` and schedulers do; the run needs its worker to go on.
+    In new processes, the token is on the command line, and Weights & Biases logs.
     """
     data = tmp_path / "chats.jsonl"
     settings = [
@@ -160,29 +162,29 @@ def test_a_token_is_hidden_and_a_stopped_run_is_resumed(config: Path, tmp_path: 
         "save_steps=100000",
         "--num_workers",
         1,
-        "--log-to-wandb",
         "--dataset",
         data,
     ]
-    with Command(
-        "-m", "theworld.cli", "train", config, *settings, "--hf_token", SECRET,
-        "--set", f"hf_token={SECRET}", "--hub-token", SECRET, start=NewPython,
-        WANDB_MODE="offline", **{f"WANDB_{x}DIR": str(tmp_path / "run") for x in ("", "DATA_", "CACHE_", "CONFIG_")},
-    ) as started:  # fmt: skip
+    start, token, environment = commands.Command, [], {"HF_TOKEN": SECRET}
+    if new:
+        start, token = NewPython, [f"--hf_token={SECRET}"]
+        settings += ["--log-to-wandb", "--hf_token", SECRET, "--set", f"hf_token={SECRET}", "--hub-token", SECRET]
+        environment = {f"WANDB_{x}DIR": str(tmp_path / "run") for x in ("", "DATA_", "CACHE_", "CONFIG_")}
+        environment["WANDB_MODE"] = "offline"
+    with Command("-m", "theworld.cli", "train", config, *settings, start=start, **environment) as started:
         started.wait_for(lambda: any("step 1 of 100000" in line for line in started.errors))
         title = Path(f"/proc/{started.process.pid}/cmdline").read_bytes().decode().split("\0")
         os.killpg(started.process.pid, signal.SIGTERM)
         code, output, errors = started.finish()
-    assert SECRET not in " ".join(title)
-    assert title[1:5] == ["-m", "theworld.cli", "train", str(config)]
     assert code == 0, errors
+    assert not new or (title[1:5] == ["-m", "theworld.cli", "train", str(config)] and SECRET not in " ".join(title))
     (saved,) = checkpoints_in(tmp_path / "run")
     step = int(saved.name.removeprefix("checkpoint-"))
 
     last = step + 2
     with Command(
         "scripts/train_hf.py", "--config", config, "--resume_from", "last", "--dataset", data,
-        "--num_samples", 4, f"--max_steps={last}", f"--hf_token={SECRET}",
+        "--num_samples", 4, f"--max_steps={last}", *token, HF_TOKEN="" if token else SECRET,
     ) as resumed:  # fmt: skip
         code, more, more_errors = resumed.finish()
     assert code == 0, more_errors
@@ -193,9 +195,28 @@ def test_a_token_is_hidden_and_a_stopped_run_is_resumed(config: Path, tmp_path: 
 
     written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert len(written) > 10
-    assert any(path.suffix == ".wandb" for path in written)
+    assert any(path.suffix == ".wandb" for path in written) == new
     for text in (output, errors, more, more_errors, *(path.read_bytes().decode("latin-1") for path in written)):
         assert SECRET not in text
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["from theworld.cli import main; main()", "from scripts.train_hf import main; main()"],
+    ids=["train", "script"],
+)
+def test_a_token_is_not_on_the_command_line_when_the_imports_begin(module: str, config: Path) -> None:
+    """The process list shows what the process prints here, when torch is about to be imported."""
+    show = "print(open('/proc/self/cmdline').read(), os.environ['HF_TOKEN']); sys.stdout.flush(); os._exit(0)"
+    code = SLOW_IMPORT.replace("os.kill(os.getpid(), SIGNAL)", show).replace("*ARGUMENTS", "*sys.argv[1:]") + module
+    given = [config] if "cli" in module else ["--config", config]
+    given = ["train", *given] if "cli" in module else given
+    with Command("-c", code, *given, "--max_steps=1", "--hf_token", SECRET, start=NewPython) as started:
+        status, output, errors = started.finish()
+    title, token = output.split("\0 ")
+    assert (status, token.strip()) == (0, SECRET), errors
+    assert title.split("\0")[-2:] == [str(config), "--max_steps=1"]
+    assert SECRET not in title
 
 
 def test_without_token_removes_the_token_only() -> None:
@@ -410,8 +431,17 @@ sys.argv = ["theworld", *ARGUMENTS]
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("command", ["train", "cache", "script"])
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("train", signal.SIGTERM),
+        ("script", signal.SIGTERM),
+        ("cache", signal.SIGINT),
+        pytest.param("train", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("script", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("cache", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stop_during_the_imports_is_one_sentence(config: Path, tmp_path: Path, command: str, number: int) -> None:
     """The signal arrives when torch is about to be imported, which takes seconds."""
     arguments = ["--config", str(config)] if command == "script" else [command, str(config)]
@@ -430,32 +460,35 @@ def test_a_stop_during_the_imports_is_one_sentence(config: Path, tmp_path: Path,
     assert f"Stopped by {cause} before the first step: {saved}" in line
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["none.json"], "There is no config none.json"),
+def test_what_needs_no_library_comes_before_the_imports(config: Path) -> None:
+    """torch and transformers take seconds to import. One process runs all commands."""
+    expected = {
+        ("none.json",): "There is no config none.json",
         (
-            ["CONFIG", "--lerning_rate", "1"],
-            "Unknown key 'lerning_rate' in the command line; did you mean 'learning_rate'?",
-        ),
-        (["CONFIG", "--optimm", "sgd"], "Unknown key 'optimm' in the command line; did you mean 'optim'?"),
-        (["CONFIG", "--dataset", "none.jsonl"], "There is no file none.jsonl, which train_dataset_path names"),
-        (["CONFIG", "--dataset", "none.py"], "There is no file none.py, which dataset_name names"),
-        (["--help"], "Example: theworld train"),
-    ],
-)
-def test_what_needs_no_library_comes_before_the_imports(config: Path, arguments: list[str], words: str) -> None:
-    """torch and transformers take seconds to import."""
-    given = ["train", *(str(config) if argument == "CONFIG" else argument for argument in arguments)]
+            "CONFIG",
+            "--lerning_rate",
+            "1",
+        ): "Unknown key 'lerning_rate' in the command line; did you mean 'learning_rate'?",
+        ("CONFIG", "--optimm", "sgd"): "Unknown key 'optimm' in the command line; did you mean 'optim'?",
+        ("CONFIG", "--dataset", "none.jsonl"): "There is no file none.jsonl, which train_dataset_path names",
+        ("CONFIG", "--dataset", "none.py"): "There is no file none.py, which dataset_name names",
+        ("--help",): "Example: theworld train",
+    }
+    given = [["train", *(str(config) if word == "CONFIG" else word for word in words)] for words in expected]
     code = (
-        "import sys; from typer.testing import CliRunner; from theworld.cli import app; "
-        f"print(CliRunner().invoke(app, {given!r}).output); print({{'torch', 'transformers'}} & set(sys.modules))"
+        "import json, sys; from typer.testing import CliRunner; from theworld.cli import app\n"
+        f"for given in {given!r}:\n"
+        "    output = CliRunner().invoke(app, given).output\n"
+        "    print(json.dumps([output, sorted({'torch', 'transformers'} & set(sys.modules))]))"
     )
     with Command("-c", code, start=NewPython) as started:
-        _, output, errors = started.finish()
-    assert words in " ".join(output.split()), errors
-    assert output.splitlines()[-1] == "set()"
-    assert "dataset_options" not in output + errors
+        _, lines, errors = started.finish()
+    assert len(lines.splitlines()) == len(expected), errors
+    for line, words in zip(lines.splitlines(), expected.values(), strict=True):
+        output, imported = json.loads(line)
+        assert words in " ".join(output.split())
+        assert imported == [], words
+        assert "dataset_options" not in output
 
 
 def test_what_the_configs_write_is_ignored_by_git() -> None:

@@ -45,7 +45,7 @@ def live_of(model: TheWorldForConditionalGeneration) -> LiveMemory:
     return LiveMemory([*model.parameters(), *model.buffers()])
 
 
-QUICK = ("projector, B=4 *", "projector, B=1, future", "all, B=1, checkpointing *")
+QUICK = ("projector, B=1, future", "all, B=1, checkpointing *")
 SETTINGS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TRAINING]
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from theworld.inspection import parameters
 from theworld.inspection.memory import GIB
-from theworld.inspection.parameters import build_on_meta
+from theworld.inspection.parameters import count_parts
 from theworld.inspection.run_memory import STRATEGIES, training_run
-from theworld.model import freezing
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.published import published_gemma
 from theworld.world_models.configuration import CosmosPredict2Config
@@ -29,7 +30,16 @@ def config() -> TheWorldConfig:
 
 @pytest.fixture(scope="module")
 def counts(config: TheWorldConfig) -> dict[str, int]:
-    return {row.part: row.total for row in freezing.count_parameters(build_on_meta(config))}
+    return count_parts(config)
+
+
+def test_parts_are_counted_once_for_a_config(config: TheWorldConfig, counts: dict[str, int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parameters, "build_on_meta", lambda *_: pytest.fail("it was counted before"))
+        assert count_parts(deepcopy(config)) == counts
+    other = deepcopy(config)
+    other.spatial_merge = 2 * config.spatial_merge
+    assert count_parts(other) != counts, "a setting that changes the size of a part"
 
 
 def rows() -> list[dict[str, Any]]:

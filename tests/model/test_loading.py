@@ -19,6 +19,7 @@ from tests.world_models.tiny import TINY_SIZE
 from theworld import TheWorld
 from theworld.model.loading import load_gemma
 from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.model.spec import resolve_model
 
 QUESTION = "Which bin will the ball land in?"
 COMMITS = {"gemma": "a" * 40, "cosmos": "b" * 40, "ours": "c" * 40}
@@ -339,6 +340,18 @@ def test_the_world_lies_where_the_embeddings_lie(gemma: Path, cosmos: Path) -> N
     assert places == {"vlm": "meta", "world": "meta", "projector": "meta"}
     with pytest.raises(ValueError, match="device and device_map were both given"):
         build(gemma, cosmos, device_map="auto")
+
+
+def test_weights_read_straight_to_a_device_are_the_same(gemma: Path, cosmos: Path) -> None:
+    """What a GPU's models are loaded with; here the device is the CPU, and the model built plainly is the reference."""
+    spec = resolve_model(str(gemma), world_model=str(cosmos), max_world_steps=2, world_image_size=TINY_SIZE)
+    plain, straight = spec.load(), spec.load(device=torch.device("cpu"))
+    expected = {**dict(plain.named_parameters()), **dict(plain.named_buffers())}
+    found = {**dict(straight.named_parameters()), **dict(straight.named_buffers())}
+    assert found.keys() == expected.keys()
+    random = ("projector.",)  # of a new fusion
+    assert all(torch.equal(found[name], expected[name]) for name in expected if not name.startswith(random))
+    assert "hf_device_map" not in vars(straight), "Trainer may move it"
 
 
 def test_bases_named_by_relative_paths_are_found_from_anywhere(

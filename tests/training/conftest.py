@@ -53,6 +53,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 280.0) -> None:
 @pytest.fixture
 def settings(bases: dict[str, str], tmp_path: Path) -> Callable[..., TrainingConfig]:
     """Makes configs of tiny runs."""
+    return settings_in(tmp_path, bases)
+
+
+def settings_in(folder: Path, bases: dict[str, str]) -> Callable[..., TrainingConfig]:
+    """The same as the fixture, for runs that several tests share."""
 
     def make(**changes: Any) -> TrainingConfig:
         values: dict[str, Any] = {
@@ -69,7 +74,7 @@ def settings(bases: dict[str, str], tmp_path: Path) -> Callable[..., TrainingCon
             "max_steps": 2,
             "logging_steps": 1,
             "log_to_tensorboard": False,
-            "output_dir": str(tmp_path / "run"),
+            "output_dir": str(folder / "run"),
         }
         return TrainingConfig.from_dict({**values, **changes})
 

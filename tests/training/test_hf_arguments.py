@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
-from tests.training.conftest import load
+from tests.training.conftest import load, settings_in
 from theworld.training import hf_arguments, recipe
 from theworld.training.checkpointing import find_last_checkpoint
 from theworld.training.config import TrainingConfig, own_keys
@@ -183,6 +183,18 @@ def outcome(config: TrainingConfig) -> tuple[list[float], dict[str, torch.Tensor
     return [entry["loss"] for entry in history if "loss" in entry], load_file(folder / "model.safetensors")
 
 
+@pytest.fixture(scope="module")
+def plain(bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], Any]:
+    """The outcome of three steps with the settings of these tests."""
+    return outcome(settings_in(tmp_path_factory.mktemp("plain"), bases)(max_steps=3))
+
+
+@pytest.fixture(scope="module")
+def plain_lora(bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], Any]:
+    """The outcome of two steps with a LoRA."""
+    return outcome(settings_in(tmp_path_factory.mktemp("plain"), bases)(lora=2))
+
+
 @pytest.mark.parametrize(
     ("values", "first_loss_changes"),
     [
@@ -195,9 +207,10 @@ def outcome(config: TrainingConfig) -> tuple[list[float], dict[str, torch.Tensor
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_field_changes_what_is_learned(settings: Settings, values: dict[str, Any], first_loss_changes: bool) -> None:
-    plain = settings(output_dir=settings().output_dir + "-plain", max_steps=3)
-    (losses, weights), (other_losses, other_weights) = outcome(plain), outcome(settings(max_steps=3, **values))
+def test_a_field_changes_what_is_learned(
+    settings: Settings, plain: tuple[list[float], Any], values: dict[str, Any], first_loss_changes: bool
+) -> None:
+    (losses, weights), (other_losses, other_weights) = plain, outcome(settings(max_steps=3, **values))
     assert (losses[0] != other_losses[0]) == first_loss_changes
     assert not torch.equal(weights["projector.projection.weight"], other_weights["projector.projection.weight"])
 
@@ -211,10 +224,11 @@ def test_a_field_changes_what_is_learned(settings: Settings, values: dict[str, A
     ],
     ids=lambda values: next(iter(values)),
 )
-def test_a_field_changes_how_it_is_computed_only(settings: Settings, values: dict[str, Any]) -> None:
-    losses, _ = outcome(settings(output_dir=settings().output_dir + "-plain", lora=2))
-    other_losses, _ = outcome(settings(lora=2, **values))
-    assert other_losses == pytest.approx(losses, abs=1e-5)
+def test_a_field_changes_how_it_is_computed_only(
+    settings: Settings, plain_lora: tuple[list[float], Any], values: dict[str, Any]
+) -> None:
+    losses, _ = outcome(settings(lora=2, **values))
+    assert losses == pytest.approx(plain_lora[0], abs=1e-5)
 
 
 def test_evaluation_by_epoch(settings: Settings) -> None:

@@ -15,6 +15,7 @@ import datasets
 import pytest
 import torch
 from PIL import Image
+from transformers.models.gemma3.modeling_gemma3 import Gemma3Model
 
 from tests.training.conftest import image, load, records
 from tests.training.test_trainer import new_trainer
@@ -126,6 +127,8 @@ REACHES: dict[str, tuple[Any, Callable[[TrainingConfig], Any], Any]] = {
     "lora": (2, parts, ("projector", "lora")),
     "num_inference_steps": (9, world_config("num_inference_steps"), 9),
     "guidance_scale": (1.5, world_config("guidance_scale"), 1.5),
+    "fast_path": ("off", lambda config: build_model(config, describe(config)).world.fast_path, "off"),
+    "guidance_interval": ([0, 0.5], world_config("guidance_interval"), [0, 0.5]),
     "world_seed": (5, draws("first_seed"), 5),
     "futures_per_image": (3, draws("futures"), 3),
     "true_futures": (0.25, draws("true_futures"), 0.25),
@@ -178,6 +181,8 @@ def test_a_key_takes_effect(settings: Settings, key: str, monkeypatch: pytest.Mo
 
 # tests of the remaining keys
 ELSEWHERE = {
+    "vision_cache": "test_cached_image_features_train_as_pixels_do",
+    "fast_path": "test_the_fast_path_needs_a_gpu",
     "model_name": "test_the_bases_are_loaded_by_name",
     "cosmos_model_name": "test_the_bases_are_loaded_by_name",
     "enable_world": "test_a_control_without_world",
@@ -499,3 +504,51 @@ def test_captions_from_the_web(settings: Settings, tmp_path: Path, monkeypatch: 
     assert len(list(streamed)) == 5
     with pytest.raises(ValueError, match="set num_samples, or streaming"):
         dataset_loading.load_datasets(settings(dataset_name="datacomp"))
+
+
+def test_cached_image_features_train_as_pixels_do(
+    settings: Callable[..., TrainingConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two images per sample, one of them repeated; the second run neither resizes images nor runs the tower."""
+    chats = records(4)
+    for number, chat in enumerate(chats):
+        own = chat.pop("image")
+        chat["images"] = [own, chats[0]["images"][0]] if number else [own]
+    weights = []
+    calls = []
+    features = Gemma3Model.get_image_features
+
+    def counted(self: Gemma3Model, pixel_values: torch.Tensor, **keywords: Any) -> Any:
+        calls.append(len(pixel_values))
+        return features(self, pixel_values, **keywords)
+
+    monkeypatch.setattr(Gemma3Model, "get_image_features", counted)
+    for number, cache in enumerate((None, tmp_path / "features", tmp_path / "features")):
+        calls.clear()
+        config = settings(
+            output_dir=str(tmp_path / f"run{number}"), max_steps=2, batch_size=2, num_workers=0,
+            vision_cache=None if cache is None else str(cache),
+        )  # fmt: skip
+        folder = recipe.train(config, lambda config: (chats, None))
+        weights.append(read_tensors(folder)["projector.projection.weight"])
+        assert sum(calls) == (7 * 2 // 2 if cache is None else 4 if number == 1 else 0)
+    torch.testing.assert_close(weights[1], weights[0], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(weights[2], weights[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"freeze_gemma_vision": False}, "remove vision_cache"), ({"streaming": True}, "known length")],
+)
+def test_features_that_change_are_not_cached(
+    settings: Callable[..., TrainingConfig], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(vision_cache="features", max_steps=2, **changes).validate()
+
+
+def test_the_fast_path_needs_a_gpu(settings: Settings) -> None:
+    with pytest.raises(
+        ValueError, match="fast_path is on, but it needs an NVIDIA GPU, and the model is on cpu; set it to auto"
+    ):
+        new_trainer(settings(fast_path="on"), records(2))

@@ -6,8 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from theworld.inspection.parameters import build_on_meta, describe_model
-from theworld.model import freezing
+from theworld.inspection.parameters import count_parts, describe_model
 from theworld.model.lora_settings import lora_settings
 from theworld.model.spec import resolve_model
 from theworld.training.config import TrainingConfig, own_keys
@@ -48,7 +47,7 @@ def test_the_page_says_what_learns_at_full_size() -> None:
     expected = {row["setting"]: (row["trainable"], row["percent"]) for row in content["freeze_settings"]}
     config = resolve_model(GEMMA, describe_only=True).config
     config.lora = lora_settings(16)
-    counts = {row.part: row.total for row in freezing.count_parameters(build_on_meta(config))}
+    counts = count_parts(config)
     learns = counts["projector"] + counts["lora"]
     expected["+ LoRA"] = (learns, 100 * learns / sum(counts.values()))
     found = {name: (trainable, share) for name, _, trainable, share, _ in between("trainable")}

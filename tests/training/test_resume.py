@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from tests import commands
-from tests.training.conftest import load, records
+from tests.training.conftest import load, records, settings_in
 from theworld.datasets.samples import TheWorldDataset
 from theworld.training import recipe
 from theworld.training.checkpointing import check_data, find_last_checkpoint
@@ -153,18 +153,32 @@ def test_killed_at_random_events_with_workers_and_a_cache(settings: Settings, tm
     assert differences(whole, killed) == []
 
 
-@pytest.mark.parametrize("moment", ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state", "publish"])
-def test_killed_while_saving(settings: Settings, tmp_path: Path, moment: str) -> None:
+@pytest.fixture(scope="module")
+def uninterrupted(bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> TrainingConfig:
+    """The config of a finished run."""
+    config = settings_in(tmp_path_factory.mktemp("uninterrupted"), bases)(**RANDOM, max_steps=4)
+    finish(config.to_dict())
+    return config
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("save_model", marks=pytest.mark.slow),
+        "_save_optimizer_and_scheduler",
+        pytest.param("_save_rng_state", marks=pytest.mark.slow),
+        "publish",
+    ],
+)
+def test_killed_while_saving(uninterrupted: TrainingConfig, tmp_path: Path, moment: str) -> None:
     """Before each part of a checkpoint is written."""
-    plain = settings(**{**RANDOM, "max_steps": 4, "output_dir": str(tmp_path / "whole")})
-    finish(plain.to_dict())
-    killed = {**plain.to_dict(), "output_dir": str(tmp_path / "killed"), "resume_from_checkpoint": "last"}
+    killed = {**uninterrupted.to_dict(), "output_dir": str(tmp_path / "killed"), "resume_from_checkpoint": "last"}
     assert commands.exit_code(run_into, killed, moment) == -signal.SIGKILL
     before = find_last_checkpoint(tmp_path / "killed")
     assert before is not None
     assert before.name == "checkpoint-1"
     finish(killed)
-    assert differences(str(tmp_path / "whole"), str(tmp_path / "killed")) == []
+    assert differences(uninterrupted.output_dir, str(tmp_path / "killed")) == []
 
 
 def run_into(values: dict[str, Any], moment: str) -> None:
@@ -431,6 +445,14 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "build_model", lambda *_: pytest.fail("the weights were loaded first"))
 
 
+@pytest.fixture(scope="module")
+def muon(bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> TrainingConfig:
+    """The config of a finished run of Muon on a LoRA and the projector."""
+    config = settings_in(tmp_path_factory.mktemp("muon"), bases)(lora=2, optimizer="muon")
+    recipe.train(config, load())
+    return config
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -446,18 +468,16 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_new_values_for_restored_settings_are_refused_first(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, key: str, value: Any
+    muon: TrainingConfig, monkeypatch: pytest.MonkeyPatch, key: str, value: Any
 ) -> None:
-    first = settings(lora=2, optimizer="muon")
-    recipe.train(first, load())
     nothing_is_loaded(monkeypatch)
-    again = settings(**{"lora": 2, "optimizer": "muon", "resume_from_checkpoint": "last", "max_steps": 3, key: value})
+    again = TrainingConfig.from_dict({**muon.to_dict(), "resume_from_checkpoint": "last", "max_steps": 3, key: value})
     with pytest.raises(ValueError, match=f"^{key} was .* and is now ") as error:
         recipe.train(again, load())
-    before = first.to_dict().get(key)
+    before = muon.to_dict().get(key)
     assert f"{key} was {before!r} and is now {value!r}, but" in str(error.value)
-    assert f"model_name={Path(first.output_dir) / 'checkpoint-2'} and another output_dir" in str(error.value)
-    assert json.loads((Path(first.output_dir) / "training_config.json").read_text()).get(key) == before
+    assert f"model_name={Path(muon.output_dir) / 'checkpoint-2'} and another output_dir" in str(error.value)
+    assert json.loads((Path(muon.output_dir) / "training_config.json").read_text()).get(key) == before
 
 
 def rates(output_dir: str) -> list[float]:
@@ -481,27 +501,34 @@ def test_new_values_for_restored_settings_would_have_no_effect(
         assert differences(str(tmp_path / "run"), str(tmp_path / key)) == []
 
 
+LINEAR: dict[str, Any] = {"save_steps": 2, "max_steps": 6, "lr_scheduler": "linear"}
+
+
+@pytest.fixture(scope="module")
+def linear(bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with a linear schedule."""
+    return recipe.train(settings_in(tmp_path_factory.mktemp("linear"), bases)(**LINEAR), load())
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"lr_scheduler": "cosine"}, {"warmup_steps": 5}, {"max_steps": 8}],
     ids=lambda changes: next(iter(changes)),
 )
 def test_a_schedule_may_change_on_resuming(
-    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
+    settings: Settings, linear: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
 ) -> None:
     """From the step after next, learning rates equal those of a run with the new schedule from the beginning."""
-    values: dict[str, Any] = {"save_steps": 2, "max_steps": 6, "lr_scheduler": "linear"}
-    recipe.train(settings(**values), load())
-    recipe.train(settings(**{**values, **changes, "output_dir": str(tmp_path / "whole")}), load())
+    recipe.train(settings(**{**LINEAR, **changes, "output_dir": str(tmp_path / "whole")}), load())
     again = settings(
-        **{**values, **changes, "output_dir": str(tmp_path / "again")},
-        resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"),
+        **{**LINEAR, **changes, "output_dir": str(tmp_path / "again")},
+        resume_from_checkpoint=str(linear / "checkpoint-2"),
     )
     recipe.train(again, load())
     (key,) = changes
     assert f"{key} (" in caplog.text
     assert rates(str(tmp_path / "again"))[3:] == rates(str(tmp_path / "whole"))[3:]
-    assert rates(str(tmp_path / "again"))[3:] != rates(str(tmp_path / "run"))[3:]
+    assert rates(str(tmp_path / "again"))[3:] != rates(str(linear))[3:]
 
 
 # -------------------------------------------------------------------------------------------------- one run per folder

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.training.conftest import load, records
 from theworld.datasets.samples import TheWorldDataset
+from theworld.fast_path import uses_fast_path
 from theworld.model import language_loss
 from theworld.model.frozen_loss import FrozenLoss
 from theworld.training import checkpointing, fast_path, recipe
@@ -273,9 +274,5 @@ def test_long_answers_need_the_logits_of_one_chunk_at_a_time(
      ("off", None, 1000, False)],
 )  # fmt: skip
 def test_when_the_fast_path_is_used(wanted: str, reason: str | None, steps: int, expected: bool) -> None:
-    assert fast_path.uses_fast_path(wanted, reason, steps) is expected
-
-
-def test_the_fast_path_needs_a_gpu(settings: Settings) -> None:
-    with pytest.raises(ValueError, match="fast_path is on, but it needs an NVIDIA GPU; set it to auto or off"):
-        new_trainer(settings(fast_path="on"), records(2))
+    assert uses_fast_path(wanted, reason, pays=fast_path.pays(steps, 1)) is expected
+    assert not uses_fast_path("auto", None, pays=fast_path.pays(steps, 2))

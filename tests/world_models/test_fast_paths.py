@@ -9,19 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.world_models.tiny import tiny_frames, tiny_world
+from theworld.cuda_graphs import compile_function, compiling
 from theworld.world_models import cosmos_fast
-from theworld.world_models.cosmos_fast import FastPaths
+from theworld.world_models.cosmos_fast import FastPaths, Weights
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 from theworld.world_models.cosmos_rollout import StaticRollout, block_step
 from theworld.world_models.cosmos_sampler import guided_passes
 from theworld.world_models.first_frame import FirstFrameEncoder, residual_block
-from theworld.world_models.graphs import Recent, check_fast_path, compiling, worth_it
 
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 0}
-CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
 @pytest.fixture
@@ -32,9 +31,7 @@ def world() -> CosmosPredict2:
 @pytest.fixture
 def uncaptured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule holds as on a GPU, and a captured function runs as it is."""
-    monkeypatch.setattr(
-        cosmos_fast, "worth_it", lambda fast_path, device, *, again: worth_it(fast_path, CUDA, again=again)
-    )
+    monkeypatch.setattr(cosmos_fast, "without_gpu", lambda device: None)
     monkeypatch.setattr(cosmos_fast, "can_compile", lambda: False)
     monkeypatch.setattr(FastPaths, "capture", lambda paths, device: lambda function: function)
 
@@ -150,7 +147,7 @@ class CountingBackend:
 
     def compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         torch.compiler.reset()
-        return torch.compile(function, fullgraph=True, dynamic=False, backend=self)
+        return compile_function(function, backend=self)
 
 
 def test_a_block_is_compiled_once_for_all_layers(world: CosmosPredict2) -> None:
@@ -216,18 +213,6 @@ def test_a_graph_without_a_compiler_is_the_same_steps(monkeypatch: pytest.Monkey
 # -- the rule ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_rule() -> None:
-    assert not worth_it("auto", CUDA, again=False)
-    assert worth_it("auto", CUDA, again=True)
-    assert not worth_it("auto", CPU, again=True)
-    assert worth_it("on", CUDA, again=False)
-    assert not worth_it("off", CUDA, again=True)
-    with pytest.raises(ValueError, match='fast_path="on" needs a CUDA device, and the world model is on cpu'):
-        worth_it("on", CPU, again=True)
-    with pytest.raises(ValueError, match="fast_path is 'yes'; choose one of auto, on, off"):
-        check_fast_path("yes")
-
-
 def test_the_second_request_of_a_shape_is_captured(world: CosmosPredict2, uncaptured: None) -> None:
     kept = world._fast.encoders.values
     world.encode(tiny_frames(1))
@@ -249,20 +234,57 @@ def test_a_cpu_takes_the_plain_path(world: CosmosPredict2) -> None:
     assert torch.equal(world.encode(frames), world.encode(frames))
     assert not world._fast.encoders.values
     world.fast_path = "on"
-    with pytest.raises(ValueError, match="needs a CUDA device"):
+    with pytest.raises(ValueError, match="fast_path is on, but it needs an NVIDIA GPU, and the model is on cpu"):
         world.encode(frames)
 
 
-def test_what_is_not_supported_takes_the_plain_path(world: CosmosPredict2, uncaptured: None) -> None:
-    world.fast_path = "on"
+def test_what_is_not_supported_takes_the_plain_path_or_is_an_error(world: CosmosPredict2, uncaptured: None) -> None:
+    world.expects_repeats = True
+    frames = tiny_frames()
     assert world.vae is not None
     assert world.transformer is not None
-    world.vae.enable_slicing()
-    latents = world.encode(tiny_frames())
-    assert not world._fast.encoders.values
+    latents = world.encode(frames)
+    assert len(world._fast.encoders.values) == 1
     world.transformer.patch_embed.register_forward_hook(lambda *_: None)
     world.rollout(latents, 1, seeds=[0])
     assert not world._fast.rollouts.values
+    world.fast_path = "on"
+    with pytest.raises(ValueError, match="fast_path is on, but it has forward hooks; set it to auto or off"):
+        world.rollout(latents, 1, seeds=[0])
+    world.vae.enable_slicing()
+    with pytest.raises(ValueError, match="fast_path is on, but its VAE encodes images in tiles or slices"):
+        world.encode(frames)
+    world.fast_path = "auto"
+    assert torch.equal(world.encode(frames), plain(world, world.encode, frames))
+
+
+def test_weights_are_looked_at_in_each_call() -> None:
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False)).requires_grad_(False)
+    weights = Weights([layers])
+    assert weights.unsupported() is None
+    assert len(weights.addresses) == 3
+    before = weights.addresses
+    layers.load_state_dict({name: value.clone() for name, value in layers.state_dict().items()}, assign=True)
+    assert weights.unsupported() is None
+    assert weights.addresses != before, "other storage"
+    assert weights.are_of([layers])
+    assert not weights.require_grad()
+    layers[0].weight.requires_grad_()
+    assert weights.require_grad()
+    layers[1].to("meta")
+    assert weights.unsupported() == "its weights are on several devices"
+    layers[1].weight = Parameter8(torch.zeros(2, 2), requires_grad=False)
+    assert weights.unsupported() == "its weights are sharded or quantised"
+    layers[1] = nn.Linear(2, 2)
+    assert not weights.are_of([layers])
+    assert not weights.are_of([nn.Linear(2, 2)])
+    with torch.inference_mode():
+        made = Weights([nn.Linear(2, 2)])
+    assert made.unsupported() == "its weights were made in inference mode, which does not count their changes"
+
+
+class Parameter8(nn.Parameter):
+    """As libraries for quantised weights have them."""
 
 
 def test_a_copy_starts_without_graphs(world: CosmosPredict2, uncaptured: None) -> None:
@@ -271,18 +293,6 @@ def test_a_copy_starts_without_graphs(world: CosmosPredict2, uncaptured: None) -
     for other in (copy.deepcopy(world), pickle.loads(pickle.dumps(world))):
         assert not other._fast.encoders.values
         assert torch.equal(other.encode(tiny_frames()), latents)
-
-
-def test_recent_values() -> None:
-    recent: Recent[int] = Recent(2)
-    made = []
-
-    def get(key: str) -> int:
-        return recent.get(key, lambda: made.append(key) or len(made))  # type: ignore[func-returns-value]
-
-    assert [get("a"), get("b"), get("a"), get("c"), get("a"), get("b")] == [1, 2, 1, 3, 1, 4]
-    recent.keep_for("other weights")
-    assert not recent.values
 
 
 def test_guided_passes() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.world_models.tiny import tiny_frames, tiny_world, tiny_world_config, tiny_world_folder
 from theworld.world_models import diffusers_folder
@@ -47,6 +48,37 @@ def test_saved_and_loaded_is_equal(saved: Path) -> None:
     latents = world.encode(tiny_frames())
     assert torch.equal(loaded.encode(tiny_frames()), latents)
     assert torch.equal(loaded.rollout(latents, 1, seeds=[4]), world.rollout(latents, 1, seeds=[4]))
+
+
+def test_nothing_is_initialised_that_is_read(saved: Path) -> None:
+    """Nothing random is drawn while a folder is read, and what no file stores is as in a model built in memory."""
+
+    class NothingDrawn(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            assert not any(name in str(func) for name in ("normal", "uniform", "randn", "rand.")), func
+            return func(*args, **(kwargs or {}))
+
+    with NothingDrawn():
+        loaded = CosmosPredict2.from_pretrained(saved)
+    built = tiny_world()
+    buffers, expected = dict(loaded.named_buffers()), dict(built.named_buffers())
+    assert buffers.keys() == expected.keys()
+    assert all(torch.equal(buffer, expected[name]) for name, buffer in buffers.items())
+    attributes = {id(value): value for module in loaded.modules() for value in vars(module).values()}
+    assert not any(value.is_meta for value in attributes.values() if isinstance(value, torch.Tensor))
+
+
+def test_weights_are_read_straight_to_a_device(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device of a model is that of its weights, also of parts that are read later."""
+
+    def no_move(self: CosmosPredict2, *args: object, **arguments: object) -> None:
+        raise AssertionError("moved after it was read")
+
+    monkeypatch.setattr(CosmosPredict2, "to", no_move)
+    world = CosmosPredict2.from_pretrained(saved, parts=("encoder",), device="meta", dtype=torch.bfloat16)
+    world.load_parts("transformer")
+    assert {(tensor.device.type, tensor.dtype) for tensor in world.parameters()} == {("meta", torch.bfloat16)}
+    assert all(tensor.is_meta for tensor in world.buffers())
 
 
 def test_a_config_is_read_without_the_weights(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import os
@@ -93,6 +94,25 @@ app.command("push")(push.push)
 
 
 def main() -> None:
-    """Entry point of the `theworld` script."""
+    """Entry point of the `theworld` script.
+
+    After an answer, the process ends without taking the libraries apart, which takes Python a sixth of a short
+    command's time. What they have registered for the end of the process is called as always.
+    """
     hide_token()
-    app()
+    succeeded: list[str] = []
+    atexit.register(lambda: end_process() if succeeded else None)  # registered first, so that it is called last
+    try:
+        app()
+    except SystemExit as ended:
+        if not ended.code:
+            succeeded.extend(set(sys.argv[1:2]) & {"ask", "imagine"})
+        raise
+
+
+def end_process() -> None:
+    """Ends the process with exit code 0, and leaves its memory to the operating system."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by the caller
+            stream.flush()
+    os._exit(0)

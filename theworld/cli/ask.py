@@ -13,7 +13,7 @@ import typer
 
 from theworld.cli import options
 from theworld.cli.console import counting, say
-from theworld.cli.loading import PAST_STEPS, check_files, dtype_name, load, resolve_spec
+from theworld.cli.loading import PAST_STEPS, check_files, dtype_name, load, read_config, resolve_spec
 from theworld.messages import counted
 from theworld.model.call_plan import CallPlan, plan_call
 
@@ -90,6 +90,7 @@ def ask(
         max_past_steps=PAST_STEPS if is_video else 0,
     )
     spec.check_steps(steps)
+    read_config(spec)
     shown, clip = read_images(images, video, frames, video_fps, spec)
     if world and mode == "tokens":
         spec.check_trained("show it imagined frames (--mode frames)")

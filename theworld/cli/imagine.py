@@ -11,7 +11,7 @@ import typer
 from theworld.cli import options
 from theworld.cli.ask import describe_clip, read_images
 from theworld.cli.console import counting, say, waiting
-from theworld.cli.loading import PAST_STEPS, check_files, check_output, dtype_name, load, resolve_spec
+from theworld.cli.loading import PAST_STEPS, check_files, check_output, dtype_name, load, read_config, resolve_spec
 from theworld.messages import counted
 from theworld.model.call_plan import steps_to_imagine
 
@@ -43,6 +43,7 @@ def imagine(
     as_json: options.Json = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    fast_path: options.FastPath = "auto",
     debug: options.Debug = False,
 ) -> None:
     """Imagine what happens after an image or a video and write it as GIF, MP4 or a strip of frames.
@@ -67,6 +68,7 @@ def imagine(
     is_video = frames or video is not None
     spec = resolve_spec(model, world_model, max_past_steps=PAST_STEPS if is_video else 0)
     spec.check_steps(steps)
+    read_config(spec)
 
     import numpy as np
 
@@ -76,7 +78,7 @@ def imagine(
     world = spec.config.world_config
     spec.check_prompt(prompt)
     spec.check_frames_may_be_shown()
-    the_model = load(spec, steps, device, dtype)
+    the_model = load(spec, steps, device, dtype, fast_path)
     chosen, precision = steps_to_imagine(the_model.config, steps), dtype_name(the_model)
     with counting() as step:
         latents = the_model.imagine(

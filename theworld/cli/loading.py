@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import pickle
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +52,12 @@ def resolve_spec(model: str, world_model: str | None = None, **fusion_values: An
     return spec
 
 
+def read_config(spec: ModelSpec) -> None:
+    """Reads the configuration of a model, which imports torch and transformers, after what is checked without them."""
+    with waiting(f"Looking for {spec.name} …"), importing():
+        _ = spec.config
+
+
 def load(
     spec: ModelSpec,
     steps: int | None = None,
@@ -61,9 +72,10 @@ def load(
     """
     spec.check_steps(steps)
     with waiting(f"Loading {spec.name} …"):
-        from safetensors import SafetensorError
+        with importing():
+            from safetensors import SafetensorError
 
-        from theworld.inference.pipeline import TheWorld
+            from theworld.inference.pipeline import TheWorld
 
         quieten_libraries()
         check_device(device)
@@ -91,6 +103,25 @@ def load(
     if on_hub and hub_answers.cache_info().currsize and not hub_answers(constants.ENDPOINT):
         say(f"Note: {constants.ENDPOINT} does not answer, so only the local cache was used.")
     return model
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Inside, Python does not look for unused objects, which takes a fifth of the time that the libraries need.
+
+    What they create is needed until the process ends, so that it is not examined later either. In a process that has
+    imported the libraries already, this does nothing.
+    """
+    if not gc.isenabled() or "theworld.inference.pipeline" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # Python frees all of it at exit, and nanobind reports what is left
+        gc.enable()
 
 
 def dtype_name(model: TheWorld) -> str:

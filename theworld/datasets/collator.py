@@ -9,6 +9,7 @@ Shapes: B samples, L tokens, n images with a world block.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from theworld.datasets.samples import Message, Sample, naming
@@ -29,6 +31,8 @@ from theworld.model.processing import TheWorldProcessor, content_seed
 from theworld.model.spec import WORLD_TOKEN
 
 logger = logging.getLogger(__name__)
+
+UNNORMALISED: dict[str, Any] = {"do_rescale": False, "do_normalize": False}  # pixels are normalised on the device
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,10 @@ class ChatCollator:
         sampling: what varies from batch to batch.
         cache: world latents; None leaves the requests to the trainer, which has the world model.
         world_prompt: for samples without one.
+
+    Attributes:
+        vision_cache: image features; batches whose images are all in it hold `image_features` (images, tokens, D)
+            instead of `pixel_values`.
     """
 
     def __init__(
@@ -105,6 +113,7 @@ class ChatCollator:
         self.processor = processor
         self.sampling = sampling
         self.cache = cache
+        self.vision_cache: LatentCache | None = None
         self.world_prompt = world_prompt
         self.turns = Turns(processor.tokenizer)
         self.trims_answers = False  # whether the chat template was seen to do so, which is logged once
@@ -256,22 +265,40 @@ class ChatCollator:
                 shown[row], texts[row] = [], self.without_images(texts[row], steps, past)
         if world_on:  # what the world model reads is requested below, sample by sample
             texts = self.processor.with_placeholders(texts, self.processor.with_world(shown), steps)
-        batch = dict(
-            self.processor(
-                images=LoadedImages(shown) if any(shown) else None,
-                text=texts,
-                enable_world=False,
-                do_rescale=False,  # pixels are normalised on the device
-                do_normalize=False,
-                padding=True,
-                padding_side=padding_side,
-                add_special_tokens=False,  # the template has written <bos>
-                return_tensors="pt",
-            )
-        )
+        features = self.cached_features(shown)
+        options: dict[str, Any] = {"padding": True, "padding_side": padding_side, "return_tensors": "pt"}
+        options["add_special_tokens"] = False  # the template has written <bos>
+        if features is None:
+            given = LoadedImages(shown) if any(shown) else None
+            batch = dict(self.processor(images=given, text=texts, enable_world=False, **options, **UNNORMALISED))
+        else:
+            own = self.processor
+            texts = [text.replace(own.boi_token, own.full_image_sequence) for text in texts]
+            batch = dict(own.tokenizer(texts, **options))
+            batch["token_type_ids"] = (batch["input_ids"] == own.tokenizer.image_token_id).long()
+            batch["image_features"] = features
         if world_on and any(images):
             self.add_world(batch, samples, images, steps, seed, true)
         return batch
+
+    def cached_features(self, shown: Sequence[Sequence[ImageOrVideo]]) -> Tensor | None:
+        """Features (images, tokens, D) of the images that Gemma sees, or None if some are not in the cache."""
+        if self.vision_cache is None or not any(shown):
+            return None
+        keys = [image_key(image) for entry in shown for image in entry]
+        if not all(key in self.vision_cache for key in keys):
+            return None
+        return torch.stack([self.vision_cache.read(key) for key in keys])
+
+    def images_by_key(self, sample: Sample) -> dict[str, Image.Image]:
+        """What Gemma sees of a sample's images and videos, by the key of the vision cache."""
+        images = load_sample_images(sample, self.processor.config.read_video)
+        return {image_key(image): seen_by_gemma(image) for image in images}
+
+    def pixels_of(self, images: Sequence[Image.Image]) -> Tensor:
+        """Images as pixels (n, 3, H, W) uint8 of the size that Gemma reads."""
+        pixels: Tensor = self.processor.image_processor(list(images), return_tensors="pt", **UNNORMALISED).pixel_values
+        return pixels
 
     def with_world(self, images: Sequence[ImageOrVideo]) -> list[ImageOrVideo]:
         """The images of one sample that have a world block."""
@@ -405,6 +432,19 @@ class ChatCollator:
             if sampling.true_futures > 0 and steps and sample.future_frames is not None:
                 requests += self.requests(sample, images, steps, sampling.first_seed, True)
         return requests
+
+
+def seen_by_gemma(image: ImageOrVideo) -> Image.Image:
+    """The image, or the frame of a video that is now."""
+    return image.now if isinstance(image, Video) else image
+
+
+def image_key(image: ImageOrVideo) -> str:
+    """Identifies what Gemma sees of an image: equal pixels give equal keys."""
+    pixels = np.asarray(seen_by_gemma(image).convert("RGB"))
+    digest = hashlib.blake2b(pixels.tobytes(), digest_size=16)
+    digest.update(repr(pixels.shape).encode())
+    return digest.hexdigest()
 
 
 def load_sample_images(sample: Sample, read_video: Callable[[Video], Video] = Video.load) -> list[ImageOrVideo]:

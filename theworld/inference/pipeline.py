@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchFeature
 
+from theworld.fast_path import check_fast_path
 from theworld.inference.generation import FRAMES_INSTEAD, SEVERAL_IMAGES, WITHOUT_IMAGE, generation_inputs
 from theworld.inference.options import (
     MAX_NEW_TOKENS,
@@ -37,7 +38,6 @@ from theworld.model import checkpoint_file, freezing
 from theworld.model.call_plan import CallPlan, check_integer, plan_call, steps_to_imagine, world_parts_for
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import resolve_device_and_dtype
-from theworld.model.fast_path import check_fast_path
 from theworld.model.processing import TheWorldProcessor, texts_of
 from theworld.model.published import DEFAULT_GEMMA
 from theworld.model.spec import ModelSpec, resolve_model
@@ -64,7 +64,8 @@ class TheWorld(nn.Module):
         dtype: a torch dtype or its name (`bfloat16`, `float32`, `float16`); None means bfloat16 on a GPU and on
             a CPU with bfloat16 instructions, else float32.
         device: None means the first GPU, or the CPU.
-        fast_path: `auto`, `on` or `off`: whether answers use compiled layers and CUDA graphs; see docs/python.md.
+        fast_path: `auto`, `on` or `off`: whether answers, encoding and rollouts use compiled layers
+            and CUDA graphs; see docs/python.md.
         device_map: the devices of Gemma's layers (`"auto"`, or a dict), instead of `device`; see docs/python.md.
         config: further fields of TheWorldConfig for a new model (`projector`, `spatial_merge`, `world_images`, …);
             `max_past_steps` of 1 or more enables videos.
@@ -109,9 +110,13 @@ class TheWorld(nn.Module):
             settings.num_world_steps = settings.check_world_steps(num_world_steps)
         # a new fusion has the parts for its own number of steps; a trained model loads others when they are needed
         parts = ("encoder",) if spec.is_fused else world_parts_for(settings.num_world_steps)
-        model = spec.load(dtype=dtype, world_parts=parts, device_map=device_map, config=settings)
+        # weights go to a GPU from the file; on a CPU they stay mapped from it until they are used
+        gpu = target if target is not None and target.type == "cuda" else None
+        model = spec.load(dtype=dtype, world_parts=parts, device_map=device_map, device=gpu, config=settings)
         self.model = model if target is None else model.to(target)
         self.model.fast_path = fast_path
+        if self.model.world is not None:
+            self.model.world.fast_path = fast_path
         self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
         self.prompts = PromptBuilder(self.processor)
         self.default_steps = num_world_steps  # of `generate`; None leaves the choice to `plan_call`

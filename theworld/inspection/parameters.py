@@ -118,6 +118,17 @@ def describe_model(
     }
 
 
+def count_parts(config: TheWorldConfig) -> dict[str, int]:
+    """The parameters of each part of the complete model. A model is built only for a config that is not yet known."""
+    key = config.to_json_string(use_diff=False)
+    if key not in _COUNTED:
+        _COUNTED[key] = {row.part: row.total for row in freezing.count_parameters(build_on_meta(config))}
+    return dict(_COUNTED[key])
+
+
+_COUNTED: dict[str, dict[str, int]] = {}  # by config
+
+
 def build_on_meta(config: TheWorldConfig) -> TheWorldForConditionalGeneration:
     """The complete model on the meta device: all parameters with their shapes, and no storage."""
     with torch.device("meta"), no_init_weights():

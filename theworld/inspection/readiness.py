@@ -13,10 +13,9 @@ from huggingface_hub import constants, get_token
 from packaging.requirements import Requirement
 
 from theworld.inspection import machine, memory, repositories
-from theworld.inspection.parameters import build_on_meta
+from theworld.inspection.parameters import count_parts
 from theworld.inspection.provenance import versions
 from theworld.inspection.repositories import Repository, RepositoryCheck
-from theworld.model import freezing
 from theworld.model.call_plan import CallPlan, plan_call
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import resolve_device_and_dtype
@@ -184,7 +183,7 @@ def predict_memory(config: TheWorldConfig, plan: CallPlan, text_encoder: int = 0
         One row per kind of memory: `of`, `predicted` and `there_is` (free) in bytes, and `contains`, the terms of which
         the prediction is the sum. `describe_model` predicts what torch allocates, and none of the others.
     """
-    counts = {row.part: row.total for row in freezing.count_parameters(build_on_meta(config))}
+    counts = count_parts(config)
     cards = machine.gpus()
     _, dtype = resolve_device_and_dtype(None if cards else "cpu", None, "bfloat16" if cards else None)
     call: dict[str, Any] = {

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from theworld.cuda_graphs import CudaGraphs
+from theworld.cuda_graphs import CudaGraphs, Graphs, compile_function, compiling
 from theworld.model import gemma_layers
-from theworld.model.cuda_graphs import CapturedStep
 from theworld.model.gemma_layers import DECODE_ATTENTION, Attention, FusedWeights, LayerInputs, decoder_layer, fuse
 from theworld.model.placeholders import check_number
 from theworld.model.prompts import Prompts, TokenReader, choose_token, round_up
@@ -36,10 +35,8 @@ SESSIONS = 2  # buffers and graphs that are kept, the last ones used
 PROMPT_GRAPHS = 4  # lengths of prompts, for each of them
 IMAGE_GRAPHS = 2  # numbers of images
 GRAPH_TOKENS = 8192  # of all prompts; with more, the GPU is busy for longer than the host
-OPTIONS = {"triton.autotune_pointwise": False}  # chosen kernels have computed wrong gradients in torch 2.11
 TUNED = {"coordinate_descent_tuning": True}  # products with one row become reductions, which it tunes
 FUSED = False  # whether layers read their weights in fewer products
-RECOMPILES = 64  # of one function: batch sizes, kinds of layers, LoRA on or off
 
 
 class Session:
@@ -71,7 +68,7 @@ class Session:
         self.read_prompts_captured = fast.graphs_of(self.read_prompts, PROMPT_GRAPHS)
         self.step: Callable[[], None] = partial(fast.decode_step, self)
         if fast.captured:
-            self.step = CapturedStep(self.step, weight.device, fast.pool)
+            self.step = fast.graphs.capture(self.step, weight.device)
 
 
 class FastGeneration:
@@ -82,7 +79,7 @@ class FastGeneration:
         captured: whether the decoding step, the reading of prompts and the vision tower are CUDA graphs.
         decode_attention: one of DECODE_ATTENTION, for steps of one token.
         fused: whether layers read their weights in fewer products; the weights then are views of larger tensors.
-        options: of the compiler, for steps of one token, besides OPTIONS.
+        options: of the compiler, for steps of one token, in addition to COMPILE_OPTIONS.
         backend: of `torch.compile`.
     """
 
@@ -99,7 +96,7 @@ class FastGeneration:
     ) -> None:
         self.model = model
         self.compiled, self.captured = compiled, captured
-        self.pool = torch.cuda.graph_pool_handle() if captured else (0, 0)
+        self.graphs = Graphs()
         self.decode_attention = DECODE_ATTENTION[decode_attention]
         self.fused = fused
         self.backend = backend
@@ -121,15 +118,14 @@ class FastGeneration:
         if not self.compiled:
             return function
         # shapes are fixed unless they are marked, so that one prompt's length does not decide how a step is compiled
-        chosen = OPTIONS | dict(options or {}) if self.backend == "inductor" else None
-        return torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend, options=chosen)
+        return compile_function(function, options=options, backend=self.backend)
 
     def graphs_of(self, function: Callable[..., Any], number: int) -> Callable[..., Any]:
         """The function as CUDA graphs, one for each shape; the first call with a shape only runs it."""
         if not self.captured:
             return function
         graphs = CudaGraphs(function, number)
-        graphs.pool = self.pool
+        graphs.graphs = self.graphs  # of one pool
         return graphs
 
     def fused_weights(self) -> list[FusedWeights | None]:
@@ -148,9 +144,7 @@ class FastGeneration:
             if self.captured:
                 stack.enter_context(torch.cuda.device(self.model.device))  # whose streams graphs are recorded on
             if self.compiled:
-                from torch._dynamo import config  # not above: it takes a second, and a CPU does without it
-
-                stack.enter_context(config.patch(recompile_limit=RECOMPILES))
+                stack.enter_context(compiling())
             yield
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationMixin, StoppingCriteriaList
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextModel
 
+from theworld.fast_path import uses_fast_path
 from theworld.model.fast_generation import FastGeneration, slots_for
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FAST_PATHS = ("auto", "on", "off")
 READ = {"attention_mask", "token_type_ids", "pixel_values", "image_features", "world_embeds"}
 # `generate` prepares these for its own loop, and ours does without them
 PREPARED = {"position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
@@ -28,7 +28,7 @@ class FastPathMixin(GenerationMixin):
     """`generate` with the fast path for greedy decoding and sampling.
 
     Attributes:
-        fast_path: one of FAST_PATHS.
+        fast_path: one of theworld.fast_path.FAST_PATHS.
         fast: made by the first call that uses it.
         answered: numbers of prompts and slots of the buffers that earlier calls needed.
     """
@@ -70,17 +70,6 @@ class FastPathMixin(GenerationMixin):
         return super().train(mode)
 
 
-def check_fast_path(value: str, device: torch.device | None) -> str:
-    """Returns `value`; a ValueError if it is not in FAST_PATHS, or is "on" for a device without CUDA."""
-    if value not in FAST_PATHS:
-        raise ValueError(f"fast_path is {value!r}; choose one of {', '.join(FAST_PATHS)}.")
-    if value == "on" and device is not None and device.type != "cuda":
-        raise ValueError(
-            f"fast_path is 'on', and the model is on {device}; it needs an NVIDIA GPU: use 'auto' or 'off'."
-        )
-    return value
-
-
 def reason_for_plain(
     model: TheWorldForConditionalGeneration,
     input_ids: Tensor,
@@ -98,15 +87,19 @@ def reason_for_plain(
 
     Args:
         inputs: the model's inputs as `generate` has prepared them.
+
+    Raises:
+        ValueError: if `fast_path` is "on" and the model is not supported.
     """
     if model.fast_path == "off":
         return "fast_path is off"
     device = input_ids.device
     if model.fast_path == "auto" and device.type != "cuda":
         return "the model is not on a GPU"
-    if reason := unsupported_model(model, device) or unsupported_call(
-        input_ids, stopping_criteria, generation_config, synced_gpus, inputs
-    ):
+    if reason := unsupported_model(model, device):
+        uses_fast_path(model.fast_path, reason, pays=True)  # with "on", an error
+        return reason
+    if reason := unsupported_call(input_ids, stopping_criteria, generation_config, synced_gpus, inputs):
         return reason
     size = input_ids.shape[0], slots_for(input_ids.shape[1], stopping_criteria.max_length - input_ids.shape[1])
     if model.fast_path == "auto" and size not in model.answered:

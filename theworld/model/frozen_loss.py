@@ -24,7 +24,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, Gemma3ForConditionalGeneration, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from theworld.cuda_graphs import CudaGraphs
+from theworld.cuda_graphs import CudaGraphs, compile_function, compiling
 from theworld.model.packing import Layout, Plan, describe_rows, image_blocks, loss_scale, plan_batch, shift
 from theworld.model.placeholders import IGNORE_INDEX
 
@@ -32,11 +32,7 @@ logger = logging.getLogger(__name__)
 
 ATTENTION = "theworld_packed"
 GROUP_TOKENS = 4096  # enough for efficient matrix products; 11 GB of activations in Gemma 3 4B
-COMPILE_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
-    "triton.autotune_pointwise": False
-}  # with it, torch 2.11 gave wrong gradients on an H200
 MAX_ROW_ERROR, MAX_WRONG_ROWS, SMALL_ROW = 0.3, 0.01, 1e-3  # in bfloat16 rows differ by 0.03 to 0.04
-RECOMPILE_LIMIT = 256  # shapes and kinds of layers; torch's own limit of 8 would end in uncompiled layers
 
 
 # ------------------------------------------------------------------------------------------------------------ attention
@@ -206,7 +202,7 @@ class FrozenLoss:
         self.group_tokens = group_tokens
         self.layers: Sequence[Any] = PLAIN_LAYERS
         if compiled:
-            self.layers = [torch.compile(layer, dynamic=False, options=COMPILE_OPTIONS) for layer in PLAIN_LAYERS]
+            self.layers = [compile_function(layer, fullgraph=False) for layer in PLAIN_LAYERS]
         self.group: Callable[..., Any] = CudaGraphs(self.loss_and_gradient) if graphs else self.loss_and_gradient
         self.checked: set[Any] = set()  # shapes whose compiled gradient was compared with the plain one
 
@@ -250,7 +246,7 @@ class FrozenLoss:
         flat = nn.functional.pad(embeds.flatten(0, 1), (0, 0, 0, 1))
         gradient = torch.zeros_like(flat)
         losses = []
-        with attention_of(self.language_model.config), torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+        with attention_of(self.language_model.config), compiling():
             for layout in plan.layouts:
                 inputs = flat[layout.prefix], flat[layout.following], scale, *layout[2:]
                 self.check(*inputs, longest=plan.longest)

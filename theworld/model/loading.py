@@ -126,6 +126,7 @@ def load_bases(
     *,
     vlm_config: Gemma3Config | None = None,
     world_config: PreTrainedConfig | None = None,
+    device: torch.device | None = None,
     **vlm_arguments: Any,
 ) -> tuple[Gemma3ForConditionalGeneration, WorldModel | None]:
     """Loads the two base models that a config names.
@@ -135,7 +136,10 @@ def load_bases(
     Args:
         base_dir: folder that base names starting with `./` are relative to.
         vlm_config, world_config: the configurations in the bases' own folders, if they have been read already.
+        device: where the weights are read to; None is the CPU, unless `device_map` places Gemma's layers.
     """
+    if device is not None:
+        vlm_arguments["device_map"] = {"": device}
     vlm = load_gemma(
         resolve(config.vlm_name_or_path, base_dir), config.vlm_revision, dtype, vlm_config, **vlm_arguments
     )
@@ -147,8 +151,9 @@ def load_bases(
         revision=config.world_revision,
         dtype=vlm.dtype,
         config=world_config,
+        device=vlm.get_input_embeddings().weight.device,
     )
-    return vlm, world.to(vlm.get_input_embeddings().weight.device)
+    return vlm, world
 
 
 def read_adapter(

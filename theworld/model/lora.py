@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+
+if TYPE_CHECKING:  # peft is imported inside functions, since a model without a LoRA does not need it to answer
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 
 def inject(language_model: nn.Module, settings: dict[str, Any]) -> None:
     """Adds a newly initialised LoRA with the settings of `config.lora` to the language model."""
+    from peft import LoraConfig, inject_adapter_in_model
+
     inject_adapter_in_model(LoraConfig(**settings), language_model)
 
 
 def layers_of(module: nn.Module) -> dict[str, BaseTunerLayer]:
     """The layers with a LoRA, by their names in `module`."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
 
 

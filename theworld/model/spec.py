@@ -233,6 +233,7 @@ class ModelSpec:
         dtype: torch.dtype | str | None = None,
         world_parts: Sequence[str] | None = None,
         device_map: Any = None,
+        device: torch.device | None = None,
         config: TheWorldConfig | None = None,
         **arguments: Any,
     ) -> TheWorldForConditionalGeneration:
@@ -242,6 +243,7 @@ class ModelSpec:
             dtype: of all parts; None keeps the stored type.
             world_parts: parts of the world model to load; None means what `config.num_world_steps` needs.
             device_map: where Gemma's layers go, as transformers takes it.
+            device: where all weights are read to, if there is no `device_map`; None is the CPU.
             config: used instead of `self.config`.
             arguments: passed to Gemma's `from_pretrained` (`attn_implementation`, …).
         """
@@ -249,7 +251,8 @@ class ModelSpec:
 
         self.check_bases()
         config = copy.deepcopy(self.config if config is None else config)
-        arguments |= {} if device_map is None else {"device_map": device_map}
+        places = {"device_map": device_map, "device": device}
+        arguments |= {name: place for name, place in places.items() if place is not None}
         if not self.is_fused:
             return TheWorldForConditionalGeneration.from_bases(
                 config,

@@ -36,8 +36,8 @@ HUB_CHECKPOINT = "last-checkpoint"  # where hub_strategy "checkpoint" puts it
 # Settings that may change when a run is resumed, because they do not affect the weights; FREE_PREFIXES names more.
 FREE = {
     "output_dir", "resume_from_checkpoint", "do_eval", "num_eval_samples", "shown_samples", "num_workers",
-    "latent_cache", "push_to_hub", "use_gradient_checkpointing", "gradient_checkpointing_kwargs", "disable_tqdm",
-    "report_to", "fast_path",
+    "latent_cache", "vision_cache", "push_to_hub", "use_gradient_checkpointing", "gradient_checkpointing_kwargs",
+    "disable_tqdm", "report_to", "fast_path",
 }  # fmt: skip
 FREE_PREFIXES = ("dataloader_", "ddp_", "eval_", "hub_", "log_", "logging_", "save_", "trackio_", "wandb_")
 # Settings that the checkpoint restores, so that a new value would have no effect: its optimizer and schedule bring

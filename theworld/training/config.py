@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from theworld.fast_path import FAST_PATHS
 from theworld.model.call_plan import check_seed
 from theworld.storage.files import no_file, read_json_file
 from theworld.storage.hub import COSMOS_2B
@@ -37,7 +38,7 @@ CHOICES = {
     "hub_strategy": ("end", "every_save", "checkpoint", "all_checkpoints"),
     "projector_positions": ("zeros", "sinusoidal"),
     "optimizer": ("adamw", "muon"),
-    "fast_path": ("auto", "on", "off"),
+    "fast_path": FAST_PATHS,
 }
 # the smallest allowed values
 MINIMUM = {
@@ -99,7 +100,8 @@ class TrainingConfig:
     The future.
 
     Args:
-        num_inference_steps, guidance_scale: of a rollout; None means the defaults of the world model.
+        num_inference_steps, guidance_scale, guidance_interval: of a rollout; None means the defaults of the world
+            model.
         world_seed: random seed of the rollouts.
         world_prompt: text that describes the imagined future.
         futures_per_image: rollouts with different seeds per image, from which training samples one.
@@ -108,6 +110,8 @@ class TrainingConfig:
             `{"0": 0.5, "4": 0.5}`; None means always `num_world_steps`. Evaluation always uses `num_world_steps`.
         world_dropout: share of batches, in [0, 1], without world tokens, so that the model can also answer without.
         image_dropout: share of batches, in [0, 1], whose images only the world model sees.
+        vision_cache: folder of image features that runs share: those of each image are computed once, and batches hold
+            them instead of pixels. It needs a frozen vision tower and a dataset of known length.
         latent_cache: folder of world latents that runs share; they are computed once, and training does not load the
             world model. None computes them in every step.
         latent_batch_size: images per batch of the world model while the cache is filled.
@@ -125,7 +129,7 @@ class TrainingConfig:
         num_epochs, max_steps: length of the run; `max_steps` takes precedence.
         use_gradient_checkpointing: recomputes activations in the backward pass to save memory.
         fast_path: `on` compiles the layers on a GPU, which takes the first half minute and about doubles the speed;
-            `auto` does so for runs of 100 steps or more, and `off` never.
+            `auto` does so for runs of 100 steps or more on one GPU, and `off` never.
         mixed_precision: `bf16`, `fp16` or `fp32`. Trainable parameters are always kept in float32, frozen ones in
             bfloat16 under `bf16`. `fp16` needs a GPU.
         seed: of the order of samples and of all that is sampled per batch.
@@ -200,6 +204,7 @@ class TrainingConfig:
 
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_interval: list[float] | None = None
     world_seed: int = 0
     world_prompt: str | None = None
     futures_per_image: int = 1
@@ -208,6 +213,7 @@ class TrainingConfig:
     world_dropout: float = 0.0
     image_dropout: float = 0.0
     latent_cache: str | None = None
+    vision_cache: str | None = None
     latent_batch_size: int = 16
 
     optimizer: str = "adamw"
@@ -271,7 +277,7 @@ class TrainingConfig:
         hints = typing.get_type_hints(type(self))
         for known in dataclasses.fields(self):
             setattr(self, known.name, checked(known.name, getattr(self, known.name), hints[known.name]))
-        for name in ("output_dir", "latent_cache"):
+        for name in ("output_dir", "latent_cache", "vision_cache"):
             if (folder := getattr(self, name)) is not None:
                 setattr(self, name, os.path.expanduser(folder))
         for name, value in self.trainer_arguments.items():
@@ -322,6 +328,7 @@ class TrainingConfig:
             raise ValueError("A streamed dataset has no length, so streaming needs max_steps; set it.")
         self._check_hub()
         self._check_mix()
+        self._check_vision_cache()
         self._check_vae()
 
     def _check_hub(self) -> None:
@@ -342,6 +349,12 @@ class TrainingConfig:
                 )
         if self.world_steps_mix is not None and not self.world_steps_mix:
             raise ValueError("world_steps_mix is empty; remove it, or give at least one number of world steps.")
+
+    def _check_vision_cache(self) -> None:
+        if self.vision_cache is not None and not self.freeze_gemma_vision:
+            raise ValueError("A trainable vision tower changes the features in every step; remove vision_cache.")
+        if self.vision_cache is not None and self.streaming:
+            raise ValueError("vision_cache needs a dataset of known length; remove it, or set streaming to false.")
 
     def _check_vae(self) -> None:
         if self.freeze_cosmos_vae:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from theworld.model.frozen_loss import COMPILE_OPTIONS, FrozenLoss
+from theworld.cuda_graphs import COMPILE_OPTIONS
+from theworld.fast_path import without_gpu
+from theworld.model.frozen_loss import FrozenLoss
 from theworld.model.modeling import TheWorldForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 
-FAST_PATHS = ("auto", "on", "off")
 MINIMUM_STEPS = 100  # of "auto": compiling takes about as long as 100 steps of a projector
 BEFORE_THE_LANGUAGE_MODEL = {"projector", "vae_encoder"}  # parts whose gradients come from the world tokens alone
 VISION_LAYER = "SiglipEncoderLayer"
@@ -21,8 +22,8 @@ VISION_LAYER = "SiglipEncoderLayer"
 
 def why_not(device: torch.device, sharded: bool, precision: str) -> str | None:
     """Why a run cannot use the fast path, or None."""
-    if device.type != "cuda":
-        return "it needs an NVIDIA GPU"
+    if reason := without_gpu(device):
+        return reason
     if sharded:
         return "FSDP and DeepSpeed gather the weights of layers themselves"
     if precision != "bf16":
@@ -30,15 +31,9 @@ def why_not(device: torch.device, sharded: bool, precision: str) -> str | None:
     return None
 
 
-def uses_fast_path(wanted: str, reason: str | None, steps: int) -> bool:
-    """Whether a run of `steps` optimizer steps uses the fast path; `reason` is `why_not`'s.
-
-    Raises:
-        ValueError: if it is wanted "on" and not possible.
-    """
-    if wanted == "on" and reason is not None:
-        raise ValueError(f"fast_path is on, but {reason}; set it to auto or off.")
-    return wanted == "on" or (wanted == "auto" and reason is None and steps >= MINIMUM_STEPS)
+def pays(steps: int, processes: int) -> bool:
+    """Whether the rest of a run is long enough; runs of several processes have not been measured."""
+    return steps >= MINIMUM_STEPS and processes == 1
 
 
 def enable(model: TheWorldForConditionalGeneration, trained: Sequence[str]) -> None:

@@ -55,6 +55,7 @@ def load_world(config: TrainingConfig, described: Described, parts: Sequence[str
     )
     if described.trained:
         world.read_kept_prompts(resolve(config.model_name))
+    world.fast_path = config.fast_path
     return world.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

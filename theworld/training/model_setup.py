@@ -18,6 +18,7 @@ from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.projector import RESET_SEED
 from theworld.model.spec import ModelSpec, resolve_model
 from theworld.training.config import TrainingConfig
+from theworld.world_models.configuration import check_interval
 
 # fields of a new fusion that have the same name in both configs
 FUSION_FIELDS = (
@@ -76,9 +77,10 @@ def describe(config: TrainingConfig) -> Described:
             if model_config.lora not in (None, wanted):
                 raise ValueError(f"{config.model_name} has another LoRA ({model_config.lora}); remove lora.")
             model_config.lora = wanted
-    for name in ("num_inference_steps", "guidance_scale"):
+    for name in ("num_inference_steps", "guidance_scale", "guidance_interval"):
         if getattr(config, name) is not None:
             setattr(model_config.world_config, name, getattr(config, name))
+    check_interval(config.guidance_interval)
     for steps in config.steps_shares:
         model_config.check_world_steps(steps)
     return Described(spec, model_config)
@@ -149,6 +151,8 @@ def build_model(config: TrainingConfig, described: Described) -> TheWorldForCond
     if config.projector_positions == "sinusoidal" and (config.reset_projector or not described.trained):
         model.projector.init_sinusoidal()
     freezing.train_only(model, parts)
+    if model.world is not None:
+        model.world.fast_path = config.fast_path
     if model.config.enable_world:
         model.config.reads_world_tokens = True  # also with a frozen projector
     for parameter in model.parameters():

@@ -21,7 +21,7 @@ from theworld.datasets.streams import StreamedSamples
 from theworld.inference.latent_cache import LatentCache
 from theworld.inspection.machine import free_ram, gpus
 from theworld.inspection.memory import TEXT_TOKENS
-from theworld.inspection.parameters import build_on_meta
+from theworld.inspection.parameters import count_parts
 from theworld.inspection.readiness import gib
 from theworld.inspection.run_memory import training_run
 from theworld.messages import TaskProgress
@@ -59,6 +59,7 @@ from theworld.training.push import check_hub, local_bases, make_repository
 from theworld.training.samplers import IndexedSamples, IndexedStream, filter_by_length
 from theworld.training.stopping import ENDING, Stop
 from theworld.training.trainer import TheWorldTrainer
+from theworld.training.vision_precompute import fill_vision_cache, open_vision_cache
 from theworld.training.workers import errors_of_workers
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,10 @@ def train(
     # 3. the model and its trainable parts
     model = build_model(config, described)
     report(config, model, training, evaluation)
+    collator.vision_cache = open_vision_cache(config, described, collator)
+    if collator.vision_cache is not None:
+        new = fill_vision_cache(config, collator, (training, evaluation), model, progress)
+        logger.info("%d entries in %s, %d of them new", len(collator.vision_cache), collator.vision_cache.folder, new)
 
     # 4. training
     quiet = config.trainer_arguments.get("disable_tqdm", False)
@@ -298,10 +303,9 @@ def check_machine(config: TrainingConfig) -> None:
 def report_memory(config: TrainingConfig, described: Described) -> None:
     """Logs the memory that a step is predicted to take, and warns if it is more than this machine has."""
     parts = trainable_parts(config, described.config)
-    built = build_on_meta(described.config)
     predicted = training_run(
         described.config,
-        {row.part: row.total for row in freezing.count_parameters(built)},
+        count_parts(described.config),
         parts,
         num_world_steps=max([described.config.num_world_steps, *config.steps_shares]),
         batch=config.batch_size,

@@ -30,6 +30,7 @@ from transformers import PrinterCallback, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from theworld.datasets.collator import ChatCollator
+from theworld.fast_path import uses_fast_path
 from theworld.inference.latent_cache import Compute, compute_with, latents_of
 from theworld.media.images import frames_of
 from theworld.model import freezing
@@ -107,7 +108,8 @@ class TheWorldTrainer(Trainer):
         distributed.check_strategy(self.accelerator, config.optimizer, self.trainable)
         self.sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         reason = fast_path.why_not(self.args.device, self.sharded, config.mixed_precision)
-        if fast_path.uses_fast_path(config.fast_path, reason, self.expected_steps()):
+        pays = fast_path.pays(self.expected_steps(), self.args.world_size)
+        if uses_fast_path(config.fast_path, reason, pays=pays):
             fast_path.enable(model, self.trainable)
         self.parameter_groups: list[list[Tensor]] = []  # of the optimizer, before DeepSpeed joined them
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from theworld.fast_path import check_fast_path
 from theworld.media.images import to_pixels
 from theworld.messages import Progress
 from theworld.storage.adapters import read_tensors
 from theworld.storage.hub import find_optional_file
 from theworld.world_models import guardrail
-from theworld.world_models.graphs import check_fast_path
 
 PROMPT_EMBEDS = "prompt_embeds.safetensors"  # default prompts: keys "default" and "negative", each (L, D)
 WORLD_PARTS = ("encoder", "decoder", "transformer")
@@ -61,7 +61,7 @@ class WorldModel(nn.Module, ABC):
         """Whether `encode` and `rollout` may be compiled and captured as CUDA graphs: "auto", "on" or "off".
 
         "auto" does so on a CUDA device from the second request of a shape, or from the first one while
-        `expects_repeats` is True; see `theworld.world_models.graphs.worth_it`.
+        `expects_repeats` is True; see `theworld.fast_path`.
         """
         return self._fast_path
 
@@ -85,8 +85,9 @@ class WorldModel(nn.Module, ABC):
         revision: str | None = None,
         dtype: torch.dtype | None = None,
         config: PreTrainedConfig | None = None,
+        device: str | torch.device = "cpu",
     ) -> WorldModel:
-        """Reads exactly the tensors of `parts` from a folder or Hugging Face repository."""
+        """Reads exactly the tensors of `parts` from a folder or Hugging Face repository, straight to `device`."""
 
     @property
     def latent_channels(self) -> int:

@@ -382,6 +382,7 @@ class CosmosPredict2(WorldModel):
         revision: str | None = None,
         dtype: torch.dtype | None = None,
         config: CosmosPredict2Config | None = None,
+        device: str | torch.device = "cpu",
     ) -> CosmosPredict2:
         """Reads a folder in diffusers' layout, local or on Hugging Face: only the tensors of `parts`, all of them.
 
@@ -390,9 +391,10 @@ class CosmosPredict2(WorldModel):
                 `rollout_config.json` where there are any.
             dtype: dtype to cast the weights to; None keeps the stored one.
             config: its configuration, if `read_config` has read it already.
+            device: where the weights are read to.
 
         Returns:
-            The model in eval mode, on the CPU.
+            The model in eval mode, on `device`.
 
         Raises:
             ValueError: if a folder, repository or file is missing, gated or damaged, or a tensor is missing,
@@ -402,7 +404,7 @@ class CosmosPredict2(WorldModel):
         folder = find_folder(repo_or_folder, revision, file_patterns(parts))
         model = cls(config or read_config(folder), parts=())
         model._source = (str(repo_or_folder), revision, dtype)
-        model._load(folder, parts, dtype)
+        model._load(folder, parts, dtype, torch.device(device))
         return model.eval()
 
     @classmethod
@@ -431,15 +433,13 @@ class CosmosPredict2(WorldModel):
                 f"with CosmosPredict2(config, parts=...), or use from_pretrained."
             )
         name, revision, dtype = self._source
-        device = self._device()
-        self._load(find_folder(name, revision, file_patterns(wanted)), wanted, dtype)
+        self._load(find_folder(name, revision, file_patterns(wanted)), wanted, dtype, self._device())
         prefixes = tuple(prefix for part in wanted for prefix in PART_PREFIXES[part])
         for key, parameter in self.named_parameters():
             if key.startswith(prefixes):
                 parameter.requires_grad_(False)
-        self.to(device)
 
-    def _load(self, folder: Path, parts: tuple[str, ...], dtype: torch.dtype | None) -> None:
+    def _load(self, folder: Path, parts: tuple[str, ...], dtype: torch.dtype | None, device: torch.device) -> None:
         """Loads `parts` from `folder`; the model does not change unless all of them could be read."""
         vae = transformer = None
         prompts: dict[str, Tensor] = {}
@@ -448,12 +448,12 @@ class CosmosPredict2(WorldModel):
                 vae = new_vae(self.config)
             prefixes = [prefix.removeprefix("vae.") for part in parts for prefix in PART_PREFIXES[part]]
             vae.load_state_dict(
-                read_weights(folder / "vae", vae.state_dict(), prefixes, dtype), strict=False, assign=True
+                read_weights(folder / "vae", vae.state_dict(), prefixes, dtype, device), strict=False, assign=True
             )
         if "transformer" in parts:
             with torch.device("meta"), no_init_weights():
                 transformer = new_transformer(self.config)
-            weights = read_weights(folder / "transformer", transformer.state_dict(), dtype=dtype)
+            weights = read_weights(folder / "transformer", transformer.state_dict(), dtype=dtype, device=device)
             transformer.load_state_dict(weights, assign=True)
             if (folder / PROMPT_EMBEDS).is_file():
                 prompts = dict(self._check_prompts(read_tensors(str(folder), PROMPT_EMBEDS), folder / PROMPT_EMBEDS))
@@ -462,7 +462,7 @@ class CosmosPredict2(WorldModel):
         if transformer is not None:
             self.transformer = transformer.eval()
             self._set_prompts(prompts or self._embedded)
-        assert not any(tensor.is_meta for tensor in self.state_dict().values())
+        assert device.type == "meta" or not any(tensor.is_meta for tensor in self.state_dict().values())
 
     def _take_vae(self, loaded: AutoencoderKLWan, parts: tuple[str, ...]) -> None:
         """Takes over the halves of `loaded` named in `parts`, and keeps a half that is in memory already."""

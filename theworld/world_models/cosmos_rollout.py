@@ -31,12 +31,13 @@ PER_BLOCK = 9  # shift, scale and gate of three normalisations
 ROTARY: dict[str, Any] = {"use_real": True, "use_real_unbind_dim": -2}  # as in diffusers' attention processor
 
 
-def is_supported(transformer: CosmosTransformer3DModel) -> bool:
-    """Whether `StaticRollout` computes what this transformer does: a Cosmos-Predict2 without additions or hooks."""
+def unsupported(transformer: CosmosTransformer3DModel) -> str | None:
+    """Why `StaticRollout` does not compute what this transformer does, or None if it does."""
     config = transformer.config
     additions = (config.extra_pos_embed_type, config.use_crossattn_projection, config.img_context_dim_in)
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in transformer.modules())
-    return not any(additions) and not hooked and config.patch_size[0] == 1
+    if any(additions) or config.patch_size[0] != 1:
+        return "its transformer is not of Cosmos-Predict2's architecture"
+    return None
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class StaticRollout:
     """Denoises rollouts of one shape.
 
     Args:
-        capture: turns a function without arguments into one that replays it (`Graphs.capture`), or returns it as it is.
+        capture: turns a function without arguments into one that replays it (see `FastPaths.capture`), or returns it
+            as it is.
         block: `block_step`, or the compiled one.
     """
 

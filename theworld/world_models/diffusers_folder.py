@@ -7,6 +7,8 @@ tensors are read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from theworld.storage.adapters import check_names
 from theworld.storage.files import read_json_file
 from theworld.storage.hub import check_name, download
 
+READERS = 4  # threads that read weights, as many as transformers uses
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -51,7 +54,11 @@ def read_component_config(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(
-    folder: Path, expected: Mapping[str, Tensor], prefixes: Sequence[str] = ("",), dtype: torch.dtype | None = None
+    folder: Path,
+    expected: Mapping[str, Tensor],
+    prefixes: Sequence[str] = ("",),
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """Reads the tensors whose names start with one of `prefixes` from a component's safetensors.
 
@@ -60,27 +67,30 @@ def read_weights(
         expected: the complete state dict of the component, for instance on the meta device. Stored names and shapes
             must be exactly these, including those of tensors that are not read.
         dtype: dtype to cast floating-point tensors to; None keeps the stored one.
+        device: where the tensors are put; None is the CPU.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    tensors: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    shapes[key] = tuple(file.get_slice(key).get_shape())
-                    if key in expected and key.startswith(tuple(prefixes)):
-                        tensors[key] = file.get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}); download or save it again.") from error
-    check_names(expected, shapes, f"{folder} does not match its config")
-    for key, shape in shapes.items():
-        if shape != tuple(expected[key].shape):
-            raise ValueError(
-                f"{folder}: tensor {key} has shape {shape}, but its config requires {tuple(expected[key].shape)}."
-            )
-    if dtype is not None:
-        tensors = {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()}
-    return tensors
+    with ExitStack() as stack:
+        files: dict[str, Any] = {}  # the open file of each tensor
+        for path in _weight_files(folder):
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path} is damaged or cut short ({error}); download or save it again.") from error
+            files |= dict.fromkeys(file.keys(), file)
+        check_names(expected, files, f"{folder} does not match its config")
+        for key, file in files.items():
+            if (shape := tuple(file.get_slice(key).get_shape())) != tuple(expected[key].shape):
+                raise ValueError(
+                    f"{folder}: tensor {key} has shape {shape}, but its config requires {tuple(expected[key].shape)}."
+                )
+
+        def read(key: str) -> Tensor:
+            tensor = files[key].get_tensor(key).to(device)  # converted there, since a GPU does it faster
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        wanted = [key for key in files if key.startswith(tuple(prefixes))]
+        with ThreadPoolExecutor(READERS) as readers:
+            return dict(zip(wanted, readers.map(read, wanted), strict=True))
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -23,10 +23,12 @@ Capture = Callable[[Callable[[], None]], Callable[[], None]]
 Residual = Callable[..., Tensor]
 
 
-def is_supported(vae: AutoencoderKLWan) -> bool:
-    """Whether `FirstFrameEncoder` computes what this VAE does: Wan 2.1's architecture, whole images, no dropout."""
+def unsupported(vae: AutoencoderKLWan) -> str | None:
+    """Why `FirstFrameEncoder` does not compute what this VAE does, or None if it does."""
     config = vae.config
-    return not (config.is_residual or config.patch_size or vae.use_tiling or vae.use_slicing or config.dropout)
+    if config.is_residual or config.patch_size or config.dropout:
+        return "its VAE is not of Wan 2.1's architecture"
+    return "its VAE encodes images in tiles or slices" if vae.use_tiling or vae.use_slicing else None
 
 
 def convolved(x: Tensor, convolution: Any, weight: Tensor) -> Tensor:
