@@ -183,6 +183,7 @@ def test_without_images_and_with_a_lora(bases: dict[str, str]) -> None:
     assert torch.equal(expected, ours)
 
 
+@pytest.mark.slow
 def test_questions_about_the_same_images_share_their_prefix(fused: Fused) -> None:
     model, processor = fused
     images = [image(0), image(1)]
@@ -237,6 +238,7 @@ def test_a_streamer_receives_every_token(fused: Fused) -> None:
     assert streamer.ended
 
 
+@pytest.mark.slow
 def test_one_graph_per_kind_of_work(fused: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers and prompt lengths share graphs: vision, prompts, what the last layer keeps, a step's begin, layers, end.
 

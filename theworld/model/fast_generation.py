@@ -79,7 +79,7 @@ class FastGeneration:
         captured: whether the decoding step, the reading of prompts and the vision tower are CUDA graphs.
         decode_attention: one of DECODE_ATTENTION, for steps of one token.
         fused: whether layers read their weights in fewer products; the weights then are views of larger tensors.
-        options: of the compiler, for steps of one token, besides our own.
+        options: of the compiler, for steps of one token, in addition to COMPILE_OPTIONS.
         backend: of `torch.compile`.
     """
 
@@ -125,7 +125,7 @@ class FastGeneration:
         if not self.captured:
             return function
         graphs = CudaGraphs(function, number)
-        graphs.graphs = self.graphs  # one pool of memory
+        graphs.graphs = self.graphs  # of one pool
         return graphs
 
     def fused_weights(self) -> list[FusedWeights | None]:
@@ -141,6 +141,8 @@ class FastGeneration:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))  # its tensors could not be written to afterwards
             stack.enter_context(torch.no_grad())
+            if self.captured:
+                stack.enter_context(torch.cuda.device(self.model.device))  # whose streams graphs are recorded on
             if self.compiled:
                 stack.enter_context(compiling())
             yield

@@ -25,6 +25,7 @@ from transformers import AttentionInterface, Gemma3ForConditionalGeneration, Pre
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from theworld.cuda_graphs import CudaGraphs, compile_function, compiling
+from theworld.model.gemma_layers import SHARED
 from theworld.model.packing import Layout, Plan, describe_rows, image_blocks, loss_scale, plan_batch, shift
 from theworld.model.placeholders import IGNORE_INDEX
 
@@ -67,7 +68,7 @@ def packed_attention(
         # contiguous, because the gradients that the operator returns are, whatever the strides that torch.compile sees
         query, key, value = [tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)]
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        lengths = {"max_q": longest[0], "max_k": longest[1], "scale": scaling, "window_size": window}
+        lengths = {"max_q": longest[0], "max_k": longest[1], "scale": scaling, "window_size": window, **SHARED}
         read: Any = varlen_attn(query, key, value, starts[0], starts[1], **lengths)
         return read[None], None
     queries = torch.arange(query.shape[2], device=query.device)
