@@ -177,6 +177,8 @@ def share_of_wrong_rows(found: Tensor, expected: Tensor) -> float:
     """
     size = expected.float().norm(dim=1)
     counted = size > SMALL_ROW * size[size > 0].median()
+    if not counted.any():
+        return 0.0
     wrong = ~((found.float() - expected.float()).norm(dim=1) <= MAX_ROW_ERROR * size)
     return float((wrong & counted).sum() / counted.sum())
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from theworld.cuda_graphs import COMPILE_OPTIONS
+from theworld.cuda_graphs import COMPILE_OPTIONS, can_compile
 from theworld.fast_path import without_gpu
 from theworld.model.frozen_loss import FrozenLoss
 from theworld.model.modeling import TheWorldForConditionalGeneration
@@ -24,6 +24,8 @@ def why_not(device: torch.device, sharded: bool, precision: str) -> str | None:
     """Why a run cannot use the fast path, or None."""
     if reason := without_gpu(device):
         return reason
+    if not can_compile():
+        return "torch.compile needs Triton and a C compiler"
     if sharded:
         return "FSDP and DeepSpeed gather the weights of layers themselves"
     if precision != "bf16":
@@ -37,15 +39,13 @@ def pays(steps: int, processes: int) -> bool:
 
 
 def enable(model: TheWorldForConditionalGeneration, trained: Sequence[str]) -> None:
-    """Compiles the layers of a model on a GPU whose parts `trained` learn."""
+    """Compiles the layers of a model whose parts `trained` learn, if their gradients are checked or not needed."""
     logger.info("fast_path: layers are compiled, which takes the first seconds of the run")
-    for layer in vision_layers(model):
-        layer.compile(options=COMPILE_OPTIONS)
+    if "vision" not in trained:
+        for layer in vision_layers(model):
+            layer.compile(options=COMPILE_OPTIONS)
     if set(trained) <= BEFORE_THE_LANGUAGE_MODEL:
         model.frozen_loss = FrozenLoss(model.vlm)
-    else:
-        for layer in model.vlm.model.language_model.layers:
-            layer.compile(options=COMPILE_OPTIONS)
 
 
 def vision_layers(model: TheWorldForConditionalGeneration) -> list[nn.Module]:
