@@ -96,7 +96,8 @@ def test_training_by_make(tmp_path: Path) -> None:
 
 
 def test_make_passes_a_config_and_arguments_on() -> None:
-    shown = run("make", "-n", "train-hf", "PYTHON=python", "CONFIG=a.json", "ARGS=--output_dir b --set c=d").stdout
+    given = "PYTHON=python", "CONFIG=a.json", "ARGS=--output_dir b --set c=d"
+    shown = run("make", "-n", "--no-print-directory", "train-hf", *given).stdout
     assert shown.strip() == "python scripts/train_hf.py --config a.json --output_dir b --set c=d"
 
 

@@ -5,7 +5,10 @@ A fast path computes what the plain path does, with compiled kernels and CUDA gr
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a config is read before the libraries are imported
+    import torch
 
 FAST_PATHS = ("auto", "on", "off")
 

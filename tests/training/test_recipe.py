@@ -216,9 +216,9 @@ def test_with_a_full_cache_the_world_model_is_never_loaded(
     loaded = []
     whole = CosmosPredict2._load
 
-    def watched(self: CosmosPredict2, folder: Path, parts: tuple[str, ...], dtype: Any) -> None:
+    def watched(self: CosmosPredict2, folder: Path, parts: tuple[str, ...], *more: Any) -> None:
         loaded.extend(parts)
-        whole(self, folder, parts, dtype)
+        whole(self, folder, parts, *more)
 
     monkeypatch.setattr(CosmosPredict2, "_load", watched)
     folder = recipe.train(settings(**values), load())

@@ -90,10 +90,10 @@ def ask(
         max_past_steps=PAST_STEPS if is_video else 0,
     )
     spec.check_steps(steps)
-    read_config(spec)
-    shown, clip = read_images(images, video, frames, video_fps, spec)
     if world and mode == "tokens":
         spec.check_trained("show it imagined frames (--mode frames)")
+    read_config(spec)
+    shown, clip = read_images(images, video, frames, video_fps, spec)
     past = spec.config.past_steps_of(clip.num_frames) if world and clip is not None else 0
     plan = plan_call(spec.config, mode, steps, num_past_steps=past, enable_world=world)
     if plan.mode != "off":
