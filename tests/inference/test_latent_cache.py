@@ -194,7 +194,11 @@ def test_another_world_model_has_another_cache(tmp_path: Path) -> None:
         identity(one, torch.bfloat16),
         identity(one, num_inference_steps=7),
         identity(one, guidance_scale=1.0),
+        identity(one, guidance_interval=[0.0, 0.5]),
     ]
-    assert len(set(names)) == 5
+    assert len(set(names)) == 6
+    default = TheWorldConfig(vlm_config=vlm, world_config=tiny_world_config(), world_name_or_path=str(one))
+    made_by = world_identity(default, torch.float32)[1]
+    assert "guidance_interval" not in made_by["world"]  # caches from before it existed stay valid
     assert identity(tiny_world_folder(tmp_path / "copy")) == names[0]  # where it lies does not matter
     assert identity(one, weights_from="nvidia") == names[0]

@@ -230,10 +230,13 @@ def world_identity(
     """
     place = Path(resolve(config.world_name_or_path, base_dir))
     weights = digest_of(place) if place.is_dir() else f"{config.world_name_or_path}@{config.world_revision}"
+    deciding = {name: getattr(config.world_config, name) for name in DECIDING}
+    if deciding["guidance_interval"] is None:  # caches from before it existed stay valid
+        del deciding["guidance_interval"]
     made_by = {
         "format": FORMAT,
         "weights": weights,
-        "world": {name: getattr(config.world_config, name) for name in DECIDING},
+        "world": deciding,
         "dtype": str(dtype),
     }
     text = json.dumps(made_by, sort_keys=True, default=str)
