@@ -64,8 +64,7 @@ class TheWorld(nn.Module):
         dtype: a torch dtype or its name (`bfloat16`, `float32`, `float16`); None means bfloat16 on a GPU and on
             a CPU with bfloat16 instructions, else float32.
         device: None means the first GPU, or the CPU.
-        fast_path: `auto`, `on` or `off`: whether answers, encoding and rollouts use compiled layers
-            and CUDA graphs; see docs/python.md.
+        fast_path: `auto`, `on` or `off`: compiled layers and CUDA graphs, as docs/python.md says.
         device_map: the devices of Gemma's layers (`"auto"`, or a dict), instead of `device`; see docs/python.md.
         config: further fields of TheWorldConfig for a new model (`projector`, `spatial_merge`, `world_images`, …);
             `max_past_steps` of 1 or more enables videos.
@@ -95,7 +94,8 @@ class TheWorld(nn.Module):
         target, dtype = resolve_device_and_dtype(device, device_map, dtype)
         check_keywords(config, type(self))  # before anything is fetched
         check_fast_path(fast_path, target)
-        config |= {} if lora is None else {"lora": lora}
+        if lora is not None:
+            config["lora"] = lora
         if isinstance(model_name, ModelSpec):
             spec = model_name
         else:
@@ -110,13 +110,9 @@ class TheWorld(nn.Module):
             settings.num_world_steps = settings.check_world_steps(num_world_steps)
         # a new fusion has the parts for its own number of steps; a trained model loads others when they are needed
         parts = ("encoder",) if spec.is_fused else world_parts_for(settings.num_world_steps)
-        # weights go to a GPU from the file; on a CPU they stay mapped from it until they are used
-        gpu = target if target is not None and target.type == "cuda" else None
-        model = spec.load(dtype=dtype, world_parts=parts, device_map=device_map, device=gpu, config=settings)
+        model = spec.load(dtype=dtype, world_parts=parts, device_map=device_map, device=target, config=settings)
         self.model = model if target is None else model.to(target)
-        self.model.fast_path = fast_path
-        if self.model.world is not None:
-            self.model.world.fast_path = fast_path
+        self.model.use_fast_path(fast_path)
         self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
         self.prompts = PromptBuilder(self.processor)
         self.default_steps = num_world_steps  # of `generate`; None leaves the choice to `plan_call`
@@ -493,13 +489,12 @@ class TheWorld(nn.Module):
     ) -> dict[str, int | None]:
         """Loads a file of `save_checkpoint`, from which training continues exactly where the saved run stopped.
 
-        It must hold exactly the parts that this model would save.
-
         Returns:
             `{"epoch": …, "step": …}`; None for a value that was not saved.
 
         Raises:
-            ValueError: if the file is damaged, or was written for other base models or parts. Nothing changes then.
+            ValueError: if the file is damaged, or was written for other base models or other parts than
+                this model would save. Nothing changes then.
             FileNotFoundError: if there is no such file.
         """
         return checkpoint_file.load_checkpoint(self.model, path, optimizer)

@@ -39,6 +39,12 @@ class FastPathMixin(GenerationMixin):
         self.fast: FastGeneration | None = None
         self.answered: set[tuple[int, int]] = set()
 
+    def use_fast_path(self: Any, fast_path: str) -> None:
+        """Sets the switch of answers, and that of the world model if there is one."""
+        self.fast_path = fast_path
+        if self.world is not None:
+            self.world.fast_path = fast_path
+
     def _sample(
         self: Any,
         input_ids: Tensor,

@@ -25,8 +25,9 @@ from transformers import AttentionInterface, Gemma3ForConditionalGeneration, Pre
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from theworld.cuda_graphs import CudaGraphs, compile_function, compiling
+from theworld.model import gemma_layers
 from theworld.model.gemma_layers import SHARED
-from theworld.model.packing import Layout, Plan, describe_rows, image_blocks, loss_scale, plan_batch, shift
+from theworld.model.packing import Layout, Plan, describe_rows, loss_scale, plan_batch, shift
 from theworld.model.placeholders import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -232,13 +233,13 @@ class FrozenLoss:
         if not (skip_logits and plain and torch.is_grad_enabled()) or label_smoothing or labels is None:
             return None
         targets = shift(labels)
-        images = torch.zeros_like(world) if token_type_ids is None else token_type_ids == 1
-        rows = describe_rows(world, targets, images, attention_mask)
+        types = torch.zeros_like(labels) if token_type_ids is None else token_type_ids
+        rows = describe_rows(world, targets, types == 1, attention_mask)
         if not all(0 < row.prefix < row.length and row.images_end <= row.prefix for row in rows):
             return None  # attention is causal only after the last image
         return partial(
             LossWithGradient.apply,
-            plan_batch(rows, targets, image_blocks(images), self.group_tokens),
+            plan_batch(rows, targets, gemma_layers.image_blocks(types), self.group_tokens),
             self,
             torch.as_tensor(loss_scale(targets, num_items_in_batch), dtype=torch.float32, device=labels.device),
         )
@@ -297,15 +298,18 @@ class FrozenLoss:
         model = self.language_model
         read_prefix, read_following, read_last = self.layers
         kinds = model.config.layer_types
-        masks = prefix_masks(place, model.config.sliding_window)
+        R, U = place.blocks.shape
+        places = torch.arange(U, device=prefix.device)
+        window = model.config.sliding_window
+        masks = gemma_layers.masks(places.expand(R, U), places, window, (place.blocks, place.blocks))
         before, after = (
             {kind: model.rotary_emb(prefix, positions[None], kind) for kind in set(kinds)}
-            for positions in (torch.arange(place.blocks.shape[1], device=prefix.device), place.positions)
+            for positions in (places, place.positions)
         )
         rows = {"starts": place.starts, "longest": longest}
         kept = []
         with torch.no_grad():
-            hidden = prefix.view(*place.blocks.shape, -1)
+            hidden = prefix.view(R, U, -1)
             for layer, kind in zip(model.layers, kinds, strict=True):
                 hidden, pair = read_prefix(layer, hidden, before[kind], masks[kind])
                 kept.append(AfterPrefix(pair, place.order, place.inverse))
@@ -335,14 +339,3 @@ class LossWithGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, Tensor]:
         (gradient,) = ctx.saved_tensors
         return None, None, None, gradient * gradients[0].to(gradient.dtype)
-
-
-def prefix_masks(place: Layout, window: int) -> dict[str, Tensor]:
-    """Gemma's masks (R, 1, U, U) of prefixes: causal, but in both directions inside an image."""
-    blocks = place.blocks
-    positions = torch.arange(blocks.shape[1], device=blocks.device)
-    distance = positions[:, None] - positions
-    inside = (blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0)
-    full = ((distance >= 0) | inside) & (positions < place.prefix_lengths[:, None, None])
-    full |= distance == 0  # unused places read themselves
-    return {"full_attention": full[:, None], "sliding_attention": (full & (distance < window))[:, None]}

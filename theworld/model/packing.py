@@ -29,12 +29,6 @@ def loss_scale(targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tens
     return 1 / count
 
 
-def image_blocks(images: Tensor) -> Tensor:
-    """The image (B, L) that each token belongs to, counted within its row; -1 for text."""
-    starts = images & ~nn.functional.pad(images, (1, 0))[:, :-1]
-    return torch.where(images, starts.cumsum(dim=1), -1)
-
-
 class Row(NamedTuple):
     """What decides how a row is divided: positions in [0, L]."""
 
@@ -83,7 +77,6 @@ class Layout(NamedTuple):
 
     Attributes:
         prefix, following: (R·U,), (N,) positions of tokens in B·L; B·L at unused places.
-        prefix_lengths: (R,).
         positions: (N,) of the following tokens in their rows.
         order, inverse: (R·U + N,) the keys of each row, prefix first, among those of all prefixes and of what follows
             them; and the inverse of this permutation.
@@ -94,7 +87,6 @@ class Layout(NamedTuple):
 
     prefix: Tensor
     following: Tensor
-    prefix_lengths: Tensor
     positions: Tensor
     order: Tensor
     inverse: Tensor
@@ -133,13 +125,13 @@ def plan_batch(rows: Sequence[Row], targets: Tensor, blocks: Tensor, group_token
         if targets.is_cuda:
             joined = joined.pin_memory()
         moved: Any = joined.to(targets.device, non_blocking=True).split([*map(len, places)])
-        prefix, following, lengths_of, positions, order, inverse, starts = moved
+        prefix, following, positions, order, inverse, starts = moved
         wanted = flat_targets[following]
         labelled = torch.nonzero_static(wanted != IGNORE_INDEX, size=M, fill_value=-1)[:, 0]
         wanted = torch.where(labelled < 0, IGNORE_INDEX, wanted[labelled])
         starts, own_blocks = starts.view(2, -1).int(), flat_blocks[prefix].view(R, U)
-        places_of_keys = lengths_of, positions, order, inverse, starts
-        layouts.append(Layout(prefix, following, *places_of_keys, own_blocks, labelled.clamp(min=0), wanted))
+        keys = positions, order, inverse, starts
+        layouts.append(Layout(prefix, following, *keys, own_blocks, labelled.clamp(min=0), wanted))
     longest = max(lengths), max(row.length for row in rows)
     return Plan(layouts, (up_to(longest[0], LENGTH_STEP), up_to(longest[1], LENGTH_STEP)))
 
@@ -147,7 +139,7 @@ def plan_batch(rows: Sequence[Row], targets: Tensor, blocks: Tensor, group_token
 def layout_of(rows: Sequence[Row], group: range, L: int, U: int, N: int, R: int) -> list[np.ndarray[Any, Any]]:
     """The fields of a group's `Layout` from `prefix` to `starts`."""
     prefix, following = np.full((R, U), len(rows) * L), np.full(N, len(rows) * L)
-    prefix_lengths, positions = np.zeros(R, int), np.zeros(N, int)
+    positions = np.zeros(N, int)
     starts = np.empty((2, R + 2), int)
     starts[:] = [[N], [R * U + N]]
     orders: list[np.ndarray[Any, Any]] = []
@@ -158,7 +150,6 @@ def layout_of(rows: Sequence[Row], group: range, L: int, U: int, N: int, R: int)
         end = n + row.length - row.prefix
         starts[:, place] = n, keys
         prefix[place, : row.prefix] = number * L + np.arange(row.prefix)
-        prefix_lengths[place] = row.prefix
         positions[n:end] = np.arange(row.prefix, row.length)
         following[n:end] = number * L + positions[n:end]
         orders += [place * U + np.arange(row.prefix), R * U + np.arange(n, end)]
@@ -166,7 +157,7 @@ def layout_of(rows: Sequence[Row], group: range, L: int, U: int, N: int, R: int)
         n, keys = end, keys + row.length
     starts[:, len(group)] = n, keys
     order = np.concatenate([*orders, np.flatnonzero(free), np.arange(R * U + n, R * U + N)])  # unused ones at the end
-    return [prefix.flatten(), following, prefix_lengths, positions, order, np.argsort(order), starts.flatten()]
+    return [prefix.flatten(), following, positions, order, np.argsort(order), starts.flatten()]
 
 
 def up_to(number: int, step: int) -> int:

@@ -243,7 +243,8 @@ class ModelSpec:
             dtype: of all parts; None keeps the stored type.
             world_parts: parts of the world model to load; None means what `config.num_world_steps` needs.
             device_map: where Gemma's layers go, as transformers takes it.
-            device: where all weights are read to, if there is no `device_map`; None is the CPU.
+            device: where the weights are used. Those for a GPU are read straight to it; others stay mapped from their
+                file until they are used.
             config: used instead of `self.config`.
             arguments: passed to Gemma's `from_pretrained` (`attn_implementation`, …).
         """
@@ -251,7 +252,7 @@ class ModelSpec:
 
         self.check_bases()
         config = copy.deepcopy(self.config if config is None else config)
-        places = {"device_map": device_map, "device": device}
+        places = {"device_map": device_map, "device": device if device is not None and device.type == "cuda" else None}
         arguments |= {name: place for name, place in places.items() if place is not None}
         if not self.is_fused:
             return TheWorldForConditionalGeneration.from_bases(

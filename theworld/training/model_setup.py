@@ -151,8 +151,7 @@ def build_model(config: TrainingConfig, described: Described) -> TheWorldForCond
     if config.projector_positions == "sinusoidal" and (config.reset_projector or not described.trained):
         model.projector.init_sinusoidal()
     freezing.train_only(model, parts)
-    if model.world is not None:
-        model.world.fast_path = config.fast_path
+    model.use_fast_path(config.fast_path)
     if model.config.enable_world:
         model.config.reads_world_tokens = True  # also with a frozen projector
     for parameter in model.parameters():
