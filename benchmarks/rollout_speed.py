@@ -33,7 +33,8 @@ from transformers.initialization import no_init_weights
 
 from benchmarks.random_weights import SIZES, cosmos_config, drawn
 from benchmarks.stock_pipeline import pipeline_with_mean_latents, stock_latents
-from theworld.cuda_graphs import Graphs, can_compile, compile_function, compiling
+from theworld.compilation import can_compile, compile_function, compiling
+from theworld.cuda_graphs import Graphs
 from theworld.world_models.cosmos_fast import rollout_shape
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 from theworld.world_models.cosmos_rollout import StaticRollout, block_step

@@ -1,9 +1,12 @@
 """The switch `fast_path` and its rule, and the shapes that are kept."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from theworld.cuda_graphs import CudaGraphs, Graphs, Recent, compile_function, compiling
+from theworld.compilation import compile_function, compiling, one_pass
+from theworld.cuda_graphs import CudaGraphs, Graphs, Recent
 from theworld.fast_path import check_fast_path, uses_fast_path, without_gpu
 
 CPU = torch.device("cpu")
@@ -108,3 +111,31 @@ def test_recorded_results_are_those_of_the_function() -> None:
         product, total = graphs(x, y)
         torch.testing.assert_close(product, x @ y)
         torch.testing.assert_close(total, x.sum())
+
+
+def test_kernels_that_write_the_rows_they_reduce_read_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second loop could read values back before they are written (pytorch#190517)."""
+    sympy = pytest.importorskip("sympy")
+    from torch._inductor.choices import InductorChoices
+    from torch._inductor.sizevars import SizeVarAllocator
+    from torch._inductor.virtualized import V
+
+    def node(reduces: bool, *ranges: int) -> SimpleNamespace:
+        sizes = [sympy.Integer(size) for size in ranges]
+        return SimpleNamespace(is_reduction=lambda: reduces, get_ranges=lambda: (sizes, []))
+
+    def persists(rows: int, width: int, *nodes: SimpleNamespace) -> bool:
+        features = SimpleNamespace(
+            numel=sympy.Integer(rows),
+            reduction_numel=sympy.Integer(width),
+            scheduler_nodes=lambda: nodes,
+        )
+        return bool(one_pass().should_use_persistent_reduction(features, False))
+
+    monkeypatch.setattr(InductorChoices, "should_use_persistent_reduction", lambda features, cooperative: False)
+    total, norm, small = node(True, 300), node(False, 3, 100, 2560), node(False, 300)
+    with V.set_graph_handler(SimpleNamespace(sizevars=SizeVarAllocator())):  # type: ignore[arg-type]
+        assert persists(300, 2560, total, norm)
+        assert persists(300, 2560, total, small, norm)
+        assert not persists(300, 2560, total, small), "a product with one row, which is left to Inductor"
+        assert not persists(300, 10**6, total, node(False, 300, 10**6))

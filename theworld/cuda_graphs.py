@@ -1,4 +1,4 @@
-"""Compiled functions and CUDA graphs: work of fixed shapes, prepared once and replayed without Python's share.
+"""CUDA graphs: work of fixed shapes, recorded once and replayed without Python's share.
 
 A graph replays the kernels of a call without the Python code between them, which is what limits small batches. It reads
 and writes the same memory each time, so its inputs are copied into tensors that stay where they are.
@@ -6,62 +6,20 @@ and writes the same memory each time, so its inputs are copied into tensors that
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from theworld.compilation import compiling
+
 WARM_UP_CALLS = 3  # before a capture: kernels are compiled and chosen, and workspaces allocated
-MAX_SHAPES = 256  # of one compiled function; PyTorch's own limit of 8 would end in functions that are not compiled
 MAX_GRAPHS = 16
-# with autotuned pointwise kernels, torch 2.11 gave wrong gradients in single rows; without, they are as fast
-COMPILE_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"triton.autotune_pointwise": False}
 
 Value = TypeVar("Value")
-
-
-# ----------------------------------------------------------------------------------------------------------- compiling
-
-
-def can_compile() -> bool:
-    """Whether torch.compile can make kernels here: it needs Triton and a C compiler."""
-    from torch.utils._triton import has_triton
-
-    return has_triton() and any(map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang")))
-
-
-def compile_function(
-    function: Callable[..., Any],
-    *,
-    fullgraph: bool = True,
-    options: Mapping[str, Any] | None = None,
-    backend: str | Callable[..., Any] = "inductor",
-) -> Callable[..., Any]:
-    """`function`, compiled for each shape of its arguments; call it inside `compiling`.
-
-    Args:
-        fullgraph: whether code that the compiler cannot read is an error.
-        options: of inductor, in addition to COMPILE_OPTIONS.
-        backend: of `torch.compile`.
-    """
-    chosen = {**COMPILE_OPTIONS, **(options or {})} if backend == "inductor" else None
-    return torch.compile(function, fullgraph=fullgraph, dynamic=False, backend=backend, options=chosen)
-
-
-def compiling() -> AbstractContextManager[Any]:
-    """A context in which one compiled function may have MAX_SHAPES shapes."""
-    from torch._dynamo import config  # not above: it takes a second, and a CPU does without it
-
-    return config.patch(recompile_limit=MAX_SHAPES)
-
-
-# -------------------------------------------------------------------------------------------------------------- graphs
 
 
 class Graphs:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.world_models.tiny import tiny_frames, tiny_world
-from theworld.cuda_graphs import compile_function, compiling
+from theworld.compilation import compile_function, compiling
 from theworld.world_models import cosmos_fast
 from theworld.world_models.cosmos_fast import FastPaths, Weights
 from theworld.world_models.cosmos_predict2 import CosmosPredict2

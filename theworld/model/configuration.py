@@ -122,6 +122,16 @@ class TheWorldConfig(PreTrainedConfig):
         super().__init__(**kwargs)
         self._check()
 
+    def _get_generation_parameters(self) -> dict[str, Any]:
+        """What should be in `generation_config` but was set here, as in transformers.
+
+        Its versions up to 5.17 compare with a default configuration, which takes milliseconds before each answer.
+        """
+        from transformers import GenerationConfig  # not above: only generation and saving need it
+
+        names = set(GenerationConfig._get_default_generation_params()) - {"use_cache"}
+        return {name: value for name, value in vars(self).items() if name in names and value is not None}
+
     def _check(self) -> None:
         if self.projector not in PROJECTORS:
             raise ValueError(f"projector is {self.projector!r}; choose one of {', '.join(PROJECTORS)}.")

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from theworld.cuda_graphs import CudaGraphs, Graphs, compile_function, compiling
+from theworld.compilation import compile_function, compiling
+from theworld.cuda_graphs import CudaGraphs, Graphs
 from theworld.model import gemma_layers
 from theworld.model.gemma_layers import DECODE_ATTENTION, Attention, FusedWeights, LayerInputs, decoder_layer, fuse
 from theworld.model.placeholders import check_number
-from theworld.model.prompts import Prompts, TokenReader, choose_token, round_up
+from theworld.model.prompts import Prompts, TokenReader, choose_token, most_probable, round_up
 from theworld.model.weights_state import WeightsState, WeightsWatch
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ SESSIONS = 2  # buffers and graphs that are kept, the last ones used
 PROMPT_GRAPHS = 4  # lengths of prompts, for each of them
 IMAGE_GRAPHS = 2  # numbers of images
 GRAPH_TOKENS = 8192  # of all prompts; with more, the GPU is busy for longer than the host
-TUNED = {"coordinate_descent_tuning": True}  # products with one row become reductions, which it tunes
-FUSED = False  # whether layers read their weights in fewer products
+# for steps of one token: products with one row become reductions, which are tuned, and what they read is computed once,
+# not in each of their blocks
+TUNED: Mapping[str, Any] = {"coordinate_descent_tuning": True, "realize_opcount_threshold": 4}
 
 
 class Session:
@@ -79,7 +81,7 @@ class FastGeneration:
         captured: whether the decoding step, the reading of prompts and the vision tower are CUDA graphs.
         decode_attention: one of DECODE_ATTENTION, for steps of one token.
         fused: whether layers read their weights in fewer products; the weights then are views of larger tensors.
-        options: of the compiler, for steps of one token, in addition to COMPILE_OPTIONS.
+        options: of the compiler, for steps of one token.
         backend: of `torch.compile`.
     """
 
@@ -90,9 +92,9 @@ class FastGeneration:
         compiled: bool = True,
         captured: bool = True,
         decode_attention: str = "matmul",
-        fused: bool = FUSED,
-        options: Mapping[str, Any] | None = None,
-        backend: str | Callable[..., Any] = "inductor",
+        fused: bool = True,
+        options: Mapping[str, Any] | None = TUNED,
+        backend: str | Callable[..., Any] | None = None,
     ) -> None:
         self.model = model
         self.compiled, self.captured = compiled, captured
@@ -457,7 +459,7 @@ def step_inputs(
 def step_outputs(norm: Any, head: Any, hidden_B1D: Tensor, logits: Tensor, tokens: Tensor, positions: Tensor) -> None:
     """Writes the logits of one token per row, the most probable next token, and its position."""
     logits.copy_(head(norm(hidden_B1D))[:, 0])
-    tokens.copy_(logits.argmax(dim=-1, keepdim=True))
+    tokens.copy_(most_probable(logits))
     positions.add_(1)
 
 

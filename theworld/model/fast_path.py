@@ -31,6 +31,7 @@ class FastPathMixin(GenerationMixin):
         fast_path: one of theworld.fast_path.FAST_PATHS.
         fast: made by the first call that uses it.
         answered: numbers of prompts and slots of the buffers that earlier calls needed.
+        supported_weights: where the weights were when they were last found to be supported.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -38,6 +39,7 @@ class FastPathMixin(GenerationMixin):
         self.fast_path = "auto"
         self.fast: FastGeneration | None = None
         self.answered: set[tuple[int, int]] = set()
+        self.supported_weights: tuple[int, ...] | None = None
 
     def use_fast_path(self: Any, fast_path: str) -> None:
         """Sets the switch of answers, and that of the world model if there is one."""
@@ -121,11 +123,15 @@ def unsupported_model(model: TheWorldForConditionalGeneration, device: torch.dev
         return f"its language model is a {type(model.language_model).__name__}"
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         return "the model is on several devices"
+    places = None if model.fast is None else model.fast.language_weights.state().places
+    if places is not None and places == model.supported_weights:
+        return None
     weights = list(model.language_model.parameters())
     if not all(weight.is_floating_point() for weight in weights):
         return "its weights are quantised"
     if any(weight.device != device or weight.is_inference() for weight in weights):
         return "its weights are on other devices, or were made in inference mode"
+    model.supported_weights = places
     return None
 
 

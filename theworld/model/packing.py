@@ -83,6 +83,7 @@ class Layout(NamedTuple):
         starts: (2, R + 2) int32, the first query and the first key of each row and of the unused places, and the end.
         blocks: (R, U) the image that a token belongs to, or -1.
         labelled, targets: (M,) positions in N, and the tokens that follow there; -100 is left out.
+        of_place: (N,) which of the M labels a token has, or M.
     """
 
     prefix: Tensor
@@ -94,6 +95,7 @@ class Layout(NamedTuple):
     blocks: Tensor
     labelled: Tensor
     targets: Tensor
+    of_place: Tensor
 
 
 class Plan(NamedTuple):
@@ -127,11 +129,13 @@ def plan_batch(rows: Sequence[Row], targets: Tensor, blocks: Tensor, group_token
         moved: Any = joined.to(targets.device, non_blocking=True).split([*map(len, places)])
         prefix, following, positions, order, inverse, starts = moved
         wanted = flat_targets[following]
-        labelled = torch.nonzero_static(wanted != IGNORE_INDEX, size=M, fill_value=-1)[:, 0]
+        has_label = wanted != IGNORE_INDEX
+        of_place = torch.where(has_label, has_label.cumsum(0) - 1, M)
+        labelled = torch.nonzero_static(has_label, size=M, fill_value=-1)[:, 0]
         wanted = torch.where(labelled < 0, IGNORE_INDEX, wanted[labelled])
         starts, own_blocks = starts.view(2, -1).int(), flat_blocks[prefix].view(R, U)
         keys = positions, order, inverse, starts
-        layouts.append(Layout(prefix, following, *keys, own_blocks, labelled.clamp(min=0), wanted))
+        layouts.append(Layout(prefix, following, *keys, own_blocks, labelled.clamp(min=0), wanted, of_place))
     longest = max(lengths), max(row.length for row in rows)
     return Plan(layouts, (up_to(longest[0], LENGTH_STEP), up_to(longest[1], LENGTH_STEP)))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from theworld.cuda_graphs import COMPILE_OPTIONS, can_compile
+from theworld.compilation import can_compile, inductor
 from theworld.fast_path import without_gpu
 from theworld.model.frozen_loss import FrozenLoss
 from theworld.model.modeling import TheWorldForConditionalGeneration
@@ -43,7 +43,7 @@ def enable(model: TheWorldForConditionalGeneration, trained: Sequence[str]) -> N
     logger.info("fast_path: layers are compiled, which takes the first seconds of the run")
     if "vision" not in trained:
         for layer in vision_layers(model):
-            layer.compile(options=COMPILE_OPTIONS)
+            layer.compile(backend=inductor)
     if set(trained) <= BEFORE_THE_LANGUAGE_MODEL:
         model.frozen_loss = FrozenLoss(model.vlm)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from theworld.cuda_graphs import Graphs, Recent, can_compile, compile_function
+from theworld.compilation import can_compile, compile_function
+from theworld.cuda_graphs import Graphs, Recent
 from theworld.fast_path import uses_fast_path, without_gpu
 from theworld.world_models import cosmos_rollout, first_frame
 from theworld.world_models.cosmos_rollout import RolloutShape, StaticRollout
