@@ -214,11 +214,17 @@ def test_shipped_configs_of_accelerate(name: str) -> None:
 
 
 def fill(rank: int, values: dict[str, Any], out: str) -> None:
-    plain, computed = latent_precompute.compute_with, []
+    plain = latent_precompute.compute_with
+    computed: list[int] = []
 
     def counted(*arguments: Any) -> Any:
         compute = plain(*arguments)
-        return lambda pixels, *rest: (computed.append(len(pixels)), compute(pixels, *rest))[1]
+
+        def call(pixels: Tensor, *rest: Any) -> Tensor:
+            computed.append(len(pixels))
+            return compute(pixels, *rest)
+
+        return call
 
     latent_precompute.compute_with = counted
     cache, new = recipe.fill(TrainingConfig.from_dict(values), lambda config: (records(40)[:30] + records(20), None))
