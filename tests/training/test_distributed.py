@@ -23,7 +23,7 @@ from tests.training import processes
 from tests.training.conftest import Record, records
 from tests.training.test_resume import SignalAt, outcome
 from theworld.model.saving import check_complete
-from theworld.training import recipe
+from theworld.training import latent_precompute, recipe
 from theworld.training.checkpointing import find_last_checkpoint
 from theworld.training.config import TrainingConfig
 from theworld.training.distributed import check_strategy, check_unused
@@ -214,14 +214,31 @@ def test_shipped_configs_of_accelerate(name: str) -> None:
 
 
 def fill(rank: int, values: dict[str, Any], out: str) -> None:
+    plain = latent_precompute.compute_with
+    computed: list[int] = []
+
+    def counted(*arguments: Any) -> Any:
+        compute = plain(*arguments)
+
+        def call(pixels: Tensor, *rest: Any) -> Tensor:
+            computed.append(len(pixels))
+            return compute(pixels, *rest)
+
+        return call
+
+    latent_precompute.compute_with = counted
     cache, new = recipe.fill(TrainingConfig.from_dict(values), lambda config: (records(40)[:30] + records(20), None))
-    (Path(out) / f"{rank}").write_text(f"{len(cache)} {new}")
+    (Path(out) / f"{rank}").write_text(f"{len(cache)} {new} {sum(computed)}")
 
 
 def test_processes_share_the_world_latents(settings: Settings, tmp_path: Path) -> None:
     values = settings(latent_cache=str(tmp_path / "cache"), num_world_steps=0).to_dict()
     processes.run(fill, 2, values, str(tmp_path))
-    assert {(tmp_path / str(rank)).read_text() for rank in (0, 1)} == {"30 30"}
+    found = [[int(number) for number in (tmp_path / str(rank)).read_text().split()] for rank in (0, 1)]
+    assert [numbers[:2] for numbers in found] == [[30, 30]] * 2
+    first, second = (numbers[2] for numbers in found)
+    assert first + second == 30, "no process computes what the other does; shards alone do not show it"
+    assert min(first, second) > 0
     entries = [key for shard in (tmp_path / "cache").rglob("*.safetensors") for key in keys_of(shard)]
     assert len(entries) == len(set(entries)) == 30  # although 20 images occur twice
 
