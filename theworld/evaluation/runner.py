@@ -160,7 +160,7 @@ def missing_answers(
                     imagination=imagination,
                 )
                 yield name, answer(arm if kind else without_images(arm), batch, max_new_tokens)
-        imagination.forget_features()
+        imagination.end_batch()
 
 
 def alike(rows: Sequence[int], images: Mapping[int, Sequence[Any]]) -> dict[tuple[int, ...], list[int]]:
