@@ -51,19 +51,23 @@ def make(folder: Path, size: str, device: str) -> None:
     """Writes both base models, photos of different sizes, and a JSON Lines file about them."""
     make_gemma(folder / "gemma", SIZES[size], device)
     make_cosmos(folder / "cosmos", SIZES[size], device)
-    (folder / "photos").mkdir()
+    write_photos(folder / "photos", PHOTOS)
     rng = np.random.default_rng(0)
-    photo = Image.open(PHOTO).convert("RGB")
-    for number in range(PHOTOS):
-        width, height = rng.integers(*SIDES, 2).tolist()
-        photo.resize((width, height)).rotate(float(rng.uniform(-9, 9))).save(
-            folder / f"photos/{number}.jpg", quality=90
-        )
     with (folder / "photos.jsonl").open("w") as file:
         for number in range(RECORDS):
             caption = " ".join(f"word{word}" for word in rng.integers(0, 1000, 16).tolist())
             record = {"image": f"photos/{number % PHOTOS}.jpg", "text": QUESTION, "label": caption}
             file.write(json.dumps(record) + "\n")
+
+
+def write_photos(folder: Path, count: int) -> None:
+    """Writes `0.jpg`, `1.jpg`, …: one photo in different sizes and at different angles."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    photo = Image.open(PHOTO).convert("RGB")
+    for number in range(count):
+        width, height = rng.integers(*SIDES, 2).tolist()
+        photo.resize((width, height)).rotate(float(rng.uniform(-9, 9))).save(folder / f"{number}.jpg", quality=90)
 
 
 def settings(folder: Path, **changes: Any) -> TrainingConfig:
