@@ -16,16 +16,16 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.random_weights import SIZES, make_cosmos, make_gemma
+from benchmarks.random_weights import SIZES
 from benchmarks.rows import BANDWIDTH, FLOPS, Rows
-from benchmarks.training_throughput import write_photos
+from benchmarks.training_throughput import make
 from theworld.evaluation.answering import ModelAnswerer, Reply, ReplyInputs
 from theworld.evaluation.arms import ARMS, Arm, Batch, Imagination
 from theworld.evaluation.evaluator import evaluate
@@ -36,22 +36,17 @@ from theworld.inference.pipeline import TheWorld
 
 FOUR_ARMS = ("fused", "zero", "shuffled", "no-world")
 OPTIONS = ("the red one", "the green one", "the blue one", "none of them")
-QUESTIONS = {1: 16, 16: 64}  # by batch size; of stock a quarter
+QUESTIONS = {"full": {1: 16, 16: 64}, "tiny": {1: 2, 2: 4}}  # by batch size; of stock a quarter
 # seconds per image by arithmetic, see docs/performance.md: the vision tower, the VAE, and a rollout of 4 steps
 VISION_FLOOR, ENCODE_FLOOR, ROLLOUT_FLOOR = 6.9e-3, 0.43e-3, 9 * 79e-3 / 8
 
 
 def prepare(folder: Path, size: str, device: str) -> Path:
-    """Writes what is missing of the base models, photos and questions, and returns the file of questions."""
-    if not (folder / "gemma").exists():
-        make_gemma(folder / "gemma", SIZES[size], device)
-    if not (folder / "cosmos").exists():
-        make_cosmos(folder / "cosmos", SIZES[size], device)
-    count, file = max(QUESTIONS.values()), folder / "questions.jsonl"
-    if not (folder / "photos").exists():
-        write_photos(folder / "photos", count)
+    """Writes what is missing of the base models and photos, and questions, and returns the file of questions."""
+    make(folder, size, device)
+    file = folder / "questions.jsonl"
     with file.open("w") as lines:
-        for number in range(count):
+        for number in range(max(QUESTIONS[size].values())):
             question = f"Which of these moves first{', and which one last' * (number % 4)}?"
             row = {"id": str(number), "image": f"photos/{number}.jpg", "question": question}
             lines.write(json.dumps({**row, "choices": OPTIONS, "answer": "B"}) + "\n")
@@ -74,12 +69,13 @@ class Bench(Rows):
     def measure(self, arms: Sequence[str], steps: int, batch: int) -> None:
         """All rows of one evaluation."""
         what = f"evaluation in {len(arms)} arm{'s' * (len(arms) > 1)}"
-        count = QUESTIONS[batch]
+        count = QUESTIONS[self.size][batch]
+        few = max(count // 4, batch)
         row = partial(self.row, what, batch=batch, steps=steps, unit="questions/s")
         self.model.model.use_fast_path("off")
-        row("stock", floor=None, measure=lambda: self.stock(arms, steps, batch, count // 4, likelihoods=False))
+        row("stock", floor=None, measure=lambda: self.stock(arms, steps, batch, few, likelihoods=False))
         likelihoods = "stock, with likelihoods"
-        row(likelihoods, floor=None, measure=lambda: self.stock(arms, steps, batch, count // 4, likelihoods=True))
+        row(likelihoods, floor=None, measure=lambda: self.stock(arms, steps, batch, few, likelihoods=True))
         for name, fast_path in (("ours", "auto"), ("ours, plain path", "off")):
             if fast_path == "auto" or self.on_gpu:
                 self.model.model.use_fast_path(fast_path)
@@ -174,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file; rows are added to it")
     parser.add_argument("--folder", type=Path, help="where weights and photos are kept; default a temporary folder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batches", type=int, nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
+    parser.add_argument("--batches", type=int, nargs="+", help="batch sizes; default 1 and 16, of tiny 1 and 2")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 4])
     parser.add_argument("--arms", type=int, nargs="+", choices=(1, 4), default=[1, 4])
     chosen = parser.parse_args(arguments)
@@ -183,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = chosen.folder or Path(temporary)
         bench = Bench(folder, chosen.size, chosen.output, chosen.device)
         print(f"model after {time.perf_counter() - started:.0f} s", flush=True)
-        for batch in chosen.batches:
+        for batch in chosen.batches or QUESTIONS[chosen.size]:
             for steps in chosen.steps:
                 for arms in chosen.arms:
                     bench.measure(FOUR_ARMS[:arms], steps, batch)
