@@ -32,7 +32,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.full_size_run import PHOTO
-from benchmarks.random_weights import SIZES, make_cosmos, make_gemma
+from benchmarks.random_weights import SIZES, make_bases
 from theworld.cuda_graphs import can_compile
 from theworld.datasets.collator import ChatCollator, IndexedSample
 from theworld.datasets.samples import TheWorldDataset
@@ -91,9 +91,7 @@ TRAINERS = {"stock": StockTrainer, "best-peer": PeerTrainer, "ours": TheWorldTra
 
 def make(folder: Path, size: str, device: str) -> None:
     """Writes both base models, photos of different sizes, and a JSON Lines file about them; keeps those that exist."""
-    for name, write in {"gemma": make_gemma, "cosmos": make_cosmos}.items():
-        if not (folder / name).exists():
-            write(folder / name, SIZES[size], device)
+    make_bases(folder, size, device)
     photos = PHOTOS if size == "full" else 8
     if not (folder / "photos").exists():
         write_photos(folder / "photos", photos)
