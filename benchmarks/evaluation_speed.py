@@ -36,7 +36,7 @@ from theworld.inference.pipeline import TheWorld
 
 FOUR_ARMS = ("fused", "zero", "shuffled", "no-world")
 OPTIONS = ("the red one", "the green one", "the blue one", "none of them")
-QUESTIONS = {"full": {1: 16, 16: 64}, "tiny": {1: 2, 2: 4}}  # by batch size; of stock a quarter
+QUESTIONS = {"full": {16: 48, 1: 12}, "tiny": {1: 2, 2: 4}}  # by batch size; of stock a quarter
 # seconds per image by arithmetic, see docs/performance.md: the vision tower, the VAE, and a rollout of 4 steps
 VISION_FLOOR, ENCODE_FLOOR, ROLLOUT_FLOOR = 6.9e-3, 0.43e-3, 9 * 79e-3 / 8
 
@@ -64,59 +64,64 @@ class Bench(Rows):
         self.model.config.reads_world_tokens = True  # as if the projector had been trained
         self.items = load_benchmark("mcq", Request(data=str(self.questions)))
         self.others = other_images(self.items, seed=0, config=self.model.config)
-        self.replies: dict[tuple[str, int], list[Reply]] = {}  # of stock, by arm and number of world steps
+        self.replies: dict[tuple[str, int, str], Reply] = {}  # of stock, by arm, world steps and question
 
     def measure(self, arms: Sequence[str], steps: int, batch: int) -> None:
         """All rows of one evaluation."""
         what = f"evaluation in {len(arms)} arm{'s' * (len(arms) > 1)}"
+        row = partial(self.row, what, batch=batch, steps=steps, unit="questions/s")
         count = QUESTIONS[self.size][batch]
         few = max(count // 4, batch)
-        row = partial(self.row, what, batch=batch, steps=steps, unit="questions/s")
+        floor = self.floor(arms, steps, batch)
         self.model.model.use_fast_path("off")
-        row("stock", floor=None, measure=lambda: self.stock(arms, steps, batch, few, likelihoods=False))
-        likelihoods = "stock, with likelihoods"
-        row(likelihoods, floor=None, measure=lambda: self.stock(arms, steps, batch, few, likelihoods=True))
-        for name, fast_path in (("ours", "auto"), ("ours, plain path", "off")):
-            if fast_path == "auto" or self.on_gpu:
-                self.model.model.use_fast_path(fast_path)
-                row(name, floor=self.floor(arms, steps, batch), measure=lambda: self.ours(arms, steps, batch, count))
+        row("stock", floor=None, measure=lambda: self.stock(arms, steps, batch, few))
+        if len(arms) == 1:
+            scored = "stock, with likelihoods"
+            row(scored, floor=None, measure=lambda: self.stock(arms, steps, batch, few, likelihoods=True))
+        if self.on_gpu:
+            row("ours, plain path", floor=floor, measure=lambda: self.ours(arms, steps, batch, few))
+        self.model.model.use_fast_path("auto")
+        row("ours", floor=floor, measure=lambda: self.ours(arms, steps, batch, count, warm_up=2 * batch))
 
-    def ours(self, arms: Sequence[str], steps: int, batch: int, count: int) -> tuple[float, dict[str, Any]]:
+    def ours(
+        self, arms: Sequence[str], steps: int, batch: int, count: int, warm_up: int = 0
+    ) -> tuple[float, dict[str, Any]]:
         run: Callable[[int], Results] = lambda limit: evaluate(  # noqa: E731
             self.model, "mcq", data=self.questions, arms=arms, num_world_steps=steps, limit=limit,
             batch_size=batch, max_new_tokens=MAX_NEW_TOKENS, device=self.device,
         )  # fmt: skip
-        warm_up, _ = self.timed(lambda: run(min(3 * batch, count)))
+        first = round(self.timed(lambda: run(warm_up))[0], 2) if warm_up else None
         seconds, results = self.timed(lambda: run(count))
-        return count / seconds, {"warm_up_s": round(warm_up, 2), **self.distance(results, steps)}
+        return count / seconds, {"warm_up_s": first, **self.distance(results, steps)}
 
     def distance(self, results: Results, steps: int) -> dict[str, Any]:
-        """How the answers differ from those of stock."""
+        """How the answers differ from those of stock; other images depend on the questions that are asked."""
         same: list[bool] = []
         errors: list[float] = []
         for name, answers in results.answers.items():
-            for mine, theirs in zip(answers, self.replies.get((name, steps), []), strict=False):
-                same.append(mine.text == theirs.text)
-                for pair in zip(mine.logprobs or (), theirs.option_logprobs or (), strict=False):
-                    errors.append(abs(pair[0] - pair[1]))
+            for mine in () if ARMS[name].reads_others else answers:
+                if (theirs := self.replies.get((name, steps, mine.id))) is not None:
+                    same.append(mine.text == theirs.text)
+                    pairs = zip(mine.logprobs or (), theirs.option_logprobs or (), strict=False)
+                    errors += [abs(one - other) for one, other in pairs]
         share = sum(same) / len(same) if same else None
         return {"equal_texts": share, "max_error": max(errors, default=None), "compared": len(errors)}
 
-    def stock(self, arms: Sequence[str], steps: int, batch: int, count: int, *, likelihoods: bool) -> float:
+    def stock(self, arms: Sequence[str], steps: int, batch: int, count: int, likelihoods: bool = False) -> float:
         """Questions per second where each batch in each arm starts from the files."""
         answerer = ModelAnswerer(self.model)
 
-        def run(count: int) -> None:
+        def run(count: int, arms: Sequence[str]) -> None:
             for name in arms:
-                found: list[Reply] = []
                 for start in range(0, count, batch):
                     rows = slice(start, start + batch)
-                    found += alone(answerer, self.items[rows], self.others[rows], ARMS[name], steps, likelihoods)
-                if len(found) >= len(self.replies.get((name, steps), [])):
-                    self.replies[name, steps] = found
+                    found = alone(answerer, self.items[rows], self.others[rows], ARMS[name], steps, likelihoods)
+                    for item, reply in zip(self.items[rows], found, strict=True):
+                        self.replies[name, steps, item.id] = reply
 
-        run(batch)
-        return count / self.timed(lambda: run(count))[0]
+        if not likelihoods:
+            run(min(batch, 4), arms[:1])  # the first calls of kernels
+        return count / self.timed(lambda: run(count, arms))[0]
 
     def floor(self, arms: Sequence[str], steps: int, batch: int) -> float | None:
         """Questions per second if only matrix products and the reading of weights took time, everything shared."""
