@@ -254,9 +254,7 @@ class ModelAnswerer:
         ids_only = inputs.image_features is not None and (
             inputs.world_latents is not None or inputs.enable_world is False
         )
-        features = self.model.prepare_generation(
-            images, list(questions), answers, rollout=rollout, ids_only=ids_only
-        )
+        features = self.model.prepare_generation(images, list(questions), answers, rollout=rollout, ids_only=ids_only)
         if inputs.world_tokens is not None:
             del features["world_latents"]
             features["world_embeds"] = inputs.world_tokens.to(self.model.device)

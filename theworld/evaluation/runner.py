@@ -1,7 +1,8 @@
 """Answers of every arm to every item: one model in memory at a time, in batches, by greedy decoding.
 
-The arms of one model process the items together, batch by batch: a rollout is computed when the first arm needs it and
-cached, an image's soft tokens are computed once per batch, and every answer is in the store before the next batch. The
+The arms of one model process the items together, batch by batch: an image is encoded, and a rollout computed, when the
+first arm needs it, an image's soft tokens are kept for the next arms, prompts whose features are known are encoded
+without pixels, and every answer is in the store before the next batch. The
 key-value cache of the prompt's image part is not shared: it would save one image of 256 tokens before up to 3,920 world
 tokens, rows are padded to different lengths, and a cache at other positions rounds differently.
 """
