@@ -63,7 +63,11 @@ class Rows:
     def row(
         self, what: str, arm: str, batch: int, steps: int, unit: str, floor: float | None, measure: Callable[[], Any]
     ) -> None:
-        """Measures and keeps one row; `measure` returns the value, or it and further fields."""
+        """Measures and keeps one row.
+
+        Args:
+            measure: returns the value, or it and further fields; None as the value if it does not fit into memory.
+        """
         if self.only and not what.startswith(self.only):
             return
         if self.on_gpu:
@@ -72,7 +76,11 @@ class Rows:
         try:
             measured = measure()
             value, more = measured if isinstance(measured, tuple) else (measured, {})
-            row |= {"value": round(value, 5), "floor": None if floor is None else round(floor, 5), **more}
+            row |= {
+                "value": None if value is None else round(value, 5),
+                "floor": None if floor is None else round(floor, 5),
+                **more,
+            }
         except Exception:  # noqa: BLE001 (it is in the row)
             row |= {"value": None, "error": traceback.format_exc()[-3000:]}
         self.keep({**self.memory(), **row})
@@ -96,6 +104,8 @@ def described(row: Mapping[str, Any]) -> str:
     head = f"{row['what']}, {row['arm']}, batch {row.get('batch')}, N={row.get('world_steps')}"
     if "error" in row:
         return f"{head}: {row['error'].strip().splitlines()[-1]}"
+    if row["value"] is None:
+        return f"{head}: out of memory"
     floor = f" (floor {row['floor']})" if row["floor"] else ""
     distance = f", rms error {row['rms_error']:.2g} of {row['reference_rms']:.2g}" if "rms_error" in row else ""
     memory = f", {row['peak_gib']} GiB" if row["peak_gib"] else ""

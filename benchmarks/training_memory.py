@@ -162,7 +162,8 @@ def as_row(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """The peak of a row, as `benchmarks.rows` keeps it."""
     kept = {"what": f"training, {name}", "arm": "ours", "batch": row.get("batch_size"), "world_steps": 0, "unit": "GiB"}
     if "peak_gib" not in row:
-        return {**kept, "value": None, "error": row.get("out_of_memory") or row["failed"]}
+        error = {"error": row["failed"]} if "failed" in row else {"out_of_memory": True}
+        return {**kept, "value": None, **error}
     return {**kept, "value": row["peak_gib"], "peak_gib": row["peak_gib"], "floor": None}
 
 

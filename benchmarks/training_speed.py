@@ -66,7 +66,7 @@ class Bench(Rows):
                 run = lambda arm=arm: self.run(what, stage, arm)  # noqa: E731
                 self.row(what, arm, stage.batch, stage.steps, "samples/s", floor, run)
 
-    def run(self, what: str, stage: Stage, arm: str) -> tuple[float, dict[str, Any]]:
+    def run(self, what: str, stage: Stage, arm: str) -> tuple[float | None, dict[str, Any]]:
         fast_path = "on" if arm == "ours" and self.on_gpu else "off"
         command = [sys.executable, "-m", "benchmarks.training_throughput", "train", str(self.folder)]
         command += ["--size", self.size, "--arm", arm, "--fast_path", fast_path, *stage.options]
@@ -75,6 +75,8 @@ class Bench(Rows):
         for cache in stage.caches:
             command += [f"--{cache}", str(self.folder / cache), "--num_samples", "64"]
         ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        if "OutOfMemoryError" in ended.stderr:
+            return None, {"out_of_memory": True}
         if ended.returncode:
             raise RuntimeError(ended.stderr[-2500:])
         found = json.loads(ended.stdout.strip().splitlines()[-1])
