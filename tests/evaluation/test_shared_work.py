@@ -22,7 +22,7 @@ STEPS = 2
 
 
 def items(count: int) -> list[Item]:
-    """Questions about as many images, of which the last one is that of the first."""
+    """Questions about one image each; the last one has the image of the first."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(count - 1)]
     images.append(images[0])

@@ -1,10 +1,10 @@
 """Answers of every arm to every item: one model in memory at a time, in batches, by greedy decoding.
 
-The arms of one model process the items together, batch by batch: an image is encoded, and a rollout computed, when the
-first arm needs it, an image's soft tokens are kept for the next arms, prompts whose features are known are encoded
-without pixels, and every answer is in the store before the next batch. The
-key-value cache of the prompt's image part is not shared: it would save one image of 256 tokens before up to 3,920 world
-tokens, rows are padded to different lengths, and a cache at other positions rounds differently.
+The arms of one model process the items together, batch by batch. An image is encoded, and a rollout computed, when the
+first arm needs it; an image's soft tokens are kept for the next arms, so that their prompts are encoded without pixels;
+and every answer is in the store before the next batch. The key-value cache of the prompt's image part is not shared: it
+would save one image of 256 tokens before up to 3,920 world tokens, rows are padded to different lengths, and a cache at
+other positions rounds differently.
 """
 
 from __future__ import annotations
