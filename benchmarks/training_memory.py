@@ -90,7 +90,7 @@ def measure(changes: list[str]) -> dict[str, Any]:
         found["peak_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 2)
         found["reserved_gib"] = round(torch.cuda.max_memory_reserved() / GIB, 2)
     if counted is not None:
-        found["peak_gib"] = counted.peak / GIB
+        found["peak_gib"] = round(counted.peak / GIB, 4)
     return found
 
 
