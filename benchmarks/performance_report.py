@@ -31,15 +31,15 @@ HEAD = """\
 
 This page is written by `python -m benchmarks.performance_report` from the rows in `benchmarks/results`; do not edit it.
 
-Weights are random, of the shapes of Gemma 3 4B and Cosmos-Predict2-2B, and in bfloat16. All arms of a benchmark run in
-one process on the same inputs, in turn, and a figure is the median after the warm-up. *Stock* is transformers or
-diffusers as their documentation uses them, *best peer* the fastest arm that needs nothing but their code and
-torch.compile or a CUDA graph, and *ours* the [fast path](python.md#the-fast-path). The *floor* is arithmetic: the
-larger one of the operations at 775 TFLOP/s and the bytes at 4.2 TB/s. The *error* is the distance of ours from a
-reference in higher precision, or from the plain path: the largest one, and the root mean square as a share of that of
-the values. The *warm-up* of an arm leaves out what an earlier arm of the process has compiled already. B is the batch
-size, N the number of world steps, and *memory* the peak of the process. A *sample* of the plots is an image, a pass, a
-rollout, a token, an answer or a question.
+Weights are random, of the shapes of Gemma 3 4B and Cosmos-Predict2-2B, and in bfloat16. All arms of a benchmark run on
+the same inputs, in one process and in turn (in training, in a process each), and a figure is the median after the
+warm-up. *Stock* is transformers or diffusers as their documentation uses them, *best peer* the fastest arm that needs
+nothing but their code and torch.compile or a CUDA graph, and *ours* the [fast path](python.md#the-fast-path). The
+*floor* is arithmetic: the larger one of the operations at 775 TFLOP/s and the bytes at 4.2 TB/s. The *error* is the
+distance of ours from a reference in higher precision, or from the plain path: the largest one, and the root mean square
+as a share of that of the values. The *warm-up* of an arm leaves out what an earlier arm of the process has compiled
+already. B is the batch size, N the number of world steps, and *memory* the peak of the process. A *sample* of the plots
+is an image, a pass, a rollout, a token, an answer or a question.
 """
 
 
