@@ -72,7 +72,10 @@ def test_parts_of_answer_share_its_rows() -> None:
 @pytest.mark.parametrize(
     ("name", "whats"),
     [
-        ("train", {"step", "step, vision and latents cached", "step, latents cached", "with the loader"}),
+        (
+            "train",
+            {"step, nothing cached", "step, vision and latents cached", "step, latents cached", "with the loader"},
+        ),
         ("eval", {"evaluation in 1 arm", "evaluation in 4 arms"}),
         ("memory", {f"training, {name}" for name in training_memory.ROWS}),
         ("decode", {"decode", "decoding steps"}),
