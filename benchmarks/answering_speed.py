@@ -10,15 +10,11 @@ soon as it is measured; one that fails has its traceback in `error`.
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
-import json
-import statistics
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +24,7 @@ from torch import Tensor
 from transformers import AutoConfig, Gemma3ForConditionalGeneration
 
 from benchmarks.random_weights import SIZES, cosmos_config
+from benchmarks.rows import BANDWIDTH, FLOPS, Rows
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.fast_generation import TUNED, FastGeneration
 from theworld.model.modeling import TheWorldForConditionalGeneration
@@ -39,22 +36,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tuned": {"options": TUNED},
     "fused products, tuned": {"fused": True, "options": TUNED},
 }
-BANDWIDTH, FLOPS = 4.2e12, 775e12  # measured on one H200: bytes/s of a copy, bfloat16 operations/s of a matrix product
 CONTEXT = 1024  # tokens before the decoding steps of variants
 TEXT_TOKENS = 21  # of a chat with a short question, without images
 
 
-class Bench:
+class Bench(Rows):
     """The model, its inputs, and the rows that were measured."""
 
-    def __init__(self, size: str, output: Path, device: str, repeats: int) -> None:
-        self.size, self.output, self.device, self.repeats = size, output, torch.device(device), repeats
-        self.rows: list[dict[str, Any]] = json.loads(output.read_text()) if output.exists() else []
-        self.on_gpu = self.device.type == "cuda"
-        self.name = torch.cuda.get_device_name() if self.on_gpu else "cpu"
-        self.commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-        ).stdout.strip()
+    def __init__(self, size: str, output: Path, device: str, repeats: int, only: Sequence[str] = ()) -> None:
+        super().__init__("benchmarks.answering_speed", output, device, repeats, only)
         self.model = random_model(size, self.device)
         self.layers = list(self.model.language_model.layers.parameters())
         self.world_size = 784 if size == "full" else 16  # placeholders of one latent frame
@@ -90,47 +80,6 @@ class Bench:
 
     def generate(self, inputs: dict[str, Tensor], new_tokens: int, **options: Any) -> Tensor:
         return self.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, **options)
-
-    def seconds(self, call: Callable[[], Any], repeats: int | None = None) -> float:
-        times = []
-        for _ in range(repeats or self.repeats):
-            self.wait()
-            started = time.perf_counter()
-            call()
-            self.wait()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
-
-    def wait(self) -> None:
-        if self.on_gpu:
-            torch.cuda.synchronize()
-
-    def row(
-        self, what: str, arm: str, batch: int, steps: int, unit: str, floor: float | None, measure: Callable[[], Any]
-    ) -> None:
-        """Measures, prints and writes one row; `measure` returns the value, or it and further fields."""
-        if self.on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        row: dict[str, Any] = {"what": what, "arm": arm, "batch": batch, "world_steps": steps, "unit": unit}
-        try:
-            measured = measure()
-            value, more = measured if isinstance(measured, tuple) else (measured, {})
-            row |= {"value": round(value, 5), "floor": None if floor is None else round(floor, 5), **more}
-        except Exception:  # noqa: BLE001 (it is in the row)
-            row |= {"value": None, "error": traceback.format_exc()[-3000:]}
-        row |= {
-            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if self.on_gpu else None,
-            "command": " ".join(["python -m benchmarks.answering_speed", *sys.argv[1:]]),
-            "commit": self.commit,
-            "device": self.name,
-            "torch": torch.__version__,
-            "date": datetime.date.today().isoformat(),
-        }
-        self.rows.append(row)
-        self.output.write_text(json.dumps(self.rows, indent=1))
-        shown = f"{row['value']} {unit}" if row["value"] is not None else row["error"].splitlines()[-1]
-        share = f" (floor {row['floor']})" if row.get("floor") else ""
-        print(f"{what}, {arm}, batch {batch}, N={steps}: {shown}{share}", flush=True)
 
     # -------------------------------------------------------------------------------------------------------- floors
 
@@ -278,10 +227,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS[:-1]))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", default=[], help="beginnings of the figures to measure; default all")
     parser.add_argument("--arm", default="ours", help="name of the rows of the section `ours`")
     chosen = parser.parse_args(arguments)
     started = time.perf_counter()
-    bench = Bench(chosen.size, chosen.output, chosen.device, chosen.repeats)
+    bench = Bench(chosen.size, chosen.output, chosen.device, chosen.repeats, chosen.only)
     print(f"model after {time.perf_counter() - started:.0f} s", flush=True)
     if "ours" in chosen.sections:
         bench.model.fast = bench.fast()
@@ -301,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "second-process" in chosen.sections:
         command = [sys.executable, "-m", "benchmarks.answering_speed", "--size", chosen.size, "--device", chosen.device]
         command += ["--output", str(chosen.output), "--sections", "ours", "--arm", "ours, compiled before"]
+        command += ["--only", *chosen.only] if chosen.only else []
         subprocess.run([*command, "--repeats", "1"], check=False, timeout=150)
     if "float32" in chosen.sections:
         bench.model.float()

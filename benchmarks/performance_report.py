@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.performance_plots import plots_of, write_plots
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGE = REPOSITORY / "docs" / "performance.md"
@@ -18,6 +20,8 @@ PAGE = REPOSITORY / "docs" / "performance.md"
 STOCK = ("stock", "eager")
 PEERS = ("best-peer", "graph of the plain pass", "graph of the eager pass", "blocks compiled", "blocks compiled, graph")
 OURS = ("ours", "ours (on)", "text and modulation once, compiled, graph")
+KINDS = {"stock": STOCK, "best peer": PEERS, "ours": OURS}
+PLOTS = REPOSITORY / "docs" / "assets"
 RATES = ("/s", "share")  # units of which more is better
 
 Row = Mapping[str, Any]
@@ -27,14 +31,15 @@ HEAD = """\
 
 This page is written by `python -m benchmarks.performance_report` from the rows in `benchmarks/results`; do not edit it.
 
-Weights are random, of the shapes of Gemma 3 4B and Cosmos-Predict2-2B, and in bfloat16. All arms of a benchmark run in
-one process on the same inputs, in turn, and a figure is the median after the warm-up. *Stock* is transformers or
-diffusers as their documentation uses them, *best peer* the fastest arm that needs nothing but their code and
-torch.compile or a CUDA graph, and *ours* the [fast path](python.md#the-fast-path). The *floor* is arithmetic: the
-larger one of the operations at 775 TFLOP/s and the bytes at 4.2 TB/s. The *error* is the distance of ours from a
-reference in higher precision, or from the plain path: the largest one, and the root mean square as a share of that of
-the values. The *warm-up* of an arm leaves out what an earlier arm of the process has compiled already. B is the batch
-size, N the number of world steps, and *memory* the peak of the process.
+Weights are random, of the shapes of Gemma 3 4B and Cosmos-Predict2-2B, and in bfloat16. All arms of a benchmark run on
+the same inputs, in one process and in turn (in training, in a process each), and a figure is the median after the
+warm-up. *Stock* is transformers or diffusers as their documentation uses them, *best peer* the fastest arm that needs
+nothing but their code and torch.compile or a CUDA graph, and *ours* the [fast path](python.md#the-fast-path). The
+*floor* is arithmetic: the larger one of the operations at 775 TFLOP/s and the bytes at 4.2 TB/s. The *error* is the
+distance of ours from a reference in higher precision, or from the plain path: the largest one, and the root mean square
+as a share of that of the values. The *warm-up* of an arm leaves out what an earlier arm of the process has compiled
+already. B is the batch size, N the number of world steps, and *memory* the peak of the process. A *sample* of the plots
+is an image, a pass, a rollout, a token, an answer or a question.
 """
 
 
@@ -49,9 +54,11 @@ def read_rows(results: Path = RESULTS) -> dict[str, dict[str, list[Row]]]:
 
 def markdown(devices: Mapping[str, Mapping[str, Sequence[Row]]]) -> str:
     lines = [HEAD]
-    for benches in devices.values():
+    for device, benches in devices.items():
         measured = [row for rows in benches.values() for row in rows if row.get("value") is not None]
         lines.append(f"## {measured[0]['device']}\n")
+        if plots := plots_of(measured, KINDS):
+            lines.append(f"![What a sample costs against {', '.join(plots)}](assets/speed-{device}.svg)\n")
         for bench, rows in benches.items():
             lines += section(bench, [row for row in rows if row.get("value") is not None])
     return "\n".join(lines)
@@ -141,3 +148,5 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 if __name__ == "__main__":
     PAGE.write_text(markdown(read_rows()), encoding="utf-8")
+    for device, benches in read_rows().items():
+        write_plots(PLOTS, device, [row for rows in benches.values() for row in rows], KINDS)

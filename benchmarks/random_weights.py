@@ -342,6 +342,13 @@ def make_cosmos(folder: Path, size: Size = FULL, device: str | torch.device = "c
     return folder
 
 
+def make_bases(folder: Path, size: str, device: str | torch.device) -> None:
+    """Writes `gemma` and `cosmos` into a folder, unless they exist."""
+    for name, make in {"gemma": make_gemma, "cosmos": make_cosmos}.items():
+        if not (folder / name).exists():
+            make(folder / name, SIZES[size], device)
+
+
 def write_tokenizer(folder: Path, size: Size, corpus: Iterable[str] = CORPUS) -> None:
     """A byte-level tokenizer with Gemma's special tokens at their ids, and as many entries as Gemma's.
 

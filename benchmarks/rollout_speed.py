@@ -13,12 +13,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import gc
-import json
 import statistics
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +28,7 @@ from torch import Tensor
 from transformers.initialization import no_init_weights
 
 from benchmarks.random_weights import SIZES, cosmos_config, drawn
+from benchmarks.rows import Rows
 from benchmarks.stock_pipeline import pipeline_with_mean_latents, stock_latents
 from theworld.compilation import can_compile, compile_function, compiling
 from theworld.cuda_graphs import Graphs
@@ -50,19 +47,16 @@ FLOORS |= {("rollout", n): (DENOISING_STEPS - 1) * FLOORS["pass", n] for n in (1
 Call = Callable[[], Tensor]
 
 
-class Bench:
+class Bench(Rows):
     """A world model, what it is measured with, and the rows of the figures."""
 
     def __init__(self, size: str, output: Path, repeats: int) -> None:
-        self.size, self.output, self.repeats = size, output, repeats
-        self.device = (
-            torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        )
-        self.on_gpu = self.device.type == "cuda"
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+        super().__init__("benchmarks.rollout_speed", output, device, repeats)
+        self.size = size
         self.world = random_world(size, self.device)
         self.graphs = Graphs()
         self.block, self.residual = compile_function(block_step), compile_function(residual_block)
-        self.rows: list[dict[str, Any]] = []
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         return self.graphs.capture(function, self.device) if self.on_gpu else function
@@ -81,17 +75,6 @@ class Bench:
             return result.clone()
 
         return replayed
-
-    def wait(self) -> None:
-        if self.on_gpu:
-            torch.cuda.synchronize()
-
-    def timed(self, call: Call) -> tuple[float, Tensor]:
-        self.wait()
-        start = time.perf_counter()
-        result = call()
-        self.wait()
-        return time.perf_counter() - start, result
 
     def figure(self, what: str, batch: int, arms: Mapping[str, Callable[[], Call]], reference: Tensor | None) -> None:
         """Measures all arms of a figure: each is made and called once, then all are called in turn.
@@ -115,9 +98,7 @@ class Bench:
                     error = result[: len(reference)] - reference
                     row["max_error"], row["rms_error"] = error.abs().max().item(), error.square().mean().sqrt().item()
                     row["reference_rms"] = reference.square().mean().sqrt().item()
-                if self.on_gpu:
-                    row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-                ready[name] = (call, row)
+                ready[name] = (call, row | self.memory())
             except Exception:  # noqa: BLE001 - kept in the file; the other arms are measured
                 self.keep(row | {"error": traceback.format_exc()})
         times: dict[str, list[float]] = {name: [] for name in ready}
@@ -131,31 +112,6 @@ class Bench:
         gc.collect()
         if self.on_gpu:
             torch.cuda.empty_cache()
-
-    def keep(self, row: dict[str, Any]) -> None:
-        """Adds a row with its origin, prints it, and writes the file."""
-        device = torch.cuda.get_device_name() if self.on_gpu else "cpu"
-        origin = {"device": device, "torch": torch.__version__, "date": datetime.date.today().isoformat()}
-        self.rows.append({**row, "command": " ".join(["python -m benchmarks.rollout_speed", *sys.argv[1:]]), **origin})
-        self.rows[-1]["commit"] = commit()
-        self.output.write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
-        if "error" in row:
-            print(f"{row['what']} {row['arm']} B={row['batch']}: {row['error']}", flush=True)
-            return
-        share = f", {row['floor'] / row['value']:.0%} of the hardware's limit" if row["floor"] else ""
-        error = f", rms error {row['rms_error']:.2g} of {row['reference_rms']:.2g}" if "rms_error" in row else ""
-        memory = f", {row['peak_gib']} GiB" if "peak_gib" in row else ""
-        print(
-            f"{row['what']:8} B={row['batch']} {row['arm']:42} {row['value']:9.2f} ms{share}{error}{memory}, "
-            f"first call {row['warm_up_s']:.1f} s",
-            flush=True,
-        )
-
-
-def commit() -> str:
-    """Commit of the source tree, or "unknown" outside of one."""
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 def random_world(size: str, device: torch.device) -> CosmosPredict2:

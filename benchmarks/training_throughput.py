@@ -6,14 +6,16 @@
 
 The weights are random, in the layout of the published repositories. `train` runs the recipe on captions of photos, with
 a trainable projector (`--train all`: all of Gemma as well) and no world steps; `--repeat_batch` leaves the loader out
-by repeating the first batch of each worker. `--size tiny` runs everything on a CPU in seconds. Several GPUs with a
-strategy of their own: `accelerate launch --config_file configs/accelerate/fsdp2.yaml -m benchmarks.training_throughput
-train FOLDER --train all`.
+by repeating the first batch of each worker. `--arm stock` takes the step as transformers documents it, with logits of
+all tokens, and `--arm best-peer` the fastest one of torch's and transformers' own means. `--size tiny` runs everything
+on a CPU in seconds. Several GPUs with a strategy of their own: `accelerate launch --config_file
+configs/accelerate/fsdp2.yaml -m benchmarks.training_throughput train FOLDER --train all`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
@@ -27,13 +29,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from benchmarks.full_size_run import PHOTO
-from benchmarks.random_weights import SIZES, make_cosmos, make_gemma
+from benchmarks.random_weights import SIZES, make_bases
+from theworld.cuda_graphs import can_compile
 from theworld.datasets.collator import ChatCollator, IndexedSample
 from theworld.datasets.samples import TheWorldDataset
 from theworld.inspection.provenance import versions
 from theworld.media.images import load_image
+from theworld.model.packing import shift
+from theworld.model.placeholders import IGNORE_INDEX
 from theworld.training import recipe
 from theworld.training.config import TrainingConfig
 from theworld.training.model_setup import describe
@@ -42,28 +48,69 @@ from theworld.training.trainer import TheWorldTrainer
 PHOTOS, RECORDS = 256, 4096
 SIDES = (400, 1200)  # of photos, in pixels
 QUESTION = "Describe this image."
-OPTIONS = ("batch_size", "gradient_accumulation_steps", "num_workers", "num_world_steps", "fast_path", "vision_cache")
+OPTIONS = (
+    "batch_size", "gradient_accumulation_steps", "num_workers", "num_world_steps", "fast_path", "vision_cache",
+    "latent_cache", "num_samples",
+)  # fmt: skip
+TRAINING = "Training"  # what the recipe calls its steps
 WARM_UP = 8  # steps that are not timed
 TRAINED = {"projector": {}, "all": {"freeze_gemma_vision": False, "freeze_gemma_language": False}}
 
 
+class StockTrainer(TheWorldTrainer):
+    """Trains with transformers' own loss, from the logits of all tokens."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *unused: Any, **keywords: Any) -> Any:
+        return model(**inputs, use_cache=False, num_items_in_batch=keywords["num_items_in_batch"]).loss
+
+
+class PeerTrainer(TheWorldTrainer):
+    """Trains with compiled layers and logits at labels, and Liger's cross-entropy if it is installed."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.cross_entropy: Callable[..., Tensor] = nn.CrossEntropyLoss(reduction="sum")
+        if importlib.util.find_spec("liger_kernel") is not None:
+            self.cross_entropy = importlib.import_module("liger_kernel.transformers").LigerCrossEntropyLoss(
+                reduction="sum"
+            )
+        gemma = self.model.vlm.model
+        for layer in (*gemma.language_model.layers, *gemma.vision_tower.encoder.layers) if can_compile() else ():
+            layer.compile()
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *unused: Any, **keywords: Any) -> Any:
+        inputs = dict(inputs)
+        targets = shift(inputs.pop("labels"))
+        labelled = targets != IGNORE_INDEX
+        logits = model(**inputs, use_cache=False, logits_to_keep=labelled).logits
+        return self.cross_entropy(logits.float(), targets[labelled]) / keywords["num_items_in_batch"]
+
+
+TRAINERS = {"stock": StockTrainer, "best-peer": PeerTrainer, "ours": TheWorldTrainer}
+
+
 def make(folder: Path, size: str, device: str) -> None:
-    """Writes both base models, photos of different sizes, and a JSON Lines file about them."""
-    make_gemma(folder / "gemma", SIZES[size], device)
-    make_cosmos(folder / "cosmos", SIZES[size], device)
-    (folder / "photos").mkdir()
+    """Writes both base models, photos of different sizes, and a JSON Lines file about them; keeps those that exist."""
+    make_bases(folder, size, device)
+    photos = PHOTOS if size == "full" else 8
+    if not (folder / "photos").exists():
+        write_photos(folder / "photos", photos)
     rng = np.random.default_rng(0)
-    photo = Image.open(PHOTO).convert("RGB")
-    for number in range(PHOTOS):
-        width, height = rng.integers(*SIDES, 2).tolist()
-        photo.resize((width, height)).rotate(float(rng.uniform(-9, 9))).save(
-            folder / f"photos/{number}.jpg", quality=90
-        )
     with (folder / "photos.jsonl").open("w") as file:
         for number in range(RECORDS):
             caption = " ".join(f"word{word}" for word in rng.integers(0, 1000, 16).tolist())
-            record = {"image": f"photos/{number % PHOTOS}.jpg", "text": QUESTION, "label": caption}
+            record = {"image": f"photos/{number % photos}.jpg", "text": QUESTION, "label": caption}
             file.write(json.dumps(record) + "\n")
+
+
+def write_photos(folder: Path, count: int) -> None:
+    """Writes `0.jpg`, `1.jpg`, …: one photo in different sizes and at different angles."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    photo = Image.open(PHOTO).convert("RGB")
+    for number in range(count):
+        width, height = rng.integers(*SIDES, 2).tolist()
+        photo.resize((width, height)).rotate(float(rng.uniform(-9, 9))).save(folder / f"{number}.jpg", quality=90)
 
 
 def settings(folder: Path, **changes: Any) -> TrainingConfig:
@@ -123,12 +170,16 @@ def loader(folder: Path, batch_size: int, **size: Any) -> dict[str, float]:
     }
 
 
-def train(folder: Path, steps: int, repeat_batch: bool, save: bool, **changes: Any) -> dict[str, Any]:
+def train(
+    folder: Path, steps: int, repeat_batch: bool, save: bool, arm: str = "ours", **changes: Any
+) -> dict[str, Any]:
     """Runs the recipe and times its steps, from the end of one to the end of the next.
 
     Args:
+        arm: one of TRAINERS.
         save: writes weights and optimizer states at the end, tens of gigabytes if all of Gemma is trained.
     """
+    recipe.TheWorldTrainer = TRAINERS[arm]  # type: ignore[misc]
     if not save:
         TheWorldTrainer.save_model = lambda *arguments, **keywords: None  # type: ignore[method-assign]
         TheWorldTrainer._save_optimizer_and_scheduler = lambda *arguments: None  # type: ignore[method-assign]
@@ -143,18 +194,27 @@ def train(folder: Path, steps: int, repeat_batch: bool, save: bool, **changes: A
         ChatCollator.__call__ = repeated  # type: ignore[method-assign]
     ends: list[float] = []
     kept: list[int] = []
+    started = time.perf_counter()
 
     def step(what: str, done: int, total: int) -> None:
+        if what != TRAINING:
+            return
         ends.append(time.perf_counter())
         kept.append(torch.cuda.memory_allocated() if torch.cuda.is_available() else 0)
 
+    losses: list[float] = []
+    log = TheWorldTrainer.log
+
+    def logged(self: TheWorldTrainer, logs: dict[str, float], *unused: Any, **keywords: Any) -> None:
+        losses.extend(logs[name] for name in ("loss",) if name in logs)
+        log(self, logs, *unused, **keywords)
+
+    TheWorldTrainer.log = logged  # type: ignore[method-assign]
     config = settings(folder, max_steps=steps, **changes)
     recipe.train(config, progress=step)
     times = [after - before for before, after in itertools.pairwise(ends)][WARM_UP:]
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     samples = config.batch_size * config.gradient_accumulation_steps * processes
-    checkpoint = Path(config.output_dir) / f"checkpoint-{steps}" / "trainer_state.json"
-    history = json.loads(checkpoint.read_text())["log_history"] if checkpoint.exists() else []
     return {
         "processes": processes,
         "repeat_batch": repeat_batch,
@@ -165,7 +225,8 @@ def train(folder: Path, steps: int, repeat_batch: bool, save: bool, **changes: A
         "seconds_per_step": {"median": statistics.median(times), "max": max(times)} if times else None,
         "bytes_between_steps": kept[-1] if kept else None,
         "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-        "losses": [entry["loss"] for entry in history if "loss" in entry],
+        "seconds_until_first_step": ends[0] - started if ends else None,
+        "losses": losses,
     }
 
 
@@ -190,6 +251,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num_world_steps", type=int, default=0)
     parser.add_argument("--fast_path", choices=("auto", "on", "off"), default="off")
     parser.add_argument("--vision_cache", help="a folder of image features")
+    parser.add_argument("--latent_cache", help="a folder of world latents")
+    parser.add_argument("--num_samples", type=int, help="the first ones of the data")
+    parser.add_argument("--arm", choices=TRAINERS, default="ours")
     parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing")
     parser.add_argument("--save", action="store_true", help="write weights and optimizer states at the end")
     parser.add_argument("--resume_from", metavar="CHECKPOINT")
@@ -207,8 +271,8 @@ def main(arguments: list[str] | None = None) -> None:
         changes = {name: getattr(given, name) for name in OPTIONS} | TRAINED[given.train]
         changes["resume_from_checkpoint"] = given.resume_from
         changes["use_gradient_checkpointing"] = given.checkpointing
-        found = {"trained": given.train} | train(
-            given.folder, given.steps, given.repeat_batch, given.save, **changes, **size
+        found = {"trained": given.train, "arm": given.arm} | train(
+            given.folder, given.steps, given.repeat_batch, given.save, given.arm, **changes, **size
         )
         if int(os.environ.get("RANK", "0")):
             return

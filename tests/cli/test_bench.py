@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from benchmarks import training_memory
 from theworld.cli import app, bench
 
 
@@ -58,6 +59,39 @@ def test_failures_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "has 1 row with an error" in " ".join(run("encode", "--output", file).stderr.split())
     monkeypatch.setattr(bench, "CHECKOUT", tmp_path)
     assert "needs a checkout" in run("encode", "--output", file).stderr
+
+
+def test_parts_of_answer_share_its_rows() -> None:
+    files = {name: bench.default_output(name).name for name in bench.BENCHES}
+    assert files == {name: f"{name}.json" for name in bench.BENCHES} | dict.fromkeys(
+        ("prefill", "decode"), "answer.json"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "whats"),
+    [
+        (
+            "train",
+            {"step, nothing cached", "step, vision and latents cached", "step, latents cached", "with the loader"},
+        ),
+        ("eval", {"evaluation in 1 arm", "evaluation in 4 arms"}),
+        ("memory", {f"training, {name}" for name in training_memory.ROWS}),
+        ("decode", {"decode", "decoding steps"}),
+    ],
+)
+def test_benchmarks_run_at_tiny_size(name: str, whats: set[str], tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    result = run(name, "--size", "tiny", "--output", str(file))
+    assert result.exit_code == 0, result.output
+    rows = json.loads(file.read_text())
+    assert {row["what"] for row in rows} == whats
+    assert all(row["value"] > 0 for row in rows)
+    if name in ("train", "eval"):  # the same losses and answers in float32
+        assert all(
+            row["max_error"] <= 1e-4 for row in rows if row["arm"] == "ours" and row["what"] != "with the loader"
+        )
 
 
 @pytest.mark.slow

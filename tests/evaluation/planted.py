@@ -49,7 +49,9 @@ class PlantedModel:
         self.says = says
         self.asked = 0
 
-    def imagine(self, images: Sequence[Any], num_world_steps: int, *, seed: int = 0) -> torch.Tensor:
+    def imagine(
+        self, images: Sequence[Any], num_world_steps: int, *, seed: int = 0, present: Any = None
+    ) -> torch.Tensor:
         return torch.zeros(len(images), 1, 1 + num_world_steps, 2, 2)
 
     def image_features(self, images: Sequence[Any]) -> torch.Tensor:

@@ -29,11 +29,12 @@ class Painter:
 
     def __init__(self) -> None:
         self.config = Config()
-        self.imagined: list[int] = []
+        self.imagined: list[tuple[int, int]] = []  # images and world steps of each call
         self.described: list[list[str]] = []
 
-    def imagine(self, images: list[Any], num_world_steps: int, *, seed: int = 0) -> torch.Tensor:
-        self.imagined.append(len(images))
+    def imagine(self, images: list[Any], num_world_steps: int, *, seed: int = 0, present: Any = None) -> torch.Tensor:
+        assert (present is None) == (num_world_steps == 0), "what is known is not encoded again"
+        self.imagined.append((len(images), num_world_steps))
         shades = torch.tensor([float(np.asarray(image)[0, 0, 0]) for image in images]).view(-1, 1, 1, 1, 1)
         ahead = 0.1 * torch.arange(1 + num_world_steps).view(1, 1, -1, 1, 1) + seed
         return (shades + ahead).expand(-1, 1, -1, 2, 2)
@@ -147,16 +148,15 @@ def test_image_arms_ask_the_now_form_about_the_last_frame(batch: Batch, arm: str
     assert (changed.enable_world, changed.world_latents) == (False, None)
 
 
-def test_a_rollout_is_computed_once_per_seed_for_all_arms(batch: Batch) -> None:
+def test_an_image_is_encoded_once_and_a_rollout_computed_once_per_seed_for_all_arms(batch: Batch) -> None:
     for arm in ("fused", "shuffled", "imagined-image", "random-projection"):
         ARMS[arm].change(batch)
     model = batch.imagination.model
-    assert model.imagined == [2]  # type: ignore[attr-defined]
-    for arm in ("fused-0", "wrong-future", "zero", "dummy"):  # the present only, once for all of them
+    for arm in ("fused-0", "wrong-future", "zero", "dummy"):  # the present only
         ARMS[arm].change(batch)
-    assert model.imagined == [2, 2]  # type: ignore[attr-defined]
+    assert model.imagined == [(2, 0), (2, STEPS)]  # type: ignore[attr-defined]
     ARMS["fused"].change(replace(batch, seed=1))
-    assert model.imagined == [2, 2, 2]  # type: ignore[attr-defined]
+    assert model.imagined == [(2, 0), (2, STEPS), (2, STEPS)]  # type: ignore[attr-defined]
 
 
 def test_each_arm_is_charged_for_the_rollouts_it_needs_on_its_own(batch: Batch) -> None:
@@ -174,7 +174,7 @@ def test_the_same_image_twice_in_a_batch_is_imagined_once(batch: Batch) -> None:
     image = batch.world_images[0][0]
     twice = replace(batch, world_images=[[image], [image.copy()]])
     torch.testing.assert_close(seen(twice, "fused")[0], seen(twice, "fused")[1])
-    assert batch.imagination.model.imagined == [1]  # type: ignore[attr-defined]
+    assert batch.imagination.model.imagined == [(1, 0), (1, STEPS)]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

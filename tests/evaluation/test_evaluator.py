@@ -43,13 +43,17 @@ def test_a_loaded_model_is_evaluated_saved_resumed_and_compared(family: Path, da
     assert set(results.paired) == {"no-world"}
     assert (results.content["questions"], results.content["dtype"]) == (4, "float32")
     assert results.content["seconds_per_world_step"] == 0.25
+    pace = results.content["questions_per_second"]
+    assert 4 / results.content["seconds"] <= pace * 1.1
     assert "1 world steps of 0.25 s" in results.to_markdown()
+    assert f", {pace:g} questions per second" in results.to_markdown()
     assert "| `fused` |" in results.to_markdown()
     assert "<svg" in results.to_html()
     assert (tmp_path / "run" / "results.json").read_text() == results.to_json()
     steps.clear()
     assert run(["fused", "no-world", "zero"]).answers["fused"] == results.answers["fused"]
     assert steps[-1] == ("Answering questions", 4, 4)  # of the new arm only
+    assert "questions_per_second" not in run(["fused", "no-world", "zero"]).content  # nothing was missing
     compared = compare(tmp_path / "run")
     assert set(compared.accuracies) == {"fused", "no-world", "zero", "(most common answer)"}
     assert "1 world steps of 0.25 s" in compared.to_markdown()

@@ -301,7 +301,7 @@ class Echo:
         self.config = SimpleNamespace(world_images="first", num_world_steps=1)
         self.batches: list[tuple[int, int, ReplyInputs]] = []
 
-    def imagine(self, images: list[Any], num_world_steps: int, *, seed: int = 0) -> torch.Tensor:
+    def imagine(self, images: list[Any], num_world_steps: int, *, seed: int = 0, present: Any = None) -> torch.Tensor:
         return torch.zeros(len(images), 1, 1 + num_world_steps, 2, 2)
 
     def image_features(self, images: list[Any]) -> torch.Tensor:

@@ -198,19 +198,19 @@ def test_world_prompts_steer_the_rollouts_of_their_records(
     def refuse() -> None:
         raise ValueError("This world model has no text encoder")
 
-    def imagine(images: Any, steps: int, *, world_prompt: Any = None, **others: Any) -> torch.Tensor:
+    def imagine(images: Any, steps: int, seed: int, world_prompt: Any, *others: Any) -> torch.Tensor:
         asked.append((steps, world_prompt))
-        return plain(images, steps, **others)
+        return plain(images, steps, seed, None, *others)
 
     monkeypatch.setattr(world, "check_takes_prompts", refuse)
     with pytest.raises(ValueError, match="line 1: This world model has no text encoder"):
         evaluate(**given)
     assert len(evaluate(**given, arms="fused-0").answers["fused-0"]) == 3  # nothing is imagined
     monkeypatch.setattr(world, "check_takes_prompts", lambda: None)
-    plain = model.imagine
-    monkeypatch.setattr(model, "imagine", imagine)
+    plain = model.runner.imagine
+    monkeypatch.setattr(model.runner, "imagine", imagine)
     evaluate(**given, output=tmp_path / "run")
-    assert asked[:2] == [(1, ["it falls", "", "it stays"]), (0, None)]
+    assert asked[:2] == [(0, None), (1, ["it falls", "", "it stays"])]
 
 
 def test_a_clip_for_a_model_of_images_names_its_row(model: TheWorld, file: Path) -> None:

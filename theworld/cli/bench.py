@@ -19,17 +19,23 @@ BENCHES = {
     "encode": ("benchmarks.rollout_speed", "--only", "encode"),
     "rollout": ("benchmarks.rollout_speed", "--only", "pass", "rollout"),
     "answer": ("benchmarks.answering_speed",),
+    "prefill": ("benchmarks.answering_speed", "--only", "first token"),
+    "decode": ("benchmarks.answering_speed", "--only", "decod"),
     "ask": ("benchmarks.startup_speed",),
+    "eval": ("benchmarks.evaluation_speed",),
+    "train": ("benchmarks.training_speed",),
+    "memory": ("benchmarks.training_memory",),
 }
 
 
 def bench(
     name: Annotated[
-        Literal["encode", "rollout", "answer", "ask"],
+        Literal["train", "encode", "rollout", "prefill", "decode", "answer", "ask", "eval", "memory"],
         typer.Argument(
             metavar="NAME",
-            help="encode (single frames), rollout (and one pass of the transformer), answer (first token, tokens per "
-            "second, generate) or ask (the command as a process).",
+            help="train (steps), encode (single frames), rollout (and one pass of the transformer), prefill (time to "
+            "the first token), decode (tokens per second), answer (both, and generate), ask (the command as a "
+            "process), eval (questions per second) or memory (of training).",
         ),
     ],
     size: Annotated[
@@ -42,7 +48,8 @@ def bench(
             "--output",
             "-o",
             metavar="FILE",
-            help="JSON file of the rows. Default for full: benchmarks/results/DEVICE/NAME.json of the checkout.",
+            help="JSON file of the rows. Default for full: benchmarks/results/DEVICE/NAME.json of the checkout, where "
+            "prefill and decode are parts of answer.",
         ),
     ] = None,
     debug: options.Debug = False,
@@ -79,4 +86,5 @@ def default_output(name: str) -> Path:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return CHECKOUT / "benchmarks" / "results" / device.lower().replace(" ", "-") / f"{name}.json"
+    file = {"prefill": "answer", "decode": "answer"}.get(name, name)
+    return CHECKOUT / "benchmarks" / "results" / device.lower().replace(" ", "-") / f"{file}.json"

@@ -272,11 +272,7 @@ class ChatCollator:
             given = LoadedImages(shown) if any(shown) else None
             batch = dict(self.processor(images=given, text=texts, enable_world=False, **options, **UNNORMALISED))
         else:
-            own = self.processor
-            texts = [text.replace(own.boi_token, own.full_image_sequence) for text in texts]
-            batch = dict(own.tokenizer(texts, **options))
-            batch["token_type_ids"] = (batch["input_ids"] == own.tokenizer.image_token_id).long()
-            batch["image_features"] = features
+            batch = {**self.processor.token_ids(texts, **options), "image_features": features}
         if world_on and any(images):
             self.add_world(batch, samples, images, steps, seed, true)
         return batch

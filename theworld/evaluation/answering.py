@@ -74,10 +74,22 @@ class ModelAnswerer:
         self.has_base_gemma = not {"vision", "language"} & set(model.config.trained_parts)
 
     def imagine(
-        self, images: Sequence[Any], num_world_steps: int, *, seed: int = 0, world_prompt: Sequence[str] | None = None
+        self,
+        images: Sequence[Any],
+        num_world_steps: int,
+        *,
+        seed: int = 0,
+        world_prompt: Sequence[str] | None = None,
+        present: Tensor | None = None,
     ) -> Tensor:
-        """Latents (n, C, 1 + num_world_steps, h, w), one row per image; `world_prompt` has one text per image."""
-        return self.model.imagine(images, num_world_steps, seed=seed, world_prompt=world_prompt)
+        """Latents (n, C, P + 1 + num_world_steps, h, w), one row per image.
+
+        Args:
+            world_prompt: one text per image.
+            present: the first P + 1 latent frames of each, if they are known already.
+        """
+        given = self.model.prompts.now(list(images), None)
+        return self.model.runner.imagine(given, num_world_steps, seed, world_prompt, None, present)
 
     def encode(self, frames: Sequence[Any]) -> Tensor:
         """Latents (1, C, T, h, w) of true frames."""
@@ -238,11 +250,15 @@ class ModelAnswerer:
         rollout = RolloutOptions(
             inputs.num_world_steps, inputs.seed, inputs.enable_world, world_latents=inputs.world_latents, mode="tokens"
         )
-        features = self.model.prepare_generation(images, list(questions), answers, rollout=rollout)
+        # what replaces pixels and frames need not be computed from them
+        ids_only = inputs.image_features is not None and (
+            inputs.world_latents is not None or inputs.enable_world is False
+        )
+        features = self.model.prepare_generation(images, list(questions), answers, rollout=rollout, ids_only=ids_only)
         if inputs.world_tokens is not None:
             del features["world_latents"]
             features["world_embeds"] = inputs.world_tokens.to(self.model.device)
         if inputs.image_features is not None:
-            del features["pixel_values"]
+            features.pop("pixel_values", None)
             features["image_features"] = inputs.image_features.to(self.model.device)
         return features

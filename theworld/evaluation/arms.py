@@ -9,6 +9,7 @@ trained by the same recipe with one flag changed.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,6 +30,7 @@ from theworld.model.configuration import TheWorldConfig
 FORESEE = "Describe in one sentence what happens next."
 FORESEEN = "Foreseen in words: {words}\n\n{question}"
 MAX_FORESIGHT_TOKENS = 64
+KEPT_FEATURES = 256  # images whose soft tokens are kept, the last ones used; those of Gemma 3 4B take 1.3 MB each
 
 Rollout: TypeAlias = tuple[str, int, int, str]  # image, number of world steps, seed, world prompt
 
@@ -36,6 +38,8 @@ Rollout: TypeAlias = tuple[str, int, int, str]  # image, number of world steps, 
 @dataclass
 class Imagination:
     """What the arms of one model share: rollouts, cached by image, number of steps and seed, and image features.
+
+    An image is encoded once, whatever the number of world steps that an arm imagines from it.
 
     Attributes:
         model: imagines, encodes, decodes and describes.
@@ -48,8 +52,9 @@ class Imagination:
     used: set[Rollout] = field(default_factory=set)
     seconds: dict[Rollout, float] = field(default_factory=dict)
     _latents: dict[Rollout, Tensor] = field(default_factory=dict)
-    _features: dict[str, Tensor] = field(default_factory=dict)
+    _features: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
     _words: dict[str, str] = field(default_factory=dict)
+    _keys: dict[int, tuple[Any, str]] = field(default_factory=dict)  # by id, with the image, so that ids stay valid
 
     @property
     def uses_all_images(self) -> bool:
@@ -80,17 +85,21 @@ class Imagination:
         flat = [image for entry in images for image in entry]
         of_question = prompts if prompts and num_world_steps else [""] * len(images)
         each = [prompt for entry, prompt in zip(images, of_question, strict=True) for _ in entry]
-        keys = [(image_key(image), num_world_steps, seed, prompt) for image, prompt in zip(flat, each, strict=True)]
+        seed = seed if num_world_steps else 0  # the present has none
+        keys = [(self.key(image), num_world_steps, seed, prompt) for image, prompt in zip(flat, each, strict=True)]
         missing = {key: image for key, image in zip(keys, flat, strict=True) if key not in self._latents}
         if missing:
+            given: dict[str, Any] = {"world_prompt": [prompt for *_, prompt in missing]} if any(each) else {}
+            if num_world_steps:
+                given["present"] = self.latents([[image] for image in missing.values()], 0, 0)
             started = time.perf_counter()
-            steering = {"world_prompt": [prompt for *_, prompt in missing]} if any(each) else {}
-            latents = self.model.imagine(list(missing.values()), num_world_steps, seed=seed, **steering).cpu()
+            latents = self.model.imagine(list(missing.values()), num_world_steps, seed=seed, **given).cpu()
             seconds = time.perf_counter() - started
             self.spent += seconds
             self.seconds.update(dict.fromkeys(missing, seconds / len(missing)))
             self._latents.update(zip(missing, latents, strict=True))
         self.used.update(keys)
+        self.used.update((image, 0, 0, "") for image, *_ in keys)
         return torch.stack([self._latents[key] for key in keys])
 
     def frames(self, latents: Tensor) -> list[Any]:
@@ -117,21 +126,31 @@ class Imagination:
         return self.model.world_tokens(latents, kind, seed).cpu()
 
     def features(self, images: Sequence[Sequence[Any]]) -> Tensor:
-        """Gemma's soft tokens (images, tokens, D), computed once per image until `forget_features`."""
+        """Gemma's soft tokens (images, tokens, D), computed once for an image that the last KEPT_FEATURES contain."""
         flat = [image for entry in images for image in entry]
-        keys = [image_key(image) for image in flat]
+        keys = [self.key(image) for image in flat]
         missing = {key: image for key, image in zip(keys, flat, strict=True) if key not in self._features}
         if missing:
             self._features.update(zip(missing, self.model.image_features(list(missing.values())), strict=True))
+        for key in keys:
+            self._features.move_to_end(key)
         return torch.stack([self._features[key] for key in keys])
 
-    def forget_features(self) -> None:
-        """Drops the soft tokens; those of thousands of images would fill a GPU."""
-        self._features.clear()
+    def end_batch(self) -> None:
+        """Drops the soft tokens of all but the last images; those of thousands would fill a GPU."""
+        self._keys.clear()
+        while len(self._features) > KEPT_FEATURES:
+            self._features.popitem(last=False)
+
+    def key(self, image: Any) -> str:
+        """`image_key`, computed once per image until `end_batch`."""
+        if id(image) not in self._keys:
+            self._keys[id(image)] = image, image_key(image)
+        return self._keys[id(image)][1]
 
     def foreseen(self, images: Sequence[Sequence[Any]]) -> list[str]:
         """For each question's images, the base Gemma model's description of what happens next."""
-        keys = ["/".join(image_key(image) for image in entry) for entry in images]
+        keys = ["/".join(self.key(image) for image in entry) for entry in images]
         missing = {key: list(entry) for key, entry in zip(keys, images, strict=True) if key not in self._words}
         if missing:
             replies = self.model.reply(

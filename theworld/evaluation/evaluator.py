@@ -134,7 +134,8 @@ def evaluate(
         "max_new_tokens": max_new_tokens or kind.max_new_tokens,
         "dtype": subject.dtype or str(resolve_device_and_dtype(device, None, dtype)[1]).removeprefix("torch."),
     }
-    answers, notes = answer_in_arms(items, chosen, subject.load, settings, steps, output, batch_size, progress)
+    pace = Pace(subject.load, progress)
+    answers, notes = answer_in_arms(items, chosen, pace.load, settings, steps, output, batch_size, pace.report)
     notes += [note for number in steps if (note := subject.note_on_steps(number))]
     notes += [note for note in (subject.note_on_format(benchmark, items), note_on_length(answers, settings)) if note]
     summary = summarise(items, {name: [rows] for name, rows in answers.items()})
@@ -151,6 +152,7 @@ def evaluate(
         "device": device_name(device),
         "dtype": subject.dtype or settings["dtype"],
         "seconds": round(time.perf_counter() - started, 1),
+        "questions_per_second": pace.questions_per_second(len(answers)),
         "labels": {name: labels(resolve(path)) for name, path in models.items() if path is not None},
         "warnings": [*summary["warnings"], *notes],
         "note": subject.note,
@@ -260,6 +262,36 @@ class Subject:
         return ModelAnswerer(model)
 
 
+class Pace:
+    """How many questions are answered per second, from the first loaded model to the last answer.
+
+    Args:
+        load_model: what `load` calls.
+        progress: what `report` calls, if it is not None.
+    """
+
+    def __init__(self, load_model: Callable[[str | None], ModelAnswerer], progress: TaskProgress | None = None) -> None:
+        self._load_model, self._progress = load_model, progress
+        self.started: float | None = None
+        self.seconds, self.answers = 0.0, 0
+
+    def load(self, weights: str | None) -> ModelAnswerer:
+        model = self._load_model(weights)
+        if self.started is None:
+            self.started = time.perf_counter()
+        return model
+
+    def report(self, what: str, done: int, total: int) -> None:
+        assert self.started is not None
+        self.seconds, self.answers = time.perf_counter() - self.started, done
+        if self._progress is not None:
+            self._progress(what, done, total)
+
+    def questions_per_second(self, arms: int) -> float | None:
+        """Questions that all arms have answered, per second; None if no answer was missing."""
+        return float(f"{self.answers / arms / self.seconds:.3g}") if self.answers else None
+
+
 def dtype_name(model: TheWorld) -> str:
     return str(model.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
 
@@ -272,7 +304,7 @@ def answer_in_arms(
     steps: Sequence[int],
     output: str | os.PathLike[str] | None,
     batch_size: int,
-    progress: TaskProgress | None,
+    progress: TaskProgress,
 ) -> tuple[dict[str, list[Answer]], list[str]]:
     """The answers of every arm, with a folder also saved there, and notes about what could not be saved."""
     notes: list[str] = []

@@ -212,7 +212,8 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         device = f", on {run['device']}" if "device" in run else ""
         name = f"{run['folder']}: " if "folder" in run else ""
         each = f" of {run['seconds_per_world_step']:g} s" if "seconds_per_world_step" in run else ""
-        lines.append(f"- {name}{run['model']}, {run['steps']} world steps{each}, seed {run['seed']}{device}")
+        pace = f", {run['questions_per_second']:g} questions per second" if "questions_per_second" in run else ""
+        lines.append(f"- {name}{run['model']}, {run['steps']} world steps{each}, seed {run['seed']}{device}{pace}")
         if "command" in run:
             lines.append(f"  `{run['command']}`")
     return "\n".join(lines) + "\n"

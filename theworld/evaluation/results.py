@@ -417,7 +417,9 @@ def provenance_of(run: Run) -> dict[str, Any]:
     if not path.is_file():
         return {}
     content = read_json(path)
-    names = ("command", "device", "dtype", "versions", "seconds", "seconds_per_world_step")
+    names = (
+        "command", "device", "dtype", "versions", "seconds", "questions_per_second", "seconds_per_world_step"
+    )  # fmt: skip
     return {name: content[name] for name in names if name in content}
 
 

@@ -1,9 +1,10 @@
 """Answers of every arm to every item: one model in memory at a time, in batches, by greedy decoding.
 
-The arms of one model process the items together, batch by batch: a rollout is computed when the first arm needs it and
-cached, an image's soft tokens are computed once per batch, and every answer is in the store before the next batch. The
-key-value cache of the prompt's image part is not shared: it would save one image of 256 tokens before up to 3,920 world
-tokens, rows are padded to different lengths, and a cache at other positions rounds differently.
+The arms of one model process the items together, batch by batch. An image is encoded, and a rollout computed, when the
+first arm needs it; an image's soft tokens are kept for the next arms, so that their prompts are encoded without pixels;
+and every answer is in the store before the next batch. The key-value cache of the prompt's image part is not shared: it
+would save one image of 256 tokens before up to 3,920 world tokens, rows are padded to different lengths, and a cache at
+other positions rounds differently.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def missing_answers(
                     imagination=imagination,
                 )
                 yield name, answer(arm if kind else without_images(arm), batch, max_new_tokens)
-        imagination.forget_features()
+        imagination.end_batch()
 
 
 def alike(rows: Sequence[int], images: Mapping[int, Sequence[Any]]) -> dict[tuple[int, ...], list[int]]:

@@ -36,6 +36,7 @@ def generation_inputs(
     answers: Sequence[str] | None,
     rollout: RolloutOptions,
     plan: CallPlan,
+    ids_only: bool = False,
 ) -> BatchFeature:
     """Model inputs that hold `world_latents`, or in mode `frames` imagined frames as images, instead of frames.
 
@@ -51,7 +52,7 @@ def generation_inputs(
         images, questions = with_frames(runner, images, questions, rollout)
     if plan.mode != "tokens":
         rollout = replace(rollout, enable_world=False, world_latents=None, world_prompt=None)
-    inputs = prompts.inputs(images, questions, answers, rollout)
+    inputs = prompts.inputs(images, questions, answers, rollout, ids_only)
     if plan.mode == "tokens":
         names = ("world_frames", "world_seeds", "num_world_steps", "world_prompt")
         seen: dict[str, Any] = {name: inputs.pop(name) for name in names if name in inputs}

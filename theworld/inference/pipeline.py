@@ -32,7 +32,6 @@ from theworld.inference.prompting import PromptBuilder, Question
 from theworld.inference.streaming import check_streamable, stream_text
 from theworld.inference.world_runner import WorldRunner, warn_once
 from theworld.media.images import stack_pixels
-from theworld.media.inputs import group_images
 from theworld.messages import Progress
 from theworld.model import checkpoint_file, freezing
 from theworld.model.call_plan import CallPlan, check_integer, plan_call, steps_to_imagine, world_parts_for
@@ -386,12 +385,13 @@ class TheWorld(nn.Module):
         *,
         video: Any = None,
         rollout: RolloutOptions,
+        ids_only: bool = False,
     ) -> BatchFeature:
         """Inputs for `self.model.generate`, or with an answer per question for `self.model`; the future is imagined.
 
         Returns:
             Those of `prepare`, with `world_latents` (n, C, P + 1 + N, h, w) instead of frames to imagine from, and in
-            mode `frames` with the imagined frames as images.
+            mode `frames` with the imagined frames as images. `ids_only` is that of the processor.
         """
         images, questions = self.prompts.normalize_inputs(image, question, video)
         if self.is_shipped and any(len(row) > 1 for row in images):
@@ -401,7 +401,7 @@ class TheWorld(nn.Module):
         if rollout.enable_world is False or not any(images):
             if rollout.world_latents is not None:
                 raise ValueError("world_latents were given, but the world model is disabled or there is no image.")
-            return self.prompts.inputs(images, questions, answer, rollout).to(self.device)
+            return self.prompts.inputs(images, questions, answer, rollout, ids_only).to(self.device)
         chosen = self.processor.with_world(images, rollout.world_images)
         past = self.processor.num_past_steps([each for row in chosen for each in row])
         steps = rollout.num_world_steps
@@ -414,7 +414,7 @@ class TheWorld(nn.Module):
         if not self.projector_is_trained and (plan.mode == "tokens" or rollout.mode is None):
             self._warn_once(FRAMES_INSTEAD)
         rollout = replace(rollout, num_world_steps=plan.num_world_steps)
-        return generation_inputs(self.prompts, self.runner, images, questions, answer, rollout, plan)
+        return generation_inputs(self.prompts, self.runner, images, questions, answer, rollout, plan, ids_only)
 
     def imagine(
         self,
@@ -432,8 +432,7 @@ class TheWorld(nn.Module):
         `world_prompt` is one text for all images or one per image.
         """
         steps = steps_to_imagine(self.config, num_world_steps)
-        read = self.config.read_video
-        images = group_images(image, "", read)[0] if video is None else [self.prompts.video(video, image)]
+        images = self.prompts.now(image, video)
         return self.runner.imagine(images, steps, check_integer("seed", seed), world_prompt, progress)
 
     def seen(self, video: Any) -> np.ndarray:

@@ -116,16 +116,22 @@ class PromptBuilder:
             )
         return self.processor.config.read_video(video if isinstance(video, Video) else Video(video))
 
+    def now(self, image: Any, video: Any) -> list[ImageOrVideo]:
+        """What a future is imagined from: an image, a list of them, or a video."""
+        read = self.processor.config.read_video
+        return group_images(image, "", read)[0] if video is None else [self.video(video, image)]
+
     def inputs(
         self,
         images: list[list[ImageOrVideo]],
         questions: Sequence[Question],
         answers: str | Sequence[str] | None,
         rollout: RolloutOptions,
+        ids_only: bool = False,
     ) -> BatchFeature:
         """Model inputs, left-padded. With answers, their turns follow, and `labels` (B, L) hold their ids.
 
-        Names of control tokens in questions and answers are encoded as words.
+        Names of control tokens in questions and answers are encoded as words. `ids_only` is that of the processor.
         """
         answers = None if answers is None else texts_of("answer", answers)
         if answers is not None and len(answers) != len(questions):
@@ -145,6 +151,7 @@ class PromptBuilder:
             enable_world=rollout.enable_world,
             world_images=rollout.world_images,
             world_prompt=rollout.world_prompt,
+            ids_only=ids_only,
             padding=True,
             padding_side="left",
             add_special_tokens=False,  # the chat template has added <bos>

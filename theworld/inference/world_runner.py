@@ -70,14 +70,20 @@ class WorldRunner:
         seed: int,
         world_prompt: str | Sequence[str] | None,
         progress: Progress | None,
+        present: Tensor | None = None,
     ) -> Tensor:
-        """Latents (n, C, P + 1 + N, h, w) of images or videos and of what follows them."""
-        return self.imagine_from(
-            self.processor.world_inputs(images, num_world_steps, seed, world_prompt), num_world_steps, progress
-        )
+        """Latents (n, C, P + 1 + N, h, w) of images or videos and of what follows them.
+
+        Args:
+            present: the first P + 1 of each, if they are known already.
+        """
+        inputs = self.processor.world_inputs(images, num_world_steps, seed, world_prompt)
+        return self.imagine_from(inputs, num_world_steps, progress, present)
 
     @torch.no_grad()
-    def imagine_from(self, inputs: dict[str, Any], num_world_steps: int, progress: Progress | None) -> Tensor:
+    def imagine_from(
+        self, inputs: dict[str, Any], num_world_steps: int, progress: Progress | None, present: Tensor | None = None
+    ) -> Tensor:
         """`imagine` from the processor's `world_frames`, `world_seeds` and, if there are any, `world_prompt`."""
         prompts = inputs.get("world_prompt")
         if prompts:
@@ -86,7 +92,8 @@ class WorldRunner:
             warn_once(note)
         self.load_parts(*world_parts_for(num_world_steps))
         frames, seeds = inputs["world_frames"].to(self.device), inputs["world_seeds"].tolist()
-        return self.model.world_latents_of(frames, num_world_steps, seeds, progress, prompts)
+        latents = None if present is None else present.to(self.device)
+        return self.model.world_latents_of(frames, num_world_steps, seeds, progress, prompts, latents=latents)
 
     @torch.no_grad()
     def encode(self, clip: Sequence[Any]) -> Tensor:

@@ -290,8 +290,7 @@ class TheWorldForConditionalGeneration(FastPathMixin, PreTrainedModel, Generatio
             progress: called with (denoising steps done, total).
             world_prompt: text that describes the future, one for all images or one per image; None or empty is the
                 default.
-            rollout: `num_inference_steps`, `guidance_scale`, `guidance_interval`, prompt embeddings; the config's
-                values by default.
+            rollout: further arguments of `WorldModel.imagine`; by default the config's values.
 
         Returns:
             (n, C, T, h, w) normalised latents, T = P + 1 + N; the first P + 1 do not depend on N.

@@ -175,6 +175,7 @@ class TheWorldProcessor(Gemma3Processor):
         world_prompt: str | Sequence[str] | None = None,
         world_images: str | None = None,
         videos: Any = None,
+        ids_only: bool = False,
         **kwargs: Any,
     ) -> BatchFeature:
         """Encodes prompts with their images and videos.
@@ -191,6 +192,7 @@ class TheWorldProcessor(Gemma3Processor):
             world_images: `first` gives world tokens to the first image of each text, `all` to every image; None for the
                 config's.
             videos: refused, because Gemma's chat template has no place for them: videos are passed in `images`.
+            ids_only: True leaves out pixels and world frames, for a caller that has image features and world latents.
 
         Returns:
             Gemma's inputs and, with the world model enabled, `world_frames` (n, 3, F, S, S) float32 in [-1, 1],
@@ -217,6 +219,8 @@ class TheWorldProcessor(Gemma3Processor):
             return super().__call__(images=None, text=text, **kwargs)
         loaded = group_images(images, text if isinstance(text, str) else texts, self.config.read_video)
         now = [[image.now if isinstance(image, Video) else image for image in entry] for entry in loaded]
+        if ids_only and texts is not None and not world_on:
+            return self.token_ids(texts, **kwargs)
         if not world_on or texts is None:
             return super().__call__(images=now, text=text, **kwargs)
         steps = self.config.check_world_steps(
@@ -225,10 +229,19 @@ class TheWorldProcessor(Gemma3Processor):
         with_world = self.with_world(loaded, world_images)
         flat = [image for entry in with_world for image in entry]
         expanded = self.with_placeholders(texts, with_world, steps)
+        if ids_only:
+            return self.token_ids(expanded, **kwargs)
         inputs = super().__call__(images=now, text=expanded, **kwargs)
         prompts = prompts_each(world_prompt, len(texts))
         image_prompts = [prompt for entry, prompt in zip(with_world, prompts, strict=True) for _ in entry]
         inputs.update(self.world_inputs(flat, steps, seed, image_prompts))
+        return inputs
+
+    def token_ids(self, texts: Sequence[str], **kwargs: Any) -> BatchFeature:
+        """`input_ids`, `attention_mask` and `token_type_ids` (B, L) of prompts, each image as its soft tokens."""
+        expanded = [text.replace(self.boi_token, self.full_image_sequence) for text in texts]
+        inputs = BatchFeature(dict(self.tokenizer(expanded, **kwargs)))
+        inputs["token_type_ids"] = (inputs["input_ids"] == self.tokenizer.image_token_id).long()
         return inputs
 
     def with_placeholders(

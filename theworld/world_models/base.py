@@ -193,7 +193,14 @@ class WorldModel(nn.Module, ABC):
         """Appends `num_world_steps` imagined latent frames to the given latents (n, C, P + 1, h, w)."""
 
     def imagine(
-        self, frames: Tensor, num_world_steps: int, *, seeds: Sequence[int], prompts: Sequence[str] = (), **rollout: Any
+        self,
+        frames: Tensor,
+        num_world_steps: int,
+        *,
+        seeds: Sequence[int],
+        prompts: Sequence[str] = (),
+        latents: Tensor | None = None,
+        **rollout: Any,
     ) -> Tensor:
         """Encodes frames and, if `num_world_steps` is above 0, imagines what follows: `encode`, then `rollout`.
 
@@ -203,12 +210,13 @@ class WorldModel(nn.Module, ABC):
             seeds: one integer per sample, for the noise of its rollout.
             prompts: one text per sample that describes its future; an empty text is the model's default. An empty
                 sequence means the default for all samples.
+            latents: those of the frames, if they are known already; they are not encoded again then.
             rollout: further arguments of `rollout`.
 
         Returns:
             (n, C, 1 + (F-1)/temporal_factor + N, h, w) normalised latents; the first ones are those of `frames`.
         """
-        latents = self.encode(frames)
+        latents = self.encode(frames) if latents is None else latents
         if num_world_steps == 0:
             return latents
         if any(prompts):

@@ -192,7 +192,7 @@ class TheWorldChat(lmms):
                 continue
             arm = self.arm if has_image else ARMS["gemma" if self.arm.needs_base_gemma else "no-world"]
             found.update(zip(indices, ask(arm, self.batch([prompts[i] for i in indices]), indices), strict=True))
-        self.imagination.forget_features()
+        self.imagination.end_batch()
         return [found[i] for i in range(len(prompts))]
 
     def batch(self, prompts: Sequence[Prompt]) -> Batch:
