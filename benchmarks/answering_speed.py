@@ -44,17 +44,66 @@ CONTEXT = 1024  # tokens before the decoding steps of variants
 TEXT_TOKENS = 21  # of a chat with a short question, without images
 
 
-class Bench:
-    """The model, its inputs, and the rows that were measured."""
+class Rows:
+    """The rows that were measured by a module of `benchmarks`."""
 
-    def __init__(self, size: str, output: Path, device: str, repeats: int) -> None:
-        self.size, self.output, self.device, self.repeats = size, output, torch.device(device), repeats
+    def __init__(self, module: str, output: Path, device: str, repeats: int) -> None:
+        self.module, self.output, self.device, self.repeats = module, output, torch.device(device), repeats
         self.rows: list[dict[str, Any]] = json.loads(output.read_text()) if output.exists() else []
         self.on_gpu = self.device.type == "cuda"
         self.name = torch.cuda.get_device_name() if self.on_gpu else "cpu"
         self.commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
         ).stdout.strip()
+
+    def seconds(self, call: Callable[[], Any], repeats: int | None = None) -> float:
+        times = []
+        for _ in range(repeats or self.repeats):
+            self.wait()
+            started = time.perf_counter()
+            call()
+            self.wait()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+    def wait(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def row(
+        self, what: str, arm: str, batch: int, steps: int, unit: str, floor: float | None, measure: Callable[[], Any]
+    ) -> None:
+        """Measures, prints and writes one row; `measure` returns the value, or it and further fields."""
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        row: dict[str, Any] = {"what": what, "arm": arm, "batch": batch, "world_steps": steps, "unit": unit}
+        try:
+            measured = measure()
+            value, more = measured if isinstance(measured, tuple) else (measured, {})
+            row |= {"value": round(value, 5), "floor": None if floor is None else round(floor, 5), **more}
+        except Exception:  # noqa: BLE001 (it is in the row)
+            row |= {"value": None, "error": traceback.format_exc()[-3000:]}
+        row |= {
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if self.on_gpu else None,
+            "command": " ".join([f"python -m benchmarks.{self.module}", *sys.argv[1:]]),
+            "commit": self.commit,
+            "device": self.name,
+            "torch": torch.__version__,
+            "date": datetime.date.today().isoformat(),
+        }
+        self.rows.append(row)
+        self.output.write_text(json.dumps(self.rows, indent=1))
+        shown = f"{row['value']} {unit}" if row["value"] is not None else row["error"].splitlines()[-1]
+        share = f" (floor {row['floor']})" if row.get("floor") else ""
+        print(f"{what}, {arm}, batch {batch}, N={steps}: {shown}{share}", flush=True)
+
+
+class Bench(Rows):
+    """The model, its inputs, and the rows that were measured."""
+
+    def __init__(self, size: str, output: Path, device: str, repeats: int) -> None:
+        super().__init__("answering_speed", output, device, repeats)
+        self.size = size
         self.model = random_model(size, self.device)
         self.layers = list(self.model.language_model.layers.parameters())
         self.world_size = 784 if size == "full" else 16  # placeholders of one latent frame
@@ -90,47 +139,6 @@ class Bench:
 
     def generate(self, inputs: dict[str, Tensor], new_tokens: int, **options: Any) -> Tensor:
         return self.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, **options)
-
-    def seconds(self, call: Callable[[], Any], repeats: int | None = None) -> float:
-        times = []
-        for _ in range(repeats or self.repeats):
-            self.wait()
-            started = time.perf_counter()
-            call()
-            self.wait()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
-
-    def wait(self) -> None:
-        if self.on_gpu:
-            torch.cuda.synchronize()
-
-    def row(
-        self, what: str, arm: str, batch: int, steps: int, unit: str, floor: float | None, measure: Callable[[], Any]
-    ) -> None:
-        """Measures, prints and writes one row; `measure` returns the value, or it and further fields."""
-        if self.on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        row: dict[str, Any] = {"what": what, "arm": arm, "batch": batch, "world_steps": steps, "unit": unit}
-        try:
-            measured = measure()
-            value, more = measured if isinstance(measured, tuple) else (measured, {})
-            row |= {"value": round(value, 5), "floor": None if floor is None else round(floor, 5), **more}
-        except Exception:  # noqa: BLE001 (it is in the row)
-            row |= {"value": None, "error": traceback.format_exc()[-3000:]}
-        row |= {
-            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if self.on_gpu else None,
-            "command": " ".join(["python -m benchmarks.answering_speed", *sys.argv[1:]]),
-            "commit": self.commit,
-            "device": self.name,
-            "torch": torch.__version__,
-            "date": datetime.date.today().isoformat(),
-        }
-        self.rows.append(row)
-        self.output.write_text(json.dumps(self.rows, indent=1))
-        shown = f"{row['value']} {unit}" if row["value"] is not None else row["error"].splitlines()[-1]
-        share = f" (floor {row['floor']})" if row.get("floor") else ""
-        print(f"{what}, {arm}, batch {batch}, N={steps}: {shown}{share}", flush=True)
 
     # -------------------------------------------------------------------------------------------------------- floors
 
