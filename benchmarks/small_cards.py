@@ -35,7 +35,7 @@ from theworld.model.lora_settings import lora_settings
 
 NEW_TOKENS = 16
 STEPS = {"full": 4, "tiny": 1}
-SECTIONS = ("answers", "offload", "training", "plain")
+SECTIONS = ("answers", "offload", "training", "plain", "8bit")
 
 
 class Cards(Rows):
@@ -228,6 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cards.training(16, "4bit", ("projector", "lora"), f"lora={lora_settings(small_cards.RANK)['r']}")
     if "plain" in chosen.sections and cards.on_gpu:
         cards.answers(12, "plain, offload", None, True)
+    if "8bit" in chosen.sections and cards.on_gpu:
+        cards.answers(12, "8bit", "8bit", False)
 
 
 if __name__ == "__main__":
