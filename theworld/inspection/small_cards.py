@@ -96,8 +96,8 @@ def training(
 ) -> Prediction:
     """Memory of a step of `theworld train` with one sample."""
     stored = stored_counts(counts, quantised, quantization, b)
-    steps = {"num_world_steps": num_world_steps, "checkpointing": checkpointing}
-    return with_copies(training_run(config, stored, trained, b=b, **steps), config, quantization, b)
+    found = training_run(config, stored, trained, num_world_steps=num_world_steps, checkpointing=checkpointing, b=b)
+    return with_copies(found, config, quantization, b)
 
 
 def with_copies(found: Prediction, config: TheWorldConfig, quantization: str | None, b: int) -> Prediction:
