@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -134,8 +135,6 @@ def num_weights(parameter: torch.Tensor) -> int:
 
 def quantised_layers(model: nn.Module) -> Iterator[str]:
     """Names of the weights of a complete model that a quantised one holds in 4 or 8 bits."""
-    import re
-
     from torch import nn
 
     for name, module in model.named_modules():

@@ -138,7 +138,7 @@ def evaluate(
         "max_new_tokens": max_new_tokens or kind.max_new_tokens,
         "dtype": subject.dtype or str(resolve_device_and_dtype(device, None, dtype)[1]).removeprefix("torch."),
     }
-    if quantization is not None:  # runs from before it existed go on without the key
+    if quantization is not None:  # saved runs without it have no such key, and are resumed
         settings["quantization"] = quantization
     answers, notes = answer_in_arms(items, chosen, subject.load, settings, steps, output, batch_size, progress)
     notes += [note for number in steps if (note := subject.note_on_steps(number))]

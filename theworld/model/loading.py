@@ -20,7 +20,7 @@ from transformers import __version__ as transformers_version
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import dtype_of
 from theworld.model.spec import BASE, resolve_model
-from theworld.quantization import bitsandbytes_config
+from theworld.quantization import bitsandbytes_config, check_offload
 from theworld.storage.adapters import check_names, read_tensors
 from theworld.storage.hub import find_base_dir, read_json, resolve, split_checkpoint_name
 from theworld.world_models import world_model_class
@@ -144,6 +144,7 @@ def load_bases(
         quantization_config: "4bit", "8bit", or transformers' settings for bitsandbytes; None keeps the stored weights.
         world_model_offload: "cpu" keeps the world model's weights in CPU memory while they are not used.
     """
+    check_offload(world_model_offload, quantization_config)
     quantised = None
     if quantization_config is not None:
         computed = config.vlm_config.dtype if dtype in (None, "auto") else dtype_of(dtype)
