@@ -81,7 +81,7 @@ def test_answers_are_those_of_the_rounded_weights(
     plain.model.projector.load_state_dict(quantised[name].model.projector.state_dict())
     rounded = with_rounded_weights(bases, quantised[name])
     exact, found, expected = (logits(model) for model in (plain, quantised[name], rounded))
-    error, rounding = (found - expected).abs().max(), (exact - expected).abs().max()
+    error, rounding = (found - expected).abs().mean(), (exact - expected).abs().mean()
     assert 0 < rounding < exact.std()
     assert error < (1e-4 if name == "4bit" else 2 * rounding), "8 bits round the inputs as well"
     latents = [model.imagine(pixels(), 2) for model in (quantised[name], rounded)]
@@ -99,7 +99,7 @@ def test_the_projector_learns_through_quantised_layers(bases: dict[str, str], qu
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ["4bit", pytest.param("8bit", marks=pytest.mark.slow)])
 def test_a_lora_learns_on_quantised_layers_and_is_saved(bases: dict[str, str], tmp_path: Path, name: str) -> None:
     model = new(bases, quantization=name, lora=2)
     model.forward(pixels(), QUESTION, labels="left", num_world_steps=0).loss.backward()
@@ -173,7 +173,7 @@ def test_what_is_not_possible_is_refused(bases: dict[str, str], monkeypatch: pyt
         new(bases, quantization="4bit")
 
 
-@pytest.mark.parametrize("quantization", [None, "4bit"])
+@pytest.mark.parametrize("quantization", [pytest.param(None, marks=pytest.mark.slow), "4bit"])
 def test_an_offloaded_transformer_imagines_the_same(bases: dict[str, str], quantization: str | None) -> None:
     settings = None if quantization is None else BitsAndBytesConfig(load_in_4bit=True)
     imagined = []
