@@ -26,15 +26,14 @@ from transformers import AutoConfig, Gemma3ForConditionalGeneration
 from benchmarks.random_weights import SIZES, cosmos_config
 from benchmarks.rows import BANDWIDTH, FLOPS, Rows
 from theworld.model.configuration import TheWorldConfig
-from theworld.model.fast_generation import TUNED, FastGeneration
+from theworld.model.fast_generation import FastGeneration
 from theworld.model.modeling import TheWorldForConditionalGeneration
 
 SECTIONS = ("ours", "variants", "stock", "second-process", "float32", "peer")
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "fused products": {"fused": True},
-    "tuned": {"options": TUNED},
-    "fused products, tuned": {"fused": True, "options": TUNED},
+    "single products": {"fused": False},
+    "not tuned": {"options": None},
 }
 CONTEXT = 1024  # tokens before the decoding steps of variants
 TEXT_TOKENS = 21  # of a chat with a short question, without images

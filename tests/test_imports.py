@@ -12,17 +12,37 @@ import theworld
 PACKAGE = Path(theworld.__file__).parent
 
 # package -> the packages that it may import
-_CORE = {"messages", "fast_path", "compilation", "cuda_graphs", "storage", "media", "world_models", "model"}
+_CORE = {
+    "messages",
+    "fast_path",
+    "compilation",
+    "cuda_graphs",
+    "quantization",
+    "storage",
+    "media",
+    "world_models",
+    "model",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "messages": set(),
     "fast_path": set(),
     "compilation": set(),
     "cuda_graphs": {"compilation"},
+    "quantization": {"fast_path"},
     "storage": {"messages"},
     "media": {"storage", "messages"},
     "nano": set(),  # weights only
-    "world_models": {"storage", "media", "messages", "fast_path", "compilation", "cuda_graphs"},
-    "model": {"storage", "media", "world_models", "messages", "fast_path", "compilation", "cuda_graphs"},
+    "world_models": {"storage", "media", "messages", "fast_path", "compilation", "cuda_graphs", "quantization"},
+    "model": {
+        "storage",
+        "media",
+        "world_models",
+        "messages",
+        "fast_path",
+        "compilation",
+        "cuda_graphs",
+        "quantization",
+    },
     "inference": _CORE,
     "inspection": _CORE,
     # samples know how a prompt is made; they do not know the model

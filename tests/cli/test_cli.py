@@ -342,6 +342,8 @@ def test_info_counts_what_a_loaded_model_has(family: Path) -> None:
 
 def test_info_as_text(family: Path) -> None:
     text = succeed("info", family / "fused").stdout
+    assert "what fits (GiB)" in text
+    assert "plain (" in text
     for expected in (
         "a world step",
         "0.25 s",

@@ -101,6 +101,10 @@ def parts(config: TrainingConfig) -> Any:
     return trainable_parts(config, describe(config).config)
 
 
+def is_4bit(model: Any) -> bool:
+    return type(model.language_model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+
+
 def environment(name: str) -> Callable[[TrainingConfig], Any]:
     def read(config: TrainingConfig) -> Any:
         recipe.training_arguments(config)
@@ -125,6 +129,7 @@ REACHES: dict[str, tuple[Any, Callable[[TrainingConfig], Any], Any]] = {
     "world_image_size": (64, model_config("world_image_size"), 64),
     "world_images": ("all", model_config("world_images"), "all"),
     "lora": (2, parts, ("projector", "lora")),
+    "quantization": ("4bit", lambda config: is_4bit(build_model(config, describe(config))), True),
     "num_inference_steps": (9, world_config("num_inference_steps"), 9),
     "guidance_scale": (1.5, world_config("guidance_scale"), 1.5),
     "fast_path": ("off", lambda config: build_model(config, describe(config)).world.fast_path, "off"),

@@ -67,6 +67,8 @@ def ask(
     device: options.Device = None,
     dtype: options.Dtype = None,
     fast_path: options.FastPath = "auto",
+    quantization: options.Quantization = None,
+    offload_world_model: options.OffloadWorldModel = False,
     debug: options.Debug = False,
 ) -> None:
     """Ask a question about images or a video; the model imagines what comes next before it answers.
@@ -98,7 +100,8 @@ def ask(
     plan = plan_call(spec.config, mode, steps, num_past_steps=past, enable_world=world)
     if plan.mode != "off":
         spec.check_prompt(prompt)
-    the_model = load(spec, plan.num_world_steps if plan.mode != "off" else None, device, dtype, fast_path)
+    planned = plan.num_world_steps if plan.mode != "off" else None
+    the_model = load(spec, planned, device, dtype, fast_path, quantization, offload_world_model)
     loaded = time.perf_counter()
     precision, step_seconds = dtype_name(the_model), spec.config.world_config.seconds_per_world_step
     notes = spec.notes_on_steps(plan.num_world_steps)

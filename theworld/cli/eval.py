@@ -100,6 +100,8 @@ def evaluate(
     device: options.Device = None,
     dtype: options.Dtype = None,
     fast_path: options.FastPath = "auto",
+    quantization: options.Quantization = None,
+    offload_world_model: options.OffloadWorldModel = False,
     debug: options.Debug = False,
 ) -> None:
     """Ask a model the questions of a benchmark in several arms, and compare the arms question by question.
@@ -153,7 +155,8 @@ def evaluate(
             device=device,
             dtype=dtype,
             progress=step,
-            load=lambda spec: load(spec, device=device, dtype=dtype, fast_path=fast_path),
+            load=lambda spec: load(spec, None, device, dtype, fast_path, quantization, offload_world_model),
+            quantization=quantization,
             command=shlex.join(["theworld", *sys.argv[1:]]),
         )
     if "note" in found.content:

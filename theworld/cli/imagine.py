@@ -44,6 +44,8 @@ def imagine(
     device: options.Device = None,
     dtype: options.Dtype = None,
     fast_path: options.FastPath = "auto",
+    quantization: options.Quantization = None,
+    offload_world_model: options.OffloadWorldModel = False,
     debug: options.Debug = False,
 ) -> None:
     """Imagine what happens after an image or a video and write it as GIF, MP4 or a strip of frames.
@@ -78,7 +80,7 @@ def imagine(
     world = spec.config.world_config
     spec.check_prompt(prompt)
     spec.check_frames_may_be_shown()
-    the_model = load(spec, steps, device, dtype, fast_path)
+    the_model = load(spec, steps, device, dtype, fast_path, quantization, offload_world_model)
     chosen, precision = steps_to_imagine(the_model.config, steps), dtype_name(the_model)
     with counting() as step:
         latents = the_model.imagine(

@@ -110,6 +110,7 @@ def show(content: dict[str, Any]) -> None:
         table.add_row(label, *(gib(row[name]) if name in row else "" for row in rows))
     table.add_row("peak", *(gib(mode["peak"]) for mode in modes.values()), style="bold")
     console.print("", table, sep="\n")
+    show_small_cards(content["small_cards"])
     console.print()
     console.print(
         f"Memory is predicted for {memory['dtype']}, batch {memory['batch']} and stock eager PyTorch with fused AdamW: "
@@ -121,6 +122,17 @@ def show(content: dict[str, Any]) -> None:
         f"{gib(LIBRARIES)} GiB of RAM more for its libraries, which `theworld doctor` includes.",
         soft_wrap=True,
     )
+
+
+def show_small_cards(rows: list[dict[str, Any]]) -> None:
+    """Prints the least intrusive setting in which each use fits on small cards, and its peak."""
+    from theworld.inspection.readiness import gib
+
+    table = figures("what fits (GiB)", *(f"{card} GB" for card in rows[0]["fits"]))
+    for row in rows:
+        cells = ("no" if name is None else f"{name} ({gib(row['peaks'][name])})" for name in row["fits"].values())
+        table.add_row(row["use"], *cells)
+    stdout().print("", table, sep="\n")
 
 
 STRATEGY_NAMES = {"ddp": "DDP", "fsdp2": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}

@@ -64,6 +64,8 @@ def load(
     device: str | None = None,
     dtype: torch.dtype | str | None = None,
     fast_path: str = "auto",
+    quantization: str | None = None,
+    offload_world_model: bool = False,
 ) -> TheWorld:
     """The model of a spec, with messages for people.
 
@@ -83,7 +85,15 @@ def load(
         for base in spec.base_names:
             go_offline_if_unreachable(base, spec.path)
         try:
-            model = TheWorld(spec, num_world_steps=steps, device=device, dtype=dtype, fast_path=fast_path)
+            model = TheWorld(
+                spec,
+                num_world_steps=steps,
+                device=device,
+                dtype=dtype,
+                fast_path=fast_path,
+                quantization=quantization,
+                world_model_offload="cpu" if offload_world_model else "none",
+            )
         except SafetensorError as error:
             raise ValueError(
                 f"The weights of {spec.name}, or of one of its base models, are damaged or cut short ({error}); "

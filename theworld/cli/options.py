@@ -78,6 +78,20 @@ FastPath = Annotated[
         help="Compiled layers and CUDA graphs. auto: on a GPU, from the second call of a kind; on: from the first one.",
     ),
 ]
+Quantization = Annotated[
+    Literal["4bit", "8bit"] | None,
+    typer.Option(
+        "--quantization",
+        help="Bits per weight of the base models' linear layers, for GPUs with little memory. Default: as stored.",
+    ),
+]
+OffloadWorldModel = Annotated[
+    bool,
+    typer.Option(
+        "--offload-world-model",
+        help="Keep the world transformer in CPU memory, from which each block is copied to the GPU when it runs.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=_remember, help="Show the traceback of an error.")]
 WorldModel = Annotated[

@@ -53,6 +53,7 @@ def evaluate(
     world_model: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    quantization: str | None = None,
     progress: TaskProgress | None = None,
     load: Callable[[ModelSpec], TheWorld] | None = None,
     command: str | None = None,
@@ -81,9 +82,9 @@ def evaluate(
         batch_size: questions per batch.
         max_new_tokens: maximum length of an answer; None means 64, and 8 for physics.
         world_model: world model that a Gemma 3 is fused with.
-        device, dtype: as in `TheWorld`.
+        device, dtype, quantization: as in `TheWorld`.
         progress: called with (description, done, total), over all arms.
-        load: loads the weights of a resolved model; None calls `TheWorld(spec, device=device, dtype=dtype)`.
+        load: loads the weights of a resolved model; None calls `TheWorld` with the three above.
         command: command line to record in the results.
 
     Raises:
@@ -99,7 +100,10 @@ def evaluate(
     check_seed(seed)
     needs_world = any(arm.needs_world for arm in chosen.values() if arm.weights is None)
     subject = Subject(
-        model, world_model, needs_world, load or (lambda spec: TheWorld(spec, device=device, dtype=dtype))
+        model,
+        world_model,
+        needs_world,
+        load or (lambda spec: TheWorld(spec, device=device, dtype=dtype, quantization=quantization)),
     )
     subject.controls = find_controls(subject.name, wanted, controls or {})
     steps = subject.world_steps(num_world_steps)
@@ -134,6 +138,8 @@ def evaluate(
         "max_new_tokens": max_new_tokens or kind.max_new_tokens,
         "dtype": subject.dtype or str(resolve_device_and_dtype(device, None, dtype)[1]).removeprefix("torch."),
     }
+    if quantization is not None:  # saved runs without it have no such key, and are resumed
+        settings["quantization"] = quantization
     pace = Pace(subject.load, progress)
     answers, notes = answer_in_arms(items, chosen, pace.load, settings, steps, output, batch_size, pace.report)
     notes += [note for number in steps if (note := subject.note_on_steps(number))]

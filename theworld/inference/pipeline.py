@@ -16,9 +16,8 @@ from typing import Any, Unpack, overload
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import BatchFeature
+from transformers import BatchFeature, BitsAndBytesConfig
 
-from theworld.fast_path import check_fast_path
 from theworld.inference.generation import FRAMES_INSTEAD, SEVERAL_IMAGES, WITHOUT_IMAGE, generation_inputs
 from theworld.inference.options import (
     MAX_NEW_TOKENS,
@@ -40,6 +39,7 @@ from theworld.model.devices import resolve_device_and_dtype
 from theworld.model.processing import TheWorldProcessor, texts_of
 from theworld.model.published import DEFAULT_GEMMA
 from theworld.model.spec import ModelSpec, resolve_model
+from theworld.quantization import check_settings
 from theworld.world_models.configuration import COSMOS_2B
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class TheWorld(nn.Module):
         device: None means the first GPU, or the CPU.
         fast_path: `auto`, `on` or `off`: compiled layers and CUDA graphs, as docs/python.md says.
         device_map: the devices of Gemma's layers (`"auto"`, or a dict), instead of `device`; see docs/python.md.
+        quantization, world_model_offload: for GPUs with little memory; see docs/small_cards.md.
         config: further fields of TheWorldConfig for a new model (`projector`, `spatial_merge`, `world_images`, …);
             `max_past_steps` of 1 or more enables videos.
 
@@ -87,12 +88,14 @@ class TheWorld(nn.Module):
         device: str | torch.device | None = None,
         device_map: Any = None,
         fast_path: str = "auto",
+        quantization: str | BitsAndBytesConfig | None = None,
+        world_model_offload: str = "none",
         **config: Any,
     ) -> None:
         super().__init__()
         target, dtype = resolve_device_and_dtype(device, device_map, dtype)
         check_keywords(config, type(self))  # before anything is fetched
-        check_fast_path(fast_path, target)
+        check_settings(quantization, world_model_offload, target, fast_path)
         if lora is not None:
             config["lora"] = lora
         if isinstance(model_name, ModelSpec):
@@ -109,8 +112,10 @@ class TheWorld(nn.Module):
             settings.num_world_steps = settings.check_world_steps(num_world_steps)
         # a new fusion has the parts for its own number of steps; a trained model loads others when they are needed
         parts = ("encoder",) if spec.is_fused else world_parts_for(settings.num_world_steps)
-        model = spec.load(dtype=dtype, world_parts=parts, device_map=device_map, device=target, config=settings)
-        self.model = model if target is None else model.to(target)
+        places: dict[str, Any] = {"dtype": dtype, "device": target, "device_map": device_map, "config": settings}
+        places |= {"quantization": quantization, "world_model_offload": world_model_offload}
+        model = spec.load(world_parts=parts, **places)
+        self.model = model if target is None or world_model_offload == "cpu" else model.to(target)
         self.model.use_fast_path(fast_path)
         self.processor = TheWorldProcessor.from_config(model.config, model.bases_folder)
         self.prompts = PromptBuilder(self.processor)
@@ -139,6 +144,8 @@ class TheWorld(nn.Module):
         device: str | torch.device | None = None,
         device_map: Any = None,
         fast_path: str = "auto",
+        quantization: str | BitsAndBytesConfig | None = None,
+        world_model_offload: str = "none",
         freeze_gemma_vision: bool = True,
         freeze_gemma_language: bool = True,
         freeze_cosmos_vae: bool = True,
@@ -150,7 +157,7 @@ class TheWorld(nn.Module):
             checkpoint_name: a checkpoint in it: `checkpoint-1000` or `checkpoint-1000/pytorch_model.bin`.
             num_world_steps: default of later calls; None keeps the model's own.
             revision: branch, tag or commit of a Hub repository.
-            dtype, device, device_map, fast_path, freeze_…: as in the constructor.
+            dtype, device, device_map, fast_path, quantization, world_model_offload, freeze_…: as in the constructor.
             config: not supported, because a trained model has its own configuration.
 
         Raises:
@@ -160,17 +167,10 @@ class TheWorld(nn.Module):
         spec = resolve_model(model_name, revision=revision, checkpoint_name=checkpoint_name)
         spec.check_fused()
         spec.check_no_settings(config)
-        return cls(
-            spec,
-            num_world_steps,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            fast_path=fast_path,
-            freeze_gemma_vision=freeze_gemma_vision,
-            freeze_gemma_language=freeze_gemma_language,
-            freeze_cosmos_vae=freeze_cosmos_vae,
-        )
+        frozen = (freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
+        placed: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map, "fast_path": fast_path}
+        placed |= {"quantization": quantization, "world_model_offload": world_model_offload}
+        return cls(spec, num_world_steps, COSMOS_2B, *frozen, **placed)
 
     @property
     def config(self) -> TheWorldConfig:

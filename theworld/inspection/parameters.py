@@ -14,6 +14,7 @@ from theworld.inspection import memory
 from theworld.inspection.memory import Prediction
 from theworld.inspection.provenance import labels
 from theworld.inspection.run_memory import STRATEGIES, training_run
+from theworld.inspection.small_cards import quantised_counts, stored_counts, what_fits
 from theworld.model import freezing
 from theworld.model.call_plan import plan_call
 from theworld.model.configuration import TheWorldConfig
@@ -63,7 +64,7 @@ def describe_model(
         A dict that can be written as JSON: the base models and settings, `components` and `parameters` (counts),
         `freeze_settings` (trainable parameters, memory of a training step in stock PyTorch, and `run_memory`, that of
         `theworld train` per GPU by strategy and without and with checkpointing), `tokens` (per image and per world
-        step), `memory` (of an answer, in bytes), and `notes` (sentences for the user).
+        step), `memory` (of an answer, in bytes), `small_cards` (see `what_fits`), and `notes` (sentences for the user).
 
     Raises:
         ValueError: if the model cannot be read, or a value is out of range.
@@ -113,20 +114,26 @@ def describe_model(
             "text_tokens": memory.TEXT_TOKENS,
             **predict_answer(config, counts, {**size, "num_world_steps": plan.num_world_steps}),
         },
+        "small_cards": what_fits(config, counts, quantised_counts(built), bytes_each),
         "labels": labels(spec.path),
         "notes": notes,
     }
 
 
-def count_parts(config: TheWorldConfig) -> dict[str, int]:
-    """The parameters of each part of the complete model. A model is built only for a config that is not yet known."""
+def count_parts(config: TheWorldConfig, quantization: str | None = None, b: int = 2) -> dict[str, int]:
+    """The parameters of each part of the complete model. A model is built only for a config that is not yet known.
+
+    With `quantization`, a quantised one counts as the share of a weight of b bytes that it takes.
+    """
     key = config.to_json_string(use_diff=False)
     if key not in _COUNTED:
-        _COUNTED[key] = {row.part: row.total for row in freezing.count_parameters(build_on_meta(config))}
-    return dict(_COUNTED[key])
+        built = build_on_meta(config)
+        counts = {row.part: row.total for row in freezing.count_parameters(built)}
+        _COUNTED[key] = counts, quantised_counts(built)
+    return stored_counts(*_COUNTED[key], quantization, b)
 
 
-_COUNTED: dict[str, dict[str, int]] = {}  # by config
+_COUNTED: dict[str, tuple[dict[str, int], dict[str, int]]] = {}  # by config
 
 
 def build_on_meta(config: TheWorldConfig) -> TheWorldForConditionalGeneration:

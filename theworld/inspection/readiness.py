@@ -209,13 +209,16 @@ def memory_row(kind: str, contains: dict[str, int], free: int | None) -> dict[st
     return {"of": kind, "predicted": sum(contains.values()), "there_is": free, "contains": contains}
 
 
+SMALL_CARDS = "--offload-world-model, --quantization 4bit (docs/small_cards.md), "
+
+
 def memory_findings(rows: Sequence[dict[str, Any]]) -> list[Finding]:
     """A finding for each kind of memory that is too small."""
     return [
         Finding(
             True,
             f"The call takes about {gib(row['predicted'])} GiB of {row['of']} and {gib(row['there_is'])} GiB are free: "
-            "try fewer world steps, a smaller model, or another machine.",
+            f"try {SMALL_CARDS if row['of'] == 'GPU' else ''}fewer world steps, a smaller model, or another machine.",
         )
         for row in rows
         if row["there_is"] is not None and row["predicted"] > row["there_is"]

@@ -13,6 +13,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextModel
 
 from theworld.fast_path import uses_fast_path
 from theworld.model.fast_generation import FastGeneration, slots_for
+from theworld.quantization import QUANTISED
 
 if TYPE_CHECKING:
     from theworld.model.modeling import TheWorldForConditionalGeneration
@@ -128,7 +129,7 @@ def unsupported_model(model: TheWorldForConditionalGeneration, device: torch.dev
         return None
     weights = list(model.language_model.parameters())
     if not all(weight.is_floating_point() for weight in weights):
-        return "its weights are quantised"
+        return QUANTISED
     if any(weight.device != device or weight.is_inference() for weight in weights):
         return "its weights are on other devices, or were made in inference mode"
     model.supported_weights = places

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from theworld.quantization import is_quantised, num_weights
+
 DIGESTED = 1024  # numbers of each tensor that a fingerprint reads
 COLUMNS = 4096  # of the table of words whose row and column sums are a checksum
 JOINED = 2**20  # values of the tensors that one checksum reads together, since most tensors are small
@@ -85,7 +87,7 @@ def count_parameters(model: nn.Module) -> list[PartCount]:
     """One row per part that the model has; works on the meta device."""
     totals, trainable = Counter[str](), Counter[str]()
     for name, parameter in model.named_parameters():
-        totals[part_of(name)] += parameter.numel()
+        totals[part_of(name)] += num_weights(parameter)
         trainable[part_of(name)] += parameter.numel() * parameter.requires_grad
     return [PartCount(part, totals[part], trainable[part]) for part in PARTS if part in totals]
 
@@ -96,7 +98,9 @@ def fingerprints(model: nn.Module, parts: Iterable[str]) -> dict[str, str]:
     for part in parts:
         digest = hashlib.blake2b(digest_size=16)
         for _, parameter in by_part.get(part, ()):
-            if is_here(parameter):
+            if is_quantised(parameter):
+                digest.update(type(parameter).__name__.encode())
+            elif is_here(parameter):
                 sample = parameter.detach().flatten()[:DIGESTED].to(torch.bfloat16)
                 digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
         digests[part] = digest.hexdigest()
@@ -149,10 +153,13 @@ class PartChecksums:
 
 
 def weights_by_part(model: nn.Module) -> dict[str, list[Tensor]]:
-    """The parameters of each part that the model has, and an empty list for a missing one that can be trained."""
+    """The parameters of each part that the model has, and an empty list for a missing one that can be trained.
+
+    Quantised ones are left out: they cannot be trained, and bitsandbytes reorders them on some CPUs.
+    """
     by_part = parameters_by_part(model)
     parts = [part for part in PARTS if part in by_part or part in TRAINABLE_PARTS]
-    return {part: [parameter for _, parameter in by_part.get(part, ())] for part in parts}
+    return {part: [weight for _, weight in by_part.get(part, ()) if not is_quantised(weight)] for part in parts}
 
 
 @dataclass(frozen=True)

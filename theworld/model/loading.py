@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedConfig
+from transformers import BitsAndBytesConfig, Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedConfig
 from transformers import __version__ as transformers_version
 
 from theworld.model.configuration import TheWorldConfig
+from theworld.model.devices import dtype_of
 from theworld.model.spec import BASE, resolve_model
+from theworld.quantization import bitsandbytes_config, check_offload
 from theworld.storage.adapters import check_names, read_tensors
 from theworld.storage.hub import find_base_dir, read_json, resolve, split_checkpoint_name
 from theworld.world_models import world_model_class
@@ -127,6 +129,8 @@ def load_bases(
     vlm_config: Gemma3Config | None = None,
     world_config: PreTrainedConfig | None = None,
     device: torch.device | None = None,
+    quantization_config: str | BitsAndBytesConfig | None = None,
+    world_model_offload: str = "none",
     **vlm_arguments: Any,
 ) -> tuple[Gemma3ForConditionalGeneration, WorldModel | None]:
     """Loads the two base models that a config names.
@@ -137,12 +141,21 @@ def load_bases(
         base_dir: folder that base names starting with `./` are relative to.
         vlm_config, world_config: the configurations in the bases' own folders, if they have been read already.
         device: where the weights are read to; None is the CPU, unless `device_map` places Gemma's layers.
+        quantization_config: "4bit", "8bit", or transformers' settings for bitsandbytes; None keeps the stored weights.
+        world_model_offload: "cpu" keeps the world model's weights in CPU memory while they are not used.
     """
+    check_offload(world_model_offload, quantization_config)
+    quantised = None
+    if quantization_config is not None:
+        computed = config.vlm_config.dtype if dtype in (None, "auto") else dtype_of(dtype)
+        quantised = vlm_arguments["quantization_config"] = bitsandbytes_config(quantization_config, computed)
     if device is not None:
         vlm_arguments["device_map"] = {"": device}
     vlm = load_gemma(
         resolve(config.vlm_name_or_path, base_dir), config.vlm_revision, dtype, vlm_config, **vlm_arguments
     )
+    if quantised is not None:
+        forget_quantization(vlm, quantised)
     if not config.enable_world:
         return vlm, None
     world = world_model_class(config.world_config.model_type).from_pretrained(
@@ -152,8 +165,17 @@ def load_bases(
         dtype=vlm.dtype,
         config=world_config,
         device=vlm.get_input_embeddings().weight.device,
+        quantization=quantised,
+        offload=world_model_offload,
     )
     return vlm, world
+
+
+def forget_quantization(vlm: Gemma3ForConditionalGeneration, quantised: BitsAndBytesConfig) -> None:
+    """Removes from a config what is not to be saved with an adapter, and says to peft how the layers are quantised."""
+    del vlm.config.quantization_config
+    vlm.model.language_model.is_loaded_in_4bit = quantised.load_in_4bit
+    vlm.model.language_model.is_loaded_in_8bit = quantised.load_in_8bit
 
 
 def read_adapter(

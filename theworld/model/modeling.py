@@ -39,6 +39,7 @@ from theworld.model.language_loss import call_language, with_unused
 from theworld.model.placeholders import scatter, single_value
 from theworld.model.processing import TheWorldProcessor, prompts_each
 from theworld.model.projector import WorldProjector
+from theworld.quantization import MERGE, is_quantised
 from theworld.storage.adapters import copy_tensors
 from theworld.storage.hub import resolve, split_checkpoint_name
 from theworld.world_models import world_model_class
@@ -173,7 +174,8 @@ class TheWorldForConditionalGeneration(FastPathMixin, PreTrainedModel, Generatio
             world_parts: parts of the world model to load; None means what `config.num_world_steps` needs.
             checkpoint_name: a folder or file inside the repository, such as `checkpoint-1000`.
             world_config: the configuration in the world model's own folder, if it has been read already.
-            kwargs: passed to Gemma's `from_pretrained` (`device_map`, `attn_implementation`, …).
+            kwargs: `quantization_config` ("4bit", "8bit" or a `BitsAndBytesConfig`) and `world_model_offload`, which
+                hold for both base models; others are passed to Gemma's `from_pretrained` (`device_map`, …).
 
         Raises:
             ValueError: if it is not a TheWorld model, or its tensors do not match the config.
@@ -235,10 +237,12 @@ class TheWorldForConditionalGeneration(FastPathMixin, PreTrainedModel, Generatio
         The language model then differs from the base's, so an adapter that is saved afterwards contains all of it.
 
         Raises:
-            ValueError: if the model has no LoRA.
+            ValueError: if the model has no LoRA, or its weights are quantised.
         """
         if self.config.lora is None:
             raise ValueError("This model has no LoRA to merge.")
+        if any(map(is_quantised, self.language_model.parameters())):
+            raise ValueError(MERGE)
         lora.merge(self.language_model)
         self.config.lora = None
         parts = {*self.config.trained_parts, "language"} - {"lora"}

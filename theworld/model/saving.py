@@ -16,6 +16,7 @@ from theworld.model import freezing, lora
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import dtype_of
 from theworld.model.processing import TheWorldProcessor
+from theworld.quantization import is_quantised
 from theworld.storage.adapters import not_finite
 from theworld.storage.files import atomic_folder, write_tensors
 from theworld.storage.hub import ADAPTER_FILE, read_json, rebase_path, resolve
@@ -31,6 +32,10 @@ VLM_FOLDER, WORLD_FOLDER = "vlm", "world"  # of a full export
 
 def parts_to_save(model: TheWorldForConditionalGeneration, full: bool = False) -> list[str]:
     """Parts that an adapter must hold: trainable now, trained before, or changed since loading in another way."""
+    if full and any(map(is_quantised, model.parameters())):
+        raise ValueError(
+            "A full export needs the base models as they are stored; load the model without quantization to export it."
+        )
     has_lora = bool(lora.layers_of(model.language_model))
     if has_lora and model.config.lora is None:
         raise ValueError(

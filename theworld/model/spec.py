@@ -34,7 +34,7 @@ from theworld.storage.hub import (
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig
+    from transformers import BitsAndBytesConfig, PreTrainedConfig
 
     from theworld.model.configuration import TheWorldConfig
     from theworld.model.modeling import TheWorldForConditionalGeneration
@@ -235,6 +235,7 @@ class ModelSpec:
         device_map: Any = None,
         device: torch.device | None = None,
         config: TheWorldConfig | None = None,
+        quantization: str | BitsAndBytesConfig | None = None,
         **arguments: Any,
     ) -> TheWorldForConditionalGeneration:
         """Loads the weights; no `config.json` that was read is read again.
@@ -246,14 +247,20 @@ class ModelSpec:
             device: where the weights are used. Those for a GPU are read straight to it; others stay mapped from their
                 file until they are used.
             config: used instead of `self.config`.
-            arguments: passed to Gemma's `from_pretrained` (`attn_implementation`, …).
+            quantization: "4bit", "8bit" or transformers' settings, for the linear layers of the base models.
+            arguments: `world_model_offload`, and what Gemma's `from_pretrained` takes (`attn_implementation`, …).
         """
         from theworld.model.modeling import TheWorldForConditionalGeneration
 
         self.check_bases()
         config = copy.deepcopy(self.config if config is None else config)
-        places = {"device_map": device_map, "device": device if device is not None and device.type == "cuda" else None}
-        arguments |= {name: place for name, place in places.items() if place is not None}
+        straight = device is not None and (device.type == "cuda" or quantization is not None)
+        given = {
+            "device_map": device_map,
+            "device": device if straight else None,
+            "quantization_config": quantization,
+        }
+        arguments |= {name: value for name, value in given.items() if value is not None}
         if not self.is_fused:
             return TheWorldForConditionalGeneration.from_bases(
                 config,

@@ -96,6 +96,7 @@ class TrainingConfig:
         lora: LoRA on the language model, as its rank or as peft's settings; a trained model without LoRA gets one.
         freeze_lora: True keeps the LoRA of a trained model fixed.
         freeze_projector: True keeps the projector fixed; that of a new fusion stays untrained (a control).
+        quantization: `4bit` or `8bit` for the frozen base models; see docs/small_cards.md.
 
     The future.
 
@@ -201,6 +202,7 @@ class TrainingConfig:
     lora: int | dict[str, Any] | None = None
     freeze_lora: bool = False
     freeze_projector: bool = False
+    quantization: str | None = None
 
     num_inference_steps: int | None = None
     guidance_scale: float | None = None

@@ -100,7 +100,9 @@ def strategy_of(arguments: TrainingArguments) -> str:
     return f"zero{plugin.zero_stage}" if plugin is not None and plugin.zero_stage > 1 else "ddp"
 
 
-def check_strategy(accelerator: Accelerator, optimizer: str, trainable: Iterable[str]) -> None:
+def check_strategy(
+    accelerator: Accelerator, optimizer: str, trainable: Iterable[str], quantization: str | None = None
+) -> None:
     """Prepares the plugin of FSDP2 for our models.
 
     Raises:
@@ -111,6 +113,8 @@ def check_strategy(accelerator: Accelerator, optimizer: str, trainable: Iterable
     if fsdp is None and deepspeed is None:
         return
     name = "DeepSpeed" if fsdp is None else "FSDP"
+    if quantization is not None:
+        raise ValueError(f"quantization is {quantization}, whose weights {name} cannot share; remove it, or use DDP.")
     if optimizer == "muon":
         raise ValueError(f"Muon needs complete matrices, which {name} shards; set optimizer to adamw, or use DDP.")
     if "vae_encoder" in trainable:

@@ -12,6 +12,7 @@ from theworld.compilation import can_compile, inductor
 from theworld.fast_path import without_gpu
 from theworld.model.frozen_loss import FrozenLoss
 from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.quantization import QUANTISED
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +21,12 @@ BEFORE_THE_LANGUAGE_MODEL = {"projector", "vae_encoder"}  # parts whose gradient
 VISION_LAYER = "SiglipEncoderLayer"
 
 
-def why_not(device: torch.device, sharded: bool, precision: str) -> str | None:
+def why_not(device: torch.device, sharded: bool, precision: str, quantised: bool = False) -> str | None:
     """Why a run cannot use the fast path, or None."""
     if reason := without_gpu(device):
         return reason
+    if quantised:
+        return QUANTISED
     if not can_compile():
         return "torch.compile needs Triton and a C compiler"
     if sharded:

@@ -17,6 +17,7 @@ from theworld.model.lora_settings import lora_settings
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.projector import RESET_SEED
 from theworld.model.spec import ModelSpec, resolve_model
+from theworld.quantization import check_settings
 from theworld.training.config import TrainingConfig
 from theworld.world_models.configuration import check_interval
 
@@ -63,6 +64,7 @@ def describe(config: TrainingConfig) -> Described:
     Raises:
         ValueError: a model that cannot be read, or settings that it cannot take.
     """
+    check_settings(config.quantization, fast_path=config.fast_path)
     values = {name: getattr(config, name) for name in FUSION_FIELDS}
     values |= {"num_world_steps": config.num_world_steps or 0, "lora": config.lora}
     spec = resolve_model(config.model_name, world_model=config.cosmos_model_name, **values)
@@ -119,6 +121,11 @@ def trainable_parts(config: TrainingConfig, model: TheWorldConfig) -> tuple[str,
     parts = tuple(part for part, is_trainable in trainable.items() if is_trainable)
     if not parts:
         raise ValueError("No trainable parameters: set lora, or set one of the freeze_* keys to false.")
+    if config.quantization is not None and {"vision", "language"} & set(parts):
+        raise ValueError(
+            f"quantization is {config.quantization}, but quantised weights cannot be trained; set freeze_gemma_vision "
+            "and freeze_gemma_language to true (and lora to train the language model), or remove quantization."
+        )
     return parts
 
 
@@ -145,7 +152,9 @@ def build_model(config: TrainingConfig, described: Described) -> TheWorldForCond
     parts = trainable_parts(config, described.config)  # may raise, so before the weights are read
     dtype, loaded = frozen_dtype(config), world_parts(config, described.config)
     torch.manual_seed(config.seed)  # initialises a new LoRA
-    model = described.spec.load(dtype=dtype, world_parts=loaded, config=described.config)
+    model = described.spec.load(
+        dtype=dtype, world_parts=loaded, config=described.config, quantization=config.quantization
+    )
     if config.reset_projector:
         model.projector.reset_parameters(model.text_embedding_rms(), seed=RESET_SEED + config.seed)
     if config.projector_positions == "sinusoidal" and (config.reset_projector or not described.trained):

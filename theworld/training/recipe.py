@@ -305,7 +305,7 @@ def report_memory(config: TrainingConfig, described: Described) -> None:
     parts = trainable_parts(config, described.config)
     predicted = training_run(
         described.config,
-        count_parts(described.config),
+        count_parts(described.config, config.quantization, frozen_dtype(config).itemsize),
         parts,
         num_world_steps=max([described.config.num_world_steps, *config.steps_shares]),
         batch=config.batch_size,

@@ -105,9 +105,11 @@ class TheWorldTrainer(Trainer):
             self.uploads = Uploads(self.args.output_dir, repository, config.hub_strategy, private)
         self.trainable = freezing.trained_parts(model)
         self.encodes_in_forward = "vae_encoder" in self.trainable
-        distributed.check_strategy(self.accelerator, config.optimizer, self.trainable)
+        distributed.check_strategy(self.accelerator, config.optimizer, self.trainable, config.quantization)
         self.sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        reason = fast_path.why_not(self.args.device, self.sharded, config.mixed_precision)
+        reason = fast_path.why_not(
+            self.args.device, self.sharded, config.mixed_precision, config.quantization is not None
+        )
         pays = fast_path.pays(self.expected_steps(), self.args.world_size)
         if uses_fast_path(config.fast_path, reason, pays=pays):
             fast_path.enable(model, self.trainable)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import BitsAndBytesConfig, PreTrainedConfig
 
 from theworld.fast_path import check_fast_path
 from theworld.media.images import to_pixels
@@ -86,6 +86,8 @@ class WorldModel(nn.Module, ABC):
         dtype: torch.dtype | None = None,
         config: PreTrainedConfig | None = None,
         device: str | torch.device = "cpu",
+        quantization: BitsAndBytesConfig | None = None,
+        offload: str = "none",
     ) -> WorldModel:
         """Reads exactly the tensors of `parts` from a folder or Hugging Face repository, straight to `device`."""
 

@@ -7,9 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
+from transformers.initialization import no_init_weights
+
+from theworld.quantization import prepare_world_transformer, quantised_parameter
 from theworld.world_models.base import PROMPT_EMBEDS
 from theworld.world_models.configuration import COSMOS_SCHEDULER, CosmosPredict2Config
-from theworld.world_models.diffusers_folder import read_component_config, read_json
+from theworld.world_models.diffusers_folder import read_component_config, read_json, read_weights
+from theworld.world_models.offload import offload_transformer
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, CosmosTransformer3DModel, FlowMatchEulerDiscreteScheduler
@@ -97,6 +104,65 @@ def new_transformer(config: CosmosPredict2Config) -> CosmosTransformer3DModel:
             f"{config.latent_channels}."
         )
     return transformer
+
+
+def read_vae(
+    folder: Path,
+    config: CosmosPredict2Config,
+    prefixes: Sequence[str],
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> AutoencoderKLWan:
+    """The VAE of a local world folder, in eval mode; only the tensors with these prefixes are on `device`."""
+    with torch.device("meta"), no_init_weights():
+        vae = new_vae(config)
+    vae.load_state_dict(read_weights(folder, vae.state_dict(), prefixes, dtype, device), strict=False, assign=True)
+    return vae.eval()
+
+
+def read_transformer(
+    folder: Path,
+    config: CosmosPredict2Config,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    quantization: BitsAndBytesConfig | None = None,
+    offload: bool = False,
+) -> CosmosTransformer3DModel:
+    """The transformer of a local world folder, in eval mode on `device`; each weight is quantised as it is read.
+
+    With `offload`, its weights wait in CPU memory, and run on `device`.
+    """
+    with torch.device("meta"), no_init_weights():
+        transformer = new_transformer(config)
+    expected = transformer.state_dict()
+    if quantization is None:
+        place = torch.device("cpu") if offload else device
+        transformer.load_state_dict(read_weights(folder, expected, dtype=dtype, device=place), assign=True)
+    else:
+        prepare_world_transformer(transformer, quantization)
+        read_quantised(transformer, folder, expected, dtype, device)
+    if offload:
+        offload_transformer(transformer, device)
+    return transformer.eval()
+
+
+def read_quantised(
+    transformer: nn.Module,
+    folder: Path,
+    expected: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> None:
+    """Reads the weights of a transformer that `prepare_world_transformer` has prepared."""
+
+    def convert(name: str, value: Tensor) -> Tensor:
+        quantised = quantised_parameter(transformer, name, value)
+        return nn.Parameter(value, requires_grad=False) if quantised is None else quantised
+
+    weights = read_weights(folder, expected, dtype=dtype, device=device, convert=convert)
+    for name, parameter in weights.items():
+        owner, _, last = name.rpartition(".")
+        setattr(transformer.get_submodule(owner), last, parameter)
 
 
 def new_scheduler(config: CosmosPredict2Config) -> FlowMatchEulerDiscreteScheduler:

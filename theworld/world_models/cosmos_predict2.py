@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers.initialization import no_init_weights
 
 from theworld.storage.adapters import check_names, read_tensors
 from theworld.storage.files import atomic_folder, write_json, write_tensors
@@ -39,14 +38,17 @@ from theworld.world_models.cosmos_components import (
     new_transformer,
     new_vae,
     read_config,
+    read_transformer,
+    read_vae,
 )
 from theworld.world_models.cosmos_fast import FastPaths
 from theworld.world_models.cosmos_sampler import noise_schedule, rollout_noise
-from theworld.world_models.diffusers_folder import find_folder, read_weights
+from theworld.world_models.diffusers_folder import find_folder
 from theworld.world_models.prompts import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT, embed_prompts, has_text_encoder
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and `import theworld` reaches this module
     from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
+    from transformers import BitsAndBytesConfig
 
 RECENT_PROMPTS = 64  # 1 MB each
 
@@ -88,6 +90,8 @@ class CosmosPredict2(WorldModel):
         self.register_buffer("prompt_embeds", None)
         self.register_buffer("negative_prompt_embeds", None)
         self._source: tuple[str, str | None, torch.dtype | None] | None = None  # what load_parts reads from
+        self._quantization: BitsAndBytesConfig | None = None
+        self._runs_on: torch.device | None = None  # where a transformer runs that waits in CPU memory
         self._embedded: dict[str, Tensor] = {}  # default prompts that the source does not have
         self._recent: dict[str, Tensor] = {}  # embeddings of users' prompts, for a loop over images
         self._fast = FastPaths()
@@ -321,7 +325,7 @@ class CosmosPredict2(WorldModel):
         return self._source is not None and has_text_encoder(*self._source[:2])
 
     def _device(self) -> torch.device:
-        return next(self.parameters()).device if self.parts else torch.device("cpu")
+        return self._runs_on or (next(self.parameters()).device if self.parts else torch.device("cpu"))
 
     def load_default_prompts(self) -> None:
         """Embeds the default and the negative prompt, once, if the model was loaded without their embeddings.
@@ -356,13 +360,12 @@ class CosmosPredict2(WorldModel):
 
     def _text(self, name: str, embeds: Tensor | None, n: int) -> Tensor:
         """Prompt embeddings, (L, D) or (n, L, D), as (1, L, D) or (n, L, D) on the transformer's device."""
-        assert self.transformer is not None
         if embeds is None:
             raise ValueError(self._no_prompt(name))
         shape = self.prompt_shape
         if tuple(embeds.shape) not in (shape, (n, *shape)):
             raise ValueError(f"{name} has shape {tuple(embeds.shape)}; it must be {shape} or {(n, *shape)}.")
-        embeds = embeds.to(self.transformer.patch_embed.proj.weight.device, torch.float32)
+        embeds = embeds.to(self._device(), torch.float32)
         return embeds.view(-1, *shape)
 
     def _no_prompt(self, name: str) -> str:
@@ -383,6 +386,8 @@ class CosmosPredict2(WorldModel):
         dtype: torch.dtype | None = None,
         config: CosmosPredict2Config | None = None,
         device: str | torch.device = "cpu",
+        quantization: BitsAndBytesConfig | None = None,
+        offload: str = "none",
     ) -> CosmosPredict2:
         """Reads a folder in diffusers' layout, local or on Hugging Face: only the tensors of `parts`, all of them.
 
@@ -392,6 +397,8 @@ class CosmosPredict2(WorldModel):
             dtype: dtype to cast the weights to; None keeps the stored one.
             config: its configuration, if `read_config` has read it already.
             device: where the weights are read to.
+            quantization: of the linear layers in the transformer's blocks.
+            offload: "cpu" keeps the transformer in CPU memory, from which each block is copied when it runs.
 
         Returns:
             The model in eval mode, on `device`.
@@ -404,6 +411,8 @@ class CosmosPredict2(WorldModel):
         folder = find_folder(repo_or_folder, revision, file_patterns(parts))
         model = cls(config or read_config(folder), parts=())
         model._source = (str(repo_or_folder), revision, dtype)
+        model._quantization = quantization
+        model._runs_on = torch.device(device) if offload == "cpu" else None
         model._load(folder, parts, dtype, torch.device(device))
         return model.eval()
 
@@ -444,23 +453,17 @@ class CosmosPredict2(WorldModel):
         vae = transformer = None
         prompts: dict[str, Tensor] = {}
         if "encoder" in parts or "decoder" in parts:
-            with torch.device("meta"), no_init_weights():
-                vae = new_vae(self.config)
             prefixes = [prefix.removeprefix("vae.") for part in parts for prefix in PART_PREFIXES[part]]
-            vae.load_state_dict(
-                read_weights(folder / "vae", vae.state_dict(), prefixes, dtype, device), strict=False, assign=True
-            )
+            vae = read_vae(folder / "vae", self.config, prefixes, dtype, device)
         if "transformer" in parts:
-            with torch.device("meta"), no_init_weights():
-                transformer = new_transformer(self.config)
-            weights = read_weights(folder / "transformer", transformer.state_dict(), dtype=dtype, device=device)
-            transformer.load_state_dict(weights, assign=True)
+            placed = (dtype, device, self._quantization, self._runs_on is not None)
+            transformer = read_transformer(folder / "transformer", self.config, *placed)
             if (folder / PROMPT_EMBEDS).is_file():
                 prompts = dict(self._check_prompts(read_tensors(str(folder), PROMPT_EMBEDS), folder / PROMPT_EMBEDS))
         if vae is not None:
-            self._take_vae(vae.eval(), parts)
+            self._take_vae(vae, parts)
         if transformer is not None:
-            self.transformer = transformer.eval()
+            self.transformer = transformer
             self._set_prompts(prompts or self._embedded)
         assert device.type == "meta" or not any(tensor.is_meta for tensor in self.state_dict().values())
 

@@ -6,7 +6,7 @@ tensors are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -59,6 +59,7 @@ def read_weights(
     prefixes: Sequence[str] = ("",),
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
+    convert: Callable[[str, Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Reads the tensors whose names start with one of `prefixes` from a component's safetensors.
 
@@ -68,6 +69,7 @@ def read_weights(
             must be exactly these, including those of tensors that are not read.
         dtype: dtype to cast floating-point tensors to; None keeps the stored one.
         device: where the tensors are put; None is the CPU.
+        convert: makes of a name and its tensor what is kept, while the next ones are read.
     """
     with ExitStack() as stack:
         files: dict[str, Any] = {}  # the open file of each tensor
@@ -86,7 +88,8 @@ def read_weights(
 
         def read(key: str) -> Tensor:
             tensor = files[key].get_tensor(key).to(device)  # converted there, since a GPU does it faster
-            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            return tensor if convert is None else convert(key, tensor)
 
         wanted = [key for key in files if key.startswith(tuple(prefixes))]
         with ThreadPoolExecutor(READERS) as readers:
