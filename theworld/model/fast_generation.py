@@ -214,7 +214,8 @@ class FastGeneration:
         """Computes the prompts from slot `start`, and leaves the logits after them, the first token and its position.
 
         Args:
-            features: image features and world tokens of the placeholders, which all come after `start` or all before.
+            features: image features and world tokens of the placeholders; those of a kind all come after `start` or all
+                before it.
         """
         weight = self.model.get_input_embeddings().weight
         length = round_up(prompts.ids.shape[1] - start, PROMPT_MULTIPLE)
@@ -223,8 +224,10 @@ class FastGeneration:
         blocks = gemma_layers.image_blocks(prompts.padded(prompts.types, 0, prefix, fill=0))
         on_host = [ids, blocks, torch.tensor([start]), prompts.lengths - 1]
         replaced = []
-        for token_id, tokens, kind in zip(placeholders(self.model), features, ("image", "world"), strict=True):
-            if tokens is None or start >= prompts.end_of_placeholders:
+        ends = (prompts.end_of_images, prompts.end_of_placeholders)
+        kinds = zip(placeholders(self.model), features, ("image", "world"), ends, strict=True)
+        for token_id, tokens, kind, end in kinds:
+            if tokens is None or start >= end:
                 tokens = weight.new_empty(0, 0, weight.shape[1])
             on_host.append((ids.flatten() == token_id).nonzero()[:, 0])
             check_number(len(on_host[-1]), tokens.shape[0] * tokens.shape[1], kind)
@@ -366,12 +369,13 @@ class FastGeneration:
         """How many first slots of the buffers are these prompts' already."""
         if session.prompts is None or session.weights != weights:
             return 0
+        same_images, same_world = map(same_tensor, session.features, features)
         shared = prompts.shared_with(session.prompts)
-        if shared < prompts.end_of_placeholders:  # image tokens see the whole of their image
-            return 0
-        if not all(same_tensor(kept, new) for kept, new in zip(session.features, features, strict=True)):
-            return 0
-        return shared
+        if same_images and same_world and shared >= prompts.end_of_placeholders:
+            return shared
+        # image tokens see the whole of their image, and world tokens may have changed
+        shared = min(shared, prompts.start_of_world)
+        return shared if same_images and shared >= prompts.end_of_images else 0
 
     def sample(
         self,

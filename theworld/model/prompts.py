@@ -30,6 +30,7 @@ class Prompts:
         lengths: (B,) int64.
         end_of_images, end_of_placeholders: slot after the last image token, and after the last image or world token, of
             any row; 0 if there is none.
+        start_of_world: slot of the first world token of any row; the length if there is none.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class Prompts:
         self.types = types.gather(1, index).masked_fill(is_padding, -1)[:, :length]
         self.end_of_images = end_of(self.types == 1)
         self.end_of_placeholders = end_of(torch.isin(self.ids, torch.tensor(placeholder_ids)))
+        world = (self.ids == placeholder_ids[-1]).any(dim=0).nonzero()
+        self.start_of_world = int(world[0]) if world.numel() else length
 
     def shared_with(self, other: Prompts) -> int:
         """How many first slots are the same in all rows of both; at least one token of each row is not counted."""
