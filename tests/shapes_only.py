@@ -45,6 +45,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | Non
     return Kernel.apply(query, key, value, bias)
 
 
+def find_placeholders(input_ids: Tensor, *token_ids: int) -> list[Tensor]:
+    return [input_ids == token_id for token_id in token_ids]
+
+
 def scatter(embeds: Tensor, placeholders: Tensor, features: Tensor, kind: str) -> Tensor:
     return embeds.masked_scatter(placeholders.unsqueeze(-1), features.to(embeds))
 
@@ -56,6 +60,7 @@ def shapes_only() -> Iterator[None]:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # counting sees its own thread only
         for target, name, stand_in in (
+            (modeling, "find_placeholders", find_placeholders),
             (modeling, "scatter", scatter),
             (WorldProjector, "reset_parameters", lambda *_, **__: None),
             (TheWorldForConditionalGeneration, "text_embedding_rms", lambda _: 1.0),

@@ -36,7 +36,7 @@ from theworld.model.call_plan import NO_WORLD_MODEL, world_parts_for
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.fast_path import FastPathMixin
 from theworld.model.language_loss import call_language, with_unused
-from theworld.model.placeholders import scatter, single_value
+from theworld.model.placeholders import find_placeholders, scatter, single_value
 from theworld.model.processing import TheWorldProcessor, prompts_each
 from theworld.model.projector import WorldProjector
 from theworld.quantization import MERGE, is_quantised
@@ -425,9 +425,12 @@ class TheWorldForConditionalGeneration(FastPathMixin, PreTrainedModel, Generatio
             return with_unused(call_language(self.vlm, **passed_on), unused)
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("World tokens and image features need input_ids, whose placeholders they replace.")
+        # before the vision tower, so that the GPU is busy with it while the host prepares the rest
+        image_places, world_places = find_placeholders(
+            input_ids, self.vlm.config.image_token_id, self.config.world_token_id
+        )
         frozen = None
         if self.frozen_loss is not None and world_tokens is not None:
-            # before the vision tower, so that the GPU is busy with it while the host prepares the rest
             frozen = self.frozen_loss.prepare(input_ids == self.config.world_token_id, **passed_on)
         embeds_BLD = self.get_input_embeddings()(input_ids)
         if image_features is None and pixel_values is not None:
@@ -435,11 +438,11 @@ class TheWorldForConditionalGeneration(FastPathMixin, PreTrainedModel, Generatio
         if "vision" in unused_parts:
             unused.append(self.image_features(self.no_image()))
         if image_features is not None:
-            embeds_BLD = scatter(embeds_BLD, input_ids == self.vlm.config.image_token_id, image_features, "image")
+            embeds_BLD = scatter(embeds_BLD, image_places, image_features, "image")
         if world_tokens is None:
             # so that scatter reports placeholders without tokens
             world_tokens = embeds_BLD.new_empty(0, 0, embeds_BLD.shape[-1])
-        embeds_BLD = scatter(embeds_BLD, input_ids == self.config.world_token_id, world_tokens, "world")
+        embeds_BLD = scatter(embeds_BLD, world_places, world_tokens, "world")
         if frozen is not None and embeds_BLD.requires_grad:
             return with_unused(Gemma3CausalLMOutputWithPast(loss=frozen(embeds_BLD)), unused)
         return with_unused(call_language(self.vlm, inputs_embeds=embeds_BLD, **passed_on), unused)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100  # label of a token that the loss ignores
 
 
-def scatter(embeds_BLD: Tensor, placeholders_BL: Tensor, features: Tensor, kind: str) -> Tensor:
-    """Replaces the placeholders by `features` (images, tokens, D), in order; a ValueError if their numbers differ."""
-    check_number(int(placeholders_BL.sum()), features.shape[0] * features.shape[1], kind)
-    return embeds_BLD.masked_scatter(placeholders_BL.unsqueeze(-1), features.to(embeds_BLD))
+def find_placeholders(input_ids_BL: Tensor, *token_ids: int) -> list[Tensor]:
+    """Places (n,) int64 in B·L of the placeholders of each id, with one transfer from the device."""
+    masks = [input_ids_BL.flatten() == token_id for token_id in token_ids]
+    counts = torch.stack([mask.sum() for mask in masks]).tolist()
+    return [torch.nonzero_static(mask, size=count)[:, 0] for mask, count in zip(masks, counts, strict=True)]
+
+
+def scatter(embeds_BLD: Tensor, places: Tensor, features: Tensor, kind: str) -> Tensor:
+    """Replaces the embeddings at `places` (n,) of B·L by `features` (images, tokens, D); a ValueError if n differs."""
+    check_number(len(places), features.shape[0] * features.shape[1], kind)
+    # neither this nor its gradient waits for the device, as masked_scatter would
+    return embeds_BLD.flatten(0, 1).index_copy(0, places, features.flatten(0, 1).to(embeds_BLD)).view_as(embeds_BLD)
 
 
 def check_number(expected: int, given: int, kind: str) -> None:
