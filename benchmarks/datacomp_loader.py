@@ -37,7 +37,7 @@ from PIL import Image
 
 from theworld.datasets import datacomp
 from theworld.datasets.datacomp import ImageDownloads, readable
-from theworld.datasets.downloads import Downloader, DownloadSettings
+from theworld.storage.downloads import Downloader, DownloadSettings
 from theworld.inspection.provenance import versions
 
 ROWS, DEAD = 2000, 0.4
