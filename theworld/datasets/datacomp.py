@@ -14,10 +14,10 @@ from typing import Any
 
 from PIL import Image
 
-from theworld.storage.downloads import CAUSES, Downloaded, Downloader, DownloadSettings
 from theworld.datasets.shards import ImageShards
 from theworld.datasets.streams import StreamedSamples
 from theworld.media.images import load_image
+from theworld.storage.downloads import CAUSES, Downloaded, Downloader, DownloadSettings
 
 logger = logging.getLogger(__name__)
 
