@@ -26,6 +26,7 @@ from theworld.serving.settings import ServerSettings
 
 QUESTION = "Which bin will the ball land in?"
 PAST = 2
+HTTP = httpx.Client(verify=False, timeout=60)  # one for all, since reading certificates takes long
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +63,7 @@ def serving(
     thread.start()
     try:
         if isinstance(load, TheWorld):
-            wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+            wait_until(lambda: HTTP.get(f"{server.url}/health").status_code == 200)
         yield server
     finally:
         server.stop()
@@ -115,4 +116,10 @@ def user(*parts: dict[str, Any], question: str = QUESTION) -> dict[str, Any]:
 def ask(server: Server, *parts: dict[str, Any], question: str = QUESTION, **fields: Any) -> httpx.Response:
     """Posts one question."""
     body = {"model": "tiny", "messages": [user(*parts, question=question)], "max_tokens": 8, **fields}
-    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+    return HTTP.post(f"{server.url}/v1/chat/completions", json=body)
+
+
+def metric(server: Server, name: str) -> float:
+    """The sum of a metric over its labels."""
+    lines = HTTP.get(f"{server.url}/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition(" ")[0].partition("{")[0] == name)

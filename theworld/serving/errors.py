@@ -86,6 +86,8 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Any, known: Sequence[str]
     error = max(errors, key=lambda each: (each["type"] == "extra_forbidden", len(each["loc"])))
     if error["type"] == "json_invalid":
         return RequestError(400, "The body is not valid JSON.")
+    if not isinstance(body, dict):
+        return RequestError(400, "The body must be a JSON object.")
     path, value = "", body
     location = error["loc"][1:] if error["loc"][:1] == ("body",) else error["loc"]
     for number, part in enumerate(location, start=1):
@@ -94,7 +96,11 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Any, known: Sequence[str]
         elif isinstance(value, dict) and (part in value or (error["type"] == "missing" and number == len(location))):
             path, value = f"{path}.{part}" if path else str(part), value.get(part)
     if error["type"] == "extra_forbidden":
-        hint = suggest(path, known, "see the documentation for the fields that are supported.")
+        hint = suggest(path, [] if "." in path else known, "see /openapi.json for those that there are.")
         return RequestError(400, f"There is no field {path!r}; {hint}", param=path)
+    if error["type"] == "union_tag_invalid":
+        context = error["ctx"]
+        key = f"{path}.{context['discriminator'].strip(chr(39))}"
+        return RequestError(400, f"{key} is {context['tag']!r}; choose one of {context['expected_tags']}.", param=key)
     reason = str(error["msg"]).removeprefix("Value error, ").rstrip(".")
     return RequestError(400, f"{path}: {reason}." if path else f"{reason}.", param=path or None)
