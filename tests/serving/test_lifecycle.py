@@ -155,7 +155,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server() -> None:
 
 
 def test_a_port_that_is_taken_is_named() -> None:
-    with listen("127.0.0.1", 0) as taken, pytest.raises(ValueError, match="Nothing can listen at 127.0.0.1"):
+    with listen("127.0.0.1", 0) as taken, pytest.raises(ValueError, match="Nothing can listen at"):
         listen("127.0.0.1", taken.getsockname()[1])
 
 
@@ -192,7 +192,7 @@ class Letters:
     """A tokenizer of which each id is a byte."""
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        return bytes(ids).decode("utf-8", errors="replace")
+        return bytes(filter(None, ids)).decode("utf-8", errors="replace")
 
 
 @pytest.mark.parametrize(

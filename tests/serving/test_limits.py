@@ -62,7 +62,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"max_token": 3}, 400, "did you mean 'max_tokens'?"),
     ({"n": 2}, 400, "n: Input should be less than or equal to 1."),
     ({"tools": [{}]}, 400, "tools: List should have at most 0 items"),
-    ({"max_tokens": 5000}, 400, "max_tokens is 5,000; this server takes 1,024."),
+    ({"max_tokens": 5000}, 400, "max_tokens is 5,000; this server writes 1,024 at most."),
     ({"max_tokens": True}, 400, "max_tokens: Input should be a valid integer."),
     ({"temperature": "1"}, 400, "temperature: Input should be a valid number."),
     ({"top_logprobs": 2}, 400, "top_logprobs needs logprobs"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 INT64 = 2**63
 
@@ -28,6 +29,15 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 
 class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @field_validator("*")
+    @classmethod
+    def is_utf8(cls, value: Any) -> Any:
+        """Raises a ValueError for halves of characters, which JSON can hold and UTF-8 cannot."""
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not text.isascii() and re.search("[\ud800-\udfff]", text):
+                raise ValueError("the text is not valid UTF-8")
+        return value
 
 
 # ---------------------------------------------------------------------------------------------------- parts of a turn
