@@ -90,7 +90,7 @@ class Outcome:
 def questions(count: int, steps: int) -> list[Asked]:
     """Scenes of the test split with their questions, and nano's greedy answers in float32."""
     from theworld import TheWorld
-    from theworld.datasets.physics import FAMILIES, make_clip, next_questions, now_questions
+    from theworld.datasets.physics import FAMILIES, make_clip, next_questions
 
     model = TheWorld("nano", dtype="float32", device="cpu")
     found: list[Asked] = []
@@ -101,7 +101,7 @@ def questions(count: int, steps: int) -> list[Asked]:
             file = io.BytesIO()
             image.save(file, "PNG")
             url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-            for question in [*next_questions(clip)[:1], *now_questions(clip)[:1]]:
+            for question in next_questions(clip)[:2]:
                 answer = model.generate(image, question.text, max_new_tokens=16, num_world_steps=steps)
                 found.append(Asked(url, question.text, answer))
                 if len(found) == count:
@@ -169,13 +169,8 @@ async def load(
 ) -> Outcome:
     """`requests` requests of `clients` clients, each of which makes its next request after its last answer."""
     outcome, numbers = Outcome(), iter(range(requests))
-    drawn = random.Random(0)
-    kinds = [
-        drawn.choices(("bad", "leaving", "stream", "whole"), (args.bad, args.leaving, 0.4, 0.6 - args.bad - args.leaving))[0]
-        if mixed
-        else "whole"
-        for _ in range(requests)
-    ]  # fmt: skip
+    shares = {"bad": args.bad, "leaving": args.leaving, "stream": 0.4, "whole": 0.6 - args.bad - args.leaving}
+    kinds = random.Random(0).choices(list(shares), list(shares.values()), k=requests) if mixed else ["whole"] * requests
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(timeout=600, limits=limits, verify=False) as client:
 

@@ -104,6 +104,9 @@ def data_address(image: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
+IMAGE_URL = data_address(Image.new("RGB", (8, 8), "red"))
+
+
 def image_part(image: Image.Image | str) -> dict[str, Any]:
     url = image if isinstance(image, str) else data_address(image)
     return {"type": "image_url", "image_url": {"url": url}}

@@ -21,8 +21,8 @@ from theworld import TheWorld
 from theworld.serving import decoding
 from theworld.serving.decoding import Decoding, Row
 from theworld.serving.jobs import AnswerJob, ImagineJob
-from theworld.serving.server import Server, listen
-from theworld.serving.settings import ServerSettings
+from theworld.serving.server import Server
+from theworld.serving.settings import ServerSettings, listen
 
 LONG = 1000  # tokens
 

@@ -14,7 +14,7 @@ from theworld.cli.loading import PAST_STEPS, chosen_model, load, read_config, re
 if TYPE_CHECKING:
     from theworld.inference.pipeline import TheWorld
 
-INSTALL = "Serving needs further packages: install them with `pip install 'theworld[serve]'`."
+INSTALL = 'Serving needs further packages: install them with `pip install "theworld[serve]"`.'
 
 
 def serve(

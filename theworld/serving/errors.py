@@ -88,7 +88,8 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Any, known: Sequence[str]
         return RequestError(400, "The body is not valid JSON.")
     if not isinstance(body, dict):
         return RequestError(400, "The body must be a JSON object.")
-    path, value = "", body
+    path = ""
+    value: Any = body
     location = error["loc"][1:] if error["loc"][:1] == ("body",) else error["loc"]
     for number, part in enumerate(location, start=1):
         if isinstance(part, int) and isinstance(value, list) and part < len(value):

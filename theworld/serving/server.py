@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import threading
 from collections.abc import Callable
 
@@ -14,7 +13,7 @@ from theworld.serving.app import create_app
 from theworld.serving.engine import Engine
 from theworld.serving.media import MediaReader
 from theworld.serving.metrics import Metrics
-from theworld.serving.settings import ServerSettings
+from theworld.serving.settings import ServerSettings, listen
 
 
 class Server:
@@ -77,13 +76,3 @@ class Server:
 
 def ignore(number: int, frame: object) -> None:
     """Does nothing."""
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at an address; a ValueError if that is not possible."""
-    try:
-        family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"Nothing can listen at {host}:{port} ({reason}); choose another host or port.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -83,6 +84,16 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:  # a name
         return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address; a ValueError if that is not possible."""
+    try:
+        family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"Nothing can listen at {host}:{port} ({reason}); choose another host or port.") from error
 
 
 def read_key(path: str | os.PathLike[str] | None = None, environment: Mapping[str, str] = os.environ) -> str | None:

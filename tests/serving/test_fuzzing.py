@@ -1,0 +1,108 @@
+"""Requests made of the OpenAPI description: no fault of the server, no traceback, and no private address is opened."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from schemathesis import Case, GenerationMode
+
+from tests.serving.conftest import IMAGE_URL, metric, serving
+from tests.storage.test_downloads import PRIVATE, PUBLIC
+from tests.storage.test_downloads import Server as Web
+from theworld import TheWorld
+from theworld.serving.media import MediaReader
+from theworld.serving.settings import ServerSettings
+from theworld.storage.downloads import Downloader, DownloadSettings
+
+REQUESTS = int(os.environ.get("THEWORLD_FUZZED_REQUESTS", "1000"))
+DOCUMENTED = {503, 504}  # of the 5xx; 500 is a fault of this program
+
+
+def addresses(web: Web) -> list[str]:
+    """Addresses that lead to private places, and some that do not."""
+    paths = (
+        "to-private",
+        "to-localhost",
+        "to-mapped",
+        "to-decimal",
+        "to-metadata",
+        "to-file",
+        "good",
+        "cut",
+        "endless",
+    )
+    private = [web.url("good", host) for host in (PRIVATE, "localhost", "2130706433", "0x7f.1", f"[::ffff:{PRIVATE}]")]
+    return [*map(web.url, paths), *private, "file:///etc/hostname", "data:,", "data:image/png;base64,AAAA", IMAGE_URL]
+
+
+def filled(value: Any, urls: list[str], draw: Any) -> Any:
+    """A generated body with the served model's name and addresses that lead somewhere, most of the time."""
+    if isinstance(value, list):
+        return [filled(each, urls, draw) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: (
+            "tiny"
+            if key == "model" and draw(st.integers(0, 9)) > 0
+            else (
+                draw(st.sampled_from(urls))
+                if key in ("url", "image") and isinstance(item, str)
+                else filled(item, urls, draw)
+            )
+        )
+        for key, item in value.items()
+    }
+
+
+@pytest.mark.slow
+def test_fuzzed_requests(model: TheWorld) -> None:
+    web = Web()
+    limits = DownloadSettings(timeout=2, attempts=1, max_bytes=100_000)
+    reader = MediaReader(ServerSettings(), Downloader(limits, allow=lambda address, port: address == PUBLIC))
+    statuses: Counter[tuple[str, int]] = Counter()
+    try:
+        with serving(model, reader, max_new_tokens=16, max_prompt_tokens=256, timeout=60, batch_wait=0.001) as server:
+            schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+            operations = [each.ok() for each in schema.get_all_operations()]
+            urls = addresses(web)
+            share = {each.path: 0.42 if each.method == "post" else 0.04 for each in operations}
+            for operation in operations:
+                for mode in GenerationMode:
+                    if operation.method != "post" and operation.path != "/v1/models/{name}" and mode.is_negative:
+                        continue  # it has no parameters
+                    strategy = operation.as_strategy(generation_mode=mode)
+
+                    @seed(0)
+                    @settings(
+                        max_examples=max(1, round(REQUESTS * share[operation.path] / 2)),
+                        deadline=None,
+                        phases=[Phase.generate],
+                        suppress_health_check=list(HealthCheck),
+                        database=None,
+                    )
+                    @given(strategy, st.data())
+                    def request(case: Case, data: st.DataObject) -> None:
+                        if isinstance(case.body, dict):
+                            case.body = filled(case.body, urls, data.draw)
+                        answer = case.call(timeout=120)
+                        statuses[case.path, answer.status_code] += 1
+                        assert answer.status_code < 500 or answer.status_code in DOCUMENTED, answer.text
+                        assert "Traceback" not in answer.text
+                        if answer.status_code >= 400:
+                            assert answer.json()["error"]["message"], answer.text
+
+                    request()
+            assert metric(server, "theworld_requests_in_progress") == 0
+        assert web.connections[PRIVATE] == 0
+        assert web.connections[PUBLIC] > 0
+        print(sum(statuses.values()), dict(statuses))
+        assert {status for _, status in statuses} >= {200, 400, 404}
+    finally:
+        web.close()
