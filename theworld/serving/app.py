@@ -27,6 +27,7 @@ from theworld.serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
+NO_CACHE = {"Cache-Control": "no-cache"}
 ALWAYS = (401, 403, 500)
 POST = (*ALWAYS, 400, 404, 408, 413, 415, 429, 503, 504)
 BODIES: dict[str, type[schemas.Request]] = {
@@ -74,7 +75,9 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics, media
             return await service.in_time(request, service.completion(body), end)
         chunks = service.chunks(body)
         first = await service.in_time(request, anext(chunks), end)
-        return StreamingResponse(server_sent(service, first, chunks, end), media_type="text/event-stream")
+        return StreamingResponse(
+            server_sent(service, first, chunks, end), media_type="text/event-stream", headers=NO_CACHE
+        )
 
     @app.post("/v1/videos/generate", response_model=schemas.GeneratedVideo, responses=errors(*POST))
     async def generate_video(body: schemas.VideoRequest, request: Request) -> Any:

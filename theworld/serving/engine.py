@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import ContextVar
 
 from theworld.inference.pipeline import TheWorld
 from theworld.serving.errors import as_request_error
@@ -17,11 +18,27 @@ logger = logging.getLogger(__name__)
 SMOOTHING = 0.1  # weight of the last batch in the mean time per job
 
 
+class Arrival:
+    """A request that may become a job; `end` says that it has, or never will."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine: Engine | None = engine
+        engine.expect(1)
+
+    def end(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.expect(-1)
+
+
+ARRIVAL: ContextVar[Arrival] = ContextVar("arrival")  # of the request that a coroutine works for
+
+
 class Engine:
     """Loads a model and does jobs in batches.
 
     A batch begins as soon as the model is free. It waits for more jobs, `batch_wait` seconds at most, only while
-    requests are on their way (`expected`), so that a client that is alone never waits.
+    requests are on their way (`Arrival`), so that a client that is alone never waits.
 
     Args:
         load: loads the model, in the engine's thread.
@@ -32,7 +49,6 @@ class Engine:
     Attributes:
         model: None until it is loaded.
         failure: why it could not be loaded, or None.
-        expected: number of requests that have arrived and have not become jobs yet.
         seconds_per_job: mean time, for `Retry-After`.
     """
 
@@ -47,12 +63,12 @@ class Engine:
     ) -> None:
         self.model: TheWorld | None = None
         self.failure: BaseException | None = None
-        self.expected = 0
         self.seconds_per_job = 1.0
         self._load, self._metrics, self._ended = load, metrics, ended
         self._batch_size, self._batch_wait = batch_size, batch_wait
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
+        self._expected = 0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -70,6 +86,12 @@ class Engine:
         with self._changed:
             self._waiting.append(job)
             self._metrics.waiting.set(len(self._waiting))
+            self._changed.notify()
+
+    def expect(self, change: int) -> None:
+        """Changes the number of requests that have arrived and are not jobs yet."""
+        with self._changed:
+            self._expected += change
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
@@ -110,7 +132,7 @@ class Engine:
                     self._waiting.remove(job)
                 batch += same
                 left = end - time.monotonic()
-                if len(batch) == self._batch_size or not self.expected or left <= 0:
+                if len(batch) == self._batch_size or not self._expected or left <= 0:
                     break
                 self._changed.wait(left)
             self._metrics.waiting.set(len(self._waiting))

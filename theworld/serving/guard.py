@@ -11,7 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from theworld.serving.engine import Engine
+from theworld.serving.engine import ARRIVAL, Arrival, Engine
 from theworld.serving.errors import RequestError
 from theworld.serving.metrics import Metrics
 from theworld.serving.settings import MIB, ServerSettings, is_loopback
@@ -56,10 +56,13 @@ class Guard:
             await self.app(scope, receive, send)
             return
         self.in_progress += 1
+        arrival = Arrival(self.engine)
+        ARRIVAL.set(arrival)  # of the task of this request
         self.metrics.in_progress.set(self.in_progress)
         try:
             await self.app(scope, self._limited(receive), send)
         finally:
+            arrival.end()
             self.in_progress -= 1
             self.metrics.in_progress.set(self.in_progress)
 

@@ -19,7 +19,7 @@ from theworld.model.call_plan import CallPlan, steps_to_imagine, world_parts_for
 from theworld.serving import schemas
 from theworld.serving.chat import read_messages
 from theworld.serving.decoding import Decoding, TokenScore
-from theworld.serving.engine import Engine
+from theworld.serving.engine import ARRIVAL, Engine
 from theworld.serving.errors import RequestError
 from theworld.serving.jobs import Answer, AnswerJob, Event, ImagineJob, Job, Piece, Shown
 from theworld.serving.media import MediaReader
@@ -84,20 +84,17 @@ class Service:
         if characters > 16 * self.settings.max_prompt_tokens:
             raise RequestError(400, f"The prompt has {characters:,} characters: make it shorter.", param="messages")
         images = await self.media.read(parts, config)
-        past = (
-            self.model.processor.num_past_steps(
-                [image for row in self.model.processor.with_world([images]) for image in row]
-            )
-            if images and config.enable_world and body.mode != "off"
-            else 0
-        )
+        past = 0
         if not images or body.mode == "off":
             plan = CallPlan("off", 0, ())
-            if body.num_world_steps or body.world_prompt or body.mode not in (None, "off"):
-                reason = "without an image" if not images else "in mode off"
-                raise RequestError(400, f"Nothing is imagined {reason}; leave out the fields of world models.")
         else:
+            if config.enable_world:
+                (read,) = self.model.processor.with_world([images])
+                past = self.model.processor.num_past_steps(read)
             plan = self.model.plan(body.mode, body.num_world_steps, past)
+        if plan.mode == "off" and (body.num_world_steps or body.mode not in (None, "off")):
+            reason = "without an image" if not images else "in mode off" if body.mode == "off" else "by this model"
+            raise RequestError(400, f"Nothing is imagined {reason}; leave out num_world_steps and mode.")
         if body.world_prompt and not plan.num_world_steps:
             raise RequestError(400, "world_prompt has no effect without imagined steps.", param="world_prompt")
         if plan.mode == "frames" and not isinstance(question, str):
@@ -184,6 +181,7 @@ class Service:
 
         job.deliver = deliver
         self.engine.add(job)
+        ARRIVAL.get().end()
         try:
             while True:
                 event = await queue.get()
