@@ -24,7 +24,7 @@ class Noted(Job):
 
     kind = "noted"
     images: list[Any] = field(default_factory=list)
-    plan: CallPlan = CallPlan("off", 0, ())
+    plan: CallPlan = field(default_factory=lambda: CallPlan("off", 0, ()))
     batches: queue.Queue[list[Job]] = field(default_factory=queue.Queue)
     may_run: threading.Event | None = None
 

@@ -63,6 +63,7 @@ def test_a_client_that_leaves_frees_its_place(model: TheWorld, slow: list[Row], 
         wait_until(lambda: slow[0].ended is not None)
         assert time.monotonic() - left < 5  # at most 1 s on a machine that is not busy
         assert slow[0].ended == "cancelled"
+        assert 'path="/v1/chat/completions",status="499"} 1.0' in HTTP.get(f"{server.url}/metrics").text
         assert len(slow[0].ids) < LONG
         assert ask(server, max_tokens=2).status_code == 200
 

@@ -19,7 +19,7 @@ import theworld
 from theworld.serving import schemas
 from theworld.serving.engine import Engine
 from theworld.serving.errors import DOCUMENTED, RequestError, as_request_error, invalid
-from theworld.serving.guard import Guard
+from theworld.serving.guard import LEFT, Guard
 from theworld.serving.media import MediaReader
 from theworld.serving.metrics import CONTENT_TYPE, Metrics
 from theworld.serving.service import ClientLeft, Service
@@ -150,7 +150,7 @@ def add_errors(app: FastAPI) -> None:
         return invalid(error.errors(), error.body, known).response()
 
     async def left(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)
+        return Response(status_code=LEFT)
 
     async def failed(request: Request, error: Exception) -> Response:
         return as_request_error(error).response()

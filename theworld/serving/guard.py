@@ -20,6 +20,9 @@ OPEN = ("/health",)  # to everybody, for load balancers
 PATHS = ("/v1/chat/completions", "/v1/videos/generate", "/v1/models", "/health", "/metrics", "/openapi.json")
 
 
+LEFT = 499  # the status of requests whose clients left early, in metrics
+
+
 class Guard:
     """ASGI middleware that refuses requests before their bodies are read, and counts all of them."""
 
@@ -31,19 +34,20 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, path, status = time.perf_counter(), scope["path"], 499  # left early
+        started, path, status, complete = time.perf_counter(), scope["path"], 0, False
         path = path if path in PATHS else "other"
 
         async def noting(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
         try:
             await self._checked(scope, receive, noting)
         finally:
-            self.metrics.requests.labels(path, status).inc()
+            self.metrics.requests.labels(path, status if complete else LEFT).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
 
     async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
