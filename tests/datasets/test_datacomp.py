@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.datasets.test_downloads import GOOD, PUBLIC, QUICK, Names, Server
+from tests.storage.test_downloads import GOOD, PUBLIC, QUICK, Names, Server
 from tests.tiny import tiny_bases
 from tests.world_models.tiny import TINY_SIZE
 from theworld.datasets import datacomp
