@@ -147,6 +147,19 @@ def test_the_model_is_loaded_while_the_server_listens(model: TheWorld) -> None:
         assert ask(server).status_code == 200
 
 
+def test_a_server_that_loads_can_be_stopped(model: TheWorld) -> None:
+    loaded = threading.Event()
+
+    def load() -> TheWorld:
+        loaded.wait(60)
+        return model
+
+    with serving(load) as server:
+        wait_until(lambda: HTTP.get(f"{server.url}/health").status_code == 503)
+    assert not loaded.is_set()
+    loaded.set()
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_server() -> None:
     def load() -> TheWorld:
         raise ValueError("its weights are damaged")

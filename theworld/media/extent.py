@@ -12,7 +12,7 @@ from theworld.media.streams import open_stream, packets_of
 
 @dataclass(frozen=True)
 class Extent:
-    """Width and height in pixels, and the number of frames, 1 for an image."""
+    """Width and height in pixels, and the number of frames, 1 for an image and where they were not counted."""
 
     width: int
     height: int
@@ -24,8 +24,8 @@ class Extent:
         return self.width * self.height
 
 
-def extent_of(content: bytes) -> Extent:
-    """The extent of a file's content.
+def extent_of(content: bytes, *, count: bool = True) -> Extent:
+    """The extent of a file's content; `count` counts its frames, which takes long for animations with many.
 
     Raises:
         ValueError: if it is neither an image nor a video, or is damaged.
@@ -37,10 +37,10 @@ def extent_of(content: bytes) -> Extent:
             packets = packets_of(container, name)
             sizes = [(stream.width, stream.height) for stream in container.streams.video]
             width, height = max(sizes, default=(0, 0), key=lambda size: size[0] * size[1])
-            return Extent(width, height, sum(1 for packet in packets if packet.size))
+            return Extent(width, height, sum(1 for packet in packets if packet.size) if count else 1)
     try:
         with open_image(file, name) as image, decoding(name):
-            return Extent(*image.size, num_animated(image))
+            return Extent(*image.size, num_animated(image) if count else 1)
     except NotAnImage as error:
         formats = ", ".join(image_formats())
         raise ValueError(f"{name} is neither an image nor a video that can be read: pass one of {formats}.") from error

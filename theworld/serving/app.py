@@ -50,7 +50,7 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics, media
         with reader:
             engine.start()
             yield
-            if engine.failure is None:
+            if engine.model is not None:  # a model that is being loaded is not waited for
                 await asyncio.to_thread(engine.close)
 
     app = FastAPI(

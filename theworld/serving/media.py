@@ -106,7 +106,7 @@ class MediaReader:
         return load_image(content)
 
     def _video(self, content: bytes, fps: float | None, config: TheWorldConfig) -> Video:
-        extent = self._checked(content)
+        extent = self._checked(content, count=True)
         if extent.num_frames > self.settings.max_frames:
             raise ValueError(
                 f"the video has {extent.num_frames:,} frames, and this server takes {self.settings.max_frames:,}; "
@@ -115,8 +115,8 @@ class MediaReader:
         self._check_video_pixels(extent.pixels * extent.num_frames)
         return config.read_video(Video(content, fps=fps))
 
-    def _checked(self, content: bytes) -> Extent:
-        extent = extent_of(content)
+    def _checked(self, content: bytes, count: bool = False) -> Extent:
+        extent = extent_of(content, count=count)
         if extent.pixels > self.settings.max_pixels:
             raise ValueError(
                 f"it has {extent.width} x {extent.height} pixels, and this server takes "
