@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import torch
 from PIL import Image
 
 from tests.serving.conftest import HTTP, QUESTION, ask, data_address, frames_of, image_of, image_part, metric, user
@@ -21,6 +22,7 @@ from theworld.inference.prompting import Chat
 from theworld.media.export import encode_rollout
 from theworld.media.inputs import LoadedImages
 from theworld.media.video import Video, load_video
+from theworld.serving.latents import LatentCache
 from theworld.serving.server import Server
 
 OTHER = "Is the red ball on the left?"
@@ -102,6 +104,35 @@ def test_requests_share_batches_and_answers_are_not_mixed(server: Server, model:
     for answer, image, question, length in zip(answers, images, questions, lengths, strict=True):
         assert text_of(answer) == model.generate(image, question, max_new_tokens=length)
         assert answer.json()["usage"]["completion_tokens"] <= length
+
+
+def test_an_image_is_imagined_once(server: Server, model: TheWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    imagine = model.runner.imagine_from
+
+    def noted(inputs: Any, *arguments: Any) -> Any:
+        rows.append(len(inputs["world_frames"]))
+        return imagine(inputs, *arguments)
+
+    image, fields = image_of(11), {"num_world_steps": 2, "seed": 9}
+    expected = {question: model.generate(image, question, max_new_tokens=8, **fields) for question in (QUESTION, OTHER)}
+    monkeypatch.setattr(model.runner, "imagine_from", noted)
+    for question, text in expected.items():
+        assert text_of(ask(server, image_part(image), question=question, **fields)) == text
+    assert rows == [1]
+    assert ask(server, image_part(image), num_world_steps=2, seed=10).status_code == 200
+    assert ask(server, image_part(image), num_world_steps=1, seed=9).status_code == 200
+    assert rows == [1, 1, 1]
+    cache, (size, images) = LatentCache(), (3, [image_of(number) for number in (1, 2, 1)])
+    latents = cache.imagine(model, images, 2, 0, None, lambda done, total: None)
+    assert (rows[-1], len(latents)) == (2, size)
+    assert torch.equal(latents[0], latents[2])
+    torch.testing.assert_close(latents, model.imagine(images, 2))
+    assert not cache._kept
+    cache.max_bytes = 2 * latents[0].nbytes
+    for number in (1, 2, 3):
+        cache.imagine(model, [image_of(number)], 2, 0, None, lambda done, total: None)
+    assert (len(cache._kept), cache._bytes) == (2, cache.max_bytes)
 
 
 def test_samples_depend_on_their_own_seed(server: Server) -> None:

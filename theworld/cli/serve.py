@@ -67,6 +67,9 @@ def serve(
     ** 24,
     max_prompt_tokens: Annotated[int, typer.Option("--max-prompt-tokens", min=1, help="Length of a prompt.")] = 8192,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of an answer.")] = 1024,
+    cache: Annotated[
+        int, typer.Option("--cache", metavar="MIB", min=0, help="Memory for the latents of earlier images.")
+    ] = 256,
     downloads: Annotated[
         bool,
         typer.Option("--downloads/--no-downloads", help="Fetch images and videos from public http(s) addresses."),
@@ -105,6 +108,7 @@ def serve(
         max_pixels=max_pixels,
         max_prompt_tokens=max_prompt_tokens,
         max_new_tokens=max_new_tokens,
+        cache_bytes=cache * MIB,
         downloads=downloads,
     )
     spec = resolve_spec(given, world_model, max_past_steps=PAST_STEPS)

@@ -18,6 +18,7 @@ from theworld.media.video import Video
 from theworld.model.call_plan import CallPlan
 from theworld.serving.decoding import Decoding, Row, RowEnds, TokenChoice, TokenScore
 from theworld.serving.errors import RequestError
+from theworld.serving.latents import LatentCache
 from theworld.serving.schemas import FinishReason
 
 
@@ -64,6 +65,8 @@ class Job(ABC):
         seed: of the rollout.
         deliver: takes events in the engine's thread; the last one is a result or an exception.
         cancelled: set from any thread when nobody waits for the result any more.
+        num_past_steps: P of the images.
+        latents: where those of earlier jobs are.
         started: whether events were delivered, so that the job cannot be repeated.
     """
 
@@ -75,6 +78,7 @@ class Job(ABC):
     cancelled: bool = False
     started: bool = False
     num_past_steps: int = 0
+    latents: LatentCache = field(default_factory=LatentCache)
     kind: ClassVar[str]
 
     @property
@@ -128,16 +132,14 @@ class AnswerJob(Job):
         jobs = [job for job in jobs if job.fits(model)]
         if not jobs:
             return
-        plan, prompts = jobs[0].plan, [job.world_prompt or "" for job in jobs]
-        latents = imagine(model, jobs) if jobs[0].shows_rollout else None
+        plan = jobs[0].plan
+        latents = imagine(model, jobs) if plan.mode == "tokens" or plan.num_world_steps else None
         rollout = RolloutOptions(
             plan.num_world_steps,
             jobs[0].seed,
             False if plan.mode == "off" else None,
             world_latents=latents,
-            world_prompt=prompts if any(prompts) and latents is None else None,
             mode=None if plan.mode == "off" else plan.mode,
-            progress=stop_if_abandoned(jobs),
         )
         inputs = model.prepare_generation(
             LoadedImages(job.images for job in jobs), [job.question for job in jobs], rollout=rollout
@@ -148,7 +150,9 @@ class AnswerJob(Job):
             further["logits_processor"] = [TokenChoice(rows)]
         longest = max(job.decoding.max_new_tokens for job in jobs)
         model.model.generate(**inputs, **decoding_arguments(longest, 0.0, further, model.processor.tokenizer))
-        shown = [None] * len(jobs) if latents is None else shown_of(model, jobs, latents)
+        shown: Sequence[Shown | None] = [None] * len(jobs)
+        if latents is not None and jobs[0].shows_rollout:
+            shown = shown_of(model, jobs, latents)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         for job, row, length, imagined in zip(jobs, rows, lengths, shown, strict=True):
             scores = None if job.decoding.top_logprobs is None else row.scores
@@ -203,7 +207,8 @@ def imagine(model: TheWorld, jobs: Sequence[Job]) -> torch.Tensor:
     every = [image for row in chosen for image in row]
     prompts = [job.world_prompt or "" for job, row in zip(jobs, chosen, strict=True) for _ in row]
     steering = prompts if any(prompts) else None
-    return model.runner.imagine(every, jobs[0].plan.num_world_steps, jobs[0].seed, steering, stop_if_abandoned(jobs))
+    steps, seed, progress = jobs[0].plan.num_world_steps, jobs[0].seed, stop_if_abandoned(jobs)
+    return jobs[0].latents.imagine(model, every, steps, seed, steering, progress)
 
 
 def shown_of(model: TheWorld, jobs: Sequence[Job], latents: torch.Tensor) -> list[Shown]:

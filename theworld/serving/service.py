@@ -22,6 +22,7 @@ from theworld.serving.decoding import Decoding, TokenScore
 from theworld.serving.engine import ARRIVAL, Engine
 from theworld.serving.errors import RequestError
 from theworld.serving.jobs import Answer, AnswerJob, Event, ImagineJob, Job, Piece, Shown
+from theworld.serving.latents import LatentCache
 from theworld.serving.media import MediaReader
 from theworld.serving.metrics import Metrics
 from theworld.serving.settings import ServerSettings
@@ -45,6 +46,7 @@ class Service:
     def __init__(self, engine: Engine, media: MediaReader, settings: ServerSettings, metrics: Metrics) -> None:
         self.engine, self.media, self.settings, self.metrics = engine, media, settings, metrics
         self.created = int(time.time())
+        self.latents = LatentCache(settings.cache_bytes)
 
     @property
     def model(self) -> TheWorld:
@@ -111,6 +113,7 @@ class Service:
             body.seed or 0,
             (body.world_prompt or "").strip() or None,
             num_past_steps=past,
+            latents=self.latents,
             question=question,
             decoding=decoding,
             stream=bool(body.stream),
@@ -164,6 +167,7 @@ class Service:
             body.seed or 0,
             (body.world_prompt or "").strip() or None,
             num_past_steps=self.model.processor.num_past_steps(images),
+            latents=self.latents,
         )
 
     # -------------------------------------------------------------------------------------------------------- events

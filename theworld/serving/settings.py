@@ -37,6 +37,7 @@ class ServerSettings:
         max_pixels: pixels of an image; a video may have 64 times as many in all its frames.
         max_prompt_tokens: length of a prompt, in tokens.
         max_new_tokens: length of an answer, in tokens.
+        cache_bytes: size of the latents of earlier images that are kept in memory.
         downloads: whether images may be named by http and https addresses.
         download_timeout: seconds of the download of one file.
     """
@@ -58,13 +59,14 @@ class ServerSettings:
     max_pixels: int = 2**24
     max_prompt_tokens: int = 8192
     max_new_tokens: int = 1024
+    cache_bytes: int = 256 * MIB
     downloads: bool = True
     download_timeout: float = 20.0
 
     def __post_init__(self) -> None:
         """Raises a ValueError for a number that is too small, and for an address of the network without a key."""
         for field in fields(self):
-            value, may_be_zero = getattr(self, field.name), field.name in ("port", "batch_wait", "shutdown_timeout")
+            value, may_be_zero = getattr(self, field.name), field.name in ("port", "batch_wait", "cache_bytes")
             if not isinstance(value, bool) and isinstance(value, int | float) and not (value > 0 or may_be_zero):
                 raise ValueError(f"{field.name} is {value}; it must be above 0.")
         if self.api_key is None and not self.force and not is_loopback(self.host):
