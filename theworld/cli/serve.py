@@ -79,6 +79,8 @@ def serve(
     device: options.Device = None,
     dtype: options.Dtype = None,
     fast_path: options.FastPath = "auto",
+    quantization: options.Quantization = None,
+    offload_world_model: options.OffloadWorldModel = False,
     debug: options.Debug = False,
 ) -> None:
     """Serve a model to OpenAI clients: chat completions with images and videos, and imagined videos.
@@ -122,7 +124,7 @@ def serve(
         raise ValueError(INSTALL) from error
 
     def loaded() -> TheWorld:
-        the_model = load(spec, steps, device, dtype, fast_path)
+        the_model = load(spec, steps, device, dtype, fast_path, quantization, offload_world_model)
         plan = the_model.plan()
         if plan.mode != "off":
             the_model.runner.load_parts(*plan.parts)
