@@ -33,7 +33,7 @@ def read_messages(messages: list[Message]) -> tuple[Question, list[tuple[str, Me
             turns.append({"role": role, "content": text})
     texts = [part["text"] for part in turns[-1]["content"] if part["type"] == "text"]
     if not any(text.strip() for text in texts):
-        raise RequestError(400, "The last message has no text; ask something.", param=f"messages[{len(messages) - 1}]")
+        raise RequestError(400, "The last message asks nothing; add a text.", param=f"messages[{len(messages) - 1}]")
     if len(turns) == 1 and len(texts) == 1:
         return texts[0], media
     return Chat(turns), media

@@ -52,7 +52,7 @@ Event: TypeAlias = Piece | Answer | Shown | Exception
 
 
 class Abandoned(Exception):
-    """Ends a rollout that nobody waits for any more."""
+    """Ends a rollout that no client waits for any more."""
 
 
 @dataclass(eq=False)
@@ -64,7 +64,7 @@ class Job(ABC):
         plan: how the world model is used.
         seed: of the rollout.
         deliver: takes events in the engine's thread; the last one is a result or an exception.
-        cancelled: set from any thread when nobody waits for the result any more.
+        cancelled: set from any thread when no client waits for the result any more.
         num_past_steps: P of the images.
         latents: where those of earlier jobs are.
         started: whether events were delivered, so that the job cannot be repeated.
@@ -223,7 +223,7 @@ def shown_of(model: TheWorld, jobs: Sequence[Job], latents: torch.Tensor) -> lis
 
 
 def stop_if_abandoned(jobs: Sequence[Job]) -> Callable[[int, int], None]:
-    """A progress function that ends the rollout when nobody waits for it."""
+    """A progress function that ends the rollout when no client waits for it."""
 
     def progress(done: int, total: int) -> None:
         if all(job.cancelled for job in jobs):
