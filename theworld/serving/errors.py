@@ -82,7 +82,7 @@ def as_request_error(error: Exception) -> RequestError:
 
 
 def invalid(errors: Sequence[Mapping[str, Any]], body: Any, known: Sequence[str]) -> RequestError:
-    """What is wrong with a body that does not fit the schema, of pydantic's list of errors."""
+    """The error of a body that does not fit the schema, from pydantic's list of errors."""
     error = max(errors, key=lambda each: (each["type"] == "extra_forbidden", len(each["loc"])))
     if error["type"] == "json_invalid":
         return RequestError(400, "The body is not valid JSON.")
