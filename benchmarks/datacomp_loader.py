@@ -37,8 +37,8 @@ from PIL import Image
 
 from theworld.datasets import datacomp
 from theworld.datasets.datacomp import ImageDownloads, readable
-from theworld.datasets.downloads import Downloader, DownloadSettings
 from theworld.inspection.provenance import versions
+from theworld.storage.downloads import Downloader, DownloadSettings
 
 ROWS, DEAD = 2000, 0.4
 LATENCY = 1.5  # seconds before each answer

@@ -49,7 +49,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "datasets": _CORE | {"inference", "inspection"},
     "training": _CORE | {"inference", "inspection", "datasets"},
     "evaluation": _CORE | {"inference", "inspection", "datasets"},
-    "cli": _CORE | {"inference", "inspection", "datasets", "training", "evaluation"},
+    "serving": _CORE | {"inference"},
+    "cli": _CORE | {"inference", "inspection", "datasets", "training", "evaluation", "serving"},
 }
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.datasets.test_downloads import GOOD, PUBLIC, QUICK, Names, Server
+from tests.storage.test_downloads import GOOD, PUBLIC, QUICK, Names, Server
 from tests.tiny import tiny_bases
 from tests.world_models.tiny import TINY_SIZE
 from theworld.datasets import datacomp
 from theworld.datasets.datacomp import ImageDownloads
-from theworld.datasets.downloads import Downloader, DownloadSettings
 from theworld.datasets.shards import ImageShards, key_of
+from theworld.storage.downloads import Downloader, DownloadSettings
 from theworld.training import dataset_loading, recipe
 from theworld.training.config import TrainingConfig
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,12 +12,18 @@ from theworld.cli.console import figures, plain_table, stdout, waiting
 from theworld.cli.loading import chosen_model
 from theworld.messages import counted
 
+SERVER: dict[str, Any] = {"batch_size": 16, "extra": "serve"}  # the defaults of `theworld serve`
+
 
 def doctor(
     model: options.ModelArgument = None,
     named: options.ModelOption = None,
     steps: options.Steps = None,
     world_model: options.WorldModel = None,
+    serve: Annotated[
+        bool,
+        typer.Option("--serve", help="Check what `theworld serve` needs: its packages, its port, a batch's memory."),
+    ] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -30,13 +36,31 @@ def doctor(
     with waiting("Checking …"):
         from theworld.inspection import preflight
 
-        content = preflight(chosen_model(model, named), world_model, steps)
+        content = preflight(chosen_model(model, named), world_model, steps, **(SERVER if serve else {}))
+    if serve:
+        content["findings"] += server_findings()
+        content["works"] = not any(finding["fails"] for finding in content["findings"])
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
     else:
         show(content)
     if not content["works"]:
         raise typer.Exit(1)
+
+
+def server_findings() -> list[dict[str, Any]]:
+    """Whether a server with default settings could listen here, and who could ask it."""
+    from theworld.serving.settings import KEY_VARIABLE, ServerSettings, listen, read_key
+
+    try:
+        settings = ServerSettings(api_key=read_key())
+        listen(settings.host, settings.port).close()
+    except ValueError as error:
+        return [{"fails": True, "text": str(error)}]
+    if settings.api_key is not None:
+        return []
+    text = f"{KEY_VARIABLE} is not set, so a server can listen at this machine's own address only, unless forced."
+    return [{"fails": False, "text": text}]
 
 
 def show(content: dict[str, Any]) -> None:

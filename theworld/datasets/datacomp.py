@@ -14,10 +14,10 @@ from typing import Any
 
 from PIL import Image
 
-from theworld.datasets.downloads import CAUSES, Downloaded, Downloader, DownloadSettings
 from theworld.datasets.shards import ImageShards
 from theworld.datasets.streams import StreamedSamples
 from theworld.media.images import load_image
+from theworld.storage.downloads import CAUSES, Downloaded, Downloader, DownloadSettings
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class ImageDownloads:
 
     Attributes:
         seen: number of rows that were read.
-        causes: number of rows that were skipped, by cause: those of `theworld.datasets.downloads`, and `caption`.
+        causes: number of rows that were skipped, by cause: those of `theworld.storage.downloads`, and `caption`.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from theworld.datasets.downloads import TRANSIENT
+from theworld.storage.downloads import TRANSIENT
 
 SHARD_BYTES = 256 * 2**20
 DEAD = "dead.jsonl"
@@ -61,7 +61,7 @@ class ImageShards:
             return file.read(size)
 
     def cause(self, url: str) -> str | None:
-        """Why an address has no image, if that will not change: a cause of `theworld.datasets.downloads`."""
+        """Why an address has no image, if that will not change: a cause of `theworld.storage.downloads`."""
         cause = self._dead.get(key_of(url))
         return None if cause in TRANSIENT else cause
 

@@ -35,7 +35,12 @@ class Finding:
 
 
 def preflight(
-    model: str = "nano", world_model: str | None = None, num_world_steps: int | None = None
+    model: str = "nano",
+    world_model: str | None = None,
+    num_world_steps: int | None = None,
+    *,
+    batch_size: int = 1,
+    extra: str = "",
 ) -> dict[str, Any]:
     """Checks whether asking a model a question would work here; downloads no weights.
 
@@ -43,13 +48,15 @@ def preflight(
         model: `nano`, a folder or a Hub id.
         world_model: what a Gemma 3 is fused with; None means the published Cosmos-Predict2 of 2B.
         num_world_steps: None means what `plan_call` chooses.
+        batch_size: questions that are answered at once.
+        extra: an extra of this package whose libraries are needed too.
 
     Returns:
         A dict that can be written as JSON: `works`, `findings` (sentences, each with `fails`), `repositories` (where
         each is, its access and sizes), `download_bytes`, `disk_free_bytes`, `memory` (predicted and free) and
         `machine`.
     """
-    findings = library_findings()
+    findings = library_findings(extra)
     problem = repositories.token_problem()
     findings += [Finding(True, problem)] if problem else []
     spec: ModelSpec | None = None
@@ -85,7 +92,7 @@ def preflight(
     rows: list[dict[str, Any]] = []
     if spec is not None and plan is not None:
         text_encoder = sum(one.needed for one in checks_of("its text encoder", found))
-        rows = predict_memory(spec.config, plan, text_encoder)
+        rows = predict_memory(spec.config, plan, text_encoder, batch_size)
         findings += memory_findings(rows) + model_findings(spec, plan, found)
     return {
         "model": model,
@@ -172,8 +179,10 @@ def as_row(found: RepositoryCheck) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- memory
 
 
-def predict_memory(config: TheWorldConfig, plan: CallPlan, text_encoder: int = 0) -> list[dict[str, Any]]:
-    """Memory of one answer about one image, predicted and free: of RAM, and of the GPU if there is one.
+def predict_memory(
+    config: TheWorldConfig, plan: CallPlan, text_encoder: int = 0, batch: int = 1
+) -> list[dict[str, Any]]:
+    """Memory of `batch` answers about one image each, predicted and free: of RAM, and of the GPU if there is one.
 
     Args:
         text_encoder: bytes of the world model's text encoder, if the first rollout needs it. It runs on the CPU if it
@@ -188,6 +197,7 @@ def predict_memory(config: TheWorldConfig, plan: CallPlan, text_encoder: int = 0
     _, dtype = resolve_device_and_dtype(None if cards else "cpu", None, "bfloat16" if cards else None)
     call: dict[str, Any] = {
         "num_world_steps": plan.num_world_steps,
+        "batch": batch,
         "b": dtype.itemsize,
         "mode": "frames" if plan.mode == "frames" else "tokens",
     }
@@ -228,15 +238,15 @@ def memory_findings(rows: Sequence[dict[str, Any]]) -> list[Finding]:
 # ----------------------------------------------------------------------------------------------- libraries and models
 
 
-def library_findings() -> list[Finding]:
-    """Packages that are missing or too old, by this package's own metadata."""
+def library_findings(extra: str = "") -> list[Finding]:
+    """Packages that are missing or too old, by this package's own metadata, with those of one of its extras."""
     try:
         wanted = importlib.metadata.requires("theworld") or []
     except importlib.metadata.PackageNotFoundError:  # a source tree that was never installed
         return []
     findings = []
     for requirement in map(Requirement, wanted):
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
             continue
         install = f"run `pip install '{requirement}'`."
         try:

@@ -32,8 +32,35 @@ def save_rollout(
 ) -> Path:
     """Writes `frames` uint8 (F, H, W, 3) RGB to `path` as .gif, .mp4 or .png, atomically, and returns the path.
 
+    The other arguments and errors are those of `encode_rollout`; a ValueError is also raised if the file cannot be
+    written.
+    """
+    path = Path(os.path.expanduser(path))
+    content = encode_rollout(frames, rollout_extension(path), fps, scale=scale, hold=hold, labels=labels)
+    try:
+        with atomic_file(path) as unfinished:
+            unfinished.write_bytes(content)
+    except OSError as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be written ({error.strerror or error}): choose another path."
+        ) from error
+    return path
+
+
+def encode_rollout(
+    frames: np.ndarray,
+    extension: str,
+    fps: float = 16.0,
+    *,
+    scale: int | None = None,
+    hold: float = 0.5,
+    labels: Sequence[str] | None = None,
+) -> bytes:
+    """The content of a file with `frames` uint8 (F, H, W, 3) RGB.
+
     Args:
         frames: in order of time; a PNG shows them from left to right.
+        extension: ".gif", ".mp4" or ".png".
         fps: frames per second of GIF and MP4; the default is the rate of nano and Cosmos-Predict2. A GIF rounds the
             times of its frames to hundredths of a second, and has at most 50 frames per second.
         scale: enlarges each pixel to scale x scale; None chooses a scale at which small frames are easy to see.
@@ -42,11 +69,9 @@ def save_rollout(
         labels: one text per frame, which is written below it.
 
     Raises:
-        ValueError: if the extension, the shape or type of the frames, a value or the number of labels is not valid, or
-            if the file cannot be written.
+        ValueError: if the extension, the shape or type of the frames, a value or the number of labels is not valid.
     """
-    path = Path(os.path.expanduser(path))
-    write = WRITERS[rollout_extension(path)]
+    write = WRITERS[extension]
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
         raise ValueError(
@@ -61,19 +86,11 @@ def save_rollout(
     if labels is not None and len(labels) != len(frames):
         raise ValueError(f"Got {len(labels)} labels for {len(frames)} frames: pass one per frame.")
     if scale is None:
-        scale = _visible_scale(frames, is_strip=path.suffix.lower() == ".png")
+        scale = _visible_scale(frames, is_strip=extension == ".png")
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     if labels is not None:
         frames = np.stack([_with_label(frame, label) for frame, label in zip(frames, labels, strict=True)])
-    content = write(frames, fps, hold)
-    try:
-        with atomic_file(path) as unfinished:
-            unfinished.write_bytes(content)
-    except OSError as error:
-        raise ValueError(
-            f"{str(path)!r} cannot be written ({error.strerror or error}): choose another path."
-        ) from error
-    return path
+    return write(frames, fps, hold)
 
 
 def moment_labels(num_past_frames: int, num_frames: int, fps: float) -> list[str]:

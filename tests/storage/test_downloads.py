@@ -15,7 +15,7 @@ import pytest
 from aiohttp.abc import AbstractResolver
 from PIL import Image
 
-from theworld.datasets.downloads import CAUSES, Downloader, DownloadSettings, is_public
+from theworld.storage.downloads import CAUSES, Downloader, DownloadSettings, is_public
 
 PUBLIC, PRIVATE = "127.0.0.2", "127.0.0.1"  # two addresses of this machine; the tests allow the first one only
 QUICK = DownloadSettings(timeout=1.0, back_off=0.01, max_bytes=100_000, lookahead=16, concurrency=8)

@@ -1,9 +1,10 @@
-"""Downloads of images from addresses that strangers wrote: many at a time, bounded in every way, and only from the web.
+"""Downloads of files from addresses that strangers wrote: many at a time, bounded in every way, and only from the web.
 
-Addresses of a dataset are untrusted input. Only http and https are opened, and only connections to public addresses:
-this is checked for each connection that is made, whatever led to it (an address in digits, a redirect, a DNS answer).
-Proxy variables are not read. Time, size, redirects and attempts have limits, and so has the number of downloads per
-host. Every failure has one of the `CAUSES`; nothing but a fault of this program is raised.
+Addresses in a dataset or in a request to a server are untrusted input. Only http and https are opened, and only
+connections to public addresses: this is checked for each connection that is made, whatever led to it (an address in
+digits, a redirect, a DNS answer). Proxy variables are not read. Time, size, redirects and attempts have limits, and so
+has the number of downloads per host. Every failure has one of the `CAUSES`; nothing but a fault of this program is
+raised.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class Downloader:
                 while len(waiting) < self.settings.lookahead and (row := next(source, last)) is not last:
                     wanted = request(row)  # type: ignore[arg-type]
                     known = isinstance(wanted, Downloaded)
-                    waiting.append((row, wanted if known else self._call(self._download(wanted))))  # type: ignore[arg-type]
+                    waiting.append((row, wanted if known else self.fetch(wanted)))  # type: ignore[arg-type]
                 if not waiting:
                     return
                 row, result = waiting.popleft()
@@ -172,6 +173,10 @@ class Downloader:
             for _, result in waiting:
                 if not isinstance(result, Downloaded):
                     result.cancel()
+
+    def fetch(self, address: str) -> Future[bytes]:
+        """The file at an address, or an exception Failed; cancelling the future ends the download."""
+        return self._call(self._download(address))
 
     def _call(self, coroutine: Any) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
