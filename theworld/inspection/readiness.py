@@ -219,7 +219,7 @@ def memory_row(kind: str, contains: dict[str, int], free: int | None) -> dict[st
     return {"of": kind, "predicted": sum(contains.values()), "there_is": free, "contains": contains}
 
 
-SMALL_CARDS = "--offload-world-model, --quantization 4bit (docs/small_cards.md), "
+SMALL_CARDS = "offloading the world model, 4-bit weights (docs/small_cards.md), "
 
 
 def memory_findings(rows: Sequence[dict[str, Any]]) -> list[Finding]:
