@@ -85,8 +85,9 @@ def serve(
 ) -> None:
     """Serve a model to OpenAI clients: chat completions with images and videos, and imagined videos.
 
-    It listens at this machine's own address unless --host names another one, which needs an API key. SIGTERM and
-    Ctrl-C end it after the requests that have begun.
+    It listens at this machine's own address unless --host names another one, which needs an API key.
+
+    SIGTERM and Ctrl-C end it after the requests that have begun.
 
     Example: theworld serve nano --port 8000
     """
