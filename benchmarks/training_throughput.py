@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from benchmarks.full_size_run import PHOTO
 from benchmarks.random_weights import SIZES, make_bases
-from theworld.cuda_graphs import can_compile
+from theworld.compilation import can_compile
 from theworld.datasets.collator import ChatCollator, IndexedSample
 from theworld.datasets.samples import TheWorldDataset
 from theworld.inspection.provenance import versions

@@ -1,5 +1,6 @@
 """The switch `fast_path` and its rule, and the shapes that are kept."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -89,6 +90,27 @@ def test_a_backend_of_its_own_takes_no_options_of_inductor() -> None:
     with compiling():
         assert torch.equal(function(torch.zeros(2)), torch.ones(2))
     assert len(seen) == 1
+
+
+def test_forward_and_backward_are_compiled_with_our_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward graph may be compiled later than the forward one, when the choices are the default ones again."""
+    from torch._functorch.aot_autograd import make_boxed_func
+    from torch._inductor import compile_fx
+    from torch._inductor.virtualized import V
+
+    seen = []
+
+    def compile_graph(graph: torch.fx.GraphModule, inputs: list[torch.Tensor], **unused: object) -> object:
+        seen.append(V.choices is one_pass())
+        return make_boxed_func(graph.forward)
+
+    monkeypatch.setattr(compile_fx, "compile_fx", partial(compile_fx.compile_fx, inner_compile=compile_graph))
+    function = compile_function(lambda x: (x.sin() * x).sum())
+    x = torch.ones(3, requires_grad=True)
+    with compiling():
+        function(x).backward()
+    assert seen == [True, True]
+    assert x.grad is not None
 
 
 @pytest.mark.gpu

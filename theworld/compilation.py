@@ -9,10 +9,10 @@ registers instead, which is also faster.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -47,7 +47,7 @@ def compile_function(
     return torch.compile(function, fullgraph=fullgraph, dynamic=False, backend=backend or inductor, options=chosen)
 
 
-def compiling() -> AbstractContextManager[Any]:
+def compiling() -> contextlib.AbstractContextManager[Any]:
     """A context in which one compiled function may have MAX_SHAPES shapes."""
     from torch._dynamo import config  # not above: it takes a second, and a CPU does without it
 
@@ -55,13 +55,18 @@ def compiling() -> AbstractContextManager[Any]:
 
 
 def inductor(graph: Any, inputs: Any, *, options: dict[str, Any] | None = None) -> Any:
-    """Inductor as a backend of `torch.compile`, with `one_pass`."""
+    """Inductor as a backend of `torch.compile`, with `one_pass` in the forward and in the backward graph."""
+    from torch._functorch import config as autograd
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.virtualized import V
 
     config: Any = torch.compiler.config
-    # kernels that were made without these choices may be in torch's cache
-    with V.set_choices_handler(one_pass()), config.patch(cache_key_tag=f"{config.cache_key_tag} theworld one pass"):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(V.set_choices_handler(one_pass()))
+        # kernels that were made without these choices may be in torch's cache
+        stack.enter_context(config.patch(cache_key_tag=f"{config.cache_key_tag} theworld one pass"))
+        # otherwise the backward graph is compiled when it is first called, which is after this context
+        stack.enter_context(autograd.patch(force_non_lazy_backward_lowering=True))
         return compile_fx(graph, inputs, config_patches=options)
 
 
