@@ -30,7 +30,7 @@ from theworld.cuda_graphs import CudaGraphs
 from theworld.model import gemma_layers
 from theworld.model.gemma_layers import SHARED
 from theworld.model.packing import Layout, Plan, describe_rows, loss_scale, plan_batch, shift
-from theworld.model.placeholders import IGNORE_INDEX
+from theworld.model.placeholders import IGNORE_INDEX, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -242,22 +242,26 @@ class FrozenLoss:
         past_key_values: Any = None,
         num_items_in_batch: Tensor | int | None = None,
         label_smoothing: float = 0.0,
+        on_host: Tokens | None = None,
         **others: Any,
     ) -> Callable[[Tensor], Tensor] | None:
         """What computes the loss of a batch from its embeddings (B, L, D), or None if it cannot be computed here.
 
         Args:
-            world: (B, L) bool, the world placeholders.
+            world: (B, L) bool, the world placeholders; on the CPU if `on_host` is given.
             others: further arguments of `TheWorldForConditionalGeneration.forward`, which are described there.
         """
         plain = isinstance(attention_mask, Tensor) and position_ids is None and past_key_values is None
         if not (skip_logits and plain and torch.is_grad_enabled()) or label_smoothing or labels is None:
             return None
-        targets = shift(labels)
-        types = torch.zeros_like(labels) if token_type_ids is None else token_type_ids
-        rows = describe_rows(world, targets, types == 1, attention_mask)
+        tokens = on_host or Tokens(world, attention_mask, token_type_ids, labels)
+        assert tokens.labels is not None
+        images = torch.zeros_like(world) if tokens.token_type_ids is None else tokens.token_type_ids == 1
+        rows = describe_rows(world, shift(tokens.labels), images, tokens.attention_mask)
         if not all(0 < row.prefix < row.length and row.images_end <= row.prefix for row in rows):
             return None  # attention is causal only after the last image
+        targets = shift(labels)
+        types = torch.zeros_like(labels) if token_type_ids is None else token_type_ids
         return partial(
             LossWithGradient.apply,
             plan_batch(rows, targets, gemma_layers.image_blocks(types), self.group_tokens),
