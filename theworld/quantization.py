@@ -114,7 +114,7 @@ def use_unpacked_weights(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 an attribute of one kind of layer
 
 
 def quantised_parameter(module: nn.Module, name: str, value: torch.Tensor) -> nn.Parameter | None:
