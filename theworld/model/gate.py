@@ -39,15 +39,18 @@ class Gate:
 
 
 def jumps(latents: Tensor, num_world_steps: int) -> Tensor:
-    """How far each future begins from its present (n,): the root mean square difference of these two latent frames.
+    """How far each future begins from its present (n,), in units of normalised latents.
+
+    The change of a cell from now to the first imagined frame is its root mean square over channels, and the jump is the
+    median over cells: most of an image changes little in one world step, whatever moves in the rest.
 
     Args:
         latents: (n, C, P + 1 + N, h, w), normalised.
         num_world_steps: N, 1 or more.
     """
     first = latents.shape[2] - num_world_steps
-    change = latents[:, :, first].float() - latents[:, :, first - 1].float()
-    return change.square().mean(dim=(1, 2, 3)).sqrt()
+    change = latents[:, :, first].float() - latents[:, :, first - 1].float()  # (n, C, h, w)
+    return change.square().mean(dim=1).sqrt().flatten(1).quantile(0.5, dim=1)
 
 
 def gate_settings(gate: Gate | Mapping[str, Any] | None) -> dict[str, Any] | None:
