@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy as np
 from theworld.evaluation import scoring
 from theworld.evaluation.run_folder import read_run
 from theworld.evaluation.runner import Answer
-from theworld.evaluation.statistics import bootstrap_mean
+from theworld.evaluation.statistics import percentile_interval, resampled_counts
 from theworld.evaluation.tasks import Item
 from theworld.model.gate import Gate
 
-BEFORE, AFTER = "fused-0", "fused"  # arms: the answers without and with an imagined future
+BEFORE, AFTER, GATED = "fused-0", "fused", "gated"  # arms: without, with, and partly with imagined futures
+MAX_POINTS = 100  # of a curve in results
 KEPT_FUTURES = 0.99  # share of a model's own futures that its limit of jumps accepts
 
 
@@ -98,26 +99,58 @@ def choose_gate(data: GateData, keep: float = 0.99, max_rollouts: float = 0.5) -
 
 
 def gate_summary(data: GateData, gate: Gate) -> dict[str, Any]:
-    """What a gate gives on these questions, relative to a future for each of them, with 95 % intervals."""
+    """What a gate gives on these questions; figures as in `share_of`."""
     imagined, right = data.outcome(gate)
     return {
         "n": len(right),
-        "accuracy": float(right.mean()),
         "accuracy_with_future": float(data.after.mean()),
         "accuracy_without_future": float(data.before.mean()),
-        **kept(right, data.after),
-        "rollouts": float(imagined.mean()),
-        "rollouts_interval_95": list(bootstrap_mean([imagined])),
+        **share_of(right, data.after, imagined, np.ones(len(right))),
     }
 
 
-def kept(right: np.ndarray, whole: np.ndarray) -> dict[str, Any]:
-    """The accuracy of `right` (n,) relative to that of `whole` (n,), with an interval from resampling questions."""
-    from theworld.evaluation.calibration import interval, resampled_counts
+def share_of(right: np.ndarray, whole: np.ndarray, rollouts: np.ndarray, all_rollouts: np.ndarray) -> dict[str, Any]:
+    """An arm's accuracy and rollouts (n,) relative to those of another arm on the same questions.
 
+    Returns:
+        "accuracy", "kept" (relative accuracy) and "rollouts" (relative), the last two with 95 % intervals from
+        resampling questions.
+    """
     counts = resampled_counts(len(right))
-    ratio = (counts @ right) / np.maximum(counts @ whole, 1e-9)
-    return {"kept": float(right.mean() / whole.mean()), "kept_interval_95": list(interval(ratio))}
+    found: dict[str, Any] = {"accuracy": float(right.mean())}
+    for name, part, total in (("kept", right, whole), ("rollouts", rollouts, all_rollouts)):
+        ratios = (counts @ part) / np.maximum(counts @ total, 1e-9)
+        found[name] = float(part.sum() / max(total.sum(), 1e-9))
+        found[f"{name}_interval_95"] = list(percentile_interval(ratios))
+    return found
+
+
+def gate_content(items: Sequence[Item], arms: Mapping[str, Sequence[Sequence[Answer]]]) -> dict[str, Any] | None:
+    """What results say about gates: the curve of the thresholds, and what each gated arm keeps of its `fused`.
+
+    Args:
+        arms: name -> one list of answers per training seed, of which the first is used; names as in `compare`.
+
+    Returns:
+        {"curve", "arms"}; None without the arms `fused` and `fused-0` of one model, or if their answers were saved
+        without confidences.
+    """
+    for name, (after, *_) in arms.items():
+        prefix, _, base = name.rpartition("/")
+        arm, _, steps = base.partition("@")
+        (before, *_) = arms.get("/".join(filter(None, (prefix, BEFORE))), [None])
+        if arm != AFTER or before is None or any(one.confidence is None for one in before) or not after[0].jump:
+            continue
+        data = gate_data(items, before, after)
+        curve = gate_curve(data)
+        chosen = {}
+        for other, (answers, *_) in arms.items():
+            if other == name.replace(base, "@".join(filter(None, (GATED, steps)))):
+                right = np.array(scoring.right_answers(items, answers), dtype=float)
+                costs = (np.array([one.rollouts for one in rows], dtype=float) for rows in (answers, after))
+                chosen[other] = share_of(right, data.after, *costs)
+        return {"curve": curve[:: -(-len(curve) // MAX_POINTS)] + curve[-1:], "arms": chosen}
+    return None
 
 
 def read_gate_data(run: str | os.PathLike[str]) -> GateData:

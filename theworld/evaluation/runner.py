@@ -45,7 +45,7 @@ class Answer:
         label_logprob, label_tokens: of a training sample, the log-probability of its label and of the end of its turn,
             and their number of tokens; else None and 0.
         rollouts, rollout_seconds, passes: what this arm would need on its own, even if another arm computed the
-            rollouts; `passes` are those of the world transformer.
+            rollouts; `passes` are those of the world transformer (None in runs of earlier versions).
         confidence: as in `Reply`; None if the model was asked several times.
         jump: how far its future begins from the present (see `theworld.model.gate.jumps`); None without a future.
         agreement, spread: of several futures, the share that gives this answer and the standard deviation of its
@@ -62,7 +62,7 @@ class Answer:
     rollout_seconds: float = 0.0
     label_logprob: float | None = None
     label_tokens: int = 0
-    passes: float = 0.0
+    passes: float | None = None
     confidence: float | None = None
     jump: float | None = None
     agreement: float | None = None
