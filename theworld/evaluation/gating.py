@@ -138,7 +138,7 @@ def gate_content(items: Sequence[Item], arms: Mapping[str, Sequence[Sequence[Ans
     for name, (after, *_) in arms.items():
         prefix, _, base = name.rpartition("/")
         arm, _, steps = base.partition("@")
-        (before, *_) = arms.get("/".join(filter(None, (prefix, BEFORE))), [None])
+        before, *_ = arms.get("/".join(filter(None, (prefix, BEFORE))), [None])
         if arm != AFTER or before is None or any(one.confidence is None for one in before) or not after[0].jump:
             continue
         data = gate_data(items, before, after)
