@@ -32,7 +32,8 @@ RUN, QUESTIONS, ANSWERS, IMAGES, RESULTS = "run.json", "questions.jsonl", "answe
 IMAGE_FOLDERS = (IMAGES, "pictures")  # the second is the name in older runs
 # fields of a question that are written; images and true frames stay at their source
 MEDIA = "media"
-ADDED = {"label_logprob", "label_tokens"}  # fields of an answer that earlier versions did not have
+# fields of an answer that earlier versions did not have
+ADDED = {"label_logprob", "label_tokens", "passes", "confidence", "jump", "agreement", "spread"}
 KEPT = ("id", "family", "topic", "form", "question", "answer", "legal", "choices", "horizon")
 
 
