@@ -51,9 +51,8 @@ class Compared:
     Attributes:
         present: the answer without a future.
         imagined: the answers from the futures; None until they were imagined.
-        clips: (futures, F, H, W, 3) uint8, for a video with its own frames first.
+        clips: (futures, F, H, W, 3) uint8, for a video with its own frames first; None until they were decoded.
         labels: one per frame of each clip, if they begin with frames that were seen.
-        seconds: how far the futures reach.
     """
 
     asked: Asked
@@ -61,7 +60,6 @@ class Compared:
     imagined: FutureAnswers | None = None
     clips: np.ndarray | None = None
     labels: list[str] | None = None
-    seconds: float = 0.0
 
 
 def split_options(text: str) -> tuple[str, ...]:
@@ -103,7 +101,7 @@ def seen(model: TheWorld, media: ImageOrVideo) -> tuple[np.ndarray, str]:
 
 
 def compare(model: TheWorld, asked: Asked, limits: MediaLimits, progress: Progress | None = None) -> Iterator[Compared]:
-    """Yields the answer from the present, and then the same with those from imagined futures.
+    """Yields the answer from the present, then also those from imagined futures, and then also their clips.
 
     Raises:
         ValueError: if something that the visitor gave cannot be used; nothing has been imagined then.
@@ -130,9 +128,10 @@ def compare(model: TheWorld, asked: Asked, limits: MediaLimits, progress: Progre
         progress=progress,
     )
     assert imagined.latents is not None
+    yield Compared(asked, present, imagined)
     clips, labels, world = model.decode(imagined.latents), None, model.config.world_config
     if isinstance(media, Video) and (past := len(model.seen(media)) - 1):
         before = np.broadcast_to(model.seen(media), (len(clips), past + 1, *clips.shape[2:]))
         clips = np.concatenate([before, clips[:, past + 1 :]], axis=1)
         labels = moment_labels(past, clips.shape[1], world.fps)
-    yield Compared(asked, present, imagined, clips, labels, asked.num_world_steps * world.seconds_per_world_step)
+    yield Compared(asked, present, imagined, clips, labels)

@@ -106,19 +106,19 @@ class Page:
         world_prompt: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio passes it
     ) -> Iterator[tuple[str, str]]:
-        """Yields the results and a sentence for screen readers, twice."""
+        """Yields the results so far, and a sentence for screen readers."""
         with kindly():
             asked = Asked(
                 file, question or "", split_options(options or ""), int(steps), int(futures), int(seed), world_prompt or ""
             )
-            fps = self.model.config.world_config.fps
+            config = self.model.config.world_config
             for compared in compare(self.model, asked, self.limits, counted_on(progress)):
                 said = f"Without imagining: {compared.present.answer}."
                 if compared.imagined is None:
                     said += " Imagining."
                 else:
                     said += f" With imagining: {compared.imagined.answer}."
-                yield rendering.results(compared, fps), rendering.render("status", text=said)
+                yield rendering.results(compared, config.fps, config.seconds_per_world_step), rendering.render("status", text=said)
 
     def look(self, file: str | None) -> str:
         """What the model sees of a file, as HTML."""
@@ -136,31 +136,37 @@ class Page:
 
     def build(self, folder: Path) -> gr.Blocks:
         """The page; the images of its examples are written into `folder`."""
-        images = [write_image(folder, number, scene) for number, scene in enumerate(scenes())]
+        images = [write_image(folder, scene) for scene in scenes()]
         config = self.model.config
         with gr.Blocks(
             title=f"TheWorld · {self.name}", analytics_enabled=False, fill_width=True, delete_cache=(KEEP_SECONDS,) * 2
         ) as blocks:
             gr.HTML(rendering.render("title", name=self.name, notice=self.notice or ""), elem_classes="tw-title")
             number = gr.State(None)  # of the example, in the visitor's page
+            gr.HTML(rendering.render("heading", text="Examples: what happens next?"))
+            with gr.Row(elem_id="scenes"):
+                buttons = [
+                    gr.Button(scene.name, icon=image, size="sm", min_width=90)
+                    for scene, image in zip(scenes(), images, strict=True)
+                ]
             with gr.Row(equal_height=False):
                 with gr.Column(scale=2, min_width=320):
-                    gr.HTML(rendering.render("heading", text="Examples: what happens next?"))
-                    with gr.Row(elem_id="scenes"):
-                        buttons = [
-                            gr.Button(scene.name, icon=image, size="sm", min_width=90)
-                            for scene, image in zip(scenes(), images, strict=True)
-                        ]
-                    file = Upload(
-                        label="Image or video",
-                        file_types=["image", "video"],
-                        height=120,
-                        elem_id="file",
-                    )
-                    picture = gr.HTML(elem_id="seen")
+                    with gr.Row(equal_height=False):
+                        file = Upload(
+                            label="Image or video",
+                            file_types=["image", "video"],
+                            height=150,
+                            min_width=150,
+                            elem_id="file",
+                        )
+                        picture = gr.HTML(elem_id="seen", min_width=150)
                     known = gr.Radio(label="Questions of this example", visible=False, elem_id="known")
                     question = gr.Textbox(
-                        label="Question", lines=2, max_length=MAX_QUESTION, placeholder="What happens next?", elem_id="question"
+                        label="Question",
+                        lines=2,
+                        max_length=MAX_QUESTION,
+                        placeholder="What happens next?",
+                        elem_id="question",
                     )
                     options = gr.Textbox(
                         label="Possible answers",
@@ -203,7 +209,7 @@ class Page:
                     what_happens = gr.HTML(elem_id="truth")
 
             inputs = [file, question, options, steps, futures, seed, world_prompt]
-            asking = gr.on(
+            gr.on(
                 [button.click, question.submit, options.submit],
                 self.ask,
                 inputs,
@@ -215,7 +221,6 @@ class Page:
                 show_progress_on=results,
                 scroll_to_output=True,
             )
-            del asking
             quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
             outputs = [file, picture, number, known, question, options, show, what_happens, results, status]
             for index, (scene, image) in enumerate(zip(scenes(), images, strict=True)):
@@ -234,8 +239,8 @@ def counted_on(progress: gr.Progress) -> Progress:
     return lambda done, total: progress((done, total), desc="Imagining", unit="passes") and None
 
 
-def write_image(folder: Path, number: int, scene: Scene) -> str:
-    path = folder / f"scene_{number}.png"
+def write_image(folder: Path, scene: Scene) -> str:
+    path = folder / f"{scene.name.lower().replace(' ', '-')}.png"
     path.write_bytes(scene.image)
     return str(path)
 
@@ -274,5 +279,17 @@ def forget() -> tuple[Any, ...]:
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's theme with fonts of the visitor's system."""
-    return gr.themes.Default(primary_hue="indigo", secondary_hue="indigo", font=SYSTEM_FONTS, font_mono=MONO_FONTS)
+    """Gradio's theme with fonts of the visitor's system, and with small texts that are dark enough to be read."""
+    base = gr.themes.Default(primary_hue="indigo", secondary_hue="indigo", font=SYSTEM_FONTS, font_mono=MONO_FONTS)
+    return base.set(
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )

@@ -18,6 +18,7 @@ from theworld.media.export import encode_rollout
 from theworld.messages import counted
 
 STYLE = files("theworld.demo").joinpath("style.css").read_text("utf-8")
+SCRIPT = files("theworld.demo").joinpath("clips.js").read_text("utf-8")
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def preview(frames: np.ndarray, sentence: str) -> str:
     return render("video", url=data_url(encode_rollout(frames, ".mp4"), "video/mp4"), sentence=sentence)
 
 
-def results(compared: Compared, fps: float) -> str:
-    """Both answers, the probabilities, and the clips."""
+def results(compared: Compared, fps: float, step_seconds: float) -> str:
+    """Both answers, the probabilities, and the clips; what is not there yet is announced."""
     imagined, clips = compared.imagined, []
     if imagined is not None and compared.clips is not None:
         for number, frames in enumerate(compared.clips):
@@ -102,7 +103,7 @@ def results(compared: Compared, fps: float) -> str:
         agree=agree,
         clips=clips,
         futures=counted(compared.asked.futures, "imagined future"),
-        reach=f"{counted(compared.asked.num_world_steps, 'world step')}, {compared.seconds:g} s",
+        reach=f"{counted(compared.asked.num_world_steps, 'world step')}, {compared.asked.num_world_steps * step_seconds:g} s",
         prompt=compared.asked.world_prompt.strip(),
     )
 

@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from theworld.demo.page import Page, theme
-from theworld.demo.rendering import STYLE
+from theworld.demo.rendering import SCRIPT, STYLE
 from theworld.serving.listening import host_of, is_loopback, run
 
 MAX_UPLOAD = 32 * 2**20  # bytes of a file
@@ -100,6 +100,7 @@ def server_of(page: Page, host: str, folder: Path, ready: Callable[[], None] = l
         enable_monitoring=False,
         theme=theme(),
         css=STYLE,
+        head=f"<script>{SCRIPT}</script>",
     )
     config = uvicorn.Config(
         app, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
