@@ -135,14 +135,30 @@ def test_a_compiler_that_gives_wrong_gradients_is_noticed(
     torch.testing.assert_close(own[0, 20:], gradient[0, 20:], atol=1e-8, rtol=1e-4)
 
 
-def test_right_layers_pass_the_comparison(vlm: Gemma3ForConditionalGeneration, batch: dict[str, Tensor]) -> None:
+def test_right_layers_pass_the_comparison(
+    vlm: Gemma3ForConditionalGeneration, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     frozen = FrozenLoss(vlm, compiled=False, graphs=False)
     frozen.layers = tuple(frozen_loss.PLAIN_LAYERS)[:1] + tuple(frozen_loss.PLAIN_LAYERS)[1:]
     layers = frozen.layers = list(frozen.layers)
     compute = frozen.prepare(**batch, skip_logits=True)
     assert compute is not None
-    compute(torch.randn(B, L, D, requires_grad=True))
+    seen = []
+
+    def kept(tensor: Tensor) -> Tensor:
+        seen.append(tensor.numel())
+        return tensor
+
+    def run() -> int:
+        seen.clear()
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+            compute(torch.randn(B, L, D, requires_grad=True))
+        return sum(seen)
+
+    with_comparison = run()
     assert frozen.layers is layers
+    monkeypatch.setattr(frozen_loss, "COMPARED_LAYERS", frozen_loss.PLAIN_LAYERS)
+    assert with_comparison < 0.7 * run(), "the comparison keeps no activations of its layers"
 
 
 def test_the_share_of_wrong_rows() -> None:

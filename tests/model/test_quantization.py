@@ -6,7 +6,6 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
 import pytest
 import torch
 from torch import nn
@@ -25,6 +24,8 @@ from theworld.training import fast_path
 from theworld.world_models.base import WORLD_PARTS
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 
+bitsandbytes = pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.quantization
 KINDS = {"4bit": bitsandbytes.nn.Linear4bit, "8bit": bitsandbytes.nn.Linear8bitLt}
 
 
@@ -187,3 +188,10 @@ def test_an_offloaded_transformer_imagines_the_same(bases: dict[str, str], quant
     hooked = [hasattr(block, "_diffusers_hook") for block in world.transformer.transformer_blocks]
     assert all(hooked)
     torch.testing.assert_close(*imagined, atol=0, rtol=0)
+
+
+def test_every_cpu_computes_the_same(quantised: dict[str, TheWorld]) -> None:
+    """bitsandbytes has kernels for some CPUs, which round to bfloat16 and do not know all widths."""
+    found = [module for module in quantised["4bit"].model.modules() if isinstance(module, KINDS["4bit"])]
+    assert found
+    assert not any(module.support_avx512bf16_for_cpu for module in found)

@@ -100,7 +100,17 @@ def cost_table(arms: Mapping[str, Any]) -> Table:
 def calibration_table(content: Mapping[str, Any]) -> Table:
     """One row per arm with likelihoods; differences are those of the reference minus the arm."""
     reference = content["reference"]
-    columns = ["arm", "ECE", "95 %", "Brier", "95 %", "mean probability", "correct", f"ECE of {reference} − arm", "95 %"]
+    columns = [
+        "arm",
+        "ECE",
+        "95 %",
+        "Brier",
+        "95 %",
+        "mean probability",
+        "correct",
+        f"ECE of {reference} − arm",
+        "95 %",
+    ]
     lines = []
     for name, score in content["arms"].items():
         if (found := score.get("calibration")) is None:

@@ -121,6 +121,16 @@ def check_futures(futures: Any) -> int:
     return int(futures)
 
 
+def check_imagines(futures: int, imagine: str, has_future: bool) -> None:
+    """Raises a ValueError if futures are requested in a call that imagines nothing."""
+    if not has_future and (futures > 1 or imagine == "auto"):
+        wanted = f"{futures} futures were" if futures > 1 else "imagine='auto' was"
+        raise ValueError(
+            f"{wanted} requested, and this call imagines nothing; it needs an image, the world model, and 1 world step "
+            "or more."
+        )
+
+
 @torch.no_grad()
 def ask(
     model: TheWorld,
@@ -151,12 +161,7 @@ def ask(
         (chosen,) = model.processor.with_world([row], rollout.world_images)
     plan = model.plan(rollout.mode, rollout.num_world_steps, model.processor.num_past_steps(chosen))
     has_future = bool(chosen) and plan.num_world_steps > 0
-    if not has_future and (futures > 1 or imagine == "auto"):
-        wanted = f"{futures} futures" if futures > 1 else 'imagine="auto"'
-        raise ValueError(
-            f"{wanted} cannot be used because this call imagines nothing: it needs an image, the world model, and 1 "
-            "world step or more."
-        )
+    check_imagines(futures, imagine, has_future)
 
     def answers(count: int, given: RolloutOptions) -> list[Reply]:
         inputs = model.prepare_generation(LoadedImages([row] * count), [question] * count, rollout=given)

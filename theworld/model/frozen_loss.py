@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, Gemma3ForConditionalGeneration, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -189,7 +190,14 @@ def last_layer(
     return read + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(read)))
 
 
+def recomputed_layer(*arguments: Any) -> Tensor:
+    """`following_layer`, whose activations are computed again for the gradient instead of kept."""
+    read: Tensor = checkpoint(following_layer, *arguments, use_reentrant=False)
+    return read
+
+
 PLAIN_LAYERS: Sequence[Callable[..., Any]] = (prefix_layer, following_layer, last_layer)
+COMPARED_LAYERS = (prefix_layer, recomputed_layer, last_layer)  # plain layers keep more than compiled ones
 
 
 def share_of_wrong_rows(found: Tensor, expected: Tensor) -> float:
@@ -295,13 +303,13 @@ class FrozenLoss:
         if self.layers is PLAIN_LAYERS or self.checked[shapes] == CHECKS:
             return loss, own
         self.checked[shapes] += 1
-        compiled, self.layers = self.layers, PLAIN_LAYERS
+        compiled, self.layers = self.layers, COMPARED_LAYERS
         loss, expected = self.loss_and_gradient(*inputs, longest=longest)
         share = share_of_wrong_rows(own, expected)
         if share <= MAX_WRONG_ROWS:
             self.layers = compiled
             return loss, own
-        self.group = self.loss_and_gradient
+        self.group, self.layers = self.loss_and_gradient, PLAIN_LAYERS
         logger.warning(
             "the compiled layers give other gradients than the plain ones for %.1f %% of the tokens, so the plain ones "
             "are used, which are slower; set fast_path to off, or try another version of torch",
