@@ -41,7 +41,7 @@ IMAGE = "data:image/png;base64,AAAA"
 BAD: tuple[tuple[dict[str, Any], int], ...] = (
     ({"model": "other"}, 404),
     ({"messages": []}, 400),
-    ({"futures": 3}, 400),
+    ({"max_token": 3}, 400),
     ({"max_tokens": 10**6}, 400),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE}}]}]}, 400),
     ({"num_world_steps": 99}, 400),
@@ -84,6 +84,7 @@ class Outcome:
             "memory_at_half_mib": round(middle / 2**20),
             "memory_at_end_mib": round(last / 2**20),
             "growth_in_second_half": round(last / middle - 1, 4) if middle else None,
+            "memory_mib": [round(each / 2**20) for each in self.memory],
         }
 
 

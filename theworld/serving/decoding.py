@@ -123,8 +123,10 @@ class Row:
             else:
                 self._generator.manual_seed(self.decoding.seed)
         probabilities, order = (scores_V.float().cpu() / self.decoding.temperature).softmax(-1).sort(descending=True)
-        before = probabilities.cumsum(-1) - probabilities  # the first token is always kept
-        probabilities[before >= self.decoding.top_p] = 0.0
+        before = probabilities.cumsum(-1) - probabilities
+        outside = before >= self.decoding.top_p
+        outside[0] = False  # the first token is always kept, also for top_p 0
+        probabilities[outside] = 0.0
         return int(order[torch.multinomial(probabilities, 1, generator=self._generator)])
 
     def record(self, token: int, scores_V: Tensor) -> None:

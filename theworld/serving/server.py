@@ -10,6 +10,7 @@ import uvicorn
 
 from theworld.inference.pipeline import TheWorld
 from theworld.serving.app import create_app
+from theworld.serving.connection import connection_class
 from theworld.serving.engine import Engine
 from theworld.serving.media import MediaReader
 from theworld.serving.metrics import Metrics
@@ -44,6 +45,8 @@ class Server:
         )
         config = uvicorn.Config(
             create_app(self.engine, settings, metrics, media),
+            http=connection_class(settings.body_timeout),
+            ws="none",
             log_level="warning",
             access_log=False,
             server_header=False,
