@@ -29,10 +29,10 @@ from theworld.serving.settings import ServerSettings
 from theworld.storage.downloads import Downloader, DownloadSettings
 
 REQUESTS = int(os.environ.get("THEWORLD_FUZZED_REQUESTS", "1000"))
+PARTS_OF_RUN = 4
 DOCUMENTED = {503, 504}  # of the 5xx; 500 is a fault of this program
 CONFORMANCE = [content_type_conformance, response_schema_conformance, status_code_conformance]
 
-# addresses of images that can be read, and their videos
 IMAGES = [IMAGE_URL, data_address(frames_of(1)[0])]
 FRAMES = {"type": "frames", "frames": {"urls": [data_address(frame) for frame in frames_of(5)], "fps": 16}}
 
@@ -80,7 +80,7 @@ def filled(value: Any, urls: list[str], draw: Callable[..., Any]) -> Any:
 
 
 TEXTS = st.text(max_size=30).map(lambda text: f"{text}?")
-PARTS = st.lists(st.sampled_from([*map(image_part, IMAGES), FRAMES]), max_size=2)
+PARTS = st.one_of(st.just([FRAMES]), st.lists(st.sampled_from([image_part(url) for url in IMAGES]), max_size=2))
 TURN = st.builds(lambda parts, text: user(*parts, question=text), PARTS, TEXTS)
 CHATS = st.builds(
     lambda system, turns, last: [
@@ -126,6 +126,8 @@ def meant(path: str, body: dict[str, Any], draw: Callable[..., Any]) -> dict[str
     found |= {name: draw(fields[name]) for name in chosen} | {"model": "tiny"}
     if found.get("stream") and draw(st.booleans()):
         found["stream_options"] = {"include_usage": draw(st.booleans())}
+    if "attachment" in found:
+        found["num_world_steps"] = draw(st.integers(1, 3))
     if found.get("logprobs"):
         found["top_logprobs"] = draw(st.integers(0, 20))
     further = sorted(set(body) - set(found) - {"image", "video", "frames"})
@@ -153,7 +155,8 @@ def connections() -> Iterator[Counter[tuple[str, int]]]:
 
 
 @pytest.mark.slow
-def test_fuzzed_requests(model: TheWorld) -> None:
+@pytest.mark.parametrize("part", range(PARTS_OF_RUN))  # so that several processes can share the run
+def test_fuzzed_requests(model: TheWorld, part: int) -> None:
     web = Web()
     limits = DownloadSettings(timeout=2, attempts=1, max_bytes=100_000)
     reader = MediaReader(ServerSettings(), Downloader(limits, allow=lambda address, port: address == PUBLIC))
@@ -169,9 +172,9 @@ def test_fuzzed_requests(model: TheWorld) -> None:
                     strategy = operation.as_strategy(generation_mode=mode)
                     share = 0.35 if mode.is_positive else 0.15
 
-                    @seed(0)
+                    @seed(part)
                     @settings(
-                        max_examples=round(REQUESTS * share) if posts else 10,
+                        max_examples=round(REQUESTS * share / PARTS_OF_RUN) if posts else 10,
                         deadline=None,
                         phases=[Phase.generate],
                         suppress_health_check=list(HealthCheck),
@@ -191,7 +194,6 @@ def test_fuzzed_requests(model: TheWorld) -> None:
                         assert "Traceback" not in answer.text
                         case.validate_response(answer, checks=CONFORMANCE)
                         if answer.status_code >= 400:
-                            print("KIND", isinstance(case.body, dict) and kind, answer.status_code, answer.text[:150])
                             assert answer.json()["error"]["message"], answer.text
 
                     request()

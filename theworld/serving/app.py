@@ -114,6 +114,7 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics, media
     @app.get("/metrics", responses=errors(*ALWAYS) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
     async def report() -> Response:
         metrics.ready.set(engine.model is not None)
+        metrics.latents.set(service.latents.size)
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     describe(app, settings)
