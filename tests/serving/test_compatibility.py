@@ -50,9 +50,9 @@ def test_fields_that_would_change_the_answer_are_refused(server: Server, field: 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(field)))
 
 
-def test_a_nucleus_of_nothing_is_the_most_probable_token(server: Server) -> None:
-    greedy, sampled = ask(server), ask(server, temperature=1.0, top_p=0.0)
-    assert sampled.json()["choices"] == greedy.json()["choices"]
+@pytest.mark.parametrize("field", [{"temperature": 1.0, "top_p": 0.0}, {"temperature": 5e-324}], ids=str)
+def test_the_smallest_nucleus_and_temperature_are_greedy(server: Server, field: dict[str, float]) -> None:
+    assert ask(server, **field).json()["choices"] == ask(server).json()["choices"]
 
 
 def test_chunks_have_a_usage_only_at_the_end(server: Server) -> None:
