@@ -6,6 +6,7 @@ computed a second time, by the same kernel without the causal mask, with the key
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -22,6 +23,8 @@ from vllm.v1.attention.backends.cpu_attn import (
 
 from theworld.model.configuration import TheWorldConfig
 from theworld.serving.vllm.blocks import image_ranges
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -67,8 +70,9 @@ def images_of(
         for first, last in found:
             if last < seen or first >= lengths[request]:
                 continue
-            assert last < lengths[request], "the engine does not split images"
-            begin = max(first, seen)
+            if last >= lengths[request]:  # only where a prefix in the cache ended inside the image, too
+                logger.warning("An image is computed in two steps, so its first tokens do not see its last ones.")
+            begin, last = max(first, seen), min(last, lengths[request] - 1)
             rows.extend(range(starts[request] + begin - seen, starts[request] + last + 1 - seen))
             counts.append(last + 1 - begin)
             requests.append(request)

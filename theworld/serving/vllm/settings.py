@@ -53,3 +53,8 @@ class Settings(VerifyAndUpdateConfig):
         if model_config.generation_config == "auto":
             gemma = gemma_of(model_config.model, model_config.hf_config, model_config.revision)
             model_config.generation_config = gemma
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        """Has all tokens of an image computed in one step, as vLLM itself demands on GPUs."""
+        vllm_config.scheduler_config.disable_chunked_mm_input = True
