@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import torch
 from PIL import Image
 
@@ -47,7 +49,13 @@ PARTS = ("answers", "lora", "throughput")
 TIE = 1e-3  # of logits, whose sums are computed in another order in vLLM
 NEW_TOKENS = 16
 BATCH = 10
-ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # all cores compute, as those of `theworld serve` do
+}
 
 
 @dataclass(frozen=True)
@@ -103,9 +111,8 @@ def answered(model: TheWorld, latents: LatentCache, asked: Sequence[Asked], step
 
 
 @contextlib.contextmanager
-def vllm_server(folder: str | os.PathLike[str], *arguments: str) -> Iterator[str]:
-    """The address of a running `vllm serve`."""
-    import socket
+def vllm_server(folder: str | os.PathLike[str], *arguments: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The address of a running `vllm serve`, and its process."""
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -126,7 +133,7 @@ def vllm_server(folder: str | os.PathLike[str], *arguments: str) -> Iterator[str
                     if httpx.get(f"{url}/health").status_code == 200:
                         break
                 time.sleep(0.5)
-            yield url
+            yield url, process
         finally:
             process.terminate()
             process.wait(60)
@@ -172,30 +179,34 @@ def without_lora(source: Path, folder: Path) -> None:
     write_tensors(folder / ADAPTER_FILE, changed)
 
 
+def processor_seconds(process: subprocess.Popen[bytes]) -> float:
+    """Processor time of a server and all its processes so far."""
+    root = psutil.Process(process.pid)
+    times = [each.cpu_times() for each in [root, *root.children(recursive=True)]]
+    return sum(each.user + each.system for each in times)
+
+
 def throughput(clients: int, requests: int, steps: int) -> dict[str, Any]:
-    """Answers per second of both servers, which answer the same questions."""
+    """Answers per second of both servers, which answer the same questions, and their processor time per answer."""
     rows: dict[str, Any] = {}
-    servers = {
-        "vllm": (lambda: vllm_server(resolve("nano")), lambda number: {"mm_processor_kwargs": number}),
-        "theworld": (
-            lambda: server("--batch-size", "16"),
-            lambda number: {"num_world_steps": number["num_world_steps"]},
-        ),
-    }
-    for name, (start, options) in servers.items():
-        with start() as address:
-            url = address if isinstance(address, str) else address[0]
-            first = 1000
+    for name in ("vllm", "theworld"):
+        is_vllm = name == "vllm"
+        with vllm_server(resolve("nano")) if is_vllm else server("--batch-size", str(clients)) as (url, process):
+            scene = 1000  # none that `answers` asks about
             for number in (steps, 0):
-                fields = options({"num_world_steps": number})
-                warm = [each.body(**fields) for each in questions(clients, first)]
-                asyncio.run(answers_of(url, warm, clients))
-                new = [each.body(**fields) for each in questions(2 * requests, first + clients)[::2]]
-                first += clients + 2 * requests
+                world = {"num_world_steps": number}
+                fields = {"mm_processor_kwargs": world} if is_vllm else world
+                asked = questions(2 * (clients + requests), scene)[::2]  # one per image
+                scene += len(asked)
+                bodies = [each.body(**fields) for each in asked]
+                asyncio.run(answers_of(url, bodies[:clients], clients))  # to warm up
                 for kind in ("new images", "known images"):
-                    _, seconds = asyncio.run(answers_of(url, new, clients))
-                    rows[f"{name}, N={number}, {kind}"] = round(len(new) / seconds, 2)
-                    print(json.dumps({f"{name}, N={number}, {kind}": rows[f"{name}, N={number}, {kind}"]}), flush=True)
+                    before = processor_seconds(process)
+                    _, seconds = asyncio.run(answers_of(url, bodies[clients:], clients))
+                    used = (processor_seconds(process) - before) / requests
+                    row = {"per_second": round(requests / seconds, 2), "processor_seconds": round(used, 3)}
+                    rows[f"{name}, N={number}, {kind}"] = row
+                    print(json.dumps({f"{name}, N={number}, {kind}": row}), flush=True)
     return rows
 
 
@@ -215,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked = answered(model, latents, questions(args.questions), args.steps)
         bodies = [each.body(**fields) for each in asked]
     if "answers" in args.only:
-        with vllm_server(folder) as url:
+        with vllm_server(folder) as (url, _):
             for clients in (args.clients, 1):
                 answers, _ = asyncio.run(answers_of(url, bodies, clients))
                 row = rows[f"answers, {clients} at a time"] = compared(asked, answers)
@@ -227,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             base = answered(model, latents, asked, args.steps)
         with tempfile.TemporaryDirectory() as scratch:
             without_lora(folder, Path(scratch, "zeros"))
-            with vllm_server(Path(scratch, "zeros")) as url:
+            with vllm_server(Path(scratch, "zeros")) as (url, _):
                 answers, _ = asyncio.run(answers_of(url, bodies, args.clients))
         row = rows["without the LoRA"] = compared(base, answers)
         row["changed_by_lora"] = sum(each.tokens != other.tokens for each, other in zip(asked, base, strict=True))

@@ -73,6 +73,7 @@ class TheWorldModel(nn.Module, SupportsMultiModal):
         self.vlm.load_weights((vllm_name(name), tensor) for name, tensor in fused.vlm.state_dict().items())
         del fused.vlm
         self.fused = fused.to(device)
+        self.fused.world.fast_path = "off"  # vLLM captures CUDA graphs of its own
         return {name for name, _ in self.named_parameters()}
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
