@@ -26,13 +26,14 @@ import torch
 from benchmarks.random_weights import SIZES
 from benchmarks.rows import BANDWIDTH, FLOPS, Rows
 from benchmarks.training_throughput import make
-from theworld.evaluation.answering import ModelAnswerer, Reply, ReplyInputs
+from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
 from theworld.evaluation.arms import ARMS, Arm, Batch, Imagination
 from theworld.evaluation.evaluator import evaluate
 from theworld.evaluation.results import Results
 from theworld.evaluation.runner import MAX_NEW_TOKENS
 from theworld.evaluation.tasks import Item, Request, load_benchmark, other_images
 from theworld.inference.pipeline import TheWorld
+from theworld.inference.scored_answers import Reply
 
 FOUR_ARMS = ("fused", "zero", "shuffled", "no-world")
 OPTIONS = ("the red one", "the green one", "the blue one", "none of them")

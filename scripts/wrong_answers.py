@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 
 from theworld import TheWorld
 from theworld.datasets.physics import make_clip
-from theworld.evaluation.scoring import normalise
+from theworld.inference.futures import normalise
 
 COLUMNS = 3  # wrong answers per row, of three images each
 TITLES = ("now", "imagined", "what happened")

@@ -54,6 +54,13 @@ def compiling() -> contextlib.AbstractContextManager[Any]:
     return config.patch(recompile_limit=MAX_SHAPES)
 
 
+def mark_dynamic(tensor: torch.Tensor, *dimensions: int) -> None:
+    """These dimensions may have another size in the next call."""
+    from torch import _dynamo
+
+    _dynamo.mark_dynamic(tensor, list(dimensions))
+
+
 def inductor(graph: Any, inputs: Any, *, options: dict[str, Any] | None = None) -> Any:
     """Inductor as a backend of `torch.compile`, with `one_pass` in the forward and in the backward graph."""
     from torch._functorch import config as autograd

@@ -104,6 +104,17 @@ def prepare_world_transformer(transformer: nn.Module, config: BitsAndBytesConfig
     from transformers.integrations import replace_with_bnb_linear
 
     replace_with_bnb_linear(transformer.get_submodule(WORLD_BLOCKS), [WORLD_KEPT], config)
+    use_unpacked_weights(transformer)
+
+
+def use_unpacked_weights(model: nn.Module) -> None:
+    """Leaves out bitsandbytes' kernels for CPUs with AVX-512 BF16.
+
+    They compute in bfloat16 whatever the dtype of the model, and fail for widths that are no multiples of their blocks.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 an attribute of one kind of layer
 
 
 def quantised_parameter(module: nn.Module, name: str, value: torch.Tensor) -> nn.Parameter | None:

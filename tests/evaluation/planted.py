@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from theworld.evaluation.answering import Reply, ReplyInputs
+from theworld.evaluation.answering import ReplyInputs
 from theworld.evaluation.arms import choose
 from theworld.evaluation.run_folder import RunFolder
 from theworld.evaluation.runner import Answer, run_arms
 from theworld.evaluation.tasks import Item, Request, load_benchmark
+from theworld.inference.scored_answers import Reply
 
 TASKS = ("near", "far")
 

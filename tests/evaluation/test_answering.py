@@ -8,7 +8,7 @@ import torch
 
 from tests.evaluation.tiny_family import tiny_family
 from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
-from theworld.evaluation.option_scores import OptionScores, spellings_of
+from theworld.inference.option_scores import OptionScores, spellings_of
 from theworld.inference.pipeline import TheWorld
 
 QUESTIONS = ["Which bin will the ball land in?", "Is the red ball on the left? yes no"]

@@ -20,7 +20,7 @@ from PIL import Image
 
 from tests import commands
 from theworld import TheWorld
-from theworld.evaluation.answering import ModelAnswerer, Reply, ReplyInputs
+from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
 from theworld.evaluation.arms import ARMS, choose
 from theworld.evaluation.lmms import manifest
 from theworld.evaluation.lmms import model as plugin
@@ -28,6 +28,7 @@ from theworld.evaluation.lmms.model import TheWorldChat, TheWorldSimple
 from theworld.evaluation.lmms.requests import Decoding, read_messages, read_visuals
 from theworld.evaluation.runner import run_arms
 from theworld.evaluation.tasks import Item, Request, load_benchmark
+from theworld.inference.scored_answers import Reply
 from theworld.media import animations
 
 STEPS = 2

@@ -15,6 +15,7 @@ from tests.model.test_modeling import LORA, ask, image
 from tests.tiny import tiny_bases, tiny_model
 from theworld.model import gemma_layers
 from theworld.model.fast_generation import FastGeneration
+from theworld.model.gemma_vision import embed_patches, read_images, vision_layer
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.processing import TheWorldProcessor
 
@@ -184,6 +185,45 @@ def test_without_images_and_with_a_lora(bases: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
+def test_images_are_read_once_and_before_the_rest(fused: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = fused
+    inputs = with_latents(model, ask(processor, QUESTIONS, [image(0), image(1)], num_world_steps=0), 0)
+    both(model, inputs)
+    assert model.fast is not None
+    read, sample, calls = model.fast.image_features.read_images, model.fast.sample, []
+
+    def counted(pixel_values: torch.Tensor) -> torch.Tensor:
+        calls.append("images")
+        return read(pixel_values)
+
+    def sampled(*arguments: Any, **keywords: Any) -> torch.Tensor:
+        calls.append("sample")
+        return sample(*arguments, **keywords)
+
+    model.fast.image_features.recorded = None
+    monkeypatch.setattr(model.fast.image_features, "read_images", counted)
+    monkeypatch.setattr(model.fast, "sample", sampled)
+    other = {**inputs, "pixel_values": inputs["pixel_values"].flip(-1)}
+    expected, ours = both(model, other)
+    assert torch.equal(expected, ours)
+    assert calls == ["images", "sample"]
+    both(model, other)
+    assert calls == ["images", "sample", "sample"], "the same images"
+
+
+def test_patches_are_embedded_as_the_convolution_does(fused: Fused) -> None:
+    model, _ = fused
+    embeddings = model.vlm.model.vision_tower.embeddings
+    size = model.vlm.config.vision_config.image_size
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = embed_patches(embeddings, pixels)
+        torch.testing.assert_close(found, embeddings(pixels), rtol=1e-5, atol=1e-6)
+        assert found.is_contiguous()
+        features = read_images(model.vlm.model, vision_layer, pixels, dynamic=True)
+        torch.testing.assert_close(features, model.image_features(pixels), rtol=1e-4, atol=1e-5)
+
+
 def test_questions_about_the_same_images_share_their_prefix(fused: Fused) -> None:
     model, processor = fused
     images = [image(0), image(1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.random_weights import SIZES
 from theworld.model import frozen_loss
 from theworld.model.frozen_loss import FrozenLoss, share_of_wrong_rows
 from theworld.model.packing import describe_rows, groups_of, shift
+from theworld.model.placeholders import Tokens
 
 B, L, D = 5, 90, 32
 LABELS = 22  # in all rows
@@ -133,14 +135,30 @@ def test_a_compiler_that_gives_wrong_gradients_is_noticed(
     torch.testing.assert_close(own[0, 20:], gradient[0, 20:], atol=1e-8, rtol=1e-4)
 
 
-def test_right_layers_pass_the_comparison(vlm: Gemma3ForConditionalGeneration, batch: dict[str, Tensor]) -> None:
+def test_right_layers_pass_the_comparison(
+    vlm: Gemma3ForConditionalGeneration, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     frozen = FrozenLoss(vlm, compiled=False, graphs=False)
     frozen.layers = tuple(frozen_loss.PLAIN_LAYERS)[:1] + tuple(frozen_loss.PLAIN_LAYERS)[1:]
     layers = frozen.layers = list(frozen.layers)
     compute = frozen.prepare(**batch, skip_logits=True)
     assert compute is not None
-    compute(torch.randn(B, L, D, requires_grad=True))
+    seen = []
+
+    def kept(tensor: Tensor) -> Tensor:
+        seen.append(tensor.numel())
+        return tensor
+
+    def run() -> int:
+        seen.clear()
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+            compute(torch.randn(B, L, D, requires_grad=True))
+        return sum(seen)
+
+    with_comparison = run()
     assert frozen.layers is layers
+    monkeypatch.setattr(frozen_loss, "COMPARED_LAYERS", frozen_loss.PLAIN_LAYERS)
+    assert with_comparison < 0.7 * run(), "the comparison keeps no activations of its layers"
 
 
 def test_the_share_of_wrong_rows() -> None:
@@ -152,3 +170,39 @@ def test_the_share_of_wrong_rows() -> None:
     found[5] = 9.0
     found[95] = 50.0
     assert share_of_wrong_rows(found, expected) == pytest.approx(2 / 90)
+
+
+def test_a_batch_is_planned_from_the_tokens_on_the_host(
+    vlm: Gemma3ForConditionalGeneration, batch: dict[str, Tensor]
+) -> None:
+    """Only the values of the tensors on the host may decide; those on a GPU would have to be waited for."""
+    frozen = FrozenLoss(vlm, compiled=False, graphs=False)
+    embeds = torch.randn(B, L, D)
+    given = {**batch, "skip_logits": True, "num_items_in_batch": LABELS}
+    expected = frozen.prepare(**given)
+    assert expected is not None
+    inputs = {name: batch[name] for name in ("attention_mask", "token_type_ids", "labels")}
+    found = frozen.prepare(
+        **{**given, "attention_mask": torch.zeros_like(batch["attention_mask"])},
+        on_host=Tokens(torch.zeros(B, L), **inputs),
+    )
+    assert found is not None
+    assert torch.equal(found(embeds), expected(embeds))
+
+
+@pytest.mark.gpu
+def test_the_host_does_not_wait_for_the_gpu(vlm: Gemma3ForConditionalGeneration, batch: dict[str, Tensor]) -> None:
+    inputs = {name: batch[name] for name in ("attention_mask", "token_type_ids", "labels")}
+    on_host = Tokens(torch.zeros(B, L), **inputs)
+    moved = {name: tensor.cuda() for name, tensor in inputs.items()}
+    frozen = FrozenLoss(copy.deepcopy(vlm).cuda(), compiled=False, graphs=False)
+    embeds = torch.randn(B, L, D, device="cuda", requires_grad=True)
+    count = torch.tensor(LABELS, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        compute = frozen.prepare(batch["world"], **moved, on_host=on_host, skip_logits=True, num_items_in_batch=count)
+        assert compute is not None
+        compute(embeds).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert embeds.grad is not None

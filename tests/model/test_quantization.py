@@ -187,3 +187,10 @@ def test_an_offloaded_transformer_imagines_the_same(bases: dict[str, str], quant
     hooked = [hasattr(block, "_diffusers_hook") for block in world.transformer.transformer_blocks]
     assert all(hooked)
     torch.testing.assert_close(*imagined, atol=0, rtol=0)
+
+
+def test_every_cpu_computes_the_same(quantised: dict[str, TheWorld]) -> None:
+    """bitsandbytes has kernels for some CPUs, which round to bfloat16 and do not know all widths."""
+    found = [module for module in quantised["4bit"].model.modules() if isinstance(module, KINDS["4bit"])]
+    assert found
+    assert not any(module.support_avx512bf16_for_cpu for module in found)

@@ -27,6 +27,7 @@ from theworld.media.images import load_images, stack_pixels
 from theworld.media.inputs import ImageOrVideo, LoadedImages, group_images
 from theworld.media.video import Video
 from theworld.model.configuration import TheWorldConfig
+from theworld.model.placeholders import Tokens
 from theworld.model.processing import TheWorldProcessor, content_seed
 from theworld.model.spec import WORLD_TOKEN
 
@@ -89,8 +90,8 @@ class ChatCollator:
     """Makes batches of indexed samples.
 
     Pixels stay uint8 until they are on the device, since they are four times smaller (see `normalize`). A batch has
-    Gemma's inputs, `labels` (B, L), and with the world model enabled either `world_latents`
-    (n, C, T, h, w) or `world_requests`, a list of n requests for the world model.
+    Gemma's inputs, `labels` (B, L), the same tokens as `on_host`, and with the world model enabled either
+    `world_latents` (n, C, T, h, w) or `world_requests`, a list of n requests for the world model.
 
     Args:
         processor: of the model that is trained.
@@ -207,6 +208,8 @@ class ChatCollator:
         texts = [self.chat(sample.messages) for sample in samples]
         batch = self.encode(samples, texts, steps, seed, world_on, images_on, true, padding_side="right")
         batch["labels"] = self.labels(batch["input_ids"], samples)
+        others = (batch.get(name) for name in ("attention_mask", "token_type_ids", "labels"))
+        batch["on_host"] = Tokens(batch["input_ids"], *others)
         batch["num_skipped"] = sum(entry.num_skipped for entry in indexed)
         return batch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,26 +13,18 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from theworld.evaluation.option_scores import OptionScores, spellings_of
-from theworld.inference.options import RolloutOptions, decoding_arguments
+from theworld.inference.options import RolloutOptions
 from theworld.inference.pipeline import TheWorld
 from theworld.inference.prompting import Question
+from theworld.inference.scored_answers import Reply, generate_scored
 from theworld.media.images import load_images
 from theworld.media.video import Video
+from theworld.model.gate import Gate
 from theworld.model.placeholders import IGNORE_INDEX
 from theworld.model.projector import WorldProjector
+from theworld.world_models.cosmos_sampler import transformer_passes
 
 TOKEN_KINDS = ("trained", "random", "dummy")  # what makes world tokens from latents
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One answer; `option_logprobs` is None without options, and where the first tokens do not decide between them."""
-
-    text: str
-    num_tokens: int  # the end of turn included
-    prompt_tokens: int  # those of images and world included, padding excluded
-    option_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +55,7 @@ class ModelAnswerer:
 
     Attributes:
         projector_is_trained: whether the language model can read its world tokens.
+        gate: that of the model, or the default.
         has_base_gemma: whether `lora=False` gives the base Gemma model: neither vision nor language were trained.
     """
 
@@ -71,7 +65,13 @@ class ModelAnswerer:
         self.projector_is_trained = model.projector_is_trained
         if model.model.world is not None:
             model.model.world.expects_repeats = True
+        self.gate = Gate(**model.config.gate) if model.config.gate else Gate()
         self.has_base_gemma = not {"vision", "language"} & set(model.config.trained_parts)
+
+    @cached_property
+    def passes_per_rollout(self) -> int:
+        """Passes of the world transformer in a rollout."""
+        return transformer_passes(self.config.world_config) if self.config.enable_world else 0
 
     def imagine(
         self,
@@ -158,27 +158,10 @@ class ModelAnswerer:
             ValueError: if the base Gemma model is requested but was trained, or world tokens come without latents.
         """
         weights = self._weights(inputs)
-        tokenizer = self.model.processor.tokenizer
-        scores = OptionScores([spellings_of(tokenizer, row) for row in options or [[]] * len(questions)])
-        sampling = {"top_p": top_p} if temperature > 0 else {}
-        arguments = decoding_arguments(
-            max_new_tokens, temperature, {**sampling, "logits_processor": [scores]}, tokenizer
-        )
         features = self._features(images, questions, inputs)
+        sampling = {"top_p": top_p} if temperature > 0 else {}
         with weights:
-            ids = self.model.model.generate(**features, **arguments)
-        written = ids[:, features["input_ids"].shape[1] :].tolist()
-        lengths = features["attention_mask"].sum(dim=1).tolist()
-        texts = self.model.processor.batch_decode(written, skip_special_tokens=True)
-        return [
-            Reply(
-                text.strip(),
-                sum(token != tokenizer.pad_token_id for token in tokens),
-                length,
-                scores.logprobs(row, tokens) if options is not None and options[row] else None,
-            )
-            for row, (text, tokens, length) in enumerate(zip(texts, written, lengths, strict=True))
-        ]
+            return generate_scored(self.model, features, options, max_new_tokens, temperature, **sampling)
 
     @torch.no_grad()
     def answer_logprobs(

@@ -8,6 +8,7 @@ trained by the same recipe with one flag changed.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,12 +20,15 @@ import torch
 from torch import Tensor
 
 from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
+from theworld.evaluation.strategies import Strategy, gated, once, over_futures
 from theworld.evaluation.tasks import Item, image_key
 from theworld.inference.filmstrip import introduce
+from theworld.inference.futures import MAX_FUTURES
 from theworld.inference.prompting import Question
 from theworld.media.video import Video
 from theworld.messages import suggest
 from theworld.model.configuration import TheWorldConfig
+from theworld.model.gate import Gate
 
 # These texts are read by the language model.
 FORESEE = "Describe in one sentence what happens next."
@@ -55,6 +59,11 @@ class Imagination:
     _features: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
     _words: dict[str, str] = field(default_factory=dict)
     _keys: dict[int, tuple[Any, str]] = field(default_factory=dict)  # by id, with the image, so that ids stay valid
+
+    @property
+    def gate(self) -> Gate:
+        """The gate of the model, or the default."""
+        return self.model.gate
 
     @property
     def uses_all_images(self) -> bool:
@@ -136,9 +145,10 @@ class Imagination:
             self._features.move_to_end(key)
         return torch.stack([self._features[key] for key in keys])
 
-    def end_batch(self) -> None:
-        """Drops the soft tokens of all but the last images; those of thousands would fill a GPU."""
+    def end_batch(self, seed: int = 0) -> None:
+        """Drops the soft tokens of all but the last images, and futures with other seeds than the run's."""
         self._keys.clear()
+        self._latents = {key: latents for key, latents in self._latents.items() if key[2] in (0, seed)}
         while len(self._features) > KEPT_FEATURES:
             self._features.popitem(last=False)
 
@@ -200,6 +210,12 @@ class Batch:
         prompts = [item.world_prompt for item in self.items]
         return self.imagination.latents(images, self.num_world_steps, self.seed, prompts)
 
+    def rows(self, chosen: Sequence[int]) -> Batch:
+        """These questions alone; for batches that no arm has changed."""
+        assert self.world_latents is None and self.world_tokens is None
+        names = ("images", "questions", "items", "world_images", "other_images")
+        return replace(self, **{name: [getattr(self, name)[row] for row in chosen] for name in names})
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -214,6 +230,7 @@ class Arm:
         looks_ahead: whether it depends on the number of world steps.
         reads_others: whether it needs images of other items.
         needs_base_gemma: whether it needs the base Gemma model.
+        strategy: how often the model is asked, with which of the batches that `change` makes.
     """
 
     meaning: str
@@ -224,6 +241,7 @@ class Arm:
     looks_ahead: bool = True
     reads_others: bool = False
     needs_base_gemma: bool = False
+    strategy: Strategy = once
 
 
 def true_frames(item: Item, count: int, config: TheWorldConfig, num_world_steps: int = 0) -> Any:
@@ -247,6 +265,16 @@ def fused(batch: Batch) -> Batch:
 
 def fused_0(batch: Batch) -> Batch:
     return fused(replace(batch, num_world_steps=0))
+
+
+def averaged(count: int) -> Callable[[Batch], Batch]:
+    """Reads the mean of the latents of `count` futures, with the seeds from the batch's own on."""
+
+    def change(batch: Batch) -> Batch:
+        futures = [replace(batch, seed=batch.seed + number).imagined(batch.world_images) for number in range(count)]
+        return replace(batch, world_latents=torch.stack(futures).mean(dim=0))
+
+    return change
 
 
 def without_world(batch: Batch) -> Batch:
@@ -361,6 +389,17 @@ def introduced(sentences: str, text: str) -> str:
     return f"{sentences}\n\n{text}"
 
 
+def futures_arm(count: int) -> Arm:
+    meaning = f"the mean probabilities of the answers from {count} imagined futures"
+    return Arm(meaning, fused, needs_trained_projector=True, strategy=over_futures(count))
+
+
+def averaged_arm(count: int) -> Arm:
+    return Arm(f"world tokens of the mean of {count} imagined futures", averaged(count), needs_trained_projector=True)
+
+
+OVER_FUTURES: dict[str, Callable[[int], Arm]] = {"futures": futures_arm, "averaged": averaged_arm}
+
 ARMS: dict[str, Arm] = {
     # interventions: the same weights with another input
     "fused": Arm("the model with its imagined future", fused, needs_trained_projector=True),
@@ -398,6 +437,14 @@ ARMS: dict[str, Arm] = {
     "dummy": Arm("one constant token in every position between the boundaries", dummy, needs_trained_projector=True),
     "random-projection": Arm("its imagined future through an untrained projector", random_projection),
     "oracle-future": Arm("world tokens of the true future", oracle_future, needs_trained_projector=True),
+    "futures-8": futures_arm(8),
+    "averaged-8": averaged_arm(8),
+    "gated": Arm(
+        "its imagined future only where the answer without one is not sure, and if it agrees with the present",
+        fused,
+        needs_trained_projector=True,
+        strategy=gated,
+    ),
     # trained controls: weights of their own, by the same recipe with one flag changed
     "matched-control": Arm(
         "trained on the same labels by the same recipe, without world tokens",
@@ -426,7 +473,7 @@ ARMS: dict[str, Arm] = {
 
 
 def choose(names: Sequence[str]) -> dict[str, Arm]:
-    """The named arms, in order; `all` selects every arm.
+    """The named arms, in order; `all` selects every entry of ARMS.
 
     Raises:
         ValueError: if a name is unknown, or there is none.
@@ -435,7 +482,16 @@ def choose(names: Sequence[str]) -> dict[str, Arm]:
         return dict(ARMS)
     if not names:
         raise ValueError(f"No arm was named; choose one or more of {', '.join(ARMS)}.")
-    for name in names:
-        if name not in ARMS:
-            raise ValueError(f"There is no arm {name!r}; {suggest(name, ARMS)}")
-    return {name: ARMS[name] for name in names}
+    return {name: arm_named(name) for name in names}
+
+
+def arm_named(name: str) -> Arm:
+    """An entry of ARMS, or `futures-K` or `averaged-K` with another number."""
+    if name in ARMS:
+        return ARMS[name]
+    if match := re.fullmatch(r"(futures|averaged)-(\d+)", name):
+        count = int(match[2])
+        if not 2 <= count <= MAX_FUTURES:
+            raise ValueError(f"The arm {name!r} would imagine {count} futures; choose from 2 to {MAX_FUTURES}.")
+        return OVER_FUTURES[match[1]](count)
+    raise ValueError(f"There is no arm {name!r}; {suggest(name, ARMS)}")

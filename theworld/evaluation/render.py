@@ -16,6 +16,7 @@ import jinja2
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from theworld.evaluation.probability_plots import gate_plot, reliability
 from theworld.evaluation.results import MEAN_OF_FAMILIES, score_rows
 from theworld.evaluation.scoring import UNREAD
 from theworld.evaluation.statistics import NO_DIFFERENCE, p_of
@@ -68,20 +69,87 @@ def tables(content: Mapping[str, Any]) -> list[Table]:
         rows = score_rows(content)
         lines = [[name, *(percent(row["by_family"][name]) for row in rows)] for name in families]
         found.append(Table("By sub-task", ("sub-task", *(row["arm"] for row in rows)), lines))
-    costs = {name: row["cost"] for name, row in content["arms"].items()}
-    columns = ("arm", "seconds", "seconds of rollouts", "rollouts", "prompt tokens", "generated tokens")
+    if any("calibration" in row for row in content["arms"].values()):
+        found.append(calibration_table(content))
+    if "gate" in content:
+        found.append(gate_table(content["gate"]))
+    return [*found, cost_table(content["arms"])]
+
+
+def cost_table(arms: Mapping[str, Any]) -> Table:
+    columns = ("arm", "ms", "ms of rollouts", "rollouts", "transformer passes", "prompt tokens", "generated tokens")
     lines = [
         [
             name,
-            f"{cost['seconds']:.3f}",
-            f"{cost['rollout_seconds']:.3f}",
-            f"{cost['rollouts']:g}",
+            f"{1000 * (cost['seconds'] + cost['rollout_seconds']):.0f}",
+            f"{1000 * cost['rollout_seconds']:.0f}",
+            f"{cost['rollouts']:.3g}",
+            number(cost.get("passes")),
             f"{cost['prompt_tokens']:.0f}",
             f"{cost['new_tokens']:.1f}",
         ]
-        for name, cost in costs.items()
+        for name, cost in ((name, row["cost"]) for name, row in arms.items())
     ]
-    return [*found, Table("Cost per answer", columns, lines)]
+    note = (
+        "Per question, as if the arm had run alone: rollouts that arms share count for each of them. Transformer passes "
+        "are those of the world model."
+    )
+    return Table("Cost per answer", columns, lines, note=note)
+
+
+def calibration_table(content: Mapping[str, Any]) -> Table:
+    """One row per arm with likelihoods; differences are those of the reference minus the arm."""
+    reference = content["reference"]
+    columns = [
+        "arm",
+        "ECE",
+        "95 %",
+        "Brier",
+        "95 %",
+        "mean probability",
+        "correct",
+        f"ECE of {reference} − arm",
+        "95 %",
+    ]
+    lines = []
+    for name, score in content["arms"].items():
+        if (found := score.get("calibration")) is None:
+            continue
+        pair = content["paired"].get(f"{reference}-minus-{name}", {}).get("calibration")
+        lines.append(
+            [
+                name,
+                f"{found['ece']:.3f}",
+                decimals(found["ece_interval_95"]),
+                f"{found['brier']:.3f}",
+                decimals(found["brier_interval_95"]),
+                percent(found["confidence"]),
+                percent(found["accuracy"]),
+                f"{pair['ece_difference']:+.3f}" if pair else "",
+                decimals(pair["ece_interval_95"], "+.3f") if pair else "",
+            ]
+        )
+    note = (
+        "ECE: the mean distance between the probability of the most likely option and the share of correct answers, over "
+        "ten bins. Brier: the squared error of all probabilities, 0 to 2. 0 is best for both."
+    )
+    return Table("Calibration", columns, lines, note=note)
+
+
+def gate_table(gate: Mapping[str, Any]) -> Table:
+    """What each gated arm keeps of the accuracy of `fused`, for which share of its rollouts."""
+    columns = ("arm", "accuracy kept", "95 %", "rollouts of fused", "95 %")
+    lines = [
+        [
+            name,
+            percent(row["kept"]),
+            interval(*row["kept_interval_95"]),
+            percent(row["rollouts"]),
+            interval(*row["rollouts_interval_95"]),
+        ]
+        for name, row in gate["arms"].items()
+    ]
+    return Table("Imagining only where it pays", columns, lines, note="Relative to fused, on the same questions.")
 
 
 def accuracy_table(content: Mapping[str, Any], families: Sequence[str]) -> Table:
@@ -90,8 +158,9 @@ def accuracy_table(content: Mapping[str, Any], families: Sequence[str]) -> Table
     seeds = ["training seeds"] if any(row["seed_accuracies"] for row in rows) else []
     headline = "mean of sub-tasks" if content.get("headline") == MEAN_OF_FAMILIES else "correct"
     has_labels = any(row["perplexity"] is not None for row in rows)
-    likelihood = ["perplexity of the label"] if has_labels else ["likeliest option", "undecided"]
-    columns = ["arm", headline, "95 %", *families, *likelihood, "unparsed", "questions", *seeds]
+    likelihood = ["perplexity of the label"] if has_labels else ["likeliest option", "undecided", "ECE"]
+    costs = ["rollouts", "passes", "ms"]
+    columns = ["arm", headline, "95 %", *families, *likelihood, "unparsed", *costs, "questions", *seeds]
     lines = [
         [
             row["arm"],
@@ -100,19 +169,22 @@ def accuracy_table(content: Mapping[str, Any], families: Sequence[str]) -> Table
             *(percent(row["by_family"][family]) for family in families),
             *(cells_of_likelihood(row, has_labels)),
             str(row["unparsed"]),
+            *map(number, (row["rollouts"], row["passes"], row["ms"])),
             str(row["n"]),
             *(", ".join(f"{100 * share:.1f}" for share in row["seed_accuracies"]) for _ in seeds),
         ]
         for row in rows
     ]
-    return Table("Accuracy", columns, lines, frozenset({"undecided", "training seeds"}))
+    note = "Rollouts, transformer passes of the world model and milliseconds are per question."
+    return Table("Accuracy", columns, lines, frozenset({"undecided", "training seeds"}), note)
 
 
 def cells_of_likelihood(row: Mapping[str, Any], has_labels: bool) -> list[str]:
     if has_labels:
         return ["" if row["perplexity"] is None else f"{row['perplexity']:.3g}"]
     likeliest = "" if row["likeliest"] is None else percent(row["likeliest"])
-    return [likeliest, "" if row["undecided"] is None else str(row["undecided"])]
+    ece = "" if row["ece"] is None else f"{row['ece']:.3f}"
+    return [likeliest, "" if row["undecided"] is None else str(row["undecided"]), ece]
 
 
 def paired_table(content: Mapping[str, Any], families: Sequence[str]) -> Table:
@@ -157,6 +229,15 @@ def cells_of_labels(pair: Mapping[str, Any]) -> list[str]:
     return [f"{gained['difference']:+.3f}", f"{low:+.3f} … {high:+.3f}"]
 
 
+def number(value: float | None) -> str:
+    """Three digits, and whole numbers from 100 on; empty if it is unknown."""
+    return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def decimals(interval: Sequence[float], form: str = ".3f") -> str:
+    return " … ".join(format(bound, form) for bound in interval)
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
@@ -182,7 +263,7 @@ def to_terminal(content: Mapping[str, Any], console: Any) -> None:
     from rich.table import Table as RichTable
 
     for number, table in enumerate(tables(content)):
-        if table.title.startswith("Cost"):
+        if table.title in ("Calibration", "Cost per answer"):  # the table of accuracies has their first figures
             continue
         shown = [i for i, column in enumerate(table.columns) if column not in table.details]
         rich = RichTable(box=None, padding=(0, 2, 0, 0))
@@ -275,6 +356,12 @@ def plots(content: Mapping[str, Any]) -> dict[str, str]:
                 found[title] = by_group(content["arms"], "by_horizon", horizons)
         if isinstance(content["steps"], Mapping) and content["steps"]:  # of a single run it is a number
             found["Accuracy against world steps"] = by_steps(content["steps"])
+        probable = {name: row["calibration"] for name, row in content["arms"].items() if "calibration" in row}
+        if probable:
+            found["Reliability: how often is an answer of a given probability correct?"] = as_svg(reliability(probable))
+        if "gate" in content:
+            (chosen,) = list(content["gate"]["arms"].values())[:1] or [None]
+            found["Imagining only where it pays"] = as_svg(gate_plot(content["gate"]["curve"], chosen))
         return {**found, "Cost per answer": costs(content["arms"])}
 
 

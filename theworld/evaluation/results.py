@@ -18,7 +18,9 @@ import numpy as np
 
 from theworld.datasets.blink import submission
 from theworld.evaluation import scoring, statistics
+from theworld.evaluation.calibration import Predictions, calibration, compare_calibration, predictions
 from theworld.evaluation.disagreements import disagreeing, read_index
+from theworld.evaluation.gating import gate_content
 from theworld.evaluation.run_folder import IMAGE_FOLDERS, RESULTS, Run, read_json, read_run
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.tasks import HIDDEN, Item
@@ -133,7 +135,8 @@ def score_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         one dict per arm with arm, accuracy, low, high, n, unparsed, by_family (family -> accuracy), likeliest and
-        undecided (None for the most common answer and for labels), perplexity (of labels, else None) and
+        undecided (None for the most common answer and for labels), perplexity (of labels, else None), ece and brier
+        (None without likelihoods), rollouts, passes and ms per question (None for the most common answer) and
         seed_accuracies; without accuracies if answers are hidden.
     """
     if content.get("hidden"):
@@ -141,7 +144,9 @@ def score_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, score in {**content["arms"], scoring.MOST_COMMON: content["commonest_answer"]}.items():
         headline = score[MEAN_OF_FAMILIES] if content.get("headline") == MEAN_OF_FAMILIES else score
-        likelihood = score.get("likelihood", {}) if name in content["arms"] else {}
+        is_arm = name in content["arms"]
+        likelihood = score.get("likelihood", {}) if is_arm else {}
+        probable, cost = score.get("calibration") or {}, score["cost"] if is_arm else {}
         rows.append(
             {
                 "arm": name,
@@ -154,6 +159,11 @@ def score_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "likeliest": likelihood.get("accuracy"),
                 "undecided": likelihood.get("undecided"),
                 "perplexity": (score.get("label") or {}).get("perplexity"),
+                "ece": probable.get("ece"),
+                "brier": probable.get("brier"),
+                "rollouts": cost.get("rollouts"),
+                "passes": cost.get("passes"),
+                "ms": 1000 * (cost["seconds"] + cost["rollout_seconds"]) if cost else None,
                 "seed_accuracies": score.get("seed_accuracies", []),
             }
         )
@@ -192,15 +202,29 @@ def summarise(
         for name in arms
         if name != reference
     }
+    probable = {name: predictions(items, seeds) for name, seeds in arms.items()}
+    for name in arms:
+        if name != reference:
+            pairs[f"{reference}-minus-{name}"] |= compared_probabilities(probable[reference], probable[name])
     baseline = [Answer(item.id, text) for item, text in zip(items, scoring.commonest_answers(items), strict=True)]
     return {
         "reference": reference,
-        "arms": {name: scoring.score(items, seeds) for name, seeds in arms.items()},
+        "arms": {
+            name: {**scoring.score(items, seeds), **({"calibration": calibration(found)} if found else {})}
+            for (name, seeds), found in zip(arms.items(), probable.values(), strict=True)
+        },
         "paired": with_family_findings(statistics.with_findings(pairs)),
         "commonest_answer": scoring.score(items, [baseline]),
         "confusion": {name: scoring.confusion(items, seeds) for name, seeds in arms.items()},
+        **({"gate": gate} if (gate := gate_content(items, arms)) else {}),
         "warnings": suspicions(items, arms),
     }
+
+
+def compared_probabilities(first: Predictions | None, second: Predictions | None) -> dict[str, Any]:
+    """The entry `calibration` of a comparison, where both arms have probabilities."""
+    found = compare_calibration(first, second) if first and second else None
+    return {"calibration": found} if found else {}
 
 
 def reference_of(names: Sequence[str]) -> str:

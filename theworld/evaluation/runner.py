@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from theworld.evaluation.answering import ModelAnswerer, ReplyInputs
@@ -20,6 +20,7 @@ from theworld.evaluation.tasks import LABEL, Item, other_images
 from theworld.media.video import Video
 from theworld.messages import TaskProgress
 from theworld.model.call_plan import UNTRAINED
+from theworld.model.gate import jumps
 
 if TYPE_CHECKING:
     from theworld.evaluation.run_folder import RunFolder
@@ -43,7 +44,12 @@ class Answer:
         seconds: its share of the batch's time, rollouts excluded.
         label_logprob, label_tokens: of a training sample, the log-probability of its label and of the end of its turn,
             and their number of tokens; else None and 0.
-        rollouts, rollout_seconds: what this arm would need on its own, even if another arm computed the rollouts.
+        rollouts, rollout_seconds, passes: what this arm would need on its own, even if another arm computed the
+            rollouts; `passes` are those of the world transformer (None in runs of earlier versions).
+        confidence: as in `Reply`; None if the model was asked several times.
+        jump: how far its future begins from the present (see `theworld.model.gate.jumps`); None without a future.
+        agreement, spread: of several futures, the share that gives this answer and the standard deviation of its
+            likelihood; otherwise None.
     """
 
     id: str
@@ -56,6 +62,11 @@ class Answer:
     rollout_seconds: float = 0.0
     label_logprob: float | None = None
     label_tokens: int = 0
+    passes: float | None = None
+    confidence: float | None = None
+    jump: float | None = None
+    agreement: float | None = None
+    spread: float | None = None
 
 
 def with_steps(arms: Mapping[str, Arm], steps: Sequence[int]) -> dict[str, tuple[Arm, int]]:
@@ -161,7 +172,7 @@ def missing_answers(
                     imagination=imagination,
                 )
                 yield name, answer(arm if kind else without_images(arm), batch, max_new_tokens)
-        imagination.end_batch()
+        imagination.end_batch(seed)
 
 
 def alike(rows: Sequence[int], images: Mapping[int, Sequence[Any]]) -> dict[tuple[int, ...], list[int]]:
@@ -183,23 +194,34 @@ def answer(arm: Arm, batch: Batch, max_new_tokens: int, temperature: float = 0.0
     imagination = batch.imagination
     imagination.start()
     started = time.perf_counter()
-    changed = arm.change(batch)
-    replies = imagination.model.reply(
-        changed.images,
-        changed.questions,
-        [item.options for item in batch.items],
-        max_new_tokens,
-        inputs_of(changed),
-        temperature=temperature,
-        top_p=top_p,
+    answers = arm.strategy(arm.change, batch, lambda changed: ask(changed, max_new_tokens, temperature, top_p))
+    count = len(answers)
+    seconds = (time.perf_counter() - started - imagination.spent) / count
+    mean = 0.0 if any(one.rollouts for one in answers) else round(imagination.num_rollouts() / count, 3)
+    return [
+        replace(
+            one,
+            seconds=round(seconds, 6),
+            rollouts=one.rollouts or mean,  # a strategy may know which questions needed them
+            passes=(one.rollouts or mean) * imagination.model.passes_per_rollout,
+            rollout_seconds=round(imagination.rollout_seconds() / count, 6),
+        )
+        for one in answers
+    ]
+
+
+def ask(changed: Batch, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0) -> list[Answer]:
+    """Answers to a batch that an arm has changed, without their costs."""
+    model, inputs = changed.imagination.model, inputs_of(changed)
+    options = [item.options for item in changed.items]
+    replies = model.reply(
+        changed.images, changed.questions, options, max_new_tokens, inputs, temperature=temperature, top_p=top_p
     )
     labels: list[tuple[float | None, int]] = [(None, 0)] * len(replies)
-    if all(item.form == LABEL for item in batch.items):
-        answers = [item.answer for item in batch.items]
-        scores = imagination.model.label_logprobs(changed.images, changed.questions, answers, inputs_of(changed))
+    if all(item.form == LABEL for item in changed.items):
+        answers = [item.answer for item in changed.items]
+        scores = model.label_logprobs(changed.images, changed.questions, answers, inputs)
         labels = [(round(logprob, 6), count) for logprob, count in scores]
-    count = len(replies)
-    seconds = (time.perf_counter() - started - imagination.spent) / count
     return [
         Answer(
             item.id,
@@ -207,13 +229,27 @@ def answer(arm: Arm, batch: Batch, max_new_tokens: int, temperature: float = 0.0
             reply.option_logprobs,
             reply.prompt_tokens,
             reply.num_tokens,
-            round(seconds, 6),
-            round(imagination.num_rollouts() / count, 3),
-            round(imagination.rollout_seconds() / count, 6),
-            *label,
+            label_logprob=label_logprob,
+            label_tokens=label_tokens,
+            confidence=None if reply.confidence is None else round(reply.confidence, 6),
+            jump=jump,
         )
-        for item, reply, label in zip(batch.items, replies, labels, strict=True)
+        for item, reply, (label_logprob, label_tokens), jump in zip(
+            changed.items, replies, labels, jumps_of(changed), strict=True
+        )
     ]
+
+
+def jumps_of(batch: Batch) -> list[float | None]:
+    """The largest of the `jumps` of each question's futures; None for questions without one."""
+    if (
+        batch.world_latents is None
+        or not batch.num_world_steps
+        or batch.world_latents.shape[2] <= batch.num_world_steps
+    ):
+        return [None] * len(batch.items)
+    values = iter(jumps(batch.world_latents, batch.num_world_steps).tolist())
+    return [round(max(next(values) for _ in images), 6) for images in batch.world_images]
 
 
 def inputs_of(batch: Batch) -> ReplyInputs:

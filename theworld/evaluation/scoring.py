@@ -17,18 +17,11 @@ from theworld.evaluation.answer_parser import LETTERS, read_choice
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.statistics import bootstrap_mean, wilson_interval
 from theworld.evaluation.tasks import HIDDEN, LABEL, Item
+from theworld.inference.futures import normalise
 
 MOST_COMMON = "(most common answer)"  # row of a table of arms
 UNREAD = "unread"  # column of a confusion matrix
 OTHER = "(no label)"  # the same, for words that are no question's label
-
-
-def normalise(text: str) -> str:
-    """Lower case, single spaces, no final full stop, no enclosing brackets: "(B)." -> "b"."""
-    text = " ".join(text.lower().split()).rstrip(".").strip()
-    if text.startswith("(") and text.endswith(")"):
-        text = text[1:-1].strip()
-    return text
 
 
 def read_answer(item: Item, text: str) -> str | None:
@@ -146,11 +139,18 @@ def mean_of_families(items: Sequence[Item], values: Any, name: str = "accuracy")
     return {name: float(np.mean([group.mean() for group in groups])), "interval_95": list(bootstrap_mean(groups))}
 
 
-def cost(seeds: Sequence[Sequence[Answer]]) -> dict[str, float]:
-    """Means per answer: seconds without rollouts, seconds of rollouts, rollouts, prompt tokens, generated tokens."""
+def cost(seeds: Sequence[Sequence[Answer]]) -> dict[str, float | None]:
+    """Means per answer: seconds without rollouts, seconds of rollouts, rollouts, passes, prompt and generated tokens.
+
+    A figure that runs of earlier versions do not have is None.
+    """
     answers = [answer for row in seeds for answer in row]
-    digits = {"seconds": 4, "rollout_seconds": 4, "rollouts": 3, "prompt_tokens": 1, "new_tokens": 2}
-    return {name: round(sum(getattr(one, name) for one in answers) / len(answers), n) for name, n in digits.items()}
+    digits = {"seconds": 4, "rollout_seconds": 4, "rollouts": 3, "passes": 2, "prompt_tokens": 1, "new_tokens": 2}
+    columns = {name: [getattr(one, name) for one in answers] for name in digits}
+    return {
+        name: None if None in values else round(sum(values) / len(values), digits[name])
+        for name, values in columns.items()
+    }
 
 
 def confusion(items: Sequence[Item], seeds: Sequence[Sequence[Answer]]) -> dict[str, dict[str, int]]:

@@ -12,6 +12,7 @@ scipy and statsmodels do the arithmetic; this module chooses the method:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -67,6 +68,26 @@ def bootstrap_mean(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[fl
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(found.low), float(found.high)
+
+
+@lru_cache(maxsize=1)  # all arms of a run have the same number of questions
+def resampled_counts(n: int, seed: int = 0) -> np.ndarray:
+    """How often each of n questions is in each of RESAMPLES resamples, (RESAMPLES, n) uint8.
+
+    For statistics that are functions of sums over questions. Arms that use the same counts are compared in pairs.
+    """
+    rng = np.random.default_rng(seed)
+    parts = [
+        rng.multinomial(n, np.full(n, 1 / n), size=min(BATCH, RESAMPLES - start)).astype(np.uint8)
+        for start in range(0, RESAMPLES, BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of resampled values."""
+    low, high = np.quantile(values, [ALPHA / 2, 1 - ALPHA / 2])
+    return float(low), float(high)
 
 
 def bootstrap_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> tuple[float, float]:

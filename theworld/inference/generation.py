@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from transformers import BatchFeature
@@ -17,6 +17,9 @@ from theworld.media.inputs import ImageOrVideo, LoadedImages
 from theworld.model.call_plan import UNTRAINED, CallPlan
 from theworld.model.processing import prompts_each
 
+if TYPE_CHECKING:
+    from theworld.inference.pipeline import TheWorld
+
 FRAMES_INSTEAD = (
     f"{UNTRAINED} `generate` therefore shows imagined frames, or the input image alone if num_world_steps is 0; train "
     "the projector, load a trained model, or pass mode='tokens' to override."
@@ -26,6 +29,38 @@ WITHOUT_IMAGE = (
     "No image was given, so the language model answers from the text alone, without the world model; pass "
     "enable_world=False if this is intended."
 )
+
+
+def prepare(
+    model: TheWorld,
+    images: LoadedImages,
+    questions: list[Any],
+    answers: Sequence[str] | None,
+    rollout: RolloutOptions,
+    ids_only: bool = False,
+) -> BatchFeature:
+    """Plans how the world model is used and prepares the inputs; see `TheWorld.prepare_generation`."""
+    if model.is_shipped and any(len(row) > 1 for row in images):
+        model.warn_once(SEVERAL_IMAGES)
+    if rollout.enable_world is not False and not all(images):
+        model.warn_once(WITHOUT_IMAGE)
+    if rollout.enable_world is False or not any(images):
+        if rollout.world_latents is not None:
+            raise ValueError("world_latents were given, but the world model is disabled or there is no image.")
+        return model.prompts.inputs(images, questions, answers, rollout, ids_only).to(model.device)
+    chosen = model.processor.with_world(images, rollout.world_images)
+    past = model.processor.num_past_steps([each for row in chosen for each in row])
+    steps = rollout.num_world_steps
+    if rollout.world_latents is not None:
+        model.config.check_world_latents(rollout.world_latents, sum(map(len, chosen)))
+        steps = rollout.world_latents.shape[2] - 1 - past
+    plan = model.plan(rollout.mode, steps, past)
+    if plan.mode == "off" and past:
+        raise ValueError("This model has no world model, so it cannot read the past of a video; pass an image.")
+    if not model.projector_is_trained and (plan.mode == "tokens" or rollout.mode is None):
+        model.warn_once(FRAMES_INSTEAD)
+    rollout = replace(rollout, num_world_steps=plan.num_world_steps)
+    return generation_inputs(model.prompts, model.runner, images, questions, answers, rollout, plan, ids_only)
 
 
 def generation_inputs(

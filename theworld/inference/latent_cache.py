@@ -29,6 +29,7 @@ from torch import Tensor
 
 from theworld.media.images import frames_of
 from theworld.model.configuration import TheWorldConfig
+from theworld.model.devices import to_device
 from theworld.storage.files import UNFINISHED, atomic_file, write_tensors, write_text
 from theworld.storage.hub import resolve
 from theworld.world_models.base import WorldModel
@@ -269,7 +270,7 @@ def compute_with(world: WorldModel, config: CosmosPredict2Config) -> Compute:
     def compute(pixels: Tensor, num_world_steps: int, seeds: Sequence[int], prompts: Sequence[str] | None) -> Tensor:
         if num_world_steps:
             world.load_parts("transformer")  # not before: a run on true futures may never imagine
-        frames = frames_of(pixels.to(next(world.parameters()).device))
+        frames = frames_of(*to_device([pixels], next(world.parameters()).device))
         return world.imagine(frames, num_world_steps, seeds=seeds, prompts=prompts or (), **sampling)
 
     return compute

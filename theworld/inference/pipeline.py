@@ -10,7 +10,6 @@ import copy
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Unpack, overload
 
 import numpy as np
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchFeature, BitsAndBytesConfig
 
-from theworld.inference.generation import FRAMES_INSTEAD, SEVERAL_IMAGES, WITHOUT_IMAGE, generation_inputs
+from theworld.inference.futures import FutureAnswers, ask, check_futures
+from theworld.inference.generation import FRAMES_INSTEAD, WITHOUT_IMAGE, prepare
 from theworld.inference.options import (
     MAX_NEW_TOKENS,
     GenerateOptions,
@@ -27,7 +27,7 @@ from theworld.inference.options import (
     decoding_arguments,
     split_options,
 )
-from theworld.inference.prompting import PromptBuilder, Question
+from theworld.inference.prompting import PromptBuilder, Question, checked_labels
 from theworld.inference.streaming import check_streamable, stream_text
 from theworld.inference.world_runner import WorldRunner, warn_once
 from theworld.media.images import stack_pixels
@@ -124,13 +124,8 @@ class TheWorld(nn.Module):
         self._warned: set[str] = set()
         self.is_shipped = spec.shipped_note is not None
         self.eval()  # like transformers' from_pretrained; call train() to train
-        self._freeze(freeze_gemma_vision, freeze_gemma_language, freeze_cosmos_vae)
-
-    def _freeze(self, vision: bool, language: bool, vae: bool) -> None:
-        parts = [] if self.model.world is None else ["projector"]
-        parts += [] if self.config.lora is None else ["lora"]
-        frozen = {"vision": vision, "language": language, "vae_encoder": vae}
-        freezing.train_only(self.model, [*parts, *(part for part, is_frozen in frozen.items() if not is_frozen)])
+        frozen = {"vision": freeze_gemma_vision, "language": freeze_gemma_language, "vae_encoder": freeze_cosmos_vae}
+        freezing.train_new_parts(self.model, [part for part, is_frozen in frozen.items() if not is_frozen])
 
     @classmethod
     def from_pretrained(
@@ -265,10 +260,10 @@ class TheWorld(nn.Module):
             Gemma 3's output: `logits` (B, L, vocabulary) and, with labels, `loss`, a scalar.
         """
         if not self.projector_is_trained:
-            self._warn_once(FRAMES_INSTEAD)
+            self.warn_once(FRAMES_INSTEAD)
         images, questions = self.prompts.normalize_inputs(image, text, video)
         if not all(images):
-            self._warn_once(WITHOUT_IMAGE)
+            self.warn_once(WITHOUT_IMAGE)
         rollout = RolloutOptions(num_world_steps, world_images=world_images, world_prompt=world_prompt)
         if any(images) and self.model.world is not None:
             steps = self.config.num_world_steps if num_world_steps is None else num_world_steps
@@ -276,12 +271,7 @@ class TheWorld(nn.Module):
         answers = None if labels is None or isinstance(labels, Tensor) else texts_of("labels", labels)
         inputs = self.prompts.inputs(images, questions, answers, rollout).to(self.device)
         if isinstance(labels, Tensor):
-            if labels.shape != inputs["input_ids"].shape:
-                raise ValueError(
-                    f"labels have shape {tuple(labels.shape)}, and the prompt {tuple(inputs['input_ids'].shape)}; pass "
-                    "the answers as text, or one label per token of prepare(image, text)['input_ids']."
-                )
-            inputs["labels"] = labels.to(self.device)
+            inputs["labels"] = checked_labels(labels, inputs["input_ids"])
         return self.model(**inputs)
 
     @overload
@@ -349,6 +339,37 @@ class TheWorld(nn.Module):
         answers = [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
         return answers[0] if isinstance(question, str) else answers
 
+    def ask(
+        self,
+        image: Any = None,
+        question: str = "",
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        temperature: float | None = None,
+        num_world_steps: int | None = None,
+        *,
+        video: Any = None,
+        options: Sequence[str] = (),
+        futures: int = 1,
+        imagine: str = "always",
+        progress: Progress | None = None,
+        **further: Unpack[GenerateOptions],
+    ) -> FutureAnswers:
+        """Answers one question from several imagined futures, which have the seeds `seed`, `seed` + 1, ….
+
+        Args:
+            options: possible answers, whose probabilities are wanted; they are not added to the question.
+            futures: how many futures are imagined, in one batch.
+            imagine: `auto` first answers without a future, imagines only if that answer is not confident, and uses only
+                futures that agree with the present, as the model's `config.gate` says (see `Gate`).
+            further: options of `generate`, which explains the other arguments.
+
+        Raises:
+            ValueError: as `generate`, and if the call imagines nothing although futures were requested.
+        """
+        rollout, decoding = split_options(further, num_world_steps, progress)
+        decoding |= {"max_new_tokens": max_new_tokens, "temperature": temperature}
+        return ask(self, image, question, video, options, futures, imagine, rollout, decoding)
+
     def stream(
         self,
         image: Any = None,
@@ -393,28 +414,7 @@ class TheWorld(nn.Module):
             Those of `prepare`, with `world_latents` (n, C, P + 1 + N, h, w) instead of frames to imagine from, and in
             mode `frames` with the imagined frames as images. `ids_only` is that of the processor.
         """
-        images, questions = self.prompts.normalize_inputs(image, question, video)
-        if self.is_shipped and any(len(row) > 1 for row in images):
-            self._warn_once(SEVERAL_IMAGES)
-        if rollout.enable_world is not False and not all(images):
-            self._warn_once(WITHOUT_IMAGE)
-        if rollout.enable_world is False or not any(images):
-            if rollout.world_latents is not None:
-                raise ValueError("world_latents were given, but the world model is disabled or there is no image.")
-            return self.prompts.inputs(images, questions, answer, rollout, ids_only).to(self.device)
-        chosen = self.processor.with_world(images, rollout.world_images)
-        past = self.processor.num_past_steps([each for row in chosen for each in row])
-        steps = rollout.num_world_steps
-        if rollout.world_latents is not None:
-            self.config.check_world_latents(rollout.world_latents, sum(map(len, chosen)))
-            steps = rollout.world_latents.shape[2] - 1 - past
-        plan = self.plan(rollout.mode, steps, past)
-        if plan.mode == "off" and past:
-            raise ValueError("This model has no world model, so it cannot read the past of a video; pass an image.")
-        if not self.projector_is_trained and (plan.mode == "tokens" or rollout.mode is None):
-            self._warn_once(FRAMES_INSTEAD)
-        rollout = replace(rollout, num_world_steps=plan.num_world_steps)
-        return generation_inputs(self.prompts, self.runner, images, questions, answer, rollout, plan, ids_only)
+        return prepare(self, *self.prompts.normalize_inputs(image, question, video), answer, rollout, ids_only)
 
     def imagine(
         self,
@@ -423,17 +423,19 @@ class TheWorld(nn.Module):
         *,
         video: Any = None,
         seed: int = 0,
+        futures: int = 1,
         world_prompt: str | Sequence[str] | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Latents (n, C, P + 1 + N, h, w) of what was given and of N imagined world steps, one row per image or video.
+        """Latents (futures · n, C, P + 1 + N, h, w) of n images or videos and of N imagined world steps.
 
         P is the number of past latent frames of a video, and 0 for images. The other arguments are those of `generate`;
-        `world_prompt` is one text for all images or one per image.
+        `world_prompt` is one text for all images or one per image. Several `futures` have the seeds `seed`, `seed` + 1,
+        … and are imagined in one batch: all images with the first seed, then all with the next.
         """
-        steps = steps_to_imagine(self.config, num_world_steps)
+        steps, seed = steps_to_imagine(self.config, num_world_steps), check_integer("seed", seed)
         images = self.prompts.now(image, video)
-        return self.runner.imagine(images, steps, check_integer("seed", seed), world_prompt, progress)
+        return self.runner.imagine_futures(images, steps, seed, check_futures(futures), world_prompt, progress)
 
     def seen(self, video: Any) -> np.ndarray:
         """The frames of a video that the world model reads, (1 + 4·P, S, S, 3) uint8; the last one is now."""
@@ -455,7 +457,8 @@ class TheWorld(nn.Module):
         """
         return self.runner.decode(latents, check_guardrail=check_guardrail)
 
-    def _warn_once(self, message: str) -> None:
+    def warn_once(self, message: str) -> None:
+        """Logs a warning the first time that it occurs, outside of training."""
         if message not in self._warned and not self.training:
             self._warned.add(message)
             logger.warning(message)

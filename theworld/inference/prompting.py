@@ -223,3 +223,13 @@ def swapped(image: Any, question: Any) -> bool:
 def user_turn(num_images: int, question: str) -> list[dict[str, Any]]:
     """A chat of one user turn: images first, then the question."""
     return [{"role": "user", "content": [*[{"type": "image"}] * num_images, {"type": "text", "text": question}]}]
+
+
+def checked_labels(labels: Tensor, input_ids: Tensor) -> Tensor:
+    """Label ids (B, L) on the device of `input_ids`; a ValueError if there is not one per token."""
+    if labels.shape != input_ids.shape:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, and the prompt {tuple(input_ids.shape)}; pass "
+            "the answers as text, or one label per token of prepare(image, text)['input_ids']."
+        )
+    return labels.to(input_ids.device)

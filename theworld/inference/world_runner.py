@@ -80,6 +80,32 @@ class WorldRunner:
         inputs = self.processor.world_inputs(images, num_world_steps, seed, world_prompt)
         return self.imagine_from(inputs, num_world_steps, progress, present)
 
+    def imagine_futures(
+        self,
+        images: Sequence[ImageOrVideo],
+        num_world_steps: int,
+        seed: int,
+        futures: int,
+        world_prompt: str | Sequence[str] | None,
+        progress: Progress | None,
+    ) -> Tensor:
+        """Latents (futures · n, C, P + 1 + N, h, w), imagined in one batch: all images with `seed`, then with the next.
+
+        The images are encoded once.
+        """
+        if futures == 1 or num_world_steps == 0:
+            return self.imagine(images, num_world_steps, seed, world_prompt, progress)
+        each = [self.processor.world_inputs(images, num_world_steps, seed + k, world_prompt) for k in range(futures)]
+        inputs: dict[str, Any] = {
+            "world_frames": each[0]["world_frames"].repeat(futures, 1, 1, 1, 1),
+            "world_seeds": torch.cat([one["world_seeds"] for one in each]),
+        }
+        if "world_prompt" in each[0]:
+            self.world.check_takes_prompts()  # before anything is encoded
+            inputs["world_prompt"] = each[0].pop("world_prompt") * futures
+        present = self.imagine_from(each[0], 0, None)
+        return self.imagine_from(inputs, num_world_steps, progress, present.repeat(futures, 1, 1, 1, 1))
+
     @torch.no_grad()
     def imagine_from(
         self, inputs: dict[str, Any], num_world_steps: int, progress: Progress | None, present: Tensor | None = None

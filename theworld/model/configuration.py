@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.models.gemma3 import Gemma3Config
 
 from theworld.media.video import Video
+from theworld.model.gate import Gate, gate_settings
 from theworld.model.lora_settings import lora_settings
 from theworld.model.published import DEFAULT_GEMMA
 from theworld.world_models.configuration import COSMOS_2B, CosmosPredict2Config, check_keys, check_numbers
@@ -52,6 +53,8 @@ class TheWorldConfig(PreTrainedConfig):
         trained_parts: parts (see `theworld.model.freezing`) whose weights an adapter of this model holds.
         reads_world_tokens: whether the projector was trained, so that the language model can read world tokens. The
             projector of a new fusion that was saved is not. None means that it was if `trained_parts` contains it.
+        gate: when an answer needs an imagined future (`min_confidence`) and which futures are used (`max_jump`), chosen
+            by `theworld gate`; see `Gate`. None means the defaults of `Gate`.
 
     Raises:
         ValueError: if a value is outside its range; the message names both.
@@ -82,6 +85,7 @@ class TheWorldConfig(PreTrainedConfig):
         lora: dict[str, Any] | int | None = None,
         trained_parts: Sequence[str] = (),
         reads_world_tokens: bool | None = None,
+        gate: Gate | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         check_keys(TheWorldConfig, kwargs)
@@ -118,6 +122,7 @@ class TheWorldConfig(PreTrainedConfig):
         self.trained_parts = list(trained_parts)
         trained = "projector" in self.trained_parts
         self.reads_world_tokens = trained if reads_world_tokens is None else reads_world_tokens
+        self.gate = gate_settings(gate)
         kwargs.setdefault("tie_word_embeddings", self.vlm_config.tie_word_embeddings)
         super().__init__(**kwargs)
         self._check()

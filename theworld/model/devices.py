@@ -1,11 +1,13 @@
-"""On which device a model runs and in which dtype, checked before any weights are read."""
+"""On which device a model runs and in which dtype, checked before any weights are read; and copies to it."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from theworld.messages import counted
 
@@ -73,3 +75,12 @@ def check_device(device: str | torch.device | None, option: str = "device") -> N
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         available = counted(torch.cuda.device_count(), "GPU")
         raise ValueError(f"{option} {device}: torch can use {available} on this machine.")
+
+
+def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copies of tensors of one dtype, which a GPU gets in one transfer that the host does not wait for."""
+    if device.type != "cuda" or any(each.is_cuda for each in tensors):
+        return [each.to(device) for each in tensors]
+    joined = torch.cat([each.flatten() for each in tensors]).pin_memory().to(device, non_blocking=True)
+    parts = joined.split([each.numel() for each in tensors])
+    return [part.view(each.shape) for part, each in zip(parts, tensors, strict=True)]

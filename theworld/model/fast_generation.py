@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from theworld.compilation import compile_function, compiling
+from theworld.compilation import compile_function, compiling, mark_dynamic
 from theworld.cuda_graphs import CudaGraphs, Graphs
 from theworld.model import gemma_layers
+from theworld.model.devices import to_device
 from theworld.model.gemma_layers import DECODE_ATTENTION, Attention, FusedWeights, LayerInputs, decoder_layer, fuse
+from theworld.model.gemma_vision import FastVision, same_tensor, vision_layer
 from theworld.model.placeholders import check_number
 from theworld.model.prompts import Prompts, TokenReader, choose_token, most_probable, round_up
 from theworld.model.weights_state import WeightsState, WeightsWatch
@@ -104,14 +106,13 @@ class FastGeneration:
         self.backend = backend
         gemma = model.vlm.model
         self.language_weights = WeightsWatch(model.language_model, model.get_output_embeddings())
-        self.vision_weights = WeightsWatch(gemma.vision_tower, gemma.multi_modal_projector)
         self.sessions: OrderedDict[tuple[Any, ...], Session] = OrderedDict()
-        self.seen_images: tuple[Tensor, Tensor, WeightsState] | None = None  # pixels, features, weights
-        self.vision: tuple[Any, Callable[[Tensor], Tensor]] | None = None  # where its weights are, and its graphs
         self.reused = 0  # slots of the last prompt that were not computed again
         self._layer = self._compile(decoder_layer)
         self._last_layer = self._compile(gemma_layers.keys_and_values)
-        self._vision_layer = self._compile(vision_layer)
+        self.image_features = FastVision(
+            gemma, self._compile(vision_layer), compiled, partial(self.graphs_of, number=IMAGE_GRAPHS)
+        )
         self._step_layer = self._compile(decoder_layer, options)
         self._step_inputs = self._compile(step_inputs, options)
         self._step_outputs = self._compile(step_outputs, options)
@@ -234,7 +235,7 @@ class FastGeneration:
             replaced.append(tokens.flatten(0, 1).to(weight))
         small = ids.numel() <= GRAPH_TOKENS
         read = session.read_prompts_captured if small else session.read_prompts
-        read(*(each.to(weight.device) for each in on_host), *replaced, fresh=start == 0)
+        read(*to_device(on_host, weight.device), *replaced, fresh=start == 0)
 
     def read_prompts(
         self,
@@ -293,35 +294,11 @@ class FastGeneration:
         hidden = hidden.gather(1, (last - start)[:, None, None].expand(-1, -1, hidden.shape[-1]))
         self._finish(session, hidden, slice(-1, None))
 
-    def image_features(self, pixel_values: Tensor) -> Tensor:
-        """`TheWorldForConditionalGeneration.image_features` with compiled layers; the last images are kept."""
-        weights = self.vision_weights.state()
-        if self.seen_images is not None:
-            pixels, features, of_weights = self.seen_images
-            if weights == of_weights and same_tensor(pixels, pixel_values):
-                return features
-        place = (weights.places, weights.adapters)
-        if self.vision is None or self.vision[0] != place:
-            self.vision = place, self.graphs_of(self.read_images, IMAGE_GRAPHS)
-        features = self.vision[1](pixel_values).clone()
-        self.seen_images = (pixel_values.clone(), features, weights)
-        return features
-
-    def read_images(self, pixel_values: Tensor) -> Tensor:
-        tower: Any = self.model.vlm.model.vision_tower
-        hidden = tower.embeddings(pixel_values)
-        if self.compiled and hidden.shape[0] > 1:
-            mark_dynamic(hidden, 0)
-        for layer in tower.encoder.layers:
-            hidden = self._vision_layer(layer, hidden)
-        features: Tensor = self.model.vlm.model.multi_modal_projector(tower.post_layernorm(hidden))
-        return features
-
     # ----------------------------------------------------------------------------------------------------- generation
 
     def forget(self) -> None:
         """Drops what was kept of the last images and prompts."""
-        self.seen_images = None
+        self.image_features.forget()
         for session in self.sessions.values():
             session.prompts = None
 
@@ -340,6 +317,11 @@ class FastGeneration:
             self.sessions[key] = session
         self.sessions.move_to_end(key)
         return self.sessions[key]
+
+    def begin(self, pixel_values: Tensor) -> None:
+        """Starts to read images (n, 3, H, W) that `sample` is going to be given."""
+        with self.running():
+            self.image_features.begin(pixel_values)
 
     def start(self, prompts: Prompts, new_tokens: int, pixel_values: Tensor | None, **tokens: Tensor | None) -> Session:
         """A session whose first token is computed.
@@ -392,13 +374,16 @@ class FastGeneration:
         world_embeds: Tensor | None = None,
     ) -> Tensor:
         """Ids (B, L + new tokens), as the decoding loop of transformers' `generate` returns them."""
-        prompts = Prompts(input_ids, attention_mask, token_type_ids, placeholders(self.model))
+        prompt = input_ids.cpu()  # before the GPU is busy
+        prompts = Prompts(prompt, attention_mask, token_type_ids, placeholders(self.model))
         longest = stopping_criteria.max_length - input_ids.shape[1]
         session = self.start(prompts, longest, pixel_values, image_features=image_features, world_embeds=world_embeds)
         greedy = not generation_config.do_sample and not logits_processor
         choose = None if greedy else partial(choose_token, logits_processor, generation_config.do_sample)
         with self.running():
-            written = self._write(session, input_ids, stopping_criteria, generation_config, streamer, longest, choose)
+            written = self._write(
+                session, input_ids, prompt, stopping_criteria, generation_config, streamer, longest, choose
+            )
         if streamer is not None:
             streamer.end()
         return torch.cat([input_ids, written.to(input_ids.device)], dim=1)
@@ -407,14 +392,14 @@ class FastGeneration:
         self,
         session: Session,
         input_ids: Tensor,
+        prompt: Tensor,
         stopping_criteria: StoppingCriteriaList,
         generation_config: Any,
         streamer: Any,
         longest: int,
         choose: Callable[[Tensor, Tensor], Tensor] | None,
     ) -> Tensor:
-        """New tokens (B, n) on the CPU. Without `choose`, the next step is started before a token is read."""
-        prompt = input_ids.cpu()
+        """New tokens (B, n) on the CPU, as `prompt` is. Without `choose`, a step is started before a token is read."""
         ids = torch.cat([prompt, prompt.new_zeros(prompt.shape[0], longest)], dim=1)
         ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         padding = generation_config._pad_token_tensor
@@ -467,11 +452,6 @@ def step_outputs(norm: Any, head: Any, hidden_B1D: Tensor, logits: Tensor, token
     positions.add_(1)
 
 
-def vision_layer(layer: Any, hidden: Tensor) -> Tensor:
-    output: Tensor = layer(hidden, attention_mask=None)
-    return output
-
-
 # ------------------------------------------------------------------------------------------------------------- details
 
 
@@ -480,20 +460,7 @@ def placeholders(model: TheWorldForConditionalGeneration) -> tuple[int, int]:
     return model.vlm.config.image_token_id, model.config.world_token_id
 
 
-def mark_dynamic(tensor: Tensor, *dimensions: int) -> None:
-    """These dimensions may have another size in the next call."""
-    from torch import _dynamo
-
-    _dynamo.mark_dynamic(tensor, list(dimensions))
-
-
 def slots_for(length: int, new_tokens: int) -> int:
     """Slots of the buffers for prompts of `length` tokens, of which the end may be read again, and their answers."""
     prompt = round_up(length, PROMPT_MULTIPLE) + PROMPT_MULTIPLE
     return round_up(max(prompt, length + new_tokens), SLOTS_MULTIPLE)
-
-
-def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)

@@ -48,6 +48,13 @@ class FastPathMixin(GenerationMixin):
         if self.world is not None:
             self.world.fast_path = fast_path
 
+    def generate(self: Any, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """transformers' `generate`; the GPU begins to read new images while the host prepares the call."""
+        pixels = kwargs.get("pixel_values")
+        if self.fast is not None and self.fast_path != "off" and pixels is not None and not self.training:
+            self.fast.begin(pixels)
+        return super().generate(inputs, **kwargs)
+
     def _sample(
         self: Any,
         input_ids: Tensor,

@@ -77,6 +77,12 @@ def train_only(model: nn.Module, parts: Iterable[str]) -> None:
         parameter.requires_grad_(part_of(name) in wanted)
 
 
+def train_new_parts(model: nn.Module, further: Iterable[str]) -> None:
+    """Makes the projector and the LoRA trainable, if the model has them, and `further` parts; freezes all others."""
+    present = {part_of(name) for name, _ in model.named_parameters()}
+    train_only(model, [*(part for part in ("projector", "lora") if part in present), *further])
+
+
 def trained_parts(model: nn.Module) -> tuple[str, ...]:
     """Parts with at least one trainable parameter, in the order of PARTS."""
     trainable = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}

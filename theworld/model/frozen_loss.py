@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, Gemma3ForConditionalGeneration, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -30,7 +31,7 @@ from theworld.cuda_graphs import CudaGraphs
 from theworld.model import gemma_layers
 from theworld.model.gemma_layers import SHARED
 from theworld.model.packing import Layout, Plan, describe_rows, loss_scale, plan_batch, shift
-from theworld.model.placeholders import IGNORE_INDEX
+from theworld.model.placeholders import IGNORE_INDEX, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +190,14 @@ def last_layer(
     return read + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(read)))
 
 
+def recomputed_layer(*arguments: Any) -> Tensor:
+    """`following_layer`, whose activations are computed again for the gradient instead of kept."""
+    read: Tensor = checkpoint(following_layer, *arguments, use_reentrant=False)
+    return read
+
+
 PLAIN_LAYERS: Sequence[Callable[..., Any]] = (prefix_layer, following_layer, last_layer)
+COMPARED_LAYERS = (prefix_layer, recomputed_layer, last_layer)  # plain layers keep more than compiled ones
 
 
 def share_of_wrong_rows(found: Tensor, expected: Tensor) -> float:
@@ -242,22 +250,26 @@ class FrozenLoss:
         past_key_values: Any = None,
         num_items_in_batch: Tensor | int | None = None,
         label_smoothing: float = 0.0,
+        on_host: Tokens | None = None,
         **others: Any,
     ) -> Callable[[Tensor], Tensor] | None:
         """What computes the loss of a batch from its embeddings (B, L, D), or None if it cannot be computed here.
 
         Args:
-            world: (B, L) bool, the world placeholders.
+            world: (B, L) bool, the world placeholders; on the CPU if `on_host` is given.
             others: further arguments of `TheWorldForConditionalGeneration.forward`, which are described there.
         """
         plain = isinstance(attention_mask, Tensor) and position_ids is None and past_key_values is None
         if not (skip_logits and plain and torch.is_grad_enabled()) or label_smoothing or labels is None:
             return None
-        targets = shift(labels)
-        types = torch.zeros_like(labels) if token_type_ids is None else token_type_ids
-        rows = describe_rows(world, targets, types == 1, attention_mask)
+        tokens = on_host or Tokens(world, attention_mask, token_type_ids, labels)
+        assert tokens.labels is not None
+        images = torch.zeros_like(world) if tokens.token_type_ids is None else tokens.token_type_ids == 1
+        rows = describe_rows(world, shift(tokens.labels), images, tokens.attention_mask)
         if not all(0 < row.prefix < row.length and row.images_end <= row.prefix for row in rows):
             return None  # attention is causal only after the last image
+        targets = shift(labels)
+        types = torch.zeros_like(labels) if token_type_ids is None else token_type_ids
         return partial(
             LossWithGradient.apply,
             plan_batch(rows, targets, gemma_layers.image_blocks(types), self.group_tokens),
@@ -291,13 +303,13 @@ class FrozenLoss:
         if self.layers is PLAIN_LAYERS or self.checked[shapes] == CHECKS:
             return loss, own
         self.checked[shapes] += 1
-        compiled, self.layers = self.layers, PLAIN_LAYERS
+        compiled, self.layers = self.layers, COMPARED_LAYERS
         loss, expected = self.loss_and_gradient(*inputs, longest=longest)
         share = share_of_wrong_rows(own, expected)
         if share <= MAX_WRONG_ROWS:
             self.layers = compiled
             return loss, own
-        self.group = self.loss_and_gradient
+        self.group, self.layers = self.loss_and_gradient, PLAIN_LAYERS
         logger.warning(
             "the compiled layers give other gradients than the plain ones for %.1f %% of the tokens, so the plain ones "
             "are used, which are slower; set fast_path to off, or try another version of torch",

@@ -20,7 +20,7 @@ from transformers import __version__ as transformers_version
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.devices import dtype_of
 from theworld.model.spec import BASE, resolve_model
-from theworld.quantization import bitsandbytes_config, check_offload
+from theworld.quantization import bitsandbytes_config, check_offload, use_unpacked_weights
 from theworld.storage.adapters import check_names, read_tensors
 from theworld.storage.hub import find_base_dir, read_json, resolve, split_checkpoint_name
 from theworld.world_models import world_model_class
@@ -156,6 +156,7 @@ def load_bases(
     )
     if quantised is not None:
         forget_quantization(vlm, quantised)
+        use_unpacked_weights(vlm)
     if not config.enable_world:
         return vlm, None
     world = world_model_class(config.world_config.model_type).from_pretrained(

@@ -36,7 +36,7 @@ from theworld.model.call_plan import NO_WORLD_MODEL, world_parts_for
 from theworld.model.configuration import TheWorldConfig
 from theworld.model.fast_path import FastPathMixin
 from theworld.model.language_loss import call_language, with_unused
-from theworld.model.placeholders import find_placeholders, scatter, single_value
+from theworld.model.placeholders import Tokens, find_placeholders, scatter, single_value
 from theworld.model.processing import TheWorldProcessor, prompts_each
 from theworld.model.projector import WorldProjector
 from theworld.quantization import MERGE, is_quantised
@@ -108,7 +108,8 @@ class TheWorldForConditionalGeneration(FastPathMixin, PreTrainedModel, Generatio
         self.projector = WorldProjector(config)
         if config.lora is not None:
             lora.inject(self.language_model, config.lora)
-        self.frozen_loss: FrozenLoss | None = None  # set by Trainer for the fast path
+        self.frozen_loss: FrozenLoss | None = None  # set by Trainer for the fast path, as is the next one
+        self.frozen_vision: Callable[[Tensor], Tensor] | None = None
         self.bases_folder: str | None = None  # folder that base names starting with `./` are relative to
         self.loaded_weights: freezing.PartChecksums | None = None
         self.generation_config = copy.deepcopy(self.vlm.generation_config)
@@ -274,6 +275,8 @@ class TheWorldForConditionalGeneration(FastPathMixin, PreTrainedModel, Generatio
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """Gemma's soft tokens (images, tokens, D) of pixels (images, 3, H, W) from its image processor."""
+        if self.frozen_vision is not None:
+            return self.frozen_vision(pixel_values)
         return self.vlm.model.get_image_features(pixel_values, return_dict=True).pooler_output
 
     def world_latents_of(
@@ -367,6 +370,7 @@ class TheWorldForConditionalGeneration(FastPathMixin, PreTrainedModel, Generatio
         image_features: Tensor | None = None,
         unused_parts: Sequence[str] = (),
         skip_logits: bool = False,
+        on_host: Tokens | None = None,
         **kwargs: Any,
     ) -> Gemma3CausalLMOutputWithPast:
         """Gemma 3's forward pass with world tokens in place of their placeholders.
@@ -382,13 +386,13 @@ class TheWorldForConditionalGeneration(FastPathMixin, PreTrainedModel, Generatio
             world_prompt: texts that describe the future of `world_frames`, as passed to the processor, whose seeds
                 depend on them.
             image_features: (images, tokens, D) from `image_features()`, instead of `pixel_values`.
-            unused_parts: "vision" and "projector", whichever is trained and has no input in this batch. Their outputs
-                are added to the logits with weight 0, since several processes that train together need a gradient for
-                every parameter.
+            unused_parts: "vision" and "projector", if trained and without input in this batch. Their outputs are added
+                to the logits with weight 0, since processes that train together need a gradient for every parameter.
             labels: (B, L), -100 where the loss is not computed.
             logits_to_keep: as in transformers; or (B, L) bool, which gives logits (M, vocabulary) of its M positions.
             skip_logits: returns no logits but only the loss, computed at the labels, which needs much less memory. It
                 is the sum divided by `num_items_in_batch` (default the number of labels), with `label_smoothing`.
+            on_host: the same tokens on the CPU, so that the host need not wait for the GPU to look at them.
 
         Returns:
             Gemma 3's output: logits (B, L, vocabulary), and the loss if labels are given.
@@ -426,12 +430,12 @@ class TheWorldForConditionalGeneration(FastPathMixin, PreTrainedModel, Generatio
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("World tokens and image features need input_ids, whose placeholders they replace.")
         # before the vision tower, so that the GPU is busy with it while the host prepares the rest
-        image_places, world_places = find_placeholders(
-            input_ids, self.vlm.config.image_token_id, self.config.world_token_id
-        )
+        ids_BL, world_id = on_host.input_ids if on_host else input_ids, self.config.world_token_id
+        kinds = self.vlm.config.image_token_id, world_id
+        image_places, world_places = find_placeholders(ids_BL, input_ids.device, *kinds)
         frozen = None
         if self.frozen_loss is not None and world_tokens is not None:
-            frozen = self.frozen_loss.prepare(input_ids == self.config.world_token_id, **passed_on)
+            frozen = self.frozen_loss.prepare(ids_BL == world_id, on_host=on_host, **passed_on)
         embeds_BLD = self.get_input_embeddings()(input_ids)
         if image_features is None and pixel_values is not None:
             image_features = self.image_features(pixel_values)
@@ -440,8 +444,9 @@ class TheWorldForConditionalGeneration(FastPathMixin, PreTrainedModel, Generatio
         if image_features is not None:
             embeds_BLD = scatter(embeds_BLD, image_places, image_features, "image")
         if world_tokens is None:
-            # so that scatter reports placeholders without tokens
-            world_tokens = embeds_BLD.new_empty(0, 0, embeds_BLD.shape[-1])
+            world_tokens = embeds_BLD.new_empty(
+                0, 0, embeds_BLD.shape[-1]
+            )  # scatter reports placeholders without tokens
         embeds_BLD = scatter(embeds_BLD, world_places, world_tokens, "world")
         if frozen is not None and embeds_BLD.requires_grad:
             return with_unused(Gemma3CausalLMOutputWithPast(loss=frozen(embeds_BLD)), unused)

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from theworld.model.devices import to_device
 from theworld.model.placeholders import IGNORE_INDEX
 
 # sizes are rounded up to multiples, so that few shapes occur
-PREFIX_STEP, TOKEN_STEP, LABEL_STEP, LENGTH_STEP = 8, 256, 64, 1024
+PREFIX_STEP, TOKEN_STEP, LABEL_STEP, LENGTH_STEP = 8, 128, 64, 1024
 
 
 def shift(labels: Tensor) -> Tensor:
@@ -123,10 +124,7 @@ def plan_batch(rows: Sequence[Row], targets: Tensor, blocks: Tensor, group_token
     layouts = []
     for group in groups:
         places = layout_of(rows, group, targets.shape[1], U, N, R)
-        joined = torch.from_numpy(np.concatenate(places))
-        if targets.is_cuda:
-            joined = joined.pin_memory()
-        moved: Any = joined.to(targets.device, non_blocking=True).split([*map(len, places)])
+        moved = to_device([*map(torch.from_numpy, places)], targets.device)
         prefix, following, positions, order, inverse, starts = moved
         wanted = flat_targets[following]
         has_label = wanted != IGNORE_INDEX

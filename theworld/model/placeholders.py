@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from theworld.model.devices import to_device
 
 IGNORE_INDEX = -100  # label of a token that the loss ignores
 
 
-def find_placeholders(input_ids_BL: Tensor, *token_ids: int) -> list[Tensor]:
-    """Places (n,) int64 in B·L of the placeholders of each id, with one transfer from the device."""
-    masks = [input_ids_BL.flatten() == token_id for token_id in token_ids]
-    counts = torch.stack([mask.sum() for mask in masks]).tolist()
-    return [torch.nonzero_static(mask, size=count)[:, 0] for mask, count in zip(masks, counts, strict=True)]
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a batch, (B, L): ids, and what `TheWorldForConditionalGeneration.forward` is given about them.
+
+    On the CPU, they can be read without waiting for the GPU.
+    """
+
+    input_ids: Tensor
+    attention_mask: Any = None
+    token_type_ids: Tensor | None = None
+    labels: Tensor | None = None
+
+
+def find_placeholders(input_ids_BL: Tensor, device: torch.device, *token_ids: int) -> list[Tensor]:
+    """Places (n,) int64 in B·L of the placeholders of each id, on `device`.
+
+    If the ids are on a GPU, the host waits for it.
+    """
+    flat = input_ids_BL.flatten()
+    return to_device([(flat == token_id).nonzero()[:, 0] for token_id in token_ids], device)
 
 
 def scatter(embeds_BLD: Tensor, places: Tensor, features: Tensor, kind: str) -> Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from theworld.compilation import can_compile, inductor
+from theworld.compilation import can_compile, compile_function, compiling
 from theworld.fast_path import without_gpu
 from theworld.model.frozen_loss import FrozenLoss
+from theworld.model.gemma_vision import read_images, vision_layer
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.quantization import QUANTISED
 
@@ -18,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 MINIMUM_STEPS = 100  # of "auto": compiling takes about as long as 100 steps of a projector
 BEFORE_THE_LANGUAGE_MODEL = {"projector", "vae_encoder"}  # parts whose gradients come from the world tokens alone
-VISION_LAYER = "SiglipEncoderLayer"
 
 
 def why_not(device: torch.device, sharded: bool, precision: str, quantised: bool = False) -> str | None:
@@ -45,11 +46,18 @@ def enable(model: TheWorldForConditionalGeneration, trained: Sequence[str]) -> N
     """Compiles the layers of a model whose parts `trained` learn, if their gradients are checked or not needed."""
     logger.info("fast_path: layers are compiled, which takes the first seconds of the run")
     if "vision" not in trained:
-        for layer in vision_layers(model):
-            layer.compile(backend=inductor)
+        model.frozen_vision = frozen_vision(model.vlm.model)
     if set(trained) <= BEFORE_THE_LANGUAGE_MODEL:
         model.frozen_loss = FrozenLoss(model.vlm)
 
 
-def vision_layers(model: TheWorldForConditionalGeneration) -> list[nn.Module]:
-    return [module for module in model.vlm.model.vision_tower.modules() if type(module).__name__ == VISION_LAYER]
+def frozen_vision(gemma: Any) -> Callable[[Tensor], Tensor]:
+    """What computes image features (n, tokens, D) of pixels (n, 3, H, W), without gradients."""
+    layer_function = compile_function(vision_layer)
+
+    @torch.no_grad()
+    def features(pixel_values: Tensor) -> Tensor:
+        with compiling():
+            return read_images(gemma, layer_function, pixel_values, dynamic=True)
+
+    return features

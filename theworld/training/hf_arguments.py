@@ -70,7 +70,7 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         "dataloader_num_workers": config.num_workers,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "remove_unused_columns": False,  # the collator makes the columns
-        "accelerator_config": {"dispatch_batches": False},
+        "accelerator_config": {"dispatch_batches": False, "non_blocking": torch.cuda.is_available()},
         "ddp_find_unused_parameters": not config.freeze_cosmos_vae,  # its time convolutions get no single frame
         "push_to_hub": False,  # theworld.training.uploads does it, and reports what failed
         "hub_model_id": config.hub_model_id,

@@ -34,6 +34,7 @@ from theworld.fast_path import uses_fast_path
 from theworld.inference.latent_cache import Compute, compute_with, latents_of
 from theworld.media.images import frames_of
 from theworld.model import freezing
+from theworld.model.devices import to_device
 from theworld.model.modeling import TheWorldForConditionalGeneration
 from theworld.model.packing import shift
 from theworld.model.placeholders import IGNORE_INDEX
@@ -176,7 +177,7 @@ class TheWorldTrainer(Trainer):
             inputs["pixel_values"] = self.data_collator.normalize(inputs["pixel_values"])
         if requests and self.encodes_in_forward:
             pixels = torch.stack([request.pixels for request in requests])
-            inputs["world_frames"] = frames_of(pixels.to(self.args.device))
+            inputs["world_frames"] = frames_of(*to_device([pixels], self.args.device))
             inputs["num_world_steps"] = 0
         elif requests:
             # Outside forward and therefore outside autocast, so that latents equal those of inference and of a cache.

@@ -57,6 +57,12 @@ def guided_passes(count: int, guidance_scale: float, interval: Sequence[float] |
     return [guidance_scale > 1 and start * count <= i < end * count for i in range(count)]
 
 
+def transformer_passes(config: CosmosPredict2Config) -> int:
+    """Passes of the transformer in a rollout with the settings of `config`; a guided step has two."""
+    steps = moves(noise_schedule(config, config.num_inference_steps))
+    return len(steps) + sum(guided_passes(len(steps), config.guidance_scale, config.guidance_interval))
+
+
 def euler_step(
     future: Tensor,
     velocity: Tensor,
