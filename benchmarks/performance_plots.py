@@ -94,7 +94,8 @@ def svg(plots: Mapping[str, Lines]) -> str:
 
 def draw(axes: Axes, axis: str, lines: Lines) -> None:
     """One plot: a colour per figure, and a style per kind of arm."""
-    ticks, costs = set(), []
+    ticks = set[int]()
+    costs: list[float] = []
     for color, (what, kinds) in enumerate(lines.items()):
         for kind, points in kinds.items():
             x, y = zip(*points, strict=True)

@@ -29,8 +29,9 @@ from torch import Tensor
 from transformers import AutoConfig, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from recipes.nano.gemma import CHAT_TEMPLATE, build_tokenizer
+from theworld.world_models.base import PROMPT_EMBEDS
 from theworld.world_models.configuration import COSMOS_2B_TRANSFORMER, COSMOS_SCHEDULER, CosmosPredict2Config
-from theworld.world_models.cosmos_components import MODEL_INDEX, PROMPT_EMBEDS, new_scheduler, new_transformer, new_vae
+from theworld.world_models.cosmos_components import MODEL_INDEX, new_scheduler, new_transformer, new_vae
 
 # prefixes of a tensor's name inside the language model, the vision tower and the image projector
 KEY_NAMES = {

@@ -89,6 +89,12 @@ class Outcome:
         }
 
 
+def url_of(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 def questions(count: int, steps: int) -> list[Asked]:
     """Scenes of the test split with their questions, and nano's greedy answers in float32."""
     from theworld import TheWorld
@@ -100,9 +106,7 @@ def questions(count: int, steps: int) -> list[Asked]:
         for family in FAMILIES:
             clip = make_clip(family, "test", index)
             image = Image.fromarray(clip.frames[0])
-            file = io.BytesIO()
-            image.save(file, "PNG")
-            url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+            url = url_of(image)
             for question in next_questions(clip)[:2]:
                 answer = model.generate(image, question.text, max_new_tokens=16, num_world_steps=steps)
                 found.append(Asked(url, question.text, answer))

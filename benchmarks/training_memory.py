@@ -66,15 +66,16 @@ def measure(changes: list[str]) -> dict[str, Any]:
     """Trains in this process, and returns times and memory."""
     from theworld.training import recipe
     from theworld.training.config import TrainingConfig
+    from theworld.training.trainer import TheWorldTrainer
 
     times = StepTimes()
 
-    class Timed(recipe.TheWorldTrainer):
+    class Timed(TheWorldTrainer):
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
             self.add_callback(times)
 
-    recipe.TheWorldTrainer = Timed  # type: ignore[misc]
+    setattr(recipe, "TheWorldTrainer", Timed)  # noqa: B010 a class of its own for this process
     config = TrainingConfig.read(REPOSITORY / CONFIG, changes)
     found: dict[str, Any] = {"batch_size": config.batch_size}
     counted = None if torch.cuda.is_available() else LiveMemory()

@@ -177,7 +177,7 @@ def train(
         arm: one of TRAINERS.
         save: writes weights and optimizer states at the end, tens of gigabytes if all of Gemma is trained.
     """
-    recipe.TheWorldTrainer = TRAINERS[arm]  # type: ignore[misc]
+    setattr(recipe, "TheWorldTrainer", TRAINERS[arm])  # noqa: B010 a class of its own for this process
     if not save:
         TheWorldTrainer.save_model = lambda *arguments, **keywords: None  # type: ignore[method-assign]
         TheWorldTrainer._save_optimizer_and_scheduler = lambda *arguments: None  # type: ignore[method-assign]

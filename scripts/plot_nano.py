@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 FAMILIES = ("drop", "contact", "tower")
 COLOURS = {"drop": "tab:blue", "contact": "tab:red", "tower": "tab:green"}
@@ -47,7 +48,7 @@ def column(rows: Rows, name: str, times: float = 1.0) -> list[float]:
 
 def axes(
     count: int = 1, titles: tuple[str, ...] = (), width: float = 5.0, height: float = 3.6
-) -> tuple[plt.Figure, list[Axes]]:
+) -> tuple[Figure, list[Axes]]:
     figure, grid = plt.subplots(1, count, figsize=(width * count, height), squeeze=False)
     places = list(grid[0])
     for place, title in zip(places, titles, strict=False):
@@ -57,7 +58,7 @@ def axes(
     return figure, places
 
 
-def foresight(folder: Path) -> plt.Figure:
+def foresight(folder: Path) -> Figure:
     """Foresight of the shipped world model as it trained, and of fresh ones that saw few clips (4 denoise steps)."""
     shipped = [row for row in read(folder / "foresight.csv") if int(row["step"]) > 0]
     few = [row for row in read(folder / "foresight_clips.csv") if row["denoise_steps"] == "4"]
@@ -80,7 +81,7 @@ def foresight(folder: Path) -> plt.Figure:
     return figure
 
 
-def vae(folder: Path) -> plt.Figure:
+def vae(folder: Path) -> Figure:
     loss, measured = read(folder / "vae_loss.csv"), read(folder / "vae_measure.csv")
     figure, (left, right) = axes(2, ("Stage (a): loss of the VAE", "Stage (a): PSNR of reconstructed clips"))
     left.plot(column(loss, "seconds"), column(loss, "loss"), lw=1)
@@ -98,7 +99,7 @@ def vae(folder: Path) -> plt.Figure:
     return figure
 
 
-def transformer(folder: Path) -> plt.Figure:
+def transformer(folder: Path) -> Figure:
     rows = read(folder / "transformer_loss.csv")
     figure, (left, right) = axes(2, ("Stage (b): loss of the transformer", "Stage (b): learning rate"))
     left.plot(column(rows, "step"), column(rows, "loss"), lw=1)
@@ -112,7 +113,7 @@ def transformer(folder: Path) -> plt.Figure:
     return figure
 
 
-def language(folder: Path) -> plt.Figure:
+def language(folder: Path) -> Figure:
     rows = read(folder / "language.csv")
     figure, (left, right) = axes(2, ("Stage (c): loss", "Stage (c): now-questions of validation"))
     left.plot(column(rows, "step"), column(rows, "loss"), lw=1)
@@ -129,7 +130,7 @@ def language(folder: Path) -> plt.Figure:
     return figure
 
 
-def fusion(folder: Path) -> plt.Figure:
+def fusion(folder: Path) -> Figure:
     figure, (left, right) = axes(2, ("Stage (d): loss", "Stage (d): what-happens questions of validation"))
     for kind in KINDS:
         rows = read(folder / f"{kind}.csv")

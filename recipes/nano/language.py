@@ -17,14 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from recipes.nano.gemma import build_config, build_model, build_processor, build_tokenizer
 from recipes.nano.now import NowSamples, draw_images, encode_images, pool_map, words_of
 from theworld.datasets.collator import BatchSampling, ChatCollator, IndexedSample
 from theworld.datasets.physics import FAMILIES, IMAGE_SIZE
-from theworld.inference.prompting import IGNORE_INDEX
 from theworld.model.modeling import TheWorldForConditionalGeneration
+from theworld.model.packing import shift
+from theworld.model.placeholders import IGNORE_INDEX
 from theworld.model.processing import TheWorldProcessor
 from theworld.model.projector import sinusoidal_embedding
 from theworld.training.config import TrainingConfig
@@ -221,14 +223,12 @@ def now_accuracy(
         for start in range(0, len(samples), batch_size):
             indices = range(start, min(start + batch_size, len(samples)))
             batch = collator([IndexedSample(index, samples[index]) for index in indices])
-            batch.pop("num_skipped")
-            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+            inputs = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
             labels = inputs.pop("labels")
-            # positions whose next token is an answer's
-            learned = (labels[:, 1:] != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]
+            before_labels = shift(labels) != IGNORE_INDEX
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                logits = model(**inputs, use_cache=False, logits_to_keep=learned).logits
-            hits = answer_sums(logits, labels[:, 1:][:, learned], labels)[:, 2] == 1
+                logits = model(**inputs, use_cache=False, logits_to_keep=before_labels).logits
+            hits = answer_sums(logits, labels)[:, 2] == 1
             for index, hit in zip(indices, hits.tolist(), strict=True):
                 (asked,) = samples.asked(index)
                 right.setdefault(mode, []).append(hit)
@@ -244,4 +244,4 @@ def training_config(values: Mapping[str, Any], device: torch.device, **more: Any
 
 def topics_of(accuracy: Mapping[str, float]) -> Sequence[tuple[str, str, str, float]]:
     """Rows (mode, family, topic, accuracy) of the result of `now_accuracy`."""
-    return [(*key.split("/"), right) for key, right in accuracy.items() if "/" in key]  # type: ignore[misc]
+    return [(*key.split("/"), right) for key, right in accuracy.items() if "/" in key]

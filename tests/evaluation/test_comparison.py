@@ -13,7 +13,8 @@ import pytest
 
 from tests.evaluation.planted import planted_benchmark, planted_run
 from theworld.evaluation import compare, tasks
-from theworld.evaluation.render import by_steps, to_html
+from theworld.evaluation.plots import by_steps
+from theworld.evaluation.render import to_html
 from theworld.evaluation.run_folder import RUN
 from theworld.evaluation.statistics import NO_DIFFERENCE
 from theworld.evaluation.tasks import Item
@@ -149,7 +150,7 @@ def test_the_page_needs_no_other_file_and_shows_the_answers(run: Path, items: li
     reader = Outside()
     reader.feed(page)
     assert reader.found == []
-    assert reader.tags.count("svg") == 3  # by arm, by sub-task, cost
+    assert reader.tags.count("svg") == 4  # by arm, by sub-task, reliability, cost
     assert reader.tags.count("img") == 12
     assert "<script" not in page
     for shown in ("80.0 %", "+25.0", "better", "only one correct", "I cannot tell.", "Which of the two is it, 3?"):

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from recipes.nano import language
 from recipes.nano.clips import ClipSettings
 from recipes.nano.foresight import ForesightSettings
 from recipes.nano.fusion import FUSED, KINDS, FusionSettings
 from recipes.nano.fusion import TRAINING as FUSION_TRAINING
 from recipes.nano.language import TRAINING as LANGUAGE_TRAINING
-from recipes.nano.language import LanguageSettings, init_positions
+from recipes.nano.language import LanguageSettings, init_positions, now_accuracy
 from recipes.nano.now import NowSamples, draw_images, encode_images
 from recipes.nano.recipe import NanoSettings, publish, run_fusion, run_language, run_world, with_values
 from recipes.nano.vae import VAESettings
@@ -80,6 +81,45 @@ def test_samples_read_what_they_ask_about(bases: dict[str, str]) -> None:
         assert alone.num_world_steps == 0
         assert (sample.hide_images, alone.hide_images) == (False, True)
     assert len({tuple(both.asked(index)) for index in range(3)}) > 1, "chats about one image have different questions"
+
+
+def test_accuracy_on_the_present_counts_answers(bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny_model(bases)
+    assert model.world is not None
+    images = draw_images("validation", 0, 1, 5, 4, 0)
+    images.clips = np.ascontiguousarray(images.clips[:, :, ::2, ::2])  # the tiny world is half as wide
+    samples = NowSamples(
+        images,
+        encode_images(images, model.world),
+        {"cell": 1},
+        chats_of_first=2,
+        chats_of_later=1,
+        late=0.0,
+        hidden=0.0,
+    )
+    found = now_accuracy(model, processor, samples, batch_size=2)
+    assert {key for key in found if "/" not in key} == {"image", "world", "both"}
+    assert all(0 <= share <= 1 for share in found.values())
+    forward = model.forward
+
+    def knows(**inputs: Any) -> Any:
+        """Logits of the labels themselves, which `now_accuracy` passes on in place of the model's."""
+        outputs = forward(**inputs)
+        outputs.logits.zero_()
+        outputs.logits[range(len(wanted[0])), wanted.pop(0)] = 1.0
+        return outputs
+
+    wanted = []
+    plain = language.shift
+
+    def noted(labels: torch.Tensor) -> torch.Tensor:
+        targets = plain(labels)
+        wanted.append(targets[targets != -100])
+        return targets
+
+    monkeypatch.setattr(language, "shift", noted)
+    monkeypatch.setattr(model, "forward", knows)
+    assert set(now_accuracy(model, processor, samples, batch_size=2).values()) == {1.0}
 
 
 def test_settings_are_changed_by_name_and_unknown_ones_refused() -> None:

@@ -34,8 +34,9 @@ from theworld.serving import decoding
 from theworld.serving import jobs as jobs_module
 from theworld.serving.decoding import Decoding, Row
 from theworld.serving.jobs import AnswerJob, ImagineJob, Job
+from theworld.serving.listening import listen
 from theworld.serving.server import Server
-from theworld.serving.settings import ServerSettings, listen
+from theworld.serving.settings import ServerSettings
 
 LONG = 1000  # tokens
 

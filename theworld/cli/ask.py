@@ -7,20 +7,21 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from theworld.cli import options
-from theworld.cli.console import counting, say
+from theworld.cli.console import counting, figures, say, stdout
 from theworld.cli.loading import PAST_STEPS, check_files, dtype_name, load, read_config, resolve_spec
 from theworld.messages import counted
 from theworld.model.call_plan import CallPlan, plan_call
 
 if TYPE_CHECKING:
+    from theworld.inference.futures import FutureAnswers
     from theworld.media.inputs import LoadedImages
     from theworld.media.video import Video
-    from theworld.model.configuration import TheWorldConfig
     from theworld.model.spec import ModelSpec
 
 
@@ -47,6 +48,19 @@ def ask(
     world_model: options.WorldModel = None,
     steps: options.Steps = None,
     seed: options.Seed = 0,
+    futures: options.Futures = 1,
+    imagine: Annotated[
+        Literal["always", "auto"],
+        typer.Option(
+            "--imagine",
+            help="auto: answer without a future first, imagine only if that answer is not confident, and use only "
+            "futures that agree with the present.",
+        ),
+    ] = "always",
+    choices: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="TEXT", help="A possible answer, whose probability is shown (repeatable)."),
+    ] = None,
     prompt: options.WorldPrompt = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="Maximum length of the answer, in tokens.")
@@ -95,11 +109,17 @@ def ask(
     if world and mode == "tokens":
         spec.check_trained("show it imagined frames (--mode frames)")
     read_config(spec)
+    from theworld.inference.clips import describe_clip
+
     shown, clip = read_images(images, video, frames, video_fps, spec)
     past = spec.config.past_steps_of(clip.num_frames) if world and clip is not None else 0
     plan = plan_call(spec.config, mode, steps, num_past_steps=past, enable_world=world)
     if plan.mode != "off":
         spec.check_prompt(prompt)
+    if futures > 1 or imagine == "auto":
+        from theworld.inference.futures import check_imagines
+
+        check_imagines(futures, imagine, plan.num_world_steps > 0)
     planned = plan.num_world_steps if plan.mode != "off" else None
     the_model = load(spec, planned, device, dtype, fast_path, quantization, offload_world_model)
     loaded = time.perf_counter()
@@ -113,22 +133,29 @@ def ask(
         say(f"{describe_mode(plan, past)} ({precision} on {the_model.device})")
         if plan.mode != "off":
             say(f"A world step is {step_seconds:g} s.")
+    given: dict[str, Any] = {
+        "video": clip,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "enable_world": False if plan.mode == "off" else None,  # what was printed is what is done
+        "world_images": world_images,
+        "world_prompt": prompt,
+        "mode": mode,
+    }
+    is_plain = futures == 1 and imagine == "always" and not choices
+    found: FutureAnswers | None = None
     with counting() as step:
-        pieces: Iterator[str] = the_model.stream(
-            shown,
-            question,
-            video=clip,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            enable_world=False if plan.mode == "off" else None,  # what was printed is what is done
-            world_images=world_images,
-            world_prompt=prompt,
-            mode=mode,
-            progress=lambda done, total: step("Imagining (denoising passes)", done, total),
-        )
-        first = next(pieces, "")
-    if not as_json:
+        given["progress"] = lambda done, total: step("Imagining (denoising passes)", done, total)
+        if is_plain:
+            pieces: Iterator[str] = the_model.stream(shown, question, **given)
+            first = next(pieces, "")
+        else:
+            found = the_model.ask(shown, question, futures=futures, imagine=imagine, options=choices or (), **given)
+    if found is not None and not as_json:
+        show_futures(found)
+        return
+    if found is None and not as_json:
         sys.stdout.write(first.lstrip())
         for piece in pieces:
             sys.stdout.write(piece)
@@ -136,7 +163,8 @@ def ask(
         sys.stdout.write("\n")
         return
     content = {
-        "answer": "".join([first, *pieces]).strip(),
+        "answer": "".join([first, *pieces]).strip() if found is None else found.answer,
+        **({} if found is None else {"futures": asdict(found)}),
         "question": question,
         "images": images,
         **({} if video is None else {"video": video}),
@@ -155,17 +183,22 @@ def ask(
     typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
 
 
-def describe_clip(clip: Video, config: TheWorldConfig, past: int) -> str:
-    """The line that says which frames of a video are read, which is at the world model's rate."""
-    read, rate = config.num_pixel_frames(0, past), config.world_config.fps
-    if clip.num_frames == 1:
-        return "Video: it has one frame, the present."
-    if read == 1:
-        return f"Video: only the last of its {clip.num_frames:,} frames is read."
-    return (
-        f"Video: the last {read} of its {clip.num_frames:,} frames are read; the last one is the present. Frames are "
-        f"counted at {rate} per second, so that these are {(read - 1) / rate:g} s."
-    )
+def show_futures(found: FutureAnswers) -> None:
+    """Prints the answer, what the gate decided, and the probabilities or shares of all answers."""
+    typer.echo(found.answer)
+    if (gate := found.gate) is not None:
+        sure = "unknown" if gate.confidence is None else f"{100 * gate.confidence:.1f} %"
+        done = f"{counted(gate.imagined, 'future')} imagined, {gate.kept} used" if gate.imagined else "nothing imagined"
+        say(f"Confidence without a future: {sure} (limit {100 * gate.min_confidence:.1f} %); {done}.")
+    if found.num_futures <= 1 and not found.probabilities:
+        return
+    table = figures("answer", *(("probability", "±") if found.probabilities else ()), "futures")
+    for answer in sorted({*found.probabilities, *found.shares}, key=lambda each: -found.probabilities.get(each, 0.0)):
+        known = answer in found.probabilities
+        numbers = [f"{100 * each[answer]:.1f} %" if known else "" for each in (found.probabilities, found.spread)]
+        share = f"{round(found.shares.get(answer, 0.0) * len(found.answers))} of {len(found.answers)}"
+        table.add_row(answer, *(numbers if found.probabilities else ()), share if found.num_futures else "")
+    stdout().print(table)
 
 
 def describe_mode(plan: CallPlan, past: int) -> str:

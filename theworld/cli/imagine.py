@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from theworld.cli import options
-from theworld.cli.ask import describe_clip, read_images
+from theworld.cli.ask import read_images
 from theworld.cli.console import counting, say, waiting
 from theworld.cli.loading import PAST_STEPS, check_files, check_output, dtype_name, load, read_config, resolve_spec
 from theworld.messages import counted
@@ -31,6 +31,7 @@ def imagine(
     world_model: options.WorldModel = None,
     steps: options.Steps = None,
     seed: options.Seed = 0,
+    futures: options.Futures = 1,
     prompt: options.WorldPrompt = None,
     fps: Annotated[
         float | None,
@@ -50,7 +51,8 @@ def imagine(
 ) -> None:
     """Imagine what happens after an image or a video and write it as GIF, MP4 or a strip of frames.
 
-    For a video, the output starts with its own frames, and each frame is labelled as past, present or imagined.
+    For a video, the output starts with its own frames, and each frame is labelled as past, present or imagined. With
+    --futures, the animation is a grid in the order of the seeds, and in a PNG each future is a row.
 
     Example: theworld imagine scene.png -o future.gif --steps 4
     """
@@ -62,7 +64,7 @@ def imagine(
     from theworld.media.export import check_fps, rollout_extension
 
     started = time.perf_counter()
-    rollout_extension(output)  # a wrong file name or rate is reported first
+    extension = rollout_extension(output)  # a wrong file name or rate is reported first
     if fps is not None:
         check_fps(fps)
     check_files(*images, *([video] if video else []))
@@ -72,9 +74,8 @@ def imagine(
     spec.check_steps(steps)
     read_config(spec)
 
-    import numpy as np
-
-    from theworld.media.export import moment_labels, save_rollout
+    from theworld.inference.clips import describe_clip
+    from theworld.media.export import futures_grid, grid_scale, moment_labels, save_rollout
 
     shown_images, clip = read_images(images, video, frames, video_fps, spec)
     world = spec.config.world_config
@@ -88,16 +89,22 @@ def imagine(
             chosen,
             video=clip,
             seed=seed,
+            futures=futures,
             world_prompt=prompt,
             progress=lambda done, total: step("Imagining (denoising passes)", done, total),
         )
     with waiting("Decoding …"):
-        shown, labels, seen = the_model.decode(latents)[0], None, 1  # (F, H, W, 3)
+        decoded, labels, seen = the_model.decode(latents), None, 1  # (K, F, H, W, 3)
         if clip is not None:
             past = the_model.seen(clip)
-            shown, seen = np.concatenate([past, shown[len(past) :]]), len(past)
-            labels = moment_labels(seen - 1, len(shown), world.fps)
-        path = save_rollout(shown, output, world.fps if fps is None else fps, labels=labels)
+            seen = len(past)
+            decoded[:, :seen] = past
+            labels = moment_labels(seen - 1, decoded.shape[1], world.fps)
+        shown, scale = decoded[0], None  # (F, H, W, 3)
+        if futures > 1:
+            shown = futures_grid(decoded, extension)
+            scale = None if extension == ".png" else grid_scale(decoded)
+        path = save_rollout(shown, output, world.fps if fps is None else fps, scale=scale, labels=labels)
     notes = spec.notes_on_steps(chosen)
     if not as_json:
         for note in notes:
@@ -105,7 +112,8 @@ def imagine(
         if clip is not None:
             say(describe_clip(clip, spec.config, (seen - 1) // world.temporal_factor))
         each = f"{world.seconds_per_world_step:g} s each"
-        say(f"Imagined {counted(chosen, 'world step')}, {each} ({precision} on {the_model.device}).")
+        times = "" if futures == 1 else f", in {futures} futures with the seeds {seed} to {seed + futures - 1}"
+        say(f"Imagined {counted(chosen, 'world step')}, {each}{times} ({precision} on {the_model.device}).")
         typer.echo(path)
         return
     content = {
@@ -116,6 +124,7 @@ def imagine(
         "num_world_steps": chosen,
         "seconds_per_world_step": world.seconds_per_world_step,
         "seed": seed,
+        "futures": futures,
         **({} if prompt is None else {"world_prompt": prompt}),
         "model": model,
         "device": str(the_model.device),

@@ -41,6 +41,12 @@ Steps = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Random seed of the rollout.")]
+Futures = Annotated[
+    int,
+    typer.Option(
+        "--futures", metavar="K", min=1, max=64, help="Number of futures, with the seeds S, S+1, …, in one batch."
+    ),
+]
 WorldPrompt = Annotated[
     str | None,
     typer.Option(

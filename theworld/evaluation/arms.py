@@ -271,9 +271,7 @@ def averaged(count: int) -> Callable[[Batch], Batch]:
     """Reads the mean of the latents of `count` futures, with the seeds from the batch's own on."""
 
     def change(batch: Batch) -> Batch:
-        futures = [
-            replace(batch, seed=batch.seed + number).imagined(batch.world_images) for number in range(count)
-        ]
+        futures = [replace(batch, seed=batch.seed + number).imagined(batch.world_images) for number in range(count)]
         return replace(batch, world_latents=torch.stack(futures).mean(dim=0))
 
     return change

@@ -47,7 +47,9 @@ class Predictions:
     @property
     def gaps(self) -> np.ndarray:
         """(n, BINS): correctness minus confidence of each question in its bin, summed over training seeds."""
-        gaps: np.ndarray = (np.eye(BINS)[self.bins] * np.nan_to_num(self.right - self.confidence)[..., None]).sum(axis=0)
+        gaps: np.ndarray = (np.eye(BINS)[self.bins] * np.nan_to_num(self.right - self.confidence)[..., None]).sum(
+            axis=0
+        )
         return gaps
 
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from theworld.evaluation import scoring
+from theworld.evaluation.probability_plots import gate_plot
 from theworld.evaluation.run_folder import read_run
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.statistics import percentile_interval, resampled_counts
 from theworld.evaluation.tasks import Item
 from theworld.model.gate import Gate
+from theworld.model.spec import resolve_model
+from theworld.storage.files import atomic_file, read_json_file, write_json, write_text
+from theworld.storage.hub import CONFIG_FILE
 
 BEFORE, AFTER, GATED = "fused-0", "fused", "gated"  # arms: without, with, and partly with imagined futures
+CURVE_FILES = (".json", ".png", ".svg")
 MAX_POINTS = 100  # of a curve in results
 KEPT_FUTURES = 0.99  # share of a model's own futures that its limit of jumps accepts
 
@@ -138,7 +145,7 @@ def gate_content(items: Sequence[Item], arms: Mapping[str, Sequence[Sequence[Ans
     for name, (after, *_) in arms.items():
         prefix, _, base = name.rpartition("/")
         arm, _, steps = base.partition("@")
-        (before, *_) = arms.get("/".join(filter(None, (prefix, BEFORE))), [None])
+        before, *_ = arms.get("/".join(filter(None, (prefix, BEFORE))), [None])
         if arm != AFTER or before is None or any(one.confidence is None for one in before) or not after[0].jump:
             continue
         data = gate_data(items, before, after)
@@ -160,3 +167,36 @@ def read_gate_data(run: str | os.PathLike[str]) -> GateData:
         if arm not in found.answers:
             raise ValueError(f"{run} has no complete answers of the arm {arm}; evaluate {AFTER},{BEFORE} first.")
     return gate_data(found.items, found.answers[BEFORE], found.answers[AFTER])
+
+
+def save_gate(model: str | os.PathLike[str], gate: Gate) -> None:
+    """Writes the gate into `config.json` in the folder of a trained model.
+
+    Raises:
+        ValueError: if it is not such a folder.
+    """
+    folder = Path(model).expanduser()
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"{model} is not a folder with a {CONFIG_FILE}; name the folder of a trained model.")
+    resolve_model(folder).check_fused()
+    path = folder / CONFIG_FILE
+    values = {**read_json_file(path, "save the model again"), "gate": asdict(gate)}
+    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")  # as transformers writes it
+
+
+def check_curve_file(path: str | os.PathLike[str]) -> None:
+    """Raises a ValueError for a name that `write_curve` does not write."""
+    if Path(path).suffix.lower() not in CURVE_FILES:
+        raise ValueError(f"{os.fspath(path)!r}: the curve is written as {', '.join(CURVE_FILES)}.")
+
+
+def write_curve(
+    path: str | os.PathLike[str], curve: Sequence[Mapping[str, float]], chosen: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a curve of `gate_curve` and the summary of the chosen gate as JSON, or draws them as PNG or SVG."""
+    check_curve_file(path)
+    if Path(path).suffix.lower() == ".json":
+        write_json(path, {"curve": list(curve), "chosen": chosen})
+        return
+    with atomic_file(Path(path)) as unfinished:
+        gate_plot(curve, chosen).savefig(unfinished, format=Path(path).suffix[1:].lower(), dpi=120)

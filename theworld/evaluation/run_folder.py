@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from theworld.evaluation.arms import ARMS
+from theworld.evaluation.arms import ARMS, OVER_FUTURES
 from theworld.evaluation.media_digest import media_digest
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.tasks import Item, check_items, fingerprint
@@ -170,10 +170,13 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     return Run(path, content["settings"], content["fingerprint"], items, media, answers, unfinished)
 
 
-def arm_order(name: str) -> tuple[int, int]:
-    """Sort key: arms in the order of ARMS, then by number of world steps, so that `fused@4` follows `fused@0`."""
+def arm_order(name: str) -> tuple[int, int, int]:
+    """Sort key: arms in the order of ARMS, then by number of futures and of world steps: `fused@4` after `fused@0`."""
     arm, _, steps = name.partition("@")
-    return (list(ARMS).index(arm) if arm in ARMS else len(ARMS), int(steps or 0))
+    kind, _, count = arm.rpartition("-")
+    number = int(count) if kind in OVER_FUTURES and count.isdigit() else 0
+    place = next((i for i, each in enumerate(ARMS) if arm == each or (number and each.startswith(f"{kind}-"))), len(ARMS))
+    return place, number, int(steps or 0)
 
 
 def _item(content: dict[str, Any], source: Path) -> Item:

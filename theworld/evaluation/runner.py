@@ -242,7 +242,11 @@ def ask(changed: Batch, max_new_tokens: int, temperature: float = 0.0, top_p: fl
 
 def jumps_of(batch: Batch) -> list[float | None]:
     """The largest of the `jumps` of each question's futures; None for questions without one."""
-    if batch.world_latents is None or not batch.num_world_steps or batch.world_latents.shape[2] <= batch.num_world_steps:
+    if (
+        batch.world_latents is None
+        or not batch.num_world_steps
+        or batch.world_latents.shape[2] <= batch.num_world_steps
+    ):
         return [None] * len(batch.items)
     values = iter(jumps(batch.world_latents, batch.num_world_steps).tolist())
     return [round(max(next(values) for _ in images), 6) for images in batch.world_images]

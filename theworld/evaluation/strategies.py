@@ -31,7 +31,8 @@ def over_futures(count: int) -> Strategy:
     def strategy(change: Change, batch: Batch, ask: Ask) -> list[Answer]:
         futures = [ask(change(replace(batch, seed=batch.seed + number))) for number in range(count)]
         return [
-            of_futures(answers, item.options) for answers, item in zip(zip(*futures, strict=True), batch.items, strict=True)
+            of_futures(answers, item.options)
+            for answers, item in zip(zip(*futures, strict=True), batch.items, strict=True)
         ]
 
     return strategy

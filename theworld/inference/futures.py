@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from theworld.inference.options import RolloutOptions
 from theworld.inference.scored_answers import Reply, generate_scored
@@ -55,6 +56,8 @@ class FutureAnswers:
         undecided: number of answers that do not decide between the options; they do not enter the probabilities.
         num_futures: how many futures were used.
         gate: what was decided with `imagine="auto"`; otherwise None.
+        latents: (num_futures · images, C, P + 1 + N, h, w), those that were used, for `TheWorld.decode`; None if nothing
+            was imagined.
     """
 
     answer: str
@@ -65,6 +68,7 @@ class FutureAnswers:
     undecided: int
     num_futures: int
     gate: GateDecision | None = None
+    latents: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def agreement(self) -> float:
@@ -117,6 +121,16 @@ def check_futures(futures: Any) -> int:
     return int(futures)
 
 
+def check_imagines(futures: int, imagine: str, has_future: bool) -> None:
+    """Raises a ValueError if futures are requested in a call that imagines nothing."""
+    if not has_future and (futures > 1 or imagine == "auto"):
+        wanted = f"{futures} futures were" if futures > 1 else "imagine='auto' was"
+        raise ValueError(
+            f"{wanted} requested, and this call imagines nothing; it needs an image, the world model, and 1 world step "
+            "or more."
+        )
+
+
 @torch.no_grad()
 def ask(
     model: TheWorld,
@@ -147,12 +161,7 @@ def ask(
         (chosen,) = model.processor.with_world([row], rollout.world_images)
     plan = model.plan(rollout.mode, rollout.num_world_steps, model.processor.num_past_steps(chosen))
     has_future = bool(chosen) and plan.num_world_steps > 0
-    if not has_future and (futures > 1 or imagine == "auto"):
-        wanted = f"{futures} futures" if futures > 1 else 'imagine="auto"'
-        raise ValueError(
-            f"{wanted} cannot be used because this call imagines nothing: it needs an image, the world model, and 1 "
-            "world step or more."
-        )
+    check_imagines(futures, imagine, has_future)
 
     def answers(count: int, given: RolloutOptions) -> list[Reply]:
         inputs = model.prepare_generation(LoadedImages([row] * count), [question] * count, rollout=given)
@@ -182,4 +191,4 @@ def ask(
             return replace(combine([first], options), num_futures=0, gate=decision)
         latents, futures = torch.cat(kept), len(kept)
     given = replace(rollout, world_latents=latents, world_prompt=None)  # the prompt is in the latents
-    return replace(combine(answers(futures, given), options), gate=decision)
+    return replace(combine(answers(futures, given), options), gate=decision, latents=latents)

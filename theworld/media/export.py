@@ -17,6 +17,8 @@ VISIBLE_SIDE = 256
 # The largest width of a strip after enlarging.
 STRIP_WIDTH = 2400
 STRIP_GAP = 4
+# The largest width of a grid of animations after enlarging.
+GRID_WIDTH = 1024
 # More than any player shows; the held first frame of an MP4 would fill the memory.
 MAX_FPS = 1000
 
@@ -91,6 +93,31 @@ def encode_rollout(
     if labels is not None:
         frames = np.stack([_with_label(frame, label) for frame, label in zip(frames, labels, strict=True)])
     return write(frames, fps, hold)
+
+
+def futures_grid(futures: np.ndarray, extension: str) -> np.ndarray:
+    """Several rollouts as one: uint8 (K, F, H, W, 3) -> (F, H', W', 3), with white lines between them.
+
+    Args:
+        futures: of the same image, in the order of their seeds.
+        extension: ".gif" and ".mp4" show them in a grid, row by row; ".png" one below the other, so that each is a row
+            of the strip.
+    """
+    count, num_frames, height, width, _ = futures.shape
+    columns = 1 if extension == ".png" else math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    line = max(1, min(height, width) // 32)
+    cells = np.full((rows * columns, num_frames, height + line, width + line, 3), 255, dtype=np.uint8)
+    cells[:count, :, :height, :width] = futures
+    grid = cells.reshape(rows, columns, *cells.shape[1:]).transpose(2, 0, 3, 1, 4, 5)  # (F, rows, H, columns, W, 3)
+    return grid.reshape(num_frames, rows * (height + line), columns * (width + line), 3)[:, :-line, :-line]
+
+
+def grid_scale(futures: np.ndarray) -> int:
+    """How much a grid of rollouts (K, F, H, W, 3) is enlarged: each is easy to see, and the grid is not too large."""
+    _, _, height, width, _ = futures.shape
+    columns = math.ceil(math.sqrt(len(futures)))
+    return max(1, min(VISIBLE_SIDE // min(height, width), GRID_WIDTH // (columns * width)))
 
 
 def moment_labels(num_past_frames: int, num_frames: int, fps: float) -> list[str]:

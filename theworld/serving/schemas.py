@@ -160,6 +160,10 @@ class ChatRequest(Request):
         Field(description="How the future reaches the language model; off answers without the world model."),
     ] = None
     world_prompt: WorldPrompt = None
+    futures: Annotated[
+        int | None,
+        Field(ge=1, le=16, description="Futures that are imagined, with consecutive seeds; the most frequent answer."),
+    ] = None
     attachment: Annotated[
         AttachmentFormat | None, Field(description="Adds what was imagined to the answer, as a GIF or MP4 in base64.")
     ] = None
@@ -243,6 +247,13 @@ class Attachment(BaseModel):
     data: Annotated[str, Field(description="The file in base64.")]
 
 
+class FutureShare(BaseModel):
+    """An answer, and the share of the futures that give it."""
+
+    answer: str
+    share: float
+
+
 class World(BaseModel):
     """How the world model was used; `num_world_steps` is 0 and `mode` is off if it was not."""
 
@@ -250,6 +261,9 @@ class World(BaseModel):
     num_world_steps: int
     seconds_per_world_step: float
     seed: int
+    futures: Annotated[list[FutureShare] | None, Field(description="With several futures, the most frequent first.")] = (
+        None
+    )
     attachment: Attachment | None = None
 
 

@@ -134,6 +134,10 @@ class Service:
             )
         if body.attachment and not plan.num_world_steps:
             raise RequestError(400, "attachment needs 1 world step or more.", param="attachment")
+        futures = body.futures or 1
+        if futures > 1 and (body.stream or not plan.num_world_steps):
+            reason = "cannot be streamed" if body.stream else "need an image and 1 world step or more"
+            raise RequestError(400, f"Answers from several futures {reason}.", param="futures")
         return AnswerJob(
             images,
             plan,
@@ -146,6 +150,7 @@ class Service:
             stream=bool(body.stream),
             shows_rollout=body.attachment is not None,
             max_prompt_tokens=self.settings.max_prompt_tokens,
+            futures=futures,
         )
 
     def decoding_of(self, body: schemas.ChatRequest) -> Decoding:
@@ -242,12 +247,15 @@ class Service:
             total_tokens=answer.prompt_tokens + answer.completion_tokens,
         )
 
-    async def world(self, job: Job, shown: Shown | None, extension: str | None) -> schemas.World:
+    async def world(self, job: Job, answer: Answer, extension: str | None) -> schemas.World:
+        shares = [schemas.FutureShare(answer=text, share=share) for text, share in answer.shares.items()]
+        shown = answer.imagined
         return schemas.World(
             mode=cast(schemas.Mode, job.plan.mode),
             num_world_steps=job.plan.num_world_steps,
             seconds_per_world_step=self.model.config.world_config.seconds_per_world_step,
             seed=job.seed,
+            futures=shares or None,
             attachment=None if shown is None else await self.attachment(shown, extension or "gif"),
         )
 
@@ -279,7 +287,7 @@ class Service:
             model=self.settings.name,
             choices=[choice],
             usage=self.count(answer),
-            world=await self.world(job, answer.imagined, body.attachment),
+            world=await self.world(job, answer, body.attachment),
             warnings=warnings,
         )
 
@@ -307,7 +315,7 @@ class Service:
                     yield chunk(schemas.Delta(content=event.text), logprobs=scores)
                 elif isinstance(event, Answer):
                     answer = event
-        world = await self.world(job, answer.imagined, body.attachment)
+        world = await self.world(job, answer, body.attachment)
         yield chunk(schemas.Delta(), finish_reason=answer.finish_reason, world=world, warnings=warnings)
         usage = self.count(answer)
         if self.shows_usage(body):

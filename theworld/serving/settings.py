@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from theworld.messages import counted
+from theworld.serving.listening import is_loopback
 
 KEY_VARIABLE = "THEWORLD_API_KEY"
 MIB = 2**20
@@ -77,28 +76,6 @@ class ServerSettings:
                 f"{self.host} can be reached from other machines, and there is no API key: set {KEY_VARIABLE} or name "
                 "a file that holds the key, listen at 127.0.0.1, or force it if a proxy checks who may ask."
             )
-
-    @property
-    def max_video_pixels(self) -> int:
-        return 64 * self.max_pixels
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to an address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:  # a name
-        return False
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at an address; a ValueError if that is not possible."""
-    try:
-        family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"Nothing can listen at {host}:{port} ({reason}); choose another host or port.") from error
 
 
 def read_key(path: str | os.PathLike[str] | None = None, environment: Mapping[str, str] = os.environ) -> str | None:
