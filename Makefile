@@ -7,6 +7,7 @@ RUNS ?= runs/blink
 REPORT ?= report
 DATA_ARG = $(if $(DATA),--data $(DATA))
 LEROBOT = build/lerobot
+QUANTIZATION = build/quantization
 LEROBOT_PYTHON ?= 3.12
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -29,7 +30,7 @@ $(VENV)/.setup-dev: requirements.lock requirements-dev.lock pyproject.toml
 	@VENV=$(VENV) PYTHON= bash scripts/setup.sh --skip-models
 
 .PHONY: help setup lock format check typecheck run train-simple train-hf smoke-test eval-blink eval-gemma compare-results \
-        docs test test-slow test-gpu test-deepspeed test-lerobot clean
+        docs test test-quantization test-slow test-gpu test-deepspeed test-lerobot clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -75,9 +76,19 @@ compare-results: $(CORE) ## Compare the runs in runs/blink, into report/ (RUNS=,
 
 test: $(DEV) ## Run the tests: tiny models, no network, no GPU
 	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -n 2 --dist worksteal
+	$(if $(DEV),@$(MAKE) --no-print-directory test-quantization)
 
-test-slow: $(DEV) ## Run the slow tests
-	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -n 2 --dist worksteal -m "slow and not gpu"
+# diffusers imports bitsandbytes wherever it is installed, which takes two seconds in every process
+$(QUANTIZATION)/.installed: requirements-quantization.lock | $(DEV)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(QUANTIZATION) --no-deps --require-hashes -r $<
+	@touch $@
+
+test-quantization: $(DEV) $(QUANTIZATION)/.installed ## Run the tests of quantised models, with bitsandbytes from build/quantization
+	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= PYTHONPATH=$(QUANTIZATION) $(PYTHON) -m pytest -m "quantization and not slow and not gpu" \
+	    tests/model/test_quantization.py tests/inspection/test_small_cards.py tests/training/test_keys.py
+
+test-slow: $(DEV) $(QUANTIZATION)/.installed ## Run the slow tests
+	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= PYTHONPATH=$(QUANTIZATION) $(PYTHON) -m pytest -n 2 --dist worksteal -m "slow and not gpu"
 
 test-gpu: $(DEV) ## Run the tests that need a GPU
 	@HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m gpu

@@ -8,3 +8,4 @@ compile() {
 }
 compile pyproject.toml --output-file requirements.lock
 compile --group dev --constraint requirements.lock --output-file requirements-dev.lock
+echo "bitsandbytes>=0.50" | compile - --no-deps --output-file requirements-quantization.lock # for the tests of the extra `quantization`

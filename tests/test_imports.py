@@ -50,7 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": _CORE | {"inference", "inspection", "datasets"},
     "evaluation": _CORE | {"inference", "inspection", "datasets"},
     "serving": _CORE | {"inference"},
-    "cli": _CORE | {"inference", "inspection", "datasets", "training", "evaluation", "serving"},
+    "demo": _CORE | {"inference", "datasets", "serving"},
+    "cli": _CORE | {"inference", "inspection", "datasets", "training", "evaluation", "serving", "demo"},
 }
 
 

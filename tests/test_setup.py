@@ -14,7 +14,7 @@ import pytest
 from tests.loopback_hub import LoopbackHub, use_endpoint
 
 REPOSITORY = Path(__file__).parent.parent
-LOCKS = ("requirements.lock", "requirements-dev.lock")
+LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-quantization.lock")
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import bitsandbytes
 import pytest
 import torch
 
@@ -29,7 +28,9 @@ def quantised(published: TheWorldConfig) -> dict[str, int]:
     return quantised_counts(build_on_meta(published))
 
 
+@pytest.mark.quantization
 def test_a_quantised_weight_takes_the_predicted_bytes() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
     rows, columns = 1024, 2560
     layer = bitsandbytes.nn.Linear4bit(columns, rows, bias=False, quant_type="nf4", compress_statistics=True).to("cpu")
     state = layer.weight.quant_state

@@ -6,7 +6,6 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
 import pytest
 import torch
 from torch import nn
@@ -25,6 +24,8 @@ from theworld.training import fast_path
 from theworld.world_models.base import WORLD_PARTS
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 
+bitsandbytes = pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.quantization
 KINDS = {"4bit": bitsandbytes.nn.Linear4bit, "8bit": bitsandbytes.nn.Linear8bitLt}
 
 

@@ -132,7 +132,7 @@ def test_an_image_is_imagined_once(server: Server, model: TheWorld, monkeypatch:
     cache.max_bytes = 2 * latents[0].nbytes
     for number in (1, 2, 3):
         cache.imagine(model, [image_of(number)], 2, 0, None, lambda done, total: None)
-    assert (len(cache._kept), cache._bytes) == (2, cache.max_bytes)
+    assert (len(cache._kept), cache.size) == (2, cache.max_bytes)
 
 
 def test_samples_depend_on_their_own_seed(server: Server) -> None:

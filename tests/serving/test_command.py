@@ -13,8 +13,9 @@ from typer.testing import CliRunner, Result
 from tests.serving.conftest import QUESTION
 from theworld import TheWorld
 from theworld.cli import app
+from theworld.serving.listening import listen
 from theworld.serving.server import Server
-from theworld.serving.settings import KEY_VARIABLE, MIB, listen
+from theworld.serving.settings import KEY_VARIABLE, MIB
 
 
 def run(*arguments: str | Path) -> Result:

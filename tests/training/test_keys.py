@@ -175,7 +175,9 @@ WITH: dict[str, dict[str, Any]] = {  # other keys that a key needs
 }
 
 
-@pytest.mark.parametrize("key", REACHES)
+@pytest.mark.parametrize(
+    "key", [pytest.param(key, marks=[pytest.mark.quantization] * (key == "quantization")) for key in REACHES]
+)
 def test_a_key_takes_effect(settings: Settings, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "before")
     monkeypatch.setenv("WANDB_PROJECT", "before")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from theworld.cli import ask, bench, cache, compare, doctor, eval, gate, imagine, info, nano, push, serve, train
+from theworld.cli import ask, bench, cache, compare, demo, doctor, eval, gate, imagine, info, nano, push, serve, train
 from theworld.cli.console import say_error
 from theworld.cli.errors import one_sentence, user_facing_errors
 from theworld.training.token import hide_token
@@ -94,6 +94,7 @@ app.command("cache", cls=train.ConfigCommand)(cache.cache)
 app.command("push")(push.push)
 app.command("bench")(bench.bench)
 app.command("serve")(serve.serve)
+app.command("demo")(demo.demo)
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from theworld.inference.futures import FutureAnswers
     from theworld.media.inputs import LoadedImages
     from theworld.media.video import Video
-    from theworld.model.configuration import TheWorldConfig
     from theworld.model.spec import ModelSpec
 
 
@@ -110,6 +109,8 @@ def ask(
     if world and mode == "tokens":
         spec.check_trained("show it imagined frames (--mode frames)")
     read_config(spec)
+    from theworld.inference.clips import describe_clip
+
     shown, clip = read_images(images, video, frames, video_fps, spec)
     past = spec.config.past_steps_of(clip.num_frames) if world and clip is not None else 0
     plan = plan_call(spec.config, mode, steps, num_past_steps=past, enable_world=world)
@@ -198,19 +199,6 @@ def show_futures(found: FutureAnswers) -> None:
         share = f"{round(found.shares.get(answer, 0.0) * len(found.answers))} of {len(found.answers)}"
         table.add_row(answer, *(numbers if found.probabilities else ()), share if found.num_futures else "")
     stdout().print(table)
-
-
-def describe_clip(clip: Video, config: TheWorldConfig, past: int) -> str:
-    """The line that says which frames of a video are read, which is at the world model's rate."""
-    read, rate = config.num_pixel_frames(0, past), config.world_config.fps
-    if clip.num_frames == 1:
-        return "Video: it has one frame, the present."
-    if read == 1:
-        return f"Video: only the last of its {clip.num_frames:,} frames is read."
-    return (
-        f"Video: the last {read} of its {clip.num_frames:,} frames are read; the last one is the present. Frames are "
-        f"counted at {rate} per second, so that these are {(read - 1) / rate:g} s."
-    )
 
 
 def describe_mode(plan: CallPlan, past: int) -> str:

@@ -50,7 +50,8 @@ def doctor(
 
 def server_findings() -> list[dict[str, Any]]:
     """Whether a server with default settings could listen here, and who could ask it."""
-    from theworld.serving.settings import KEY_VARIABLE, ServerSettings, listen, read_key
+    from theworld.serving.listening import listen
+    from theworld.serving.settings import KEY_VARIABLE, ServerSettings, read_key
 
     try:
         settings = ServerSettings(api_key=read_key())

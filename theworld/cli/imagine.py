@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from theworld.cli import options
-from theworld.cli.ask import describe_clip, read_images
+from theworld.cli.ask import read_images
 from theworld.cli.console import counting, say, waiting
 from theworld.cli.loading import PAST_STEPS, check_files, check_output, dtype_name, load, read_config, resolve_spec
 from theworld.messages import counted
@@ -74,6 +74,7 @@ def imagine(
     spec.check_steps(steps)
     read_config(spec)
 
+    from theworld.inference.clips import describe_clip
     from theworld.media.export import futures_grid, grid_scale, moment_labels, save_rollout
 
     shown_images, clip = read_images(images, video, frames, video_fps, spec)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from theworld.inference.options import RolloutOptions
 from theworld.inference.scored_answers import Reply, generate_scored
@@ -55,6 +56,8 @@ class FutureAnswers:
         undecided: number of answers that do not decide between the options; they do not enter the probabilities.
         num_futures: how many futures were used.
         gate: what was decided with `imagine="auto"`; otherwise None.
+        latents: (num_futures · images, C, P + 1 + N, h, w), those that were used, for `TheWorld.decode`; None if nothing
+            was imagined.
     """
 
     answer: str
@@ -65,6 +68,7 @@ class FutureAnswers:
     undecided: int
     num_futures: int
     gate: GateDecision | None = None
+    latents: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def agreement(self) -> float:
@@ -187,4 +191,4 @@ def ask(
             return replace(combine([first], options), num_futures=0, gate=decision)
         latents, futures = torch.cat(kept), len(kept)
     given = replace(rollout, world_latents=latents, world_prompt=None)  # the prompt is in the latents
-    return replace(combine(answers(futures, given), options), gate=decision)
+    return replace(combine(answers(futures, given), options), gate=decision, latents=latents)

@@ -17,6 +17,7 @@ class Extent:
     width: int
     height: int
     num_frames: int
+    is_image: bool = False  # or an animation in a format of images
 
     @property
     def pixels(self) -> int:
@@ -40,7 +41,7 @@ def extent_of(content: bytes, *, count: bool = True) -> Extent:
             return Extent(width, height, sum(1 for packet in packets if packet.size) if count else 1)
     try:
         with open_image(file, name) as image, decoding(name):
-            return Extent(*image.size, num_animated(image) if count else 1)
+            return Extent(*image.size, num_animated(image) if count else 1, is_image=True)
     except NotAnImage as error:
         formats = ", ".join(image_formats())
         raise ValueError(f"{name} is neither an image nor a video that can be read: pass one of {formats}.") from error

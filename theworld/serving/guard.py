@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from theworld.serving.engine import ARRIVAL, Arrival, Engine
 from theworld.serving.errors import RequestError
+from theworld.serving.listening import host_of, is_loopback
 from theworld.serving.metrics import Metrics
-from theworld.serving.settings import MIB, ServerSettings, is_loopback
+from theworld.serving.settings import MIB, ServerSettings
 
 OPEN = ("/health",)  # to everybody, for load balancers
 PATHS = ("/v1/chat/completions", "/v1/videos/generate", "/v1/models", "/health", "/metrics", "/openapi.json")
@@ -46,6 +47,10 @@ class Guard:
 
         try:
             await self._checked(scope, receive, noting)
+        except asyncio.CancelledError:  # the time for stopping is up
+            if not status:
+                stopping = RequestError(503, "The server is stopping.", code="stopping", headers={"Connection": "close"})
+                await stopping.response()(scope, receive, noting)
         finally:
             self.metrics.requests.labels(path, status if complete else LEFT).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
@@ -126,10 +131,3 @@ class Guard:
 
 def too_large(settings: ServerSettings) -> RequestError:
     return RequestError(413, f"The request is larger than {settings.max_body_bytes / MIB:g} MiB.", code="too_large")
-
-
-def host_of(header: str) -> str:
-    """The host of a Host header, without its port."""
-    if header.startswith("["):
-        return header.partition("]")[0] + "]"
-    return header.partition(":")[0]

@@ -19,12 +19,15 @@ class LatentCache:
 
     Args:
         max_bytes: size of the latents that are kept; the ones that were not used for longest are dropped.
+
+    Attributes:
+        size: of the latents that are kept, in bytes.
     """
 
     def __init__(self, max_bytes: int = 0) -> None:
         self.max_bytes = max_bytes
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()  # (C, P + 1 + N, h, w) on the CPU
-        self._bytes = 0
+        self.size = 0
 
     def imagine(
         self,
@@ -57,6 +60,6 @@ class LatentCache:
 
     def _keep(self, key: bytes, latents: Tensor) -> None:
         self._kept[key] = latents
-        self._bytes += latents.nbytes
-        while self._bytes > self.max_bytes:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        self.size += latents.nbytes
+        while self.size > self.max_bytes:
+            self.size -= self._kept.popitem(last=False)[1].nbytes

@@ -12,8 +12,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from theworld.media.extent import Extent, extent_of
-from theworld.media.images import load_image
+from theworld.media.limits import MediaLimits
 from theworld.media.video import Video
 from theworld.model.configuration import TheWorldConfig
 from theworld.serving.errors import RequestError
@@ -35,6 +34,7 @@ class MediaReader:
 
     def __init__(self, settings: ServerSettings, downloader: Downloader | None = None) -> None:
         self.settings = settings
+        self._limits = MediaLimits(settings.max_frames, settings.max_pixels)
         limits = DownloadSettings(
             concurrency=32,
             per_host=8,
@@ -69,10 +69,12 @@ class MediaReader:
         for where, part in parts:
             if isinstance(part, ImagePart):
                 content = await files.read(part.image_url.url, f"{where}.image_url.url")
-                media.append(await self._decoded(where, self._image, content))
+                media.append(await self._decoded(where, self._limits.image, content))
             elif isinstance(part, VideoPart):
                 content = await files.read(part.video_url.url, f"{where}.video_url.url")
-                media.append(await self._decoded(where, self._video, content, part.video_url.fps, config))
+                media.append(await self._decoded(
+                    where, self._limits.video, content, config.read_video, part.video_url.fps
+                ))
             else:
                 media.append(await self._frames(where, part, files, config))
         return media
@@ -86,10 +88,7 @@ class MediaReader:
         contents = [await files.read(url, f"{where}.frames.urls[{number}]") for number, url in enumerate(urls)]
 
         def load() -> Video:
-            pixels = 0
-            for content in contents:
-                pixels += self._checked(content).pixels
-                self._check_video_pixels(pixels)
+            self._limits.check_frames(contents)
             return config.read_video(Video(contents, fps=part.frames.fps))
 
         return await self._decoded(where, load)
@@ -100,36 +99,6 @@ class MediaReader:
             return await asyncio.get_running_loop().run_in_executor(self._threads, read, *arguments)
         except ValueError as error:
             raise RequestError(400, f"{where}: {' '.join(str(error).split())}", param=where) from error
-
-    def _image(self, content: bytes) -> Image.Image:
-        self._checked(content)
-        return load_image(content)
-
-    def _video(self, content: bytes, fps: float | None, config: TheWorldConfig) -> Video:
-        extent = self._checked(content, count=True)
-        if extent.num_frames > self.settings.max_frames:
-            raise ValueError(
-                f"the video has {extent.num_frames:,} frames, and this server takes {self.settings.max_frames:,}; "
-                "cut it to the moments that matter."
-            )
-        self._check_video_pixels(extent.pixels * extent.num_frames)
-        return config.read_video(Video(content, fps=fps))
-
-    def _checked(self, content: bytes, count: bool = False) -> Extent:
-        extent = extent_of(content, count=count)
-        if extent.pixels > self.settings.max_pixels:
-            raise ValueError(
-                f"it has {extent.width} x {extent.height} pixels, and this server takes "
-                f"{self.settings.max_pixels:,}; make it smaller."
-            )
-        return extent
-
-    def _check_video_pixels(self, pixels: int) -> None:
-        if pixels > self.settings.max_video_pixels:
-            raise ValueError(
-                f"all frames together have over {self.settings.max_video_pixels:,} pixels, the limit of this server; "
-                "make them smaller, or take fewer."
-            )
 
 
 class _Files:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable
 
 import uvicorn
 
 from theworld.inference.pipeline import TheWorld
 from theworld.serving.app import create_app
+from theworld.serving.connection import connection_class
 from theworld.serving.engine import Engine
+from theworld.serving.listening import listen, run, url_of
 from theworld.serving.media import MediaReader
 from theworld.serving.metrics import Metrics
-from theworld.serving.settings import ServerSettings, listen
+from theworld.serving.settings import ServerSettings
 
 
 class Server:
@@ -36,14 +36,15 @@ class Server:
     ) -> None:
         self.settings = settings
         self._socket = listen(settings.host, settings.port)
-        name = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self.url = f"http://{name}:{self._socket.getsockname()[1]}"
+        self.url = url_of(settings.host, self._socket)
         metrics = Metrics()
         self.engine = Engine(
             load, metrics, batch_size=settings.batch_size, batch_wait=settings.batch_wait, ended=self.stop
         )
         config = uvicorn.Config(
             create_app(self.engine, settings, metrics, media),
+            http=connection_class(settings.body_timeout),
+            ws="none",
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -57,22 +58,10 @@ class Server:
         Raises:
             ValueError, OSError, RuntimeError: why the model could not be loaded.
         """
-        is_main = threading.current_thread() is threading.main_thread()
-        # uvicorn raises the signal again at the end, which would end the process by it
-        before = {each: signal.signal(each, ignore) for each in (signal.SIGTERM, signal.SIGINT)} if is_main else {}
-        try:
-            self._server.run(sockets=[self._socket])
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
-            self._socket.close()
+        run(self._server, self._socket)
         if self.engine.failure is not None:
             raise self.engine.failure
 
     def stop(self) -> None:
         """Ends `run` after the requests that have begun; callable from any thread."""
         self._server.should_exit = True
-
-
-def ignore(number: int, frame: object) -> None:
-    """Does nothing."""

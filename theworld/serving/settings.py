@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from theworld.messages import counted
+from theworld.serving.listening import is_loopback
 
 KEY_VARIABLE = "THEWORLD_API_KEY"
 MIB = 2**20
@@ -29,7 +28,8 @@ class ServerSettings:
         batch_wait: seconds that a request waits for others that are on their way.
         max_requests: requests that wait or run at once; more are refused with status 429.
         timeout: seconds from the request to the end of its answer.
-        body_timeout: seconds in which the body of a request must have arrived.
+        body_timeout: seconds in which the head of a request must have arrived, and its body, and in which a client must
+            have read some of its answer.
         shutdown_timeout: seconds in which a server that is asked to stop finishes what it has begun.
         max_body_bytes: size of a request, and of all files that it names together.
         max_images: images and videos of a request.
@@ -38,6 +38,7 @@ class ServerSettings:
         max_prompt_tokens: length of a prompt, in tokens.
         max_new_tokens: length of an answer, in tokens.
         cache_bytes: size of the latents of earlier images that are kept in memory.
+        allow_origins: web pages that may ask from a browser, such as `https://example.org`; `*` allows all of them.
         downloads: whether images may be named by http and https addresses.
         download_timeout: seconds of the download of one file.
     """
@@ -60,6 +61,7 @@ class ServerSettings:
     max_prompt_tokens: int = 8192
     max_new_tokens: int = 1024
     cache_bytes: int = 256 * MIB
+    allow_origins: tuple[str, ...] = ()
     downloads: bool = True
     download_timeout: float = 20.0
 
@@ -74,28 +76,6 @@ class ServerSettings:
                 f"{self.host} can be reached from other machines, and there is no API key: set {KEY_VARIABLE} or name "
                 "a file that holds the key, listen at 127.0.0.1, or force it if a proxy checks who may ask."
             )
-
-    @property
-    def max_video_pixels(self) -> int:
-        return 64 * self.max_pixels
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to an address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:  # a name
-        return False
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at an address; a ValueError if that is not possible."""
-    try:
-        family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"Nothing can listen at {host}:{port} ({reason}); choose another host or port.") from error
 
 
 def read_key(path: str | os.PathLike[str] | None = None, environment: Mapping[str, str] = os.environ) -> str | None:
