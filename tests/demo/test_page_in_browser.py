@@ -230,7 +230,7 @@ def files_of_their_own(visitor: Visitor, folder: Path, tmp_path: Path) -> None:
     box = page.locator("#file input[type=file]")
     box.set_input_files(text)
     expect(page.locator("#seen")).to_contain_text("is neither an image nor a video that can be read", timeout=LONGEST)
-    for file, seen in ((image, "Image, 80 × 60 pixels"), (clip, "only the last of its")):
+    for file, seen in ((image, "Image, 80 × 60 pixels"), (clip, "it sees the last of the 25 frames")):
         page.locator("#file").get_by_role("button", name="Clear").click()
         box.set_input_files(file)
         expect(page.locator("#seen")).to_contain_text(seen, timeout=LONGEST)
