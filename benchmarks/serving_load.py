@@ -221,7 +221,12 @@ def lmms_eval_answers(url: str, name: str, asked: Sequence[tuple[Image.Image, st
     decoding = {"max_new_tokens": max_new_tokens, "temperature": 0, "top_p": 1.0}
     found = client.generate_until(
         [
-            Instance("generate_until", ("", messages, decoding, number, "task", "test"), 0, {"task": "task", "doc_id": number, "repeats": 1})
+            Instance(
+                "generate_until",
+                ("", messages, decoding, number, "task", "test"),
+                0,
+                {"task": "task", "doc_id": number, "repeats": 1},
+            )
             for number in range(len(asked))
         ]
     )
@@ -281,14 +286,19 @@ def freed(asked: Sequence[Asked], steps: int, repeats: int = 10) -> dict[str, An
                 # steps are imagined with a seed of their own, and a streamed answer is left after its first piece
                 body = each.body(steps if kind == "rollout" else 0, seed=number, stream=True)
                 wait = httpx.Timeout(60, read=0.2 * (1 + number % 5) if kind == "rollout" else 60)
-                with httpx.Client(timeout=wait, verify=False) as client, contextlib.suppress(httpx.ReadTimeout):
-                    with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
-                        next(answer.iter_lines())
+                with (
+                    httpx.Client(timeout=wait, verify=False) as client,
+                    contextlib.suppress(httpx.ReadTimeout),
+                    client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer,
+                ):
+                    next(answer.iter_lines())
                 left = time.perf_counter()
                 while busy():
                     time.sleep(0.01)
                 found.append(time.perf_counter() - left)
-    return {kind: {"max_s": round(max(found), 3), "all_s": [round(s, 3) for s in found]} for kind, found in seconds.items()}
+    return {
+        kind: {"max_s": round(max(found), 3), "all_s": [round(s, 3) for s in found]} for kind, found in seconds.items()
+    }
 
 
 async def restarted(asked: Sequence[Asked], args: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import pytest
 
 from tests.evaluation.planted import planted_benchmark, planted_run
 from theworld.evaluation import compare, tasks
-from theworld.evaluation.render import by_steps, to_html
+from theworld.evaluation.plots import by_steps
+from theworld.evaluation.render import to_html
 from theworld.evaluation.run_folder import RUN
 from theworld.evaluation.statistics import NO_DIFFERENCE
 from theworld.evaluation.tasks import Item

@@ -84,7 +84,11 @@ def test_a_client_that_leaves_ends_its_rollout(model: TheWorld, monkeypatch: pyt
 
     monkeypatch.setattr(jobs_module, "stop_if_abandoned", slowly)
     chat = {"messages": [user(image_part(image_of(21)))], "max_tokens": 4}
-    body = {"model": "tiny", "num_world_steps": 3, **(chat if "chat" in path else {"image": data_address(image_of(21))})}
+    body = {
+        "model": "tiny",
+        "num_world_steps": 3,
+        **(chat if "chat" in path else {"image": data_address(image_of(21))}),
+    }
     with serving(model) as server:
         with httpx.Client(verify=False, timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
             client.post(f"{server.url}/v1/{path}", json=body)
