@@ -56,8 +56,8 @@ class FutureAnswers:
         undecided: number of answers that do not decide between the options; they do not enter the probabilities.
         num_futures: how many futures were used.
         gate: what was decided with `imagine="auto"`; otherwise None.
-        latents: (num_futures · images, C, P + 1 + N, h, w), those that were used, for `TheWorld.decode`; None if nothing
-            was imagined.
+        latents: (num_futures · images, C, P + 1 + N, h, w), those that were used, for `TheWorld.decode`; None if
+            nothing was imagined.
     """
 
     answer: str
