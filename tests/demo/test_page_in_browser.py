@@ -138,10 +138,11 @@ class Visitor:
         self.page.screenshot(path=folder / f"{name}.png", full_page=True)
 
     def nameless(self) -> list[str]:
-        """Controls and images that a screen reader could only call by their kind."""
+        """Controls, clips and images that a screen reader could only call by their kind; not Gradio's icons, in SVG."""
         tree = self.context.new_cdp_session(self.page).send("Accessibility.getFullAXTree")["nodes"]
-        kinds = ("button", "textbox", "slider", "spinbutton", "radio", "checkbox", "link", "Video", "image")
-        return [
+        kinds = ("button", "textbox", "slider", "spinbutton", "radio", "checkbox", "link", "Video")
+        images = self.page.locator("img:not([alt]), img[alt='']").all()
+        return [str(image.get_attribute("src")) for image in images] + [
             str(node["role"]["value"])
             for node in tree
             if not node["ignored"]

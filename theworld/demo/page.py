@@ -161,7 +161,7 @@ class Page:
                             label="Image or video",
                             file_types=["image", "video"],
                             height=150,
-                            min_width=150,
+                            min_width=200,
                             elem_id="file",
                         )
                         picture = gr.HTML(elem_id="seen", min_width=150)
