@@ -94,12 +94,12 @@ def test_a_video_begins_with_its_own_frames(model: TheWorld, tmp_path: Path) -> 
 )
 def test_what_cannot_be_asked(model: TheWorld, image: str, changes: dict, message: str) -> None:  # type: ignore[type-arg] # noqa: F811
     with pytest.raises(ValueError, match=message):
-        last(model, Asked(**{"file": image, "question": QUESTION, **changes}))
+        last(model, Asked(**{"file": image, "question": QUESTION, "num_world_steps": 1, **changes}))
 
 
 def test_limits_of_files(model: TheWorld, image: str) -> None:  # noqa: F811
     with pytest.raises(ValueError, match="60 x 40 pixels"):
-        list(compare(model, Asked(image, QUESTION), MediaLimits(max_pixels=1000)))
+        list(compare(model, Asked(image, QUESTION, num_world_steps=1), MediaLimits(max_pixels=1000)))
     assert "Image, 60 × 40 pixels" in Page(model, "tiny").look(image)
     assert 'role="alert"' in Page(model, "tiny", limits=MediaLimits(max_pixels=1000)).look(image)
 
