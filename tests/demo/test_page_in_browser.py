@@ -220,7 +220,7 @@ def another_question_with_other_futures(visitor: Visitor) -> None:
 def files_of_their_own(visitor: Visitor, folder: Path, tmp_path: Path) -> None:
     page = visitor.page
     visitor.ask()
-    expect(page.get_by_role("alert")).to_contain_text("There is no question yet", timeout=LONGEST)
+    expect(page.locator("#results").get_by_role("alert")).to_contain_text("There is no question yet", timeout=LONGEST)
     visitor.shoot(folder, "error-dark-400")
     page.get_by_label("Question", exact=True).fill("What happens next?")
     image, clip, text = tmp_path / "mine.png", tmp_path / "clip.gif", tmp_path / "not-an-image.png"
@@ -229,8 +229,8 @@ def files_of_their_own(visitor: Visitor, folder: Path, tmp_path: Path) -> None:
     text.write_text("no image")
     box = page.locator("#file input[type=file]")
     box.set_input_files(text)
-    expect(page.get_by_text("is neither an image nor a video that can be read")).to_be_visible(timeout=LONGEST)
-    for file, seen in ((image, "Image, 80 × 60 pixels"), (clip, "only the last of its")):
+    expect(page.locator("#seen")).to_contain_text("is neither an image nor a video that can be read", timeout=LONGEST)
+    for file, seen in ((image, "Image, 80 × 60 pixels"), (clip, "it sees the last of the 25 frames")):
         page.locator("#file").get_by_role("button", name="Clear").click()
         box.set_input_files(file)
         expect(page.locator("#seen")).to_contain_text(seen, timeout=LONGEST)

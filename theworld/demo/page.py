@@ -6,9 +6,7 @@ the model are done one after the other.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,6 @@ from theworld.media.limits import MediaLimits
 from theworld.messages import Progress
 from theworld.model.call_plan import steps_to_imagine
 from theworld.serving.errors import as_request_error
-
-logger = logging.getLogger(__name__)
 
 MAX_SEED = 99
 DEFAULT_FUTURES = 4
@@ -53,16 +49,10 @@ def refuse_address(path: Any) -> Any:
     return path
 
 
-@contextmanager
-def kindly() -> Iterator[None]:
-    """Shows an error as one sentence; faults of this program are logged."""
-    try:
-        yield
-    except gr.Error:
-        raise
-    except Exception as error:  # noqa: BLE001 - the page and the log say it
-        sentence = as_request_error(error).detail
-        raise gr.Error(sentence[:1].upper() + sentence[1:], title="Sorry", print_exception=False) from error
+def problem(error: Exception) -> str:
+    """One sentence about an error, as HTML; faults of this program are logged."""
+    sentence = as_request_error(error).detail
+    return rendering.render("problem", text=sentence[:1].upper() + sentence[1:])
 
 
 @dataclass(frozen=True)
@@ -107,7 +97,7 @@ class Page:
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio passes it
     ) -> Iterator[tuple[str, str]]:
         """Yields the results so far, and a sentence for screen readers."""
-        with kindly():
+        try:
             asked = Asked(
                 file, question or "", split_options(options or ""), int(steps), int(futures), int(seed), world_prompt or ""
             )
@@ -118,19 +108,23 @@ class Page:
                     said += " Imagining."
                 else:
                     said += f" With imagining: {compared.imagined.answer}."
-                yield rendering.results(compared, config.fps, config.seconds_per_world_step), rendering.render("status", text=said)
+                html = rendering.results(compared, config.fps, config.seconds_per_world_step)
+                yield html, rendering.render("status", text=said)
+        except Exception as error:  # noqa: BLE001 - the page and the log say it
+            yield problem(error), rendering.render("status", text="")
 
     def look(self, file: str | None) -> str:
         """What the model sees of a file, as HTML."""
         if not file:
             return ""
-        with kindly():
+        try:
             return rendering.preview(*seen(self.model, read(file, self.model, self.limits)))
+        except Exception as error:  # noqa: BLE001 - the page and the log say it
+            return problem(error)
 
     def show_truth(self, number: int | None, question: str) -> str:
         """What happens in an example, as HTML."""
-        with kindly():
-            return "" if number is None else rendering.truth(scenes()[number], question)
+        return "" if number is None else rendering.truth(scenes()[number], question or "")
 
     # ----------------------------------------------------------------------------------------------------- how it looks
 

@@ -72,8 +72,8 @@ def cost_table(arms: Mapping[str, Any]) -> Table:
         for name, cost in ((name, row["cost"]) for name, row in arms.items())
     ]
     note = (
-        "Per question, as if the arm had run alone: rollouts that arms share count for each of them. Transformer passes "
-        "are those of the world model."
+        "Per question, as if the arm had run alone: rollouts that arms share count for each of them. The transformer "
+        "is that of the world model."
     )
     return Table("Cost per answer", columns, lines, note=note)
 
@@ -111,8 +111,8 @@ def calibration_table(content: Mapping[str, Any]) -> Table:
             ]
         )
     note = (
-        "ECE: the mean distance between the probability of the most likely option and the share of correct answers, over "
-        "ten bins. Brier: the squared error of all probabilities, 0 to 2. 0 is best for both."
+        "ECE: the mean distance between the probability of the most likely option and the share of correct answers, "
+        "over ten bins. Brier: the squared error of all probabilities, 0 to 2. 0 is best for both."
     )
     return Table("Calibration", columns, lines, note=note)
 
