@@ -66,7 +66,9 @@ def test_answers_are_those_of_the_library(model: TheWorld, image: str) -> None: 
 
 
 def test_a_video_begins_with_its_own_frames(model: TheWorld, tmp_path: Path) -> None:  # noqa: F811
-    path = save_rollout(np.random.default_rng(0).integers(0, 255, (12, 32, 32, 3), dtype=np.uint8), tmp_path / "a.gif", 16, hold=0)
+    path = save_rollout(
+        np.random.default_rng(0).integers(0, 255, (12, 32, 32, 3), dtype=np.uint8), tmp_path / "a.gif", 16, hold=0
+    )
     video = model.config.read_video(MediaLimits().image_or_video(path.read_bytes(), lambda video: video))
     found = last(model, Asked(str(path), QUESTION, num_world_steps=1, futures=2))
     frames, sentence = seen(model, video)
