@@ -141,16 +141,16 @@ def accuracy_table(content: Mapping[str, Any], families: Sequence[str]) -> Table
     has_labels = any(row["perplexity"] is not None for row in rows)
     likelihood = ["perplexity of the label"] if has_labels else ["likeliest option", "undecided", "ECE"]
     costs = ["rollouts", "passes", "ms"]
-    columns = ["arm", headline, "95 %", *families, *likelihood, "unparsed", *costs, "questions", *seeds]
+    columns = ["arm", headline, "95 %", *families, *costs, *likelihood, "unparsed", "questions", *seeds]
     lines = [
         [
             row["arm"],
             percent(row["accuracy"]),
             interval(row["low"], row["high"]),
             *(percent(row["by_family"][family]) for family in families),
+            *map(number, (row["rollouts"], row["passes"], row["ms"])),
             *(cells_of_likelihood(row, has_labels)),
             str(row["unparsed"]),
-            *map(number, (row["rollouts"], row["passes"], row["ms"])),
             str(row["n"]),
             *(", ".join(f"{100 * share:.1f}" for share in row["seed_accuracies"]) for _ in seeds),
         ]

@@ -178,6 +178,7 @@ def ask(
 
     gate = Gate(**model.config.gate) if model.config.gate else Gate()
     first: Reply | None = None
+    decision: GateDecision | None = None
     if imagine == "auto":
         (first,) = answers(1, replace(rollout, num_world_steps=0, world_prompt=None))
         if gate.is_sure(first.confidence):
@@ -188,7 +189,6 @@ def ask(
     latents = model.runner.imagine_futures(
         chosen, plan.num_world_steps, rollout.seed, futures, rollout.world_prompt, rollout.progress
     )  # (futures · images, C, P + 1 + N, h, w), one future after the other
-    decision = None
     if first is not None:
         latents = latents.unflatten(0, (futures, len(chosen)))
         kept = [row for row in latents if all(map(gate.keeps, jumps(row, plan.num_world_steps).tolist()))]

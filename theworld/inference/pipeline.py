@@ -356,7 +356,7 @@ class TheWorld(nn.Module):
     ) -> FutureAnswers:
         """Answers one question from several imagined futures, which have the seeds `seed`, `seed` + 1, ….
 
-        Other arguments and errors are those of `generate`; several futures of a call that imagines nothing are an error.
+        Other arguments and errors are those of `generate`; several futures of a call that imagines nothing are one.
 
         Args:
             options: possible answers, whose probabilities are wanted; they are not added to the question.
