@@ -137,7 +137,8 @@ def vllm_server(folder: str | os.PathLike[str], *arguments: str) -> Iterator[tup
 
 async def answers_of(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> tuple[list[dict[str, Any]], float]:
     """The first choice of each answer, of `clients` requests at a time, and how many seconds it took."""
-    waiting, answers = iter(enumerate(bodies)), [{} for _ in bodies]
+    waiting = iter(enumerate(bodies))
+    answers: list[dict[str, Any]] = [{} for _ in bodies]
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(timeout=600, limits=limits) as client:
 
