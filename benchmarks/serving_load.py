@@ -5,8 +5,9 @@ python -m benchmarks.serving_load --clients 64 --requests 2000 --output load.jso
 The server is a process of its own (`theworld serve`). What it should answer is computed first, with
 `TheWorld.generate`, one question at a time. Parts, which `--only` selects:
 
-    answers     the official client: 100 questions one by one, whole and streamed
+    answers     100 questions: the official client, whole and streamed, curl, and lmms-eval's model of OpenAI's API
     load        all clients, with bad requests (`--bad`) and clients that leave (`--leaving`)
+    leaving     how soon the work for a client that leaves ends
     throughput  the same clients with batches and with `--batch-size 1`
     single      one client with batches and with `--batch-size 1`
     restart     the server is killed in mid-load and started again
@@ -36,12 +37,12 @@ from typing import Any
 import httpx
 from PIL import Image
 
-PARTS = ("answers", "load", "throughput", "single", "restart")
+PARTS = ("answers", "load", "leaving", "throughput", "single", "restart")
 IMAGE = "data:image/png;base64,AAAA"
 BAD: tuple[tuple[dict[str, Any], int], ...] = (
     ({"model": "other"}, 404),
     ({"messages": []}, 400),
-    ({"futures": 3}, 400),
+    ({"max_token": 3}, 400),
     ({"max_tokens": 10**6}, 400),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE}}]}]}, 400),
     ({"num_world_steps": 99}, 400),
@@ -84,7 +85,14 @@ class Outcome:
             "memory_at_half_mib": round(middle / 2**20),
             "memory_at_end_mib": round(last / 2**20),
             "growth_in_second_half": round(last / middle - 1, 4) if middle else None,
+            "memory_mib": [round(each / 2**20) for each in self.memory],
         }
+
+
+def url_of(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def questions(count: int, steps: int) -> list[Asked]:
@@ -98,9 +106,7 @@ def questions(count: int, steps: int) -> list[Asked]:
         for family in FAMILIES:
             clip = make_clip(family, "test", index)
             image = Image.fromarray(clip.frames[0])
-            file = io.BytesIO()
-            image.save(file, "PNG")
-            url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+            url = url_of(image)
             for question in next_questions(clip)[:2]:
                 answer = model.generate(image, question.text, max_new_tokens=16, num_world_steps=steps)
                 found.append(Asked(url, question.text, answer))
@@ -200,12 +206,51 @@ async def memory_of(client: httpx.AsyncClient, url: str) -> float:
     return float(next(line for line in lines if line.startswith("process_resident_memory_bytes")).split()[1])
 
 
-def official_answers(asked: Sequence[Asked], steps: int) -> dict[str, Any]:
-    """How many answers of the official client equal those of `generate`, whole and streamed."""
+def lmms_eval_answers(url: str, name: str, asked: Sequence[tuple[Image.Image, str]], max_new_tokens: int) -> list[str]:
+    """What lmms-eval's model of OpenAI's API gets from a server for questions about images."""
+    from lmms_eval.api.instance import Instance
+    from lmms_eval.models.chat.openai import OpenAICompatible
+
+    def messages(document: tuple[Image.Image, str]) -> list[dict[str, Any]]:
+        image, question = document
+        content = [{"type": "image", "url": image}, {"type": "text", "text": question}]
+        return [{"role": "user", "content": content}]
+
+    client = OpenAICompatible(model_version=name, base_url=f"{url}/v1", api_key="unused", timeout=600, num_concurrent=4)
+    client.task_dict = {"task": {"test": list(asked)}}
+    decoding = {"max_new_tokens": max_new_tokens, "temperature": 0, "top_p": 1.0}
+    found = client.generate_until(
+        [
+            Instance(
+                "generate_until",
+                ("", messages, decoding, number, "task", "test"),
+                0,
+                {"task": "task", "doc_id": number, "repeats": 1},
+            )
+            for number in range(len(asked))
+        ]
+    )
+    return [each.text for each in found]
+
+
+def curl_answer(url: str, body: dict[str, Any]) -> str:
+    """The answer that curl gets, as in docs/serving.md."""
+    command = ["curl", "--silent", "--fail", f"{url}/v1/chat/completions", "-H", "Content-Type: application/json"]
+    done = subprocess.run([*command, "-d", "@-"], input=json.dumps(body).encode(), capture_output=True, check=True)
+    answer: str = json.loads(done.stdout)["choices"][0]["message"]["content"]
+    return answer
+
+
+def image_of(url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+
+
+def client_answers(asked: Sequence[Asked], steps: int) -> dict[str, Any]:
+    """How many answers of the official client, whole and streamed, of curl and of lmms-eval equal `generate`'s."""
     import openai
 
-    equal = streamed = 0
-    with server() as (url, _):
+    equal = streamed = curl = 0
+    with server("--steps", str(steps)) as (url, _):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
         for each in asked:
             body = each.body(steps)
@@ -215,7 +260,45 @@ def official_answers(asked: Sequence[Asked], steps: int) -> dict[str, Any]:
             equal += whole.choices[0].message.content == each.answer
             pieces = client.chat.completions.create(**call, extra_body=extra, stream=True)
             streamed += "".join(chunk.choices[0].delta.content or "" for chunk in pieces) == each.answer
-    return {"questions": len(asked), "equal_to_generate": equal, "streamed_equal": streamed}
+            curl += curl_answer(url, body) == each.answer
+        lmms_eval = lmms_eval_answers(url, "nano", [(image_of(each.url), each.question) for each in asked], 16)
+    return {
+        "questions": len(asked),
+        "equal_to_generate": equal,
+        "streamed_equal": streamed,
+        "curl_equal": curl,
+        "lmms_eval_equal": sum(text == each.answer for text, each in zip(lmms_eval, asked, strict=True)),
+    }
+
+
+def freed(asked: Sequence[Asked], steps: int, repeats: int = 10) -> dict[str, Any]:
+    """Seconds from a client's leaving, in the middle of a rollout or of its answer, until nothing runs for it."""
+    seconds: dict[str, list[float]] = {"rollout": [], "answer": []}
+    with server() as (url, _), httpx.Client(timeout=60, verify=False) as watching:
+
+        def busy() -> bool:
+            lines = watching.get(f"{url}/metrics").text.splitlines()
+            return any(line in lines for line in ("theworld_jobs_running 1.0", "theworld_requests_in_progress 1.0"))
+
+        for number in range(repeats):
+            each = asked[number % len(asked)]
+            for kind, found in seconds.items():
+                # steps are imagined with a seed of their own, and a streamed answer is left after its first piece
+                body = each.body(steps if kind == "rollout" else 0, seed=number, stream=True)
+                wait = httpx.Timeout(60, read=0.2 * (1 + number % 5) if kind == "rollout" else 60)
+                with (
+                    httpx.Client(timeout=wait, verify=False) as client,
+                    contextlib.suppress(httpx.ReadTimeout),
+                    client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer,
+                ):
+                    next(answer.iter_lines())
+                left = time.perf_counter()
+                while busy():
+                    time.sleep(0.01)
+                found.append(time.perf_counter() - left)
+    return {
+        kind: {"max_s": round(max(found), 3), "all_s": [round(s, 3) for s in found]} for kind, found in seconds.items()
+    }
 
 
 async def restarted(asked: Sequence[Asked], args: argparse.Namespace) -> dict[str, Any]:
@@ -241,13 +324,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bad", type=float, default=0.10, help="share of bad requests")
     parser.add_argument("--leaving", type=float, default=0.05, help="share of clients that leave early")
     parser.add_argument("--batch-size", default="16")
+    parser.add_argument("--cache", type=int, default=256, help="MiB of latents; 0 imagines each question's image again")
     parser.add_argument("--compared", type=int, help="requests of throughput and single; default: a tenth")
     parser.add_argument("--kill-after", type=float, default=10.0, help="seconds of load before the server is killed")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
     asked = questions(args.questions, args.steps)
-    batches, alone = ("--batch-size", args.batch_size), ("--batch-size", "1")
+    cache = ("--cache", str(args.cache))
+    batches, alone = ("--batch-size", args.batch_size, *cache), ("--batch-size", "1", *cache)
     compared = args.compared or args.requests // 10
     rows: dict[str, Any] = {"arguments": {**vars(args), "output": str(args.output)}}
 
@@ -260,10 +345,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({name: rows[name]}), flush=True)
 
     if "answers" in args.only:
-        rows["answers"] = official_answers(asked, args.steps)
+        rows["answers"] = client_answers(asked, args.steps)
         print(json.dumps({"answers": rows["answers"]}), flush=True)
     if "load" in args.only:
         measure("load", batches, args.clients, args.requests, mixed=True)
+    if "leaving" in args.only:
+        rows["leaving"] = freed(asked, args.steps)
+        print(json.dumps({"leaving": rows["leaving"]}), flush=True)
     for part, clients in (("throughput", args.clients), ("single", 1)):
         if part in args.only:
             measure(part, batches, clients, compared)

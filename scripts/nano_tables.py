@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from theworld.evaluation.arms import ARMS
-from theworld.evaluation.render import Table, interval, markdown_rows, percent, points
+from theworld.evaluation.render import Table, interval, markdown_rows
 from theworld.evaluation.results import score_rows
+from theworld.evaluation.verdict import percent, points
 
 FAMILIES = ("drop", "contact", "tower")
 

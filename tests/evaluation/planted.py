@@ -44,6 +44,7 @@ class PlantedModel:
     """Answers what `says` plants for a question's number, world on or off; its likelihoods always favour (B)."""
 
     projector_is_trained = has_base_gemma = True
+    passes_per_rollout = 3
     config = SimpleNamespace(world_images="first", enable_world=False, world_config=SimpleNamespace(temporal_factor=4))
 
     def __init__(self, says: Callable[[int, bool], str]) -> None:

@@ -95,6 +95,9 @@ def test_latents_of_each_token_arm(batch: Batch) -> None:
         "dummy": [[0.0] * 3, [0.0] * 3],
         "random-projection": [[10.0, 10.1, 10.2], [20.0, 20.1, 20.2]],
         "oracle-future": [[110.0] * 3, [120.0] * 3],
+        "futures-8": [[10.0, 10.1, 10.2], [20.0, 20.1, 20.2]],  # of each future, asked once per seed
+        "averaged-8": [[13.5, 13.6, 13.7], [23.5, 23.6, 23.7]],  # the painter adds the seed: 0 to 7, 3.5 on average
+        "gated": [[10.0, 10.1, 10.2], [20.0, 20.1, 20.2]],
     }
     assert set(expected) == {name for name in TOKEN_ARMS if ARMS[name].weights is None}
     for arm, shades in expected.items():

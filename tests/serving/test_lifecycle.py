@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,23 @@ import httpx
 import openai
 import pytest
 
-from tests.serving.conftest import HTTP, QUESTION, ask, image_of, image_part, metric, serving, user, wait_until
+from tests.serving.conftest import (
+    HTTP,
+    QUESTION,
+    ask,
+    data_address,
+    image_of,
+    image_part,
+    metric,
+    serving,
+    user,
+    wait_until,
+)  # fmt: skip
 from theworld import TheWorld
 from theworld.serving import decoding
+from theworld.serving import jobs as jobs_module
 from theworld.serving.decoding import Decoding, Row
-from theworld.serving.jobs import AnswerJob, ImagineJob
+from theworld.serving.jobs import AnswerJob, ImagineJob, Job
 from theworld.serving.listening import listen
 from theworld.serving.server import Server
 from theworld.serving.settings import ServerSettings
@@ -48,6 +63,46 @@ def body_of(**fields: Any) -> dict[str, Any]:
     return {"model": "tiny", "messages": [user()], "max_tokens": LONG, **fields}
 
 
+def is_idle(server: Server) -> bool:
+    return metric(server, "theworld_requests_in_progress") == metric(server, "theworld_jobs_running") == 0
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "videos/generate"])
+def test_a_client_that_leaves_ends_its_rollout(model: TheWorld, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    steps: list[bool] = []  # of each denoising step, whether the client has left
+    left, made = threading.Event(), jobs_module.stop_if_abandoned
+
+    def slowly(jobs: Sequence[Job]) -> Callable[[int, int], None]:
+        progress = made(jobs)
+
+        def step(done: int, total: int) -> None:
+            steps.append(jobs[0].cancelled)
+            if len(steps) == 1:
+                assert left.wait(60)
+                wait_until(lambda: jobs[0].cancelled)
+            progress(done, total)
+
+        return step
+
+    monkeypatch.setattr(jobs_module, "stop_if_abandoned", slowly)
+    chat = {"messages": [user(image_part(image_of(21)))], "max_tokens": 4}
+    body = {
+        "model": "tiny",
+        "num_world_steps": 3,
+        **(chat if "chat" in path else {"image": data_address(image_of(21))}),
+    }
+    content = json.dumps(body).encode()
+    head = f"POST /v1/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with serving(model) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            wait_until(lambda: bool(steps))
+        left.set()
+        wait_until(lambda: is_idle(server))
+    assert len(steps) == 1
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_place(model: TheWorld, slow: list[Row], stream: bool) -> None:
     with serving(model, max_requests=1) as server:
@@ -60,9 +115,8 @@ def test_a_client_that_leaves_frees_its_place(model: TheWorld, slow: list[Row], 
                 with pytest.raises(httpx.ReadTimeout):
                     client.post(url, json=body_of())
         left = time.monotonic()
-        wait_until(lambda: metric(server, "theworld_requests_in_progress") == 0)
-        wait_until(lambda: slow[0].ended is not None)
-        assert time.monotonic() - left < 5  # at most 1 s on a machine that is not busy
+        wait_until(lambda: is_idle(server))
+        assert time.monotonic() - left < 5  # benchmarks.serving_load measures it; at most 1 s if the cores are free
         assert slow[0].ended == "cancelled"
         assert 'path="/v1/chat/completions",status="499"} 1.0' in HTTP.get(f"{server.url}/metrics").text
         assert len(slow[0].ids) < LONG

@@ -203,10 +203,11 @@ def report_submissions(found: Results, output: str | None, results: str | None) 
 
 
 def show(found: Results) -> None:
-    """Prints accuracies and paired differences as tables on stdout, and notes and warnings on stderr."""
+    """Prints accuracies and paired differences as tables on stdout; the verdict, notes and warnings on stderr."""
     from theworld.evaluation.render import to_terminal
 
     to_terminal(found.content, stdout())
+    say(found.verdict)
     if "seconds_per_world_step" in found.content:
         say(f"A world step is {found.content['seconds_per_world_step']:g} s.")
     for note in found.content.get("notes", ()):

@@ -74,6 +74,14 @@ def serve(
         bool,
         typer.Option("--downloads/--no-downloads", help="Fetch images and videos from public http(s) addresses."),
     ] = True,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin",
+            metavar="URL",
+            help="Web page, such as https://example.org, that may ask from a browser; can be repeated.",
+        ),
+    ] = None,
     world_model: options.WorldModel = None,
     steps: options.Steps = None,
     device: options.Device = None,
@@ -112,6 +120,7 @@ def serve(
         max_prompt_tokens=max_prompt_tokens,
         max_new_tokens=max_new_tokens,
         cache_bytes=cache * MIB,
+        allow_origins=tuple(allow_origin or ()),
         downloads=downloads,
     )
     spec = resolve_spec(given, world_model, max_past_steps=PAST_STEPS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from theworld.evaluation import scoring
 from theworld.evaluation.arms import Imagination
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.tasks import Item
+from theworld.evaluation.verdict import opponent
 from theworld.storage.files import read_json_file, write_json
 
 MAX_QUESTIONS = 48  # for which images are saved
@@ -21,22 +23,36 @@ GAP = 4
 INDEX = "index.json"
 
 
-def disagreeing(items: Sequence[Item], arms: Mapping[str, Sequence[Sequence[Answer]]]) -> list[int]:
-    """Rows of questions whose parsed answers differ, alternating between families; first those with a correct answer.
+def disagreeing(items: Sequence[Item], arms: Mapping[str, Sequence[Sequence[Answer]]], reference: str) -> list[int]:
+    """Rows of questions on which arms differ, those that decide the result first.
+
+    First the questions that exactly one of the reference and its opponent answered correctly, alternating between the
+    two and between families. Then those on which other arms differ from the reference: the more of them are correct
+    where it is wrong, or wrong where it is correct, the earlier.
 
     Args:
         arms: name -> one list of answers per training seed, of which the first is used.
+        reference: the arm that the others are compared with.
     """
     read = {
         name: [scoring.read_answer(item, answer.text) for item, answer in zip(items, seeds[0], strict=True)]
         for name, seeds in arms.items()
     }
-    by_family: dict[str, list[int]] = {}
-    rows = [row for row in range(len(items)) if len({answers[row] for answers in read.values()}) > 1]
-    for row in sorted(rows, key=lambda row: not any(answers[row] == items[row].answer for answers in read.values())):
-        by_family.setdefault(items[row].family, []).append(row)
-    longest = max(map(len, by_family.values()), default=0)
-    return [members[i] for i in range(longest) for members in by_family.values() if i < len(members)][:MAX_QUESTIONS]
+    correct = {
+        name: [answer == item.answer for item, answer in zip(items, answers, strict=True)]
+        for name, answers in read.items()
+    }
+    other = opponent(reference, list(arms))
+    groups: dict[tuple[str, bool], list[int]] = {}
+    rest = []
+    for row, item in enumerate(items):
+        if other is not None and correct[reference][row] != correct[other][row]:
+            groups.setdefault((item.family, correct[reference][row]), []).append(row)
+        elif len({answers[row] for answers in read.values()}) > 1:
+            rest.append(row)
+    rest.sort(key=lambda row: -sum(own[row] != correct[reference][row] for own in correct.values()))
+    decisive = [row for turn in zip_longest(*groups.values()) for row in turn if row is not None]
+    return [*decisive, *rest][:MAX_QUESTIONS]
 
 
 def save_images(

@@ -16,7 +16,7 @@ from theworld.datasets.columns import Fields, read_fields
 from theworld.evaluation.answering import ModelAnswerer
 from theworld.evaluation.arms import Arm, Imagination, choose
 from theworld.evaluation.disagreements import INDEX, disagreeing, save_images
-from theworld.evaluation.results import MEAN_OF_FAMILIES, Results, summarise
+from theworld.evaluation.results import MEAN_OF_FAMILIES, Results, reference_of, summarise
 from theworld.evaluation.run_folder import IMAGES, RESULTS, RunFolder
 from theworld.evaluation.runner import Answer, run_arms, with_steps
 from theworld.evaluation.tasks import Item, Request, find_benchmark, load_benchmark
@@ -319,7 +319,7 @@ def answer_in_arms(
 
     def save(imagination: Imagination | None, answers: dict[str, list[Answer]]) -> None:
         assert images is not None
-        rows = disagreeing(items, {name: [own] for name, own in answers.items()})
+        rows = disagreeing(items, {name: [own] for name, own in answers.items()}, reference_of(list(answers)))
         reason = save_images(images, items, rows, imagination, steps[-1], seed)
         if reason is not None:
             notes.append(f"No strips of imagined frames: {reason}")

@@ -6,39 +6,20 @@ All writers start from the same tables, which `tables` builds from the content o
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
-from theworld.evaluation.probability_plots import gate_plot, reliability
+from theworld.evaluation.plots import plots
 from theworld.evaluation.results import MEAN_OF_FAMILIES, score_rows
 from theworld.evaluation.scoring import UNREAD
 from theworld.evaluation.statistics import NO_DIFFERENCE, p_of
+from theworld.evaluation.verdict import evidence, explanations, opponent, percent, points, verdict
 
 MAX_FAMILY_COLUMNS = 4  # families that fit into the tables of arms; more get a table of their own
-NOT_PUBLISHED = "The answers of this split are not published, so no accuracy is claimed."
-
-INK, MUTED, ACCENT, OTHER = "#1c2430", "#68737f", "#0b6e99", "#9aa7b3"
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.edgecolor": OTHER,
-    "axes.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": INK,
-    "svg.fonttype": "none",  # text stays text, which can be searched and copied
-    "svg.hashsalt": "theworld",  # the same comparison gives the same file
-}
-WIDTH = 7.2  # inches of a plot
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
@@ -91,8 +72,8 @@ def cost_table(arms: Mapping[str, Any]) -> Table:
         for name, cost in ((name, row["cost"]) for name, row in arms.items())
     ]
     note = (
-        "Per question, as if the arm had run alone: rollouts that arms share count for each of them. Transformer passes "
-        "are those of the world model."
+        "Per question, as if the arm had run alone: rollouts that arms share count for each of them. The transformer "
+        "is that of the world model."
     )
     return Table("Cost per answer", columns, lines, note=note)
 
@@ -130,8 +111,8 @@ def calibration_table(content: Mapping[str, Any]) -> Table:
             ]
         )
     note = (
-        "ECE: the mean distance between the probability of the most likely option and the share of correct answers, over "
-        "ten bins. Brier: the squared error of all probabilities, 0 to 2. 0 is best for both."
+        "ECE: the mean distance between the probability of the most likely option and the share of correct answers, "
+        "over ten bins. Brier: the squared error of all probabilities, 0 to 2. 0 is best for both."
     )
     return Table("Calibration", columns, lines, note=note)
 
@@ -160,16 +141,16 @@ def accuracy_table(content: Mapping[str, Any], families: Sequence[str]) -> Table
     has_labels = any(row["perplexity"] is not None for row in rows)
     likelihood = ["perplexity of the label"] if has_labels else ["likeliest option", "undecided", "ECE"]
     costs = ["rollouts", "passes", "ms"]
-    columns = ["arm", headline, "95 %", *families, *likelihood, "unparsed", *costs, "questions", *seeds]
+    columns = ["arm", headline, "95 %", *families, *costs, *likelihood, "unparsed", "questions", *seeds]
     lines = [
         [
             row["arm"],
             percent(row["accuracy"]),
             interval(row["low"], row["high"]),
             *(percent(row["by_family"][family]) for family in families),
+            *map(number, (row["rollouts"], row["passes"], row["ms"])),
             *(cells_of_likelihood(row, has_labels)),
             str(row["unparsed"]),
-            *map(number, (row["rollouts"], row["passes"], row["ms"])),
             str(row["n"]),
             *(", ".join(f"{100 * share:.1f}" for share in row["seed_accuracies"]) for _ in seeds),
         ]
@@ -238,14 +219,6 @@ def decimals(interval: Sequence[float], form: str = ".3f") -> str:
     return " … ".join(format(bound, form) for bound in interval)
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def points(difference: float) -> str:
-    return f"{100 * difference:+.1f}"
-
-
 def interval(low: float, high: float) -> str:
     return f"{100 * low:.1f}–{100 * high:.1f}"
 
@@ -282,12 +255,12 @@ def to_terminal(content: Mapping[str, Any], console: Any) -> None:
 
 def to_markdown(content: Mapping[str, Any]) -> str:
     """All tables as Markdown, with their provenance."""
-    lines = [f"# {heading(content)}", ""]
+    lines = [f"# {heading(content)}", "", *(f"{text}\n" for text in (verdict(content), evidence(content)) if text)]
     lines += [f"> {note}" for note in (*content.get("notes", ()), *content["warnings"])]
     for table in tables(content):
         lines += ["", f"## {table.title}", "", *markdown_rows(table, code=table.columns[0] == "arm")]
     if content.get("hidden"):
-        return "\n".join([*lines, "", NOT_PUBLISHED, ""])
+        return "\n".join([*lines, ""])
     lines += ["", "## Provenance", ""]
     for run in runs_of(content):
         device = f", on {run['device']}" if "device" in run else ""
@@ -327,139 +300,23 @@ def to_html(content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     hidden = bool(content.get("hidden"))
+    found = {} if hidden else plots(content)
     return environment.get_template("page.html").render(
         content=content,
         heading=heading(content),
+        verdict=verdict(content),
+        evidence=evidence(content),
+        arms=explanations(list(content["arms"])),
         runs=runs_of(content),
-        notes=[*content.get("notes", ()), *content["warnings"], *([NOT_PUBLISHED] if hidden else [])],
+        notes=[*content.get("notes", ()), *content["warnings"]],
         tables=tables(content),
-        plots={} if hidden else plots(content),
+        plots=found,
         confusions=[] if hidden else confusions(content),
-        cards=[] if hidden else [card(entry) for entry in content.get("disagreements", ())],
+        disagreements={} if hidden else disagreements(content),
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- plots
-
-
-def plots(content: Mapping[str, Any]) -> dict[str, str]:
-    """Title -> SVG of each plot for which there are data."""
-    families = list(content["commonest_answer"]["by_family"])
-    with rc_context(STYLE):
-        found = {"Accuracy by arm": by_arm(content)}
-        if len(families) > 1:
-            found["Accuracy by sub-task"] = by_group(content["arms"], "by_family", families)
-        if all("by_horizon" in row for row in content["arms"].values()):
-            horizons = sorted(next(iter(content["arms"].values()))["by_horizon"], key=int)
-            if len(horizons) > 1:
-                title = "Accuracy by horizon (world steps until the outcome can be seen)"
-                found[title] = by_group(content["arms"], "by_horizon", horizons)
-        if isinstance(content["steps"], Mapping) and content["steps"]:  # of a single run it is a number
-            found["Accuracy against world steps"] = by_steps(content["steps"])
-        probable = {name: row["calibration"] for name, row in content["arms"].items() if "calibration" in row}
-        if probable:
-            found["Reliability: how often is an answer of a given probability correct?"] = as_svg(reliability(probable))
-        if "gate" in content:
-            (chosen,) = list(content["gate"]["arms"].values())[:1] or [None]
-            found["Imagining only where it pays"] = as_svg(gate_plot(content["gate"]["curve"], chosen))
-        return {**found, "Cost per answer": costs(content["arms"])}
-
-
-def as_svg(figure: Figure) -> str:
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight", transparent=True)
-    text = file.getvalue()
-    return text[text.index("<svg") :]
-
-
-def by_arm(content: Mapping[str, Any]) -> str:
-    """Dot plot: accuracy and interval per arm, and the most common answer as a vertical line."""
-    *arms, baseline = score_rows(content)
-    figure = Figure(figsize=(WIDTH, 0.7 + 0.32 * len(arms)))
-    axes = figure.add_subplot()
-    for y, row in enumerate(arms):
-        low, high, value = 100 * row["low"], 100 * row["high"], 100 * row["accuracy"]
-        colour = ACCENT if row["arm"] == content["reference"] else INK
-        axes.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-        axes.plot(value, y, "o", color=colour, markersize=6)
-        axes.annotate(f"{value:.1f}", (high, y), (6, 0), textcoords="offset points", va="center", color=colour)
-    guess = 100 * baseline["accuracy"]
-    axes.axvline(guess, color=OTHER, linestyle=":", linewidth=1.2)
-    axes.annotate("most common answer", (guess, -0.75), (3, 0), textcoords="offset points", color=MUTED, fontsize=8)
-    axes.set_yticks(range(len(arms)), [row["arm"] for row in arms])
-    axes.set_ylim(len(arms) - 0.5, -1)
-    axes.set_xlabel("correct, % (95 % interval)")
-    axes.tick_params(axis="y", length=0)
-    return as_svg(figure)
-
-
-def by_group(arms: Mapping[str, Any], key: str, groups: Sequence[str]) -> str:
-    """Heat map: accuracy per arm and group."""
-    names = list(arms)
-    values = [[100 * arms[name][key][group]["accuracy"] for name in names] for group in groups]
-    figure = Figure(figsize=(max(WIDTH, 1.6 + 0.62 * len(names)), 1.3 + 0.3 * len(groups)))
-    axes = figure.add_subplot()
-    axes.imshow(values, cmap="GnBu", vmin=0, vmax=110, aspect="auto")
-    for y, row in enumerate(values):
-        for x, value in enumerate(row):
-            axes.text(x, y, f"{value:.0f}", ha="center", va="center", color="white" if value > 80 else INK, fontsize=9)
-    counts = [next(iter(arms.values()))[key][group]["n"] for group in groups]
-    axes.set_yticks(range(len(groups)), [f"{group} ({n})" for group, n in zip(groups, counts, strict=True)])
-    axes.set_xticks(range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor")
-    axes.tick_params(axis="both", length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
-    axes.tick_params(axis="x", colors=INK)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    return as_svg(figure)
-
-
-def by_steps(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Accuracy with its interval at each number of world steps, one line per model and arm."""
-    figure = Figure(figsize=(WIDTH, 3.2))
-    axes = figure.add_subplot()
-    for number, (name, points) in enumerate(lines.items()):
-        x = [point["steps"] for point in points]
-        y = [100 * point["accuracy"] for point in points]
-        # at 0 and 100 % rounding may put a bound on the other side of the value
-        low = [100 * max(0.0, point["accuracy"] - point["interval_95"][0]) for point in points]
-        high = [100 * max(0.0, point["interval_95"][1] - point["accuracy"]) for point in points]
-        axes.errorbar(x, y, [low, high], marker="o", capsize=3, label=name, color=f"C{number}")
-    axes.set_xlabel("world steps")
-    axes.set_ylabel("correct, %")
-    axes.set_xticks(sorted({point["steps"] for points in lines.values() for point in points}))
-    axes.margins(x=0.08)
-    figure.legend(loc="outside upper left", frameon=False, fontsize=9)
-    return as_svg(figure)
-
-
-def costs(arms: Mapping[str, Any]) -> str:
-    """Seconds per answer, with those of the rollouts that the arm needs on its own in another colour."""
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.32 * len(arms)))
-    axes = figure.add_subplot()
-    rows = [row["cost"] for row in arms.values()]
-    seconds, rollouts = ([cost[name] for cost in rows] for name in ("seconds", "rollout_seconds"))
-    axes.barh(range(len(rows)), seconds, color=INK, height=0.55, label="answer")
-    label = "rollouts, computed once for all arms"
-    axes.barh(range(len(rows)), rollouts, left=seconds, color=ACCENT, height=0.55, label=label)
-    for y, cost in enumerate(rows):
-        axes.annotate(
-            f"{cost['prompt_tokens']:.0f} prompt tokens, {cost['new_tokens']:.1f} generated, "
-            f"{cost['rollouts']:g} rollouts",
-            (cost["seconds"] + cost["rollout_seconds"], y),
-            (6, 0),
-            textcoords="offset points",
-            va="center",
-            color=MUTED,
-            fontsize=8,
-        )
-    axes.set_yticks(range(len(arms)), list(arms))
-    axes.invert_yaxis()
-    axes.margins(x=0.55)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("seconds per answer")
-    axes.tick_params(axis="y", length=0)
-    figure.legend(loc="outside upper left", frameon=False, fontsize=9, ncols=2)
-    return as_svg(figure)
+# ---------------------------------------------------------------------------------------------------- parts of the page
 
 
 def confusions(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -479,8 +336,37 @@ def confusions(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def disagreements(content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Title -> cards of the questions that decide the verdict, and of the others on which arms disagree."""
+    name = content["reference"]
+    other = opponent(name, list(content["arms"]))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in content.get("disagreements", ()):
+        first = entry["answers"][name]["correct"]
+        second = first if other is None else entry["answers"][other]["correct"]
+        title = "Other disagreements" if first == second else f"Only {name if first else other} is correct"
+        found.setdefault(title, []).append(card(entry))
+    if other is None:
+        return found
+    pair = content["paired"][f"{name}-minus-{other}"]
+    counts = {f"Only {name} is correct": pair["only_first"], f"Only {other} is correct": pair["only_second"]}
+    titles = [*counts, "Other disagreements"]
+    return {
+        f"{title}: {counts[title]} of {pair['n']:,} questions" if title in counts else title: found[title]
+        for title in titles
+        if title in found
+    }
+
+
 def card(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A question on which arms disagree, with its images as data."""
+    """A question on which arms disagree, with the arms of each answer, and its images as data."""
     paths = {kind: Path(path) for kind, path in entry.get("images", {}).items()}
     content = {kind: base64.b64encode(path.read_bytes()).decode() for kind, path in paths.items() if path.is_file()}
-    return {**entry, "images": {kind: f"data:image/jpeg;base64,{text}" for kind, text in content.items()}}
+    groups: dict[tuple[str, str | None, bool], list[str]] = {}
+    for name, given in entry["answers"].items():
+        groups.setdefault((given["text"], given["read"], given["correct"]), []).append(name)
+    return {
+        **entry,
+        "images": {kind: f"data:image/jpeg;base64,{text}" for kind, text in content.items()},
+        "groups": sorted(groups.items(), key=lambda group: not group[0][2]),
+    }

@@ -24,6 +24,7 @@ from theworld.evaluation.gating import gate_content
 from theworld.evaluation.run_folder import IMAGE_FOLDERS, RESULTS, Run, read_json, read_run
 from theworld.evaluation.runner import Answer
 from theworld.evaluation.tasks import HIDDEN, Item
+from theworld.evaluation.verdict import verdict
 from theworld.inspection.provenance import versions
 from theworld.messages import counted, enumerate_names
 from theworld.storage.files import write_text
@@ -66,6 +67,11 @@ class Results:
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Arm -> 95 % interval of its accuracy."""
         return {row["arm"]: (row["low"], row["high"]) for row in self.rows()}
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what helped, by how much, and how sure that is."""
+        return verdict(self.content)
 
     @property
     def paired(self) -> dict[str, dict[str, Any]]:
@@ -330,7 +336,7 @@ def compare(
         "headline": MEAN_OF_FAMILIES if equal_families else "accuracy",
         **summarise(items, arms, reference),
         "steps": accuracy_by_steps(items, contenders),
-        "disagreements": disagreements(items, arms, saved),
+        "disagreements": disagreements(items, arms, saved, reference or reference_of(list(arms))),
         "runs": [{"folder": run.folder.name, **run.settings, **provenance_of(run)} for run in saved],
         "versions": versions(),
         "notes": notes,
@@ -459,9 +465,9 @@ def accuracy_by_steps(items: Sequence[Item], contenders: Mapping[str, Contender]
 
 
 def disagreements(
-    items: Sequence[Item], arms: Mapping[str, Sequence[Sequence[Answer]]], runs: Sequence[Run]
+    items: Sequence[Item], arms: Mapping[str, Sequence[Sequence[Answer]]], runs: Sequence[Run], reference: str
 ) -> list[dict[str, Any]]:
-    """Questions on which arms disagree: the question, each arm's answer, and the paths of its images."""
+    """Questions on which arms disagree, each arm's answer, and the paths of the images; see `disagreeing`."""
     folders = [run.folder / name for run in runs for name in IMAGE_FOLDERS]
     images = {
         number: {"images": {kind: str(folder / name) for kind, name in names.items()}}
@@ -477,7 +483,7 @@ def disagreements(
             "answers": {name: answer_of(item, seeds[0][row]) for name, seeds in arms.items()},
             **images.get(item.id, {}),
         }
-        for row, item in ((row, items[row]) for row in disagreeing(items, arms))
+        for row, item in ((row, items[row]) for row in disagreeing(items, arms, reference))
     ]
 
 

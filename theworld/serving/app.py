@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response, StreamingResponse
 
 import theworld
@@ -28,12 +29,13 @@ from theworld.serving.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 NO_CACHE = {"Cache-Control": "no-cache"}
+EVENT = {  # of a stream
+    "type": "object",
+    "properties": {"data": {"type": "string", "description": "A chunk of the answer in JSON; [DONE] is the last one."}},
+    "required": ["data"],
+}
 ALWAYS = (401, 403, 500)
 POST = (*ALWAYS, 400, 404, 408, 413, 415, 429, 503, 504)
-BODIES: dict[str, type[schemas.Request]] = {
-    "/v1/chat/completions": schemas.ChatRequest,
-    "/v1/videos/generate": schemas.VideoRequest,
-}
 
 
 def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics, media: MediaReader | None = None) -> FastAPI:
@@ -62,12 +64,20 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics, media
         lifespan=lifespan,
     )
     app.add_middleware(Guard, settings=settings, engine=engine, metrics=metrics)
+    if settings.allow_origins:  # outside the guard: browsers ask for leave without a key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allow_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )
     add_errors(app)
 
     @app.post(
         "/v1/chat/completions",
         response_model=schemas.ChatCompletion,
-        responses=errors(*POST) | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        responses=errors(*POST) | {200: {"content": {"text/event-stream": {"schema": EVENT}}}},
     )
     async def chat_completions(body: schemas.ChatRequest, request: Request) -> Any:
         end = asyncio.get_running_loop().time() + settings.timeout
@@ -76,7 +86,9 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics, media
         chunks = service.chunks(body)
         first = await service.in_time(request, anext(chunks), end)
         return StreamingResponse(
-            server_sent(service, first, chunks, end), media_type="text/event-stream", headers=NO_CACHE
+            server_sent(service, first, chunks, end, shows_usage=service.shows_usage(body)),
+            media_type="text/event-stream",
+            headers=NO_CACHE,
         )
 
     @app.post("/v1/videos/generate", response_model=schemas.GeneratedVideo, responses=errors(*POST))
@@ -93,6 +105,7 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics, media
         service.check_model(name)
         return service.card()
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", response_model=schemas.Health, responses=errors(503))
     async def health() -> Any:
         _ = service.model
@@ -101,6 +114,7 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics, media
     @app.get("/metrics", responses=errors(*ALWAYS) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
     async def report() -> Response:
         metrics.ready.set(engine.model is not None)
+        metrics.latents.set(service.latents.size)
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     describe(app, settings)
@@ -108,15 +122,21 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics, media
 
 
 async def server_sent(
-    service: Service, first: schemas.ChatCompletionChunk, chunks: Any, end: float
+    service: Service,
+    first: schemas.ChatCompletionChunk,
+    chunks: AsyncGenerator[schemas.ChatCompletionChunk, None],
+    end: float,
+    *,
+    shows_usage: bool,
 ) -> AsyncIterator[str]:
     """The chunks of an answer as server-sent events; an error is the last one."""
     async with aclosing(chunks):
         try:
-            yield event_of(first)
-            async with asyncio.timeout_at(end):
-                async for chunk in chunks:
-                    yield event_of(chunk)
+            chunk: schemas.ChatCompletionChunk | None = first
+            while chunk is not None:
+                yield event_of(chunk, shows_usage)
+                async with asyncio.timeout_at(end):  # not around `yield`, where it would end the sending instead
+                    chunk = await anext(chunks, None)
             yield "data: [DONE]\n\n"
         except TimeoutError:
             yield f"data: {json.dumps(service.too_late().body)}\n\n"
@@ -124,8 +144,10 @@ async def server_sent(
             yield f"data: {json.dumps(as_request_error(error).body)}\n\n"
 
 
-def event_of(chunk: schemas.ChatCompletionChunk) -> str:
+def event_of(chunk: schemas.ChatCompletionChunk, shows_usage: bool) -> str:
     content = chunk.model_dump(exclude_none=True)
+    if shows_usage:
+        content.setdefault("usage", None)  # as OpenAI's chunks have it
     for choice in content["choices"]:
         choice.setdefault("finish_reason", None)  # clients wait for it
     return f"data: {json.dumps(content)}\n\n"
@@ -144,10 +166,9 @@ def add_errors(app: FastAPI) -> None:
 
     async def unfit(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        known = list(BODIES[request.url.path].model_fields) if request.url.path in BODIES else []
         if not request.headers.get("content-type", "").partition(";")[0].strip().lower().endswith("json"):
             return RequestError(415, "Send the body with the header Content-Type: application/json.").response()
-        return invalid(error.errors(), error.body, known).response()
+        return invalid(error.errors(), error.body).response()
 
     async def left(request: Request, error: Exception) -> Response:
         return Response(status_code=LEFT)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
 
 Ended: TypeAlias = Literal["stop", "length", "cancelled"]
+LEAST_TEMPERATURE = 1e-5  # below it, quotients overflow
 UNFINISHED_CHARACTER = "\ufffd"  # what a tokenizer decodes the first bytes of a character to
 
 
@@ -122,9 +123,13 @@ class Row:
                 self._generator.seed()
             else:
                 self._generator.manual_seed(self.decoding.seed)
-        probabilities, order = (scores_V.float().cpu() / self.decoding.temperature).softmax(-1).sort(descending=True)
-        before = probabilities.cumsum(-1) - probabilities  # the first token is always kept
-        probabilities[before >= self.decoding.top_p] = 0.0
+        logits_V = scores_V.float().cpu()
+        logits_V = (logits_V - logits_V.max()) / max(self.decoding.temperature, LEAST_TEMPERATURE)
+        probabilities, order = logits_V.softmax(-1).sort(descending=True)
+        before = probabilities.cumsum(-1) - probabilities
+        outside = before >= self.decoding.top_p
+        outside[0] = False  # the first token is always kept, also for top_p 0
+        probabilities[outside] = 0.0
         return int(order[torch.multinomial(probabilities, 1, generator=self._generator)])
 
     def record(self, token: int, scores_V: Tensor) -> None:

@@ -112,7 +112,9 @@ class Engine:
         while batch := self._next_batch():
             started = time.perf_counter()
             self._metrics.batch_size.observe(len(batch))
+            self._metrics.running.set(len(batch))
             self._work(self.model, batch)
+            self._metrics.running.set(0)
             seconds = (time.perf_counter() - started) / len(batch)
             self.seconds_per_job += SMOOTHING * (seconds - self.seconds_per_job)
 

@@ -11,8 +11,6 @@ import torch
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from theworld.messages import suggest
-
 logger = logging.getLogger(__name__)
 
 # status -> (type, what the documentation says)
@@ -81,9 +79,9 @@ def as_request_error(error: Exception) -> RequestError:
     return RequestError(500, "The server failed to answer; its log says why.", code="internal_error")
 
 
-def invalid(errors: Sequence[Mapping[str, Any]], body: Any, known: Sequence[str]) -> RequestError:
+def invalid(errors: Sequence[Mapping[str, Any]], body: Any) -> RequestError:
     """The error of a body that does not fit the schema, from pydantic's list of errors."""
-    error = max(errors, key=lambda each: (each["type"] == "extra_forbidden", len(each["loc"])))
+    error = max(errors, key=lambda each: len(each["loc"]))
     if error["type"] == "json_invalid":
         return RequestError(400, "The body is not valid JSON.")
     if not isinstance(body, dict):
@@ -96,9 +94,6 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Any, known: Sequence[str]
             path, value = f"{path}[{part}]", value[part]
         elif isinstance(value, dict) and (part in value or (error["type"] == "missing" and number == len(location))):
             path, value = f"{path}.{part}" if path else str(part), value.get(part)
-    if error["type"] == "extra_forbidden":
-        hint = suggest(path, [] if "." in path else known, "see /openapi.json for those that there are.")
-        return RequestError(400, f"There is no field {path!r}; {hint}", param=path)
     if error["type"] == "union_tag_invalid":
         context = error["ctx"]
         key = f"{path}.{context['discriminator'].strip(chr(39))}"

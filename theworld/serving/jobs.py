@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
 
+from theworld.inference.futures import combine
 from theworld.inference.options import RolloutOptions, decoding_arguments
 from theworld.inference.pipeline import TheWorld
 from theworld.inference.prompting import Chat, Question
+from theworld.inference.scored_answers import Reply
 from theworld.media.inputs import ImageOrVideo, LoadedImages
 from theworld.media.video import Video
 from theworld.model.call_plan import CallPlan
@@ -46,6 +48,7 @@ class Answer:
     completion_tokens: int
     scores: list[TokenScore] | None
     imagined: Shown | None
+    shares: Mapping[str, float] = field(default_factory=dict)  # of several futures: answer -> share, the largest first
 
 
 Event: TypeAlias = Piece | Answer | Shown | Exception
@@ -111,6 +114,7 @@ class AnswerJob(Job):
     """Answers one question; the results are `Piece`s, if it is streamed, and an `Answer`.
 
     Attributes:
+        futures: how many futures are imagined; the answers from all of them are combined, and cannot be streamed.
         max_prompt_tokens: limit of the prompt's length.
         shows_rollout: whether the answer is accompanied by what was imagined.
     """
@@ -120,11 +124,12 @@ class AnswerJob(Job):
     stream: bool = False
     shows_rollout: bool = False
     max_prompt_tokens: int = 8192
+    futures: int = 1
     kind = "answer"
 
     @property
     def key(self) -> Hashable:
-        return *super().key, self.shows_rollout  # type: ignore[misc]
+        return *super().key, self.shows_rollout, self.futures  # type: ignore[misc]
 
     @classmethod
     @torch.no_grad()
@@ -132,8 +137,9 @@ class AnswerJob(Job):
         jobs = [job for job in jobs if job.fits(model)]
         if not jobs:
             return
-        plan = jobs[0].plan
-        latents = imagine(model, jobs) if plan.mode == "tokens" or plan.num_world_steps else None
+        plan, count = jobs[0].plan, jobs[0].futures
+        latents = imagine_futures(model, jobs, count) if plan.mode == "tokens" or plan.num_world_steps else None
+        end_if_abandoned(jobs)
         rollout = RolloutOptions(
             plan.num_world_steps,
             jobs[0].seed,
@@ -141,10 +147,11 @@ class AnswerJob(Job):
             world_latents=latents,
             mode=None if plan.mode == "off" else plan.mode,
         )
+        repeated = [job for job in jobs for _ in range(count)]  # a row for each future
         inputs = model.prepare_generation(
-            LoadedImages(job.images for job in jobs), [job.question for job in jobs], rollout=rollout
+            LoadedImages(job.images for job in repeated), [job.question for job in repeated], rollout=rollout
         )
-        rows = [job.row(model) for job in jobs]
+        rows = [job.row(model, number) for job in jobs for number in range(count)]
         further: dict[str, Any] = {"stopping_criteria": [RowEnds(rows)]}
         if any(job.decoding.reads_scores for job in jobs):
             further["logits_processor"] = [TokenChoice(rows)]
@@ -152,13 +159,25 @@ class AnswerJob(Job):
         model.model.generate(**inputs, **decoding_arguments(longest, 0.0, further, model.processor.tokenizer))
         shown: Sequence[Shown | None] = [None] * len(jobs)
         if latents is not None and jobs[0].shows_rollout:
-            shown = shown_of(model, jobs, latents)
+            shown = shown_of(model, jobs, latents, count)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        for job, row, length, imagined in zip(jobs, rows, lengths, shown, strict=True):
-            scores = None if job.decoding.top_logprobs is None else row.scores
-            job.deliver(
-                Answer(row.text(), "stop" if row.ended == "stop" else "length", length, len(row.ids), scores, imagined)
-            )
+        for number, (job, imagined) in enumerate(zip(jobs, shown, strict=True)):
+            own = slice(number * count, (number + 1) * count)
+            job.deliver(job.answer_of(rows[own], lengths[own], imagined))
+
+    def answer_of(self, rows: Sequence[Row], lengths: Sequence[int], imagined: Shown | None) -> Answer:
+        """The answer out of one row per future, of which one prompt had each of the lengths."""
+        found = combine([Reply(row.text(), len(row.ids), length) for row, length in zip(rows, lengths, strict=True)])
+        chosen = next(row for row in rows if row.text() == found.answer)
+        return Answer(
+            found.answer,
+            "stop" if chosen.ended == "stop" else "length",
+            sum(lengths),
+            sum(len(row.ids) for row in rows),
+            None if self.decoding.top_logprobs is None else chosen.scores,
+            imagined,
+            found.shares if len(rows) > 1 else {},
+        )
 
     def fits(self, model: TheWorld) -> bool:
         """Whether the prompt is short enough; if not, an error is delivered."""
@@ -176,7 +195,9 @@ class AnswerJob(Job):
         self.deliver(RequestError(400, message, param="messages", code="context_length_exceeded"))
         return False
 
-    def row(self, model: TheWorld) -> Row:
+    def row(self, model: TheWorld, number: int = 0) -> Row:
+        """The row of the future with this number, whose samples have a seed of their own."""
+        seed = None if self.decoding.seed is None else self.decoding.seed + number
         ends = model.model.generation_config.eos_token_id
 
         def send(text: str, scores: list[TokenScore]) -> None:
@@ -184,7 +205,7 @@ class AnswerJob(Job):
             self.deliver(Piece(text, scores))
 
         return Row(
-            self.decoding,
+            replace(self.decoding, seed=seed),
             model.processor.tokenizer,
             frozenset([ends] if isinstance(ends, int) else ends or ()),
             lambda: self.cancelled,
@@ -201,32 +222,44 @@ def texts_of_chat(chat: Chat) -> list[str]:
     ]
 
 
-def imagine(model: TheWorld, jobs: Sequence[Job]) -> torch.Tensor:
-    """Latents (n, C, P + 1 + N, h, w) of the images that the world model reads of all jobs."""
+def imagine_futures(model: TheWorld, jobs: Sequence[Job], count: int) -> torch.Tensor:
+    """Latents (futures · n, C, P + 1 + N, h, w): job by job, and for each job future by future."""
+    if count == 1:
+        return imagine(model, jobs)
+    sizes = [len(row) for row in model.processor.with_world([job.images for job in jobs])]
+    futures = [imagine(model, jobs, number).split(sizes) for number in range(count)]  # [future][job]
+    return torch.cat([future[place] for place in range(len(jobs)) for future in futures])
+
+
+def imagine(model: TheWorld, jobs: Sequence[Job], number: int = 0) -> torch.Tensor:
+    """Latents (n, C, P + 1 + N, h, w) of the images that the world model reads of all jobs, of one of their futures."""
     chosen = model.processor.with_world([job.images for job in jobs])
     every = [image for row in chosen for image in row]
     prompts = [job.world_prompt or "" for job, row in zip(jobs, chosen, strict=True) for _ in row]
     steering = prompts if any(prompts) else None
-    steps, seed, progress = jobs[0].plan.num_world_steps, jobs[0].seed, stop_if_abandoned(jobs)
+    steps, seed, progress = jobs[0].plan.num_world_steps, jobs[0].seed + number, stop_if_abandoned(jobs)
     return jobs[0].latents.imagine(model, every, steps, seed, steering, progress)
 
 
-def shown_of(model: TheWorld, jobs: Sequence[Job], latents: torch.Tensor) -> list[Shown]:
-    """What people see of each job's first image: the frames of its past as they were, and what was imagined."""
+def shown_of(model: TheWorld, jobs: Sequence[Job], latents: torch.Tensor, futures: int = 1) -> list[Shown]:
+    """What people see of each job's first image and future: its past as it was, and what was imagined."""
     first, shown = 0, []
     for row in model.processor.with_world([job.images for job in jobs]):
+        end_if_abandoned(jobs)
         frames, image = model.decode(latents[first : first + 1])[0], row[0]
         past = model.seen(image) if isinstance(image, Video) else frames[:1]
         shown.append(Shown(np.concatenate([past, frames[len(past) :]]), len(past) - 1))
-        first += len(row)
+        first += futures * len(row)
     return shown
 
 
 def stop_if_abandoned(jobs: Sequence[Job]) -> Callable[[int, int], None]:
     """A progress function that ends the rollout when no client waits for it."""
 
-    def progress(done: int, total: int) -> None:
-        if all(job.cancelled for job in jobs):
-            raise Abandoned
+    return lambda done, total: end_if_abandoned(jobs)
 
-    return progress
+
+def end_if_abandoned(jobs: Sequence[Job]) -> None:
+    """Raises Abandoned when no client waits for any of the jobs."""
+    if all(job.cancelled for job in jobs):
+        raise Abandoned

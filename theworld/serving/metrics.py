@@ -24,6 +24,8 @@ class Metrics:
         )
         self.in_progress = Gauge("theworld_requests_in_progress", "Requests that wait or run", registry=registry)
         self.waiting = Gauge("theworld_jobs_waiting", "Requests that wait for the model", registry=registry)
+        self.running = Gauge("theworld_jobs_running", "Requests that the model works on", registry=registry)
+        self.latents = Gauge("theworld_latent_cache_bytes", "Latents of earlier images in memory", registry=registry)
         self.batch_size = Histogram(
             "theworld_batch_size", "Requests that are answered at once", buckets=SIZES, registry=registry
         )

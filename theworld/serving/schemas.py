@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -28,7 +29,9 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 
 
 class Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    """A part of a request; fields that it does not have are ignored, and named in the answer (`ignored_fields`)."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
 
     @field_validator("*")
     @classmethod
@@ -50,7 +53,7 @@ class TextPart(Request):
 
 class ImageUrl(Request):
     url: Address
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None  # images of any size are read as one square
 
 
 class ImagePart(Request):
@@ -139,7 +142,7 @@ class ChatRequest(Request):
     temperature: Annotated[
         float | None, Field(ge=0, le=2, description="0, the default, is greedy decoding; above, tokens are sampled.")
     ] = None
-    top_p: Annotated[float | None, Field(gt=0, le=1, description="The nucleus that is sampled from.")] = None
+    top_p: Annotated[float | None, Field(ge=0, le=1, description="The nucleus that is sampled from.")] = None
     stop: (
         Annotated[str, Field(min_length=1)]
         | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)]
@@ -157,6 +160,10 @@ class ChatRequest(Request):
         Field(description="How the future reaches the language model; off answers without the world model."),
     ] = None
     world_prompt: WorldPrompt = None
+    futures: Annotated[
+        int | None,
+        Field(ge=1, le=16, description="Futures that are imagined, with consecutive seeds; the most frequent answer."),
+    ] = None
     attachment: Annotated[
         AttachmentFormat | None, Field(description="Adds what was imagined to the answer, as a GIF or MP4 in base64.")
     ] = None
@@ -172,10 +179,16 @@ class ChatRequest(Request):
     n: Annotated[int | None, Field(ge=1, le=1, description="1 answer per request.")] = None
     frequency_penalty: Zero = None
     presence_penalty: Zero = None
+    repetition_penalty: Annotated[float | None, Field(ge=1, le=1, description="Not supported.")] = None
+    top_k: Annotated[int | None, Field(ge=-1, le=0, description="Not supported.")] = None
+    min_p: Zero = None
+    min_tokens: Annotated[int | None, Field(ge=0, le=0, description="Not supported.")] = None
+    ignore_eos: Literal[False] | None = None
     logit_bias: Annotated[dict[str, float] | None, Field(max_length=0, description="Not supported.")] = None
     tools: Empty = None
     functions: Empty = None
     tool_choice: Literal["none", "auto"] | None = None
+    function_call: Literal["none", "auto"] | None = None
     response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]] | None, Field(max_length=1)] = None
 
@@ -195,7 +208,22 @@ class VideoRequest(Request):
     format: AttachmentFormat = "gif"
 
 
+def ignored_fields(value: Any, path: str = "") -> Iterator[tuple[str, str, list[str]]]:
+    """The fields of a request that are not in its schema: their paths, their names, and the names that there are."""
+    if isinstance(value, Request):
+        known = list(type(value).model_fields)
+        for name in value.model_extra or {}:
+            yield f"{path}{name}", name, known
+        for name in known:
+            yield from ignored_fields(getattr(value, name), f"{path}{name}.")
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from ignored_fields(each, f"{path[:-1]}[{number}].")
+
+
 # ------------------------------------------------------------------------------------------------------------ answers
+
+Warnings = Annotated[list[str], Field(description="Fields of the request that were ignored.")]
 
 
 class ErrorDetail(BaseModel):
@@ -219,6 +247,13 @@ class Attachment(BaseModel):
     data: Annotated[str, Field(description="The file in base64.")]
 
 
+class FutureShare(BaseModel):
+    """An answer, and the share of the futures that give it."""
+
+    answer: str
+    share: float
+
+
 class World(BaseModel):
     """How the world model was used; `num_world_steps` is 0 and `mode` is off if it was not."""
 
@@ -226,6 +261,9 @@ class World(BaseModel):
     num_world_steps: int
     seconds_per_world_step: float
     seed: int
+    futures: Annotated[
+        list[FutureShare] | None, Field(description="With several futures, the most frequent first.")
+    ] = None
     attachment: Attachment | None = None
 
 
@@ -271,6 +309,7 @@ class ChatCompletion(BaseModel):
     choices: list[Choice]
     usage: Usage
     world: World
+    warnings: Warnings = []
 
 
 class Delta(BaseModel):
@@ -293,6 +332,7 @@ class ChatCompletionChunk(BaseModel):
     choices: list[ChunkChoice]
     usage: Usage | None = None
     world: World | None = None
+    warnings: Warnings | None = None
 
 
 class GeneratedVideo(BaseModel):
@@ -304,6 +344,7 @@ class GeneratedVideo(BaseModel):
     seconds_per_world_step: float
     seed: int
     video: Attachment
+    warnings: Warnings = []
 
 
 class ModelCard(BaseModel):

@@ -8,6 +8,7 @@ import uvicorn
 
 from theworld.inference.pipeline import TheWorld
 from theworld.serving.app import create_app
+from theworld.serving.connection import connection_class
 from theworld.serving.engine import Engine
 from theworld.serving.listening import listen, run, url_of
 from theworld.serving.media import MediaReader
@@ -42,6 +43,8 @@ class Server:
         )
         config = uvicorn.Config(
             create_app(self.engine, settings, metrics, media),
+            http=connection_class(settings.body_timeout),
+            ws="none",
             log_level="warning",
             access_log=False,
             server_header=False,

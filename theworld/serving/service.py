@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import difflib
+import itertools
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable
@@ -28,6 +31,12 @@ from theworld.serving.metrics import Metrics
 from theworld.serving.settings import ServerSettings
 
 Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
+MISSPELLED = 0.85  # similarity of names
+MAX_NAME = 100  # characters
+MAX_WARNINGS = 16  # in an answer
+MAX_LOGGED = 20  # names
 MIME_TYPES: dict[str, schemas.MimeType] = {"gif": "image/gif", "mp4": "video/mp4"}
 
 
@@ -47,6 +56,7 @@ class Service:
         self.engine, self.media, self.settings, self.metrics = engine, media, settings, metrics
         self.created = int(time.time())
         self.latents = LatentCache(settings.cache_bytes)
+        self._logged: set[str] = set()
 
     @property
     def model(self) -> TheWorld:
@@ -70,6 +80,23 @@ class Service:
             reads_videos=config.enable_world and config.max_past_steps > 0,
             modes=[*with_world, "off"],
         )
+
+    def warnings(self, body: schemas.Request) -> list[str]:
+        """What the answer says about the fields that are ignored, as clients send many; each is logged once.
+
+        Raises:
+            RequestError: for a field whose name is nearly that of another one.
+        """
+        found = []
+        for path, name, known in itertools.islice(schemas.ignored_fields(body), MAX_WARNINGS):
+            shown = ascii(path[:MAX_NAME])
+            if close := difflib.get_close_matches(name[:MAX_NAME], known, 1, MISSPELLED):
+                raise RequestError(400, f"There is no field {shown}; did you mean {close[0]!r}?", param=path[:MAX_NAME])
+            found.append(f"There is no field {shown}; it was ignored.")
+            if name not in self._logged and len(self._logged) < MAX_LOGGED and len(name) < MAX_NAME:
+                self._logged.add(name)
+                logger.warning("Requests have the field %s, which is ignored.", ascii(name))
+        return found
 
     # ---------------------------------------------------------------------------------------------------------- jobs
 
@@ -107,6 +134,10 @@ class Service:
             )
         if body.attachment and not plan.num_world_steps:
             raise RequestError(400, "attachment needs 1 world step or more.", param="attachment")
+        futures = body.futures or 1
+        if futures > 1 and (body.stream or not plan.num_world_steps):
+            reason = "cannot be streamed" if body.stream else "need an image and 1 world step or more"
+            raise RequestError(400, f"Answers from several futures {reason}.", param="futures")
         return AnswerJob(
             images,
             plan,
@@ -119,11 +150,12 @@ class Service:
             stream=bool(body.stream),
             shows_rollout=body.attachment is not None,
             max_prompt_tokens=self.settings.max_prompt_tokens,
+            futures=futures,
         )
 
     def decoding_of(self, body: schemas.ChatRequest) -> Decoding:
         limit = self.settings.max_new_tokens
-        if body.max_tokens is not None and body.max_completion_tokens is not None:
+        if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
             raise RequestError(400, "max_tokens and max_completion_tokens are the same; give one.", param="max_tokens")
         length = body.max_completion_tokens or body.max_tokens or min(MAX_NEW_TOKENS, limit)
         if length > limit:
@@ -215,12 +247,15 @@ class Service:
             total_tokens=answer.prompt_tokens + answer.completion_tokens,
         )
 
-    async def world(self, job: Job, shown: Shown | None, extension: str | None) -> schemas.World:
+    async def world(self, job: Job, answer: Answer, extension: str | None) -> schemas.World:
+        shares = [schemas.FutureShare(answer=text, share=share) for text, share in answer.shares.items()]
+        shown = answer.imagined
         return schemas.World(
             mode=cast(schemas.Mode, job.plan.mode),
             num_world_steps=job.plan.num_world_steps,
             seconds_per_world_step=self.model.config.world_config.seconds_per_world_step,
             seed=job.seed,
+            futures=shares or None,
             attachment=None if shown is None else await self.attachment(shown, extension or "gif"),
         )
 
@@ -238,6 +273,7 @@ class Service:
 
     async def completion(self, body: schemas.ChatRequest) -> schemas.ChatCompletion:
         """Answers a request at once."""
+        warnings = self.warnings(body)
         job = await self.answer_job(body)
         answer: Answer = await self.result(job)
         choice = schemas.Choice(
@@ -251,16 +287,18 @@ class Service:
             model=self.settings.name,
             choices=[choice],
             usage=self.count(answer),
-            world=await self.world(job, answer.imagined, body.attachment),
+            world=await self.world(job, answer, body.attachment),
+            warnings=warnings,
         )
 
     async def chunks(self, body: schemas.ChatRequest) -> AsyncGenerator[schemas.ChatCompletionChunk, None]:
         """Answers a request piece by piece; the first chunk comes when the answer has begun."""
+        warnings = self.warnings(body)
         job = await self.answer_job(body)
         name, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
 
         def chunk(delta: schemas.Delta | None = None, **values: Any) -> schemas.ChatCompletionChunk:
-            further = {key: values.pop(key) for key in ("usage", "world") if key in values}
+            further = {key: values.pop(key) for key in ("usage", "world", "warnings") if key in values}
             choices = [] if delta is None else [schemas.ChunkChoice(delta=delta, **values)]
             return schemas.ChatCompletionChunk(
                 id=name, created=created, model=self.settings.name, choices=choices, **further
@@ -277,13 +315,18 @@ class Service:
                     yield chunk(schemas.Delta(content=event.text), logprobs=scores)
                 elif isinstance(event, Answer):
                     answer = event
-        world = await self.world(job, answer.imagined, body.attachment)
-        yield chunk(schemas.Delta(), finish_reason=answer.finish_reason, world=world)
+        world = await self.world(job, answer, body.attachment)
+        yield chunk(schemas.Delta(), finish_reason=answer.finish_reason, world=world, warnings=warnings)
         usage = self.count(answer)
-        if body.stream_options is not None and body.stream_options.include_usage:
+        if self.shows_usage(body):
             yield chunk(usage=usage)
 
+    @staticmethod
+    def shows_usage(body: schemas.ChatRequest) -> bool:
+        return body.stream_options is not None and bool(body.stream_options.include_usage)
+
     async def video(self, body: schemas.VideoRequest) -> schemas.GeneratedVideo:
+        warnings = self.warnings(body)
         job = await self.imagine_job(body)
         shown: Shown = await self.result(job)
         return schemas.GeneratedVideo(
@@ -294,6 +337,7 @@ class Service:
             seconds_per_world_step=self.model.config.world_config.seconds_per_world_step,
             seed=job.seed,
             video=await self.attachment(shown, body.format),
+            warnings=warnings,
         )
 
     async def in_time(self, request: Request, work: Awaitable[Result], end: float) -> Result:

@@ -28,7 +28,8 @@ class ServerSettings:
         batch_wait: seconds that a request waits for others that are on their way.
         max_requests: requests that wait or run at once; more are refused with status 429.
         timeout: seconds from the request to the end of its answer.
-        body_timeout: seconds in which the body of a request must have arrived.
+        body_timeout: seconds in which the head of a request must have arrived, and its body, and in which a client must
+            have read some of its answer.
         shutdown_timeout: seconds in which a server that is asked to stop finishes what it has begun.
         max_body_bytes: size of a request, and of all files that it names together.
         max_images: images and videos of a request.
@@ -37,6 +38,7 @@ class ServerSettings:
         max_prompt_tokens: length of a prompt, in tokens.
         max_new_tokens: length of an answer, in tokens.
         cache_bytes: size of the latents of earlier images that are kept in memory.
+        allow_origins: web pages that may ask from a browser, such as `https://example.org`; `*` allows all of them.
         downloads: whether images may be named by http and https addresses.
         download_timeout: seconds of the download of one file.
     """
@@ -59,6 +61,7 @@ class ServerSettings:
     max_prompt_tokens: int = 8192
     max_new_tokens: int = 1024
     cache_bytes: int = 256 * MIB
+    allow_origins: tuple[str, ...] = ()
     downloads: bool = True
     download_timeout: float = 20.0
 
