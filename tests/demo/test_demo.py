@@ -56,9 +56,11 @@ def last(model: TheWorld, asked: Asked) -> Compared:  # noqa: F811
 
 
 def test_answers_are_those_of_the_library(model: TheWorld, image: str) -> None:  # noqa: F811
-    found = last(model, Asked(image, QUESTION, ("left", "right"), num_world_steps=2, futures=3, seed=5))
-    assert found.present == model.ask(image, QUESTION, num_world_steps=0, options=["left", "right"])
-    expected = model.ask(image, QUESTION, num_world_steps=2, futures=3, seed=5, options=["left", "right"])
+    found = last(
+        model, Asked(image, QUESTION, ("left", "right"), num_world_steps=2, futures=2, seed=5, max_new_tokens=2)
+    )
+    assert found.present == model.ask(image, QUESTION, 2, num_world_steps=0, options=["left", "right"])
+    expected = model.ask(image, QUESTION, 2, num_world_steps=2, futures=2, seed=5, options=["left", "right"])
     assert found.imagined == expected
     assert found.clips is not None
     assert expected.latents is not None
@@ -70,7 +72,7 @@ def test_a_video_begins_with_its_own_frames(model: TheWorld, tmp_path: Path) -> 
         np.random.default_rng(0).integers(0, 255, (12, 32, 32, 3), dtype=np.uint8), tmp_path / "a.gif", 16, hold=0
     )
     video = model.config.read_video(MediaLimits().image_or_video(path.read_bytes(), lambda video: video))
-    found = last(model, Asked(str(path), QUESTION, num_world_steps=1, futures=2))
+    found = last(model, Asked(str(path), QUESTION, num_world_steps=1, futures=2, max_new_tokens=2))
     frames, sentence = seen(model, video)
     assert "12 frames" in sentence
     assert found.clips is not None
@@ -94,7 +96,9 @@ def test_a_video_begins_with_its_own_frames(model: TheWorld, tmp_path: Path) -> 
 )
 def test_what_cannot_be_asked(model: TheWorld, image: str, changes: dict, message: str) -> None:  # type: ignore[type-arg] # noqa: F811
     with pytest.raises(ValueError, match=message):
-        last(model, Asked(**{"file": image, "question": QUESTION, "num_world_steps": 1, **changes}))
+        last(
+            model, Asked(**{"file": image, "question": QUESTION, "num_world_steps": 1, "max_new_tokens": 2, **changes})
+        )
 
 
 def test_limits_of_files(model: TheWorld, image: str) -> None:  # noqa: F811
