@@ -69,7 +69,7 @@ def test_arms_are_compared_on_the_same_resamples() -> None:
     pair = compare_calibration(over, well)
     assert pair is not None
     assert pair["ece_difference"] == pytest.approx(0.24)
-    # with the same questions in both, 0.99 - a and 0.75 - a differ by 0.24 at most, whatever the accuracy a
+    # with the same questions in both, 0.99 - a and 0.75 - a differ by 0.24 at most for each accuracy a
     assert pair["ece_interval_95"][1] == pytest.approx(0.24, abs=1e-5)
     same = compare_calibration(over, over)
     assert same is not None

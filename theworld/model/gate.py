@@ -42,7 +42,7 @@ def jumps(latents: Tensor, num_world_steps: int) -> Tensor:
     """How far each future begins from its present (n,), in units of normalised latents.
 
     The change of a cell from now to the first imagined frame is its root mean square over channels, and the jump is the
-    median over cells: most of an image changes little in one world step, whatever moves in the rest.
+    median over cells, because most of an image changes little in one world step.
 
     Args:
         latents: (n, C, P + 1 + N, h, w), normalised.

@@ -242,7 +242,7 @@ def imagine(model: TheWorld, jobs: Sequence[Job], number: int = 0) -> torch.Tens
 
 
 def shown_of(model: TheWorld, jobs: Sequence[Job], latents: torch.Tensor, futures: int = 1) -> list[Shown]:
-    """What people see of each job's first image and future: its past as it was, and what was imagined."""
+    """What people see of each job's first image and future: the frames that were given, and what was imagined."""
     first, shown = 0, []
     for row in model.processor.with_world([job.images for job in jobs]):
         end_if_abandoned(jobs)
