@@ -22,7 +22,9 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, monkeypatch: pytest.M
     """Runs all cells in a new kernel in `folder`, and returns what they print."""
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
     return printed(notebook)
 
 

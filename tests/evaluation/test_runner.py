@@ -16,7 +16,6 @@ from theworld.evaluation.tasks import Item
 from theworld.inference.pipeline import TheWorld
 from theworld.media.video import Video
 
-
 OF_FUSED = ("futures-8", "averaged-8", "gated")  # arms that may give the same words
 
 

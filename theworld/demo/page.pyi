@@ -46,7 +46,8 @@ class Upload(gr.File):
 
     async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
         return await super().async_move_resource_to_block_cache(refuse_address(url_or_file_path))
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from typing import TYPE_CHECKING, Any, Callable, Literal, Sequence
+
     from gradio.blocks import Block
     if TYPE_CHECKING:
         from gradio.components import Timer
