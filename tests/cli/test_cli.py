@@ -73,7 +73,7 @@ def test_help_names_every_verb_and_loads_no_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("ask", "imagine", "info", "doctor", "eval", "compare", "nano"):
+    for verb in ("ask", "imagine", "info", "doctor", "eval", "compare", "gate", "nano"):
         assert f" {verb} " in done.stdout
 
 
@@ -81,7 +81,7 @@ def test_help_names_every_verb_and_loads_no_library() -> None:
     "command",
     [
         *((), ("ask",), ("imagine",), ("info",), ("doctor",), ("eval",), ("eval", "physics"), ("compare",), ("nano",)),
-        ("nano", "scene"),
+        *(("nano", "scene"), ("gate",)),
     ],
 )
 def test_every_verb_has_help(command: tuple[str, ...]) -> None:
@@ -295,6 +295,33 @@ def test_imagine_writes_each_format(shipped: Path, image: Path, tmp_path: Path, 
     frames = iio.imread(output) if extension != "png" else iio.imread(output)[None]
     assert len(frames) >= {"gif": 5, "mp4": 5, "png": 1}[extension]
     assert frames.std() > 0
+
+
+def test_ask_answers_from_several_futures(family: Path, image: Path) -> None:
+    call = ("ask", image, QUESTION, "-m", family / "fused", "--steps", "1", "--max-new-tokens", "2", "--futures", "3")
+    result = succeed(*call, "--option", "left", "--option", "right")
+    answer, head, *rows = result.stdout.splitlines()
+    assert answer in ("left", "right")
+    assert head.split() == ["answer", "probability", "±", "futures"]
+    assert {row.split()[0] for row in rows} == {"left", "right"}
+    content = json.loads(succeed(*call, "--imagine", "auto", "--json").stdout)
+    assert content["answer"] == content["futures"]["answer"]
+    assert content["futures"]["gate"]["imagined"] == content["futures"]["num_futures"] == 3  # a tiny model is not sure
+    auto = succeed(*call, "--imagine", "auto")
+    assert "(limit 90.0 %); 3 futures imagined, 3 used." in " ".join(auto.stderr.split())
+    assert "this call imagines nothing" in fail(*call, "--steps", "0")
+    assert "this call imagines nothing" in fail(*call[:-2], "--imagine", "auto", "--no-world")
+
+
+def test_imagine_writes_a_grid_of_futures(shipped: Path, image: Path, tmp_path: Path) -> None:
+    result = succeed("imagine", image, "-o", tmp_path / "grid.gif", "--steps", "1", "--futures", "3", "--seed", "5")
+    assert "in 3 futures with the seeds 5 to 7" in " ".join(result.stderr.split())
+    grid = iio.imread(tmp_path / "grid.gif")
+    succeed("imagine", image, "-o", tmp_path / "one.gif", "--steps", "1", "--seed", "6")
+    one = iio.imread(tmp_path / "one.gif")  # the second of two columns
+    assert grid.shape[1:3] == (2 * 256 + 8, 2 * 256 + 8)
+    apart = [np.abs(grid[-1, :256, left : left + 256].astype(int) - one[-1]).mean() for left in (264, 0)]
+    assert apart[0] < min(apart[1], 5), "nearer than the first future, apart from the palette of a GIF"
 
 
 def test_imagine_depends_on_the_seed_alone(family: Path, image: Path, tmp_path: Path) -> None:
@@ -670,3 +697,19 @@ def test_questions_without_a_column_of_answers_are_no_hidden_test_set(
     hidden = succeed(*command)
     assert "are not published" in hidden.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["q.jsonl"], "no file is written unless it is requested"
+
+
+def test_gate_chooses_on_a_run_and_saves_it_with_the_model(family: Path, tmp_path: Path) -> None:
+    model, run_folder = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(family / "fused", model)
+    succeed("eval", "physics", "-m", model, "--limit", "6", "--steps", "1", "-o", run_folder, "--device", "cpu")
+    options = ("--keep", "0", "--max-rollouts", "1")
+    content = json.loads(succeed("gate", run_folder, *options, "--json", "-o", tmp_path / "curve.json").stdout)
+    assert 0 <= content["rollouts"] <= 1
+    assert len(json.loads((tmp_path / "curve.json").read_text())["curve"]) >= 2
+    table = succeed("gate", run_folder, *options, "--save", model).stdout
+    assert f"{content['min_confidence']:g}" in table
+    saved = json.loads((model / "config.json").read_text())["gate"]
+    assert saved == {name: content[name] for name in ("min_confidence", "max_jump")}
+    assert "holds no run" in fail("gate", tmp_path / "none")
+    assert "is written as .json, .png, .svg" in fail("gate", run_folder, "-o", "curve.txt")

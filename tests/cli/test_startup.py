@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.published import published_gemma
@@ -20,7 +21,7 @@ NOT_FOR_AN_ANSWER = (
 
 # runs `theworld` with the arguments, and writes what the process looks like at its end to stderr
 PROBE = """
-import atexit, gc, json, sys
+import atexit, gc, json, os, sys
 from theworld import cli
 
 class Kept:
@@ -36,6 +37,7 @@ def note_full_search(phase, info):
 def report():
     gc.callbacks.remove(note_full_search)
     facts = {"enabled": gc.isenabled(), "examined": sum(examined), "modules": list(sys.modules)}
+    facts["environment"] = {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "TORCHDYNAMO_DISABLE")}
     print(json.dumps(facts), file=sys.stderr)
 
 def app(run=cli.app):
@@ -72,6 +74,18 @@ def test_an_answer_imports_only_what_it_needs(tmp_path: Path) -> None:
     assert set(NOT_FOR_AN_ANSWER) & set(end["modules"]) == set()
     assert end["enabled"]
     assert end["examined"] < 200_000, "the objects of the libraries are not searched for unused ones"
+
+
+@pytest.mark.parametrize("extra", [(), pytest.param(("bitsandbytes",), marks=pytest.mark.quantization)])
+def test_an_answer_of_nano_imports_no_compiler(extra: tuple[str, ...], tmp_path: Path) -> None:
+    """diffusers and peft import bitsandbytes, which imports the compiler of torch unless it is switched off."""
+    Image.new("RGB", (64, 64), (90, 120, 200)).save(tmp_path / "image.png")
+    result, end = probe("ask", str(tmp_path / "image.png"), "What is this?", "--steps", "1", "--max-new-tokens", "1")
+    assert result.returncode == 0, result.stderr
+    assert {"diffusers", "peft", *extra} <= set(end["modules"])
+    unused = {*NOT_FOR_AN_ANSWER, "functorch.compile", "networkx"} - {"diffusers", "peft"}
+    assert unused & set(end["modules"]) == set()
+    assert end["environment"] == {"OMP_WAIT_POLICY": "PASSIVE", "TORCHDYNAMO_DISABLE": None}
 
 
 def test_a_command_that_fails_keeps_its_exit_code() -> None:

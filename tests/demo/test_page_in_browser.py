@@ -1,4 +1,4 @@
-"""The whole way of a visitor, in Chromium: `theworld demo nano` as a command, and its page light and dark, wide and narrow.
+"""The whole way of a visitor in Chromium: the command `theworld demo nano`, its page light and dark, wide and narrow.
 
 Screenshots are written into the folder that THEWORLD_SCREENSHOTS names; CI keeps them.
 """
@@ -138,13 +138,16 @@ class Visitor:
         self.page.screenshot(path=folder / f"{name}.png", full_page=True)
 
     def nameless(self) -> list[str]:
-        """Controls and images that a screen reader could only call by their kind."""
+        """Controls, clips and images that a screen reader could only call by their kind; not Gradio's icons, in SVG."""
         tree = self.context.new_cdp_session(self.page).send("Accessibility.getFullAXTree")["nodes"]
-        kinds = ("button", "textbox", "slider", "spinbutton", "radio", "checkbox", "link", "Video", "image")
-        return [
+        kinds = ("button", "textbox", "slider", "spinbutton", "radio", "checkbox", "link", "Video")
+        images = self.page.locator("img:not([alt]), img[alt='']").all()
+        return [str(image.get_attribute("src")) for image in images] + [
             str(node["role"]["value"])
             for node in tree
-            if not node["ignored"] and node["role"]["value"] in kinds and not node.get("name", {}).get("value", "").strip()
+            if not node["ignored"]
+            and node["role"]["value"] in kinds
+            and not node.get("name", {}).get("value", "").strip()
         ]
 
 
@@ -160,7 +163,9 @@ def test_what_visitors_do(url: str, browser: Browser, folder: Path, connections:
     files_of_their_own(narrow, folder, tmp_path)
     two_at_once(wide, narrow)
     narrow.shoot(folder, "answer-dark-400")
-    further = {(scheme, width): Visitor(browser, url, width, scheme) for scheme, width in (("dark", 1400), ("light", 400))}
+    further = {
+        (scheme, width): Visitor(browser, url, width, scheme) for scheme, width in (("dark", 1400), ("light", 400))
+    }
     for (scheme, width), visitor in further.items():
         visitor.choose(0)
         visitor.shoot(folder, f"example-{scheme}-{width}")
@@ -220,7 +225,7 @@ def another_question_with_other_futures(visitor: Visitor) -> None:
 def files_of_their_own(visitor: Visitor, folder: Path, tmp_path: Path) -> None:
     page = visitor.page
     visitor.ask()
-    expect(page.get_by_role("alert")).to_contain_text("There is no question yet", timeout=LONGEST)
+    expect(page.locator("#results").get_by_role("alert")).to_contain_text("There is no question yet", timeout=LONGEST)
     visitor.shoot(folder, "error-dark-400")
     page.get_by_label("Question", exact=True).fill("What happens next?")
     image, clip, text = tmp_path / "mine.png", tmp_path / "clip.gif", tmp_path / "not-an-image.png"
@@ -229,8 +234,8 @@ def files_of_their_own(visitor: Visitor, folder: Path, tmp_path: Path) -> None:
     text.write_text("no image")
     box = page.locator("#file input[type=file]")
     box.set_input_files(text)
-    expect(page.get_by_text("is neither an image nor a video that can be read")).to_be_visible(timeout=LONGEST)
-    for file, seen in ((image, "Image, 80 × 60 pixels"), (clip, "only the last of its")):
+    expect(page.locator("#seen")).to_contain_text("is neither an image nor a video that can be read", timeout=LONGEST)
+    for file, seen in ((image, "Image, 80 × 60 pixels"), (clip, "it sees the last of the 25 frames")):
         page.locator("#file").get_by_role("button", name="Clear").click()
         box.set_input_files(file)
         expect(page.locator("#seen")).to_contain_text(seen, timeout=LONGEST)

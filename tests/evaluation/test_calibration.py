@@ -15,9 +15,7 @@ from theworld.evaluation.tasks import Item
 
 
 def items(n: int) -> list[Item]:
-    return [
-        Item(str(row), "drop", "bin", "free", None, "?", "left", frozenset({"left", "right"})) for row in range(n)
-    ]
+    return [Item(str(row), "drop", "bin", "free", None, "?", "left", frozenset({"left", "right"})) for row in range(n)]
 
 
 def answers(left: Sequence[float | None], scale: float = 1.0) -> list[Answer]:

@@ -49,7 +49,9 @@ def test_the_gate_is_in_the_middle_of_what_meets_both_conditions(data: GateData)
 
 
 def test_conditions_that_exclude_each_other_are_an_error_with_the_best_that_is_possible(data: GateData) -> None:
-    with pytest.raises(ValueError, match=r"No threshold keeps 99.0% .* with 20.0% of the rollouts: the best one keeps 9"):
+    with pytest.raises(
+        ValueError, match=r"No threshold keeps 99.0% .* with 20.0% of the rollouts: the best one keeps 9"
+    ):
         choose_gate(data, keep=0.99, max_rollouts=0.2)
 
 

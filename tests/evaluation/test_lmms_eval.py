@@ -387,6 +387,7 @@ def test_model_args_take_precedence_over_options(echo: Echo) -> None:
         ({"arm": "fuse"}, "arm=fuse is not an arm; did you mean 'fused'?"),
         ({"arm": "shuffled"}, "arm=shuffled needs data"),
         ({"arm": "direct"}, "arm=direct has its own weights"),
+        ({"arm": "futures-8"}, "arm=futures-8 asks the model several times"),
         ({"batch_size": "auto"}, "batch_size is 'auto'; it must be an integer"),
         ({"seed": -1}, "seed is -1; it must be between 0"),
     ],

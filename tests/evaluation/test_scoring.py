@@ -124,9 +124,10 @@ def test_confusion_counts_parsed_answers_per_true_answer() -> None:
 def test_costs_are_means() -> None:
     asked = [choice("A")] * 2
     answers = [Answer("", "A", None, 100, 1, 0.5, 1.0, 2.0), Answer("", "A", None, 200, 3, 1.5, 0.0, 0.0)]
-    assert score(asked, [answers])["cost"] == {
-        "seconds": 1.0, "rollout_seconds": 1.0, "rollouts": 0.5, "prompt_tokens": 150.0, "new_tokens": 2.0
-    }  # fmt: skip
+    means = {"seconds": 1.0, "rollout_seconds": 1.0, "rollouts": 0.5, "prompt_tokens": 150.0, "new_tokens": 2.0}
+    assert score(asked, [answers])["cost"] == {**means, "passes": None}, "not known of earlier versions"
+    answers = [replace(one, passes=passes) for one, passes in zip(answers, (6.0, 0.0), strict=True)]
+    assert score(asked, [answers])["cost"] == {**means, "passes": 3.0}
 
 
 def test_scores_by_family_and_counts_unparsed_answers() -> None:

@@ -25,9 +25,7 @@ def items() -> list[Item]:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
     legal = frozenset({"left", "right"})
-    return [
-        Item(str(row), "drop", "bin", "free", frames[row], f"Which bin, {row}?", "left", legal) for row in range(4)
-    ]
+    return [Item(str(row), "drop", "bin", "free", frames[row], f"Which bin, {row}?", "left", legal) for row in range(4)]
 
 
 @pytest.fixture(scope="module")

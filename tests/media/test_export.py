@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from theworld.media.export import rollout_extension, save_rollout
+from theworld.media.export import futures_grid, grid_scale, rollout_extension, save_rollout
 
 
 @pytest.fixture
@@ -130,3 +130,20 @@ def test_a_path_that_is_a_folder(frames: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "folder.gif").mkdir()
     with pytest.raises(ValueError, match="cannot be written"):
         save_rollout(frames, tmp_path / "folder.gif")
+
+
+@pytest.mark.parametrize(("extension", "columns"), [(".gif", 2), (".mp4", 2), (".png", 1)])
+def test_a_grid_has_each_future_at_its_place(frames: np.ndarray, extension: str, columns: int) -> None:
+    futures = np.stack([frames, frames[::-1], 255 - frames])  # (3, 5, 16, 24, 3)
+    grid = futures_grid(futures, extension)
+    assert grid.shape == (5, -(-3 // columns) * 17 - 1, columns * 25 - 1, 3)
+    for number, future in enumerate(futures):
+        top, left = 17 * (number // columns), 25 * (number % columns)
+        np.testing.assert_array_equal(grid[:, top : top + 16, left : left + 24], future)
+    assert (grid[:, 16] == 255).all(), "a white line between rows"
+
+
+def test_a_grid_is_enlarged_as_far_as_it_fits() -> None:
+    assert grid_scale(np.zeros((8, 1, 64, 64, 3))) == 4  # 3 columns of 256 pixels
+    assert grid_scale(np.zeros((64, 1, 64, 64, 3))) == 2  # 8 columns of 128 pixels
+    assert grid_scale(np.zeros((4, 1, 704, 704, 3))) == 1

@@ -83,7 +83,7 @@ def test_greedy_tokens_are_the_most_probable_ones(server: Server, model: TheWorl
     tokens = answer["logprobs"]["content"]
     assert all(token["logprob"] == token["top_logprobs"][0]["logprob"] < 0 for token in tokens)
     inputs = model.prepare(image, QUESTION)
-    first = model.model(**inputs).logits[0, -1].log_softmax(-1).max().detach()
+    first = model.model(**inputs).logits[0, -1].float().log_softmax(-1).max().detach()
     assert tokens[0]["logprob"] == pytest.approx(float(first), abs=1e-4)
     assert bytes(tokens[0]["bytes"]).decode() == tokens[0]["token"]
 
@@ -254,3 +254,32 @@ def test_an_image_may_have_any_format(server: Server, model: TheWorld) -> None:
     url = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
     expected = model.generate(Image.open(file), QUESTION, max_new_tokens=8)
     assert text_of(ask(server, image_part(url))) == expected
+
+
+def test_several_futures_give_the_most_frequent_answer_and_the_shares_of_all(server: Server, model: TheWorld) -> None:
+    images = [image_of(number) for number in (11, 12, 13)]
+    fields: dict[str, Any] = {"futures": 3, "seed": 4, "max_tokens": 6}
+    with ThreadPoolExecutor() as pool:  # they share batches
+        answers = list(pool.map(lambda image: ask(server, image_part(image), **fields), images))
+    for image, answer in zip(images, answers, strict=True):
+        alone = [model.generate(image, QUESTION, max_new_tokens=6, seed=seed) for seed in (4, 5, 6)]
+        shares = {each["answer"]: each["share"] for each in answer.json()["world"]["futures"]}
+        assert shares == pytest.approx({text: alone.count(text) / 3 for text in alone})
+        assert text_of(answer) == max(alone, key=alone.count)
+        assert answer.json()["usage"]["completion_tokens"] == 18
+    assert ask(server, image_part(images[0])).json()["world"]["futures"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stream": True}, "cannot be streamed"),
+        ({"num_world_steps": 0}, "need an image and 1 world step"),
+        ({"mode": "off"}, "need an image and 1 world step"),
+        ({"futures": 17}, "less than or equal to 16"),
+    ],
+)
+def test_futures_that_cannot_be_used_are_refused(server: Server, fields: dict[str, Any], message: str) -> None:
+    answer = ask(server, image_part(image_of(11)), **{"futures": 2, **fields})
+    assert answer.status_code in (400, 422)
+    assert message in answer.text

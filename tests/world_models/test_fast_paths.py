@@ -17,7 +17,7 @@ from theworld.world_models import cosmos_fast
 from theworld.world_models.cosmos_fast import FastPaths, Weights
 from theworld.world_models.cosmos_predict2 import CosmosPredict2
 from theworld.world_models.cosmos_rollout import StaticRollout, block_step
-from theworld.world_models.cosmos_sampler import guided_passes
+from theworld.world_models.cosmos_sampler import guided_passes, transformer_passes
 from theworld.world_models.first_frame import FirstFrameEncoder, residual_block
 
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 0}
@@ -293,6 +293,25 @@ def test_a_copy_starts_without_graphs(world: CosmosPredict2, uncaptured: None) -
     for other in (copy.deepcopy(world), pickle.loads(pickle.dumps(world))):
         assert not other._fast.encoders.values
         assert torch.equal(other.encode(tiny_frames()), latents)
+
+
+def test_transformer_passes_are_those_of_a_rollout(world: CosmosPredict2, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    assert world.transformer is not None
+    forward = world.transformer.forward
+
+    def counting(**inputs: Any) -> Any:
+        rows.append(len(inputs["hidden_states"]))
+        return forward(**inputs)
+
+    world.fast_path = "off"
+    monkeypatch.setattr(world.transformer, "forward", counting)
+    for interval in (None, (0.3, 0.7)):
+        rows.clear()
+        world.config.guidance_interval = interval
+        names = ("num_inference_steps", "guidance_scale", "guidance_interval")
+        world.imagine(tiny_frames(1, 1), 1, seeds=[0], **{name: getattr(world.config, name) for name in names})
+        assert transformer_passes(world.config) == sum(rows) > 0
 
 
 def test_guided_passes() -> None:

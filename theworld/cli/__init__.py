@@ -104,13 +104,17 @@ def main() -> None:
     command's time. What they have registered for the end of the process is called as always.
     """
     hide_token()
+    if is_short := bool(set(sys.argv[1:2]) & {"ask", "imagine", "info"}):
+        # OpenMP reads it when torch is imported. Threads that wait in a loop for the next small operation took most of
+        # the processor time of an answer, and held up the thread that has work where other programs run.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     succeeded: list[str] = []
     atexit.register(lambda: end_process() if succeeded else None)  # registered first, so that it is called last
     try:
         app()
     except SystemExit as ended:
-        if not ended.code:
-            succeeded.extend(set(sys.argv[1:2]) & {"ask", "imagine"})
+        if not ended.code and is_short:
+            succeeded.append(sys.argv[1])
         raise
 
 

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -164,7 +163,7 @@ def ask(
         return
     content = {
         "answer": "".join([first, *pieces]).strip() if found is None else found.answer,
-        **({} if found is None else {"futures": asdict(found)}),
+        **({} if found is None else {"futures": found.as_json()}),
         "question": question,
         "images": images,
         **({} if video is None else {"video": video}),

@@ -61,7 +61,10 @@ def gate(
     table = plain_table("", "value", "95 %")
     table.add_row("imagine below a confidence of", f"{chosen.min_confidence:g}")
     table.add_row("use futures with a jump of at most", f"{chosen.max_jump:g}")
-    for name, text in (("kept", "accuracy, relative to a future for each question"), ("rollouts", "imagined questions")):
+    for name, text in (
+        ("kept", "accuracy, relative to a future for each question"),
+        ("rollouts", "imagined questions"),
+    ):
         low, high = summary[f"{name}_interval_95"]
         table.add_row(text, f"{100 * summary[name]:.1f} %", f"{100 * low:.1f}–{100 * high:.1f}")
     stdout().print(table)

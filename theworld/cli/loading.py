@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import logging
 import os
 import pickle
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     import torch
 
     from theworld.inference.pipeline import TheWorld
+    from theworld.model.configuration import TheWorldConfig
     from theworld.model.spec import ModelSpec
 
 # Past latent frames of a video that an untrained model reads: the published Cosmos-Predict2 was trained to continue 1
 # frame or 5 (https://github.com/nvidia-cosmos/cosmos-predict2, documentations/inference_video2world.md).
 PAST_STEPS = 1
+NO_COMPILER = "TORCHDYNAMO_DISABLE"
 
 
 def chosen_model(argument: str | None, option: str | None) -> str:
@@ -78,6 +81,9 @@ def load(
             from safetensors import SafetensorError
 
             from theworld.inference.pipeline import TheWorld
+
+            if quantization is None:
+                import_without_compiler(spec.config)
 
         quieten_libraries()
         check_device(device)
@@ -132,6 +138,27 @@ def importing() -> Iterator[None]:
         gc.freeze()
         atexit.register(gc.unfreeze)  # Python frees all of it at exit, and nanobind reports what is left
         gc.enable()
+
+
+def import_without_compiler(config: TheWorldConfig) -> None:
+    """Imports what loads the world model and the LoRA, without torch's compiler, which takes a second to import.
+
+    diffusers and peft import bitsandbytes where it is installed, and bitsandbytes prepares its optimisers with
+    `torch.compile`, which imports the compiler. The variable is documented by torch, and `torch.compile` reads it when
+    it is called, so that what is compiled later is not affected. A quantised model uses what bitsandbytes compiles.
+    """
+    given = os.environ.get(NO_COMPILER)
+    os.environ[NO_COMPILER] = "1"
+    try:
+        if config.enable_world:
+            importlib.import_module("diffusers.models.modeling_utils")
+        if config.lora is not None:
+            importlib.import_module("peft")
+    finally:
+        if given is None:
+            del os.environ[NO_COMPILER]
+        else:
+            os.environ[NO_COMPILER] = given
 
 
 def dtype_name(model: TheWorld) -> str:

@@ -96,6 +96,9 @@ def seen(model: TheWorld, media: ImageOrVideo) -> tuple[np.ndarray, str]:
     """The frames (F, H, W, 3) uint8 that the model reads, of which the last one is now, and a sentence about them."""
     if isinstance(media, Image.Image):
         return np.asarray(media.convert("RGB"))[None], f"Image, {media.width} × {media.height} pixels."
+    if not model.config.max_past_steps:
+        sentence = f"This model reads images only: it sees the last of the {media.num_frames:,} frames."
+        return np.asarray(media.frames[-1].convert("RGB"))[None], sentence
     frames = model.seen(media)
     return frames, describe_clip(media, model.config, (len(frames) - 1) // model.config.world_config.temporal_factor)
 
@@ -115,6 +118,8 @@ def compare(model: TheWorld, asked: Asked, limits: MediaLimits, progress: Progre
         raise ValueError(f"{asked.futures} futures were requested: choose 1 to {MAX_FUTURES}.")
     model.config.check_world_steps(asked.num_world_steps)
     media = read(asked.file, model, limits)
+    if isinstance(media, Video) and not model.config.max_past_steps:
+        media = media.frames[-1]
     given: dict[str, Any] = {"video": media} if isinstance(media, Video) else {"image": media}
     given |= {"question": question, "options": asked.options}
     present = model.ask(**given, num_world_steps=0)

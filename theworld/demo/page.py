@@ -6,10 +6,8 @@ the model are done one after the other.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,6 @@ from theworld.messages import Progress
 from theworld.model.call_plan import steps_to_imagine
 from theworld.serving.errors import as_request_error
 
-logger = logging.getLogger(__name__)
-
 MAX_SEED = 99
 DEFAULT_FUTURES = 4
 WAITING = 32  # visitors who wait for the model; more are asked to come back
@@ -35,16 +31,21 @@ SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans
 MONO_FONTS = ("ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace")
 
 
-class Upload(gr.File):
-    """A file that a visitor sends; an address in its place is refused, so that the server fetches nothing."""
+def upload(**settings: Any) -> gr.File:
+    """A file that a visitor sends; an address in its place is refused, so that the server fetches nothing.
 
-    is_template = True  # it looks like its base class
+    Not a subclass, beside whose module Gradio would write a file.
+    """
+    component = gr.File(**settings)
+    move, move_soon = component.move_resource_to_block_cache, component.async_move_resource_to_block_cache
 
-    def move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-        return super().move_resource_to_block_cache(refuse_address(url_or_file_path))
+    async def checked(path: Any) -> str | None:
+        return await move_soon(refuse_address(path))
 
-    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-        return await super().async_move_resource_to_block_cache(refuse_address(url_or_file_path))
+    vars(component).update(
+        move_resource_to_block_cache=lambda path: move(refuse_address(path)), async_move_resource_to_block_cache=checked
+    )
+    return component
 
 
 def refuse_address(path: Any) -> Any:
@@ -53,16 +54,10 @@ def refuse_address(path: Any) -> Any:
     return path
 
 
-@contextmanager
-def kindly() -> Iterator[None]:
-    """Shows an error as one sentence; faults of this program are logged."""
-    try:
-        yield
-    except gr.Error:
-        raise
-    except Exception as error:  # noqa: BLE001 - the page and the log say it
-        sentence = as_request_error(error).detail
-        raise gr.Error(sentence[:1].upper() + sentence[1:], title="Sorry", print_exception=False) from error
+def problem(error: Exception) -> str:
+    """One sentence about an error, as HTML; faults of this program are logged."""
+    sentence = as_request_error(error).detail
+    return rendering.render("problem", text=sentence[:1].upper() + sentence[1:])
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class Page:
     model: TheWorld
     name: str
     notice: str | None = None
-    limits: MediaLimits = MediaLimits()
+    limits: MediaLimits = field(default_factory=MediaLimits)
     futures: int = DEFAULT_FUTURES
 
     @property
@@ -93,7 +88,7 @@ class Page:
             return False
         return True
 
-    # ------------------------------------------------------------------------------------------------------ what it does
+    # ----------------------------------------------------------------------------------------------------- what it does
 
     def ask(
         self,
@@ -107,9 +102,15 @@ class Page:
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio passes it
     ) -> Iterator[tuple[str, str]]:
         """Yields the results so far, and a sentence for screen readers."""
-        with kindly():
+        try:
             asked = Asked(
-                file, question or "", split_options(options or ""), int(steps), int(futures), int(seed), world_prompt or ""
+                file,
+                question or "",
+                split_options(options or ""),
+                int(steps),
+                int(futures),
+                int(seed),
+                world_prompt or "",
             )
             config = self.model.config.world_config
             for compared in compare(self.model, asked, self.limits, counted_on(progress)):
@@ -118,19 +119,23 @@ class Page:
                     said += " Imagining."
                 else:
                     said += f" With imagining: {compared.imagined.answer}."
-                yield rendering.results(compared, config.fps, config.seconds_per_world_step), rendering.render("status", text=said)
+                html = rendering.results(compared, config.fps, config.seconds_per_world_step)
+                yield html, rendering.render("status", text=said)
+        except Exception as error:  # noqa: BLE001 - the page and the log say it
+            yield problem(error), rendering.render("status", text="")
 
     def look(self, file: str | None) -> str:
         """What the model sees of a file, as HTML."""
         if not file:
             return ""
-        with kindly():
+        try:
             return rendering.preview(*seen(self.model, read(file, self.model, self.limits)))
+        except Exception as error:  # noqa: BLE001 - the page and the log say it
+            return problem(error)
 
     def show_truth(self, number: int | None, question: str) -> str:
         """What happens in an example, as HTML."""
-        with kindly():
-            return "" if number is None else rendering.truth(scenes()[number], question)
+        return "" if number is None else rendering.truth(scenes()[number], question or "")
 
     # ----------------------------------------------------------------------------------------------------- how it looks
 
@@ -152,11 +157,11 @@ class Page:
             with gr.Row(equal_height=False):
                 with gr.Column(scale=2, min_width=320):
                     with gr.Row(equal_height=False):
-                        file = Upload(
+                        file = upload(
                             label="Image or video",
                             file_types=["image", "video"],
                             height=150,
-                            min_width=150,
+                            min_width=200,
                             elem_id="file",
                         )
                         picture = gr.HTML(elem_id="seen", min_width=150)
@@ -200,7 +205,13 @@ class Page:
                             elem_id="futures",
                         )
                         seed = gr.Slider(
-                            0, MAX_SEED, 0, step=1, label="Seed", info="Another seed gives other futures.", elem_id="seed"
+                            0,
+                            MAX_SEED,
+                            0,
+                            step=1,
+                            label="Seed",
+                            info="Another seed gives other futures.",
+                            elem_id="seed",
                         )
                 with gr.Column(scale=3, min_width=320):
                     status = gr.HTML(rendering.render("status", text=""), elem_id="status")
@@ -225,7 +236,9 @@ class Page:
             outputs = [file, picture, number, known, question, options, show, what_happens, results, status]
             for index, (scene, image) in enumerate(zip(scenes(), images, strict=True)):
                 buttons[index].click(chosen(self, index, scene, image), None, outputs, **quiet)
-            known.input(lambda text, at: options_of(at, text), [known, number], [question, options, what_happens], **quiet)
+            known.input(
+                lambda text, at: options_of(at, text), [known, number], [question, options, what_happens], **quiet
+            )
             forgotten = [number, known, show, what_happens]
             file.upload(lambda path: (self.look(path), *forget()), file, [picture, *forgotten], **quiet)
             file.clear(lambda: ("", *forget()), None, [picture, *forgotten], **quiet)

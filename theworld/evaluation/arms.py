@@ -212,9 +212,11 @@ class Batch:
 
     def rows(self, chosen: Sequence[int]) -> Batch:
         """These questions alone; for batches that no arm has changed."""
-        assert self.world_latents is None and self.world_tokens is None
+        assert self.world_latents is None
+        assert self.world_tokens is None
         names = ("images", "questions", "items", "world_images", "other_images")
-        return replace(self, **{name: [getattr(self, name)[row] for row in chosen] for name in names})
+        rows: dict[str, Any] = {name: [getattr(self, name)[row] for row in chosen] for name in names}
+        return replace(self, **rows)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def calibration(found: Predictions) -> dict[str, Any]:
         "ece": calibration_error(found),
         "ece_interval_95": list(percentile_interval(resampled_errors(found))),
         "brier": float(found.errors[decided].mean()),
-        "brier_interval_95": list(bootstrap_mean([_mean_of_seeds(found.errors)])),
+        "brier_interval_95": list(bootstrap_mean([_mean_of_seeds(found.errors).tolist()])),
         "bins": [
             {
                 "low": number / BINS,
@@ -119,7 +119,7 @@ def compare_calibration(first: Predictions, second: Predictions) -> dict[str, An
         "ece_difference": calibration_error(first) - calibration_error(second),
         "ece_interval_95": list(percentile_interval(resampled_errors(first) - resampled_errors(second))),
         "brier_difference": float(errors.mean()),
-        "brier_interval_95": list(bootstrap_mean([errors])),
+        "brier_interval_95": list(bootstrap_mean([errors.tolist()])),
     }
 
 

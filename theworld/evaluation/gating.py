@@ -58,8 +58,8 @@ def gate_data(items: Sequence[Item], before: Sequence[Answer], after: Sequence[A
     """
     if any(answer.confidence is None for answer in before) or any(answer.jump is None for answer in after):
         raise ValueError(
-            "These answers were saved without their confidence, or without an imagined future; run the evaluation again "
-            "with 1 world step or more."
+            "These answers were saved without their confidence, or without an imagined future; run the evaluation "
+            "again with 1 world step or more."
         )
     return GateData(
         np.array([answer.confidence for answer in before], dtype=float),
@@ -99,8 +99,9 @@ def choose_gate(data: GateData, keep: float = 0.99, max_rollouts: float = 0.5) -
     if not fitting:
         best = max((point for point in curve if point["rollouts"] <= max_rollouts), key=lambda point: point["accuracy"])
         raise ValueError(
-            f"No threshold keeps {keep:.1%} of the accuracy with {max_rollouts:.1%} of the rollouts: the best one keeps "
-            f"{best['accuracy'] / whole:.1%} with {best['rollouts']:.1%}. Allow more rollouts, or a lower accuracy."
+            f"No threshold keeps {keep:.1%} of the accuracy with {max_rollouts:.1%} of the rollouts: the best one "
+            f"keeps {best['accuracy'] / whole:.1%} with {best['rollouts']:.1%}. Allow more "
+            "rollouts, or a lower accuracy."
         )
     return Gate(round(fitting[len(fitting) // 2]["min_confidence"], 5), max_jump)
 

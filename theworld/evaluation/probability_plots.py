@@ -53,7 +53,9 @@ def gate_plot(curve: Sequence[Mapping[str, float]], chosen: Mapping[str, Any] | 
     x, y = ([100 * point[key] for point in curve] for key in ("rollouts", "accuracy"))
     axes.plot(x, y, color=ACCENT, linewidth=1.5)
     axes.axhline(y[-1], color=OTHER, linestyle=":", linewidth=1.2)
-    axes.annotate("a future for each question", (0, y[-1]), (0, -10), textcoords="offset points", color=MUTED, fontsize=8)
+    axes.annotate(
+        "a future for each question", (0, y[-1]), (0, -10), textcoords="offset points", color=MUTED, fontsize=8
+    )
     if chosen is not None:
         place = (100 * chosen["rollouts"], 100 * chosen["accuracy"])
         axes.plot(*place, "o", color=ACCENT, markersize=6)

@@ -72,8 +72,8 @@ def cost_table(arms: Mapping[str, Any]) -> Table:
         for name, cost in ((name, row["cost"]) for name, row in arms.items())
     ]
     note = (
-        "Per question, as if the arm had run alone: rollouts that arms share count for each of them. Transformer passes "
-        "are those of the world model."
+        "Per question, as if the arm had run alone: rollouts that arms share count for each of them. The transformer "
+        "is that of the world model."
     )
     return Table("Cost per answer", columns, lines, note=note)
 
@@ -111,8 +111,8 @@ def calibration_table(content: Mapping[str, Any]) -> Table:
             ]
         )
     note = (
-        "ECE: the mean distance between the probability of the most likely option and the share of correct answers, over "
-        "ten bins. Brier: the squared error of all probabilities, 0 to 2. 0 is best for both."
+        "ECE: the mean distance between the probability of the most likely option and the share of correct answers, "
+        "over ten bins. Brier: the squared error of all probabilities, 0 to 2. 0 is best for both."
     )
     return Table("Calibration", columns, lines, note=note)
 
@@ -141,16 +141,16 @@ def accuracy_table(content: Mapping[str, Any], families: Sequence[str]) -> Table
     has_labels = any(row["perplexity"] is not None for row in rows)
     likelihood = ["perplexity of the label"] if has_labels else ["likeliest option", "undecided", "ECE"]
     costs = ["rollouts", "passes", "ms"]
-    columns = ["arm", headline, "95 %", *families, *likelihood, "unparsed", *costs, "questions", *seeds]
+    columns = ["arm", headline, "95 %", *families, *costs, *likelihood, "unparsed", "questions", *seeds]
     lines = [
         [
             row["arm"],
             percent(row["accuracy"]),
             interval(row["low"], row["high"]),
             *(percent(row["by_family"][family]) for family in families),
+            *map(number, (row["rollouts"], row["passes"], row["ms"])),
             *(cells_of_likelihood(row, has_labels)),
             str(row["unparsed"]),
-            *map(number, (row["rollouts"], row["passes"], row["ms"])),
             str(row["n"]),
             *(", ".join(f"{100 * share:.1f}" for share in row["seed_accuracies"]) for _ in seeds),
         ]

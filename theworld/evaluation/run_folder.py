@@ -175,7 +175,9 @@ def arm_order(name: str) -> tuple[int, int, int]:
     arm, _, steps = name.partition("@")
     kind, _, count = arm.rpartition("-")
     number = int(count) if kind in OVER_FUTURES and count.isdigit() else 0
-    place = next((i for i, each in enumerate(ARMS) if arm == each or (number and each.startswith(f"{kind}-"))), len(ARMS))
+    place = next(
+        (i for i, each in enumerate(ARMS) if arm == each or (number and each.startswith(f"{kind}-"))), len(ARMS)
+    )
     return place, number, int(steps or 0)
 
 

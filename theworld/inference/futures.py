@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,8 +56,8 @@ class FutureAnswers:
         undecided: number of answers that do not decide between the options; they do not enter the probabilities.
         num_futures: how many futures were used.
         gate: what was decided with `imagine="auto"`; otherwise None.
-        latents: (num_futures · images, C, P + 1 + N, h, w), those that were used, for `TheWorld.decode`; None if nothing
-            was imagined.
+        latents: (num_futures · images, C, P + 1 + N, h, w) of the futures that were used, for `TheWorld.decode`; None
+            if there is none.
     """
 
     answer: str
@@ -74,6 +74,12 @@ class FutureAnswers:
     def agreement(self) -> float:
         """The share of the futures that give `answer`."""
         return self.shares.get(self.answer, 0.0)
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields but the latents, as JSON values."""
+        values = asdict(replace(self, latents=None))
+        del values["latents"]
+        return values
 
     def __str__(self) -> str:
         return self.answer
@@ -172,6 +178,7 @@ def ask(
 
     gate = Gate(**model.config.gate) if model.config.gate else Gate()
     first: Reply | None = None
+    decision: GateDecision | None = None
     if imagine == "auto":
         (first,) = answers(1, replace(rollout, num_world_steps=0, world_prompt=None))
         if gate.is_sure(first.confidence):
@@ -182,7 +189,6 @@ def ask(
     latents = model.runner.imagine_futures(
         chosen, plan.num_world_steps, rollout.seed, futures, rollout.world_prompt, rollout.progress
     )  # (futures · images, C, P + 1 + N, h, w), one future after the other
-    decision = None
     if first is not None:
         latents = latents.unflatten(0, (futures, len(chosen)))
         kept = [row for row in latents if all(map(gate.keeps, jumps(row, plan.num_world_steps).tolist()))]

@@ -356,15 +356,13 @@ class TheWorld(nn.Module):
     ) -> FutureAnswers:
         """Answers one question from several imagined futures, which have the seeds `seed`, `seed` + 1, ….
 
+        Other arguments and errors are those of `generate`; several futures of a call that imagines nothing are one.
+
         Args:
             options: possible answers, whose probabilities are wanted; they are not added to the question.
             futures: how many futures are imagined, in one batch.
             imagine: `auto` first answers without a future, imagines only if that answer is not confident, and uses only
-                futures that agree with the present, as the model's `config.gate` says (see `Gate`).
-            further: options of `generate`, which explains the other arguments.
-
-        Raises:
-            ValueError: as `generate`, and if the call imagines nothing although futures were requested.
+                futures that agree with the present (see `Gate`).
         """
         rollout, decoding = split_options(further, num_world_steps, progress)
         decoding |= {"max_new_tokens": max_new_tokens, "temperature": temperature}

@@ -78,7 +78,7 @@ def read_file(source: str | os.PathLike[str], read: Callable[[BinaryIO, str, int
     except OSError as error:  # no permission, a name that is too long, a failing disk
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError(
-                f"{name} is too long for a path. If it is a file in base64, decode it and pass the bytes."
+                f"{name} is too long for a path. If it is a file's content in base64, decode it and pass the bytes."
             ) from error
         raise ValueError(
             f"{name} cannot be read ({error.strerror or error}): check the path and its permissions."

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # peft is imported inside functions, since a model without a 
 
 
 class LoraLock:
-    """Keeps threads from computing with a LoRA that another thread has disabled; copies have a lock of their own."""
+    """Keeps threads from computing with a LoRA while another one has disabled it; copies have a lock of their own."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()

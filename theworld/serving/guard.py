@@ -49,7 +49,9 @@ class Guard:
             await self._checked(scope, receive, noting)
         except asyncio.CancelledError:  # the time for stopping is up
             if not status:
-                stopping = RequestError(503, "The server is stopping.", code="stopping", headers={"Connection": "close"})
+                stopping = RequestError(
+                    503, "The server is stopping.", code="stopping", headers={"Connection": "close"}
+                )
                 await stopping.response()(scope, receive, noting)
         finally:
             self.metrics.requests.labels(path, status if complete else LEFT).inc()

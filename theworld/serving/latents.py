@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class LatentCache:
 
     def __init__(self, max_bytes: int = 0) -> None:
         self.max_bytes = max_bytes
-        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()  # (C, P + 1 + N, h, w) on the CPU
+        self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()  # (C, P + 1 + N, h, w) on the CPU
         self.size = 0
 
     def imagine(
@@ -46,19 +46,27 @@ class LatentCache:
             digest = hashlib.sha256(repr((tuple(clip.shape), text, seed, num_world_steps)).encode())
             digest.update(clip.numpy().tobytes())
             keys.append(digest.digest())
+
+        def missing(rows: list[int]) -> Tensor:
+            wanted = {name: inputs[name][rows] for name in ("world_frames", "world_seeds")}
+            wanted |= {"world_prompt": [texts[row] for row in rows]} if "world_prompt" in inputs else {}
+            return model.runner.imagine_from(wanted, num_world_steps, progress)
+
+        return self.get(keys, missing)
+
+    def get(self, keys: Sequence[Hashable], imagine: Callable[[list[int]], Tensor]) -> Tensor:
+        """The latents of each key, on the CPU; `imagine` makes those of rows whose keys are new."""
         found = {key: self._kept[key] for key in keys if key in self._kept}
         for key in found:
             self._kept.move_to_end(key)
         rows = sorted({key: row for row, key in enumerate(keys) if key not in found}.values())
         if rows:
-            wanted = {name: inputs[name][rows] for name in ("world_frames", "world_seeds")}
-            wanted |= {"world_prompt": [texts[row] for row in rows]} if "world_prompt" in inputs else {}
-            for row, latents in zip(rows, model.runner.imagine_from(wanted, num_world_steps, progress), strict=True):
+            for row, latents in zip(rows, imagine(rows), strict=True):
                 found[keys[row]] = latents.cpu().clone()
                 self._keep(keys[row], found[keys[row]])
         return torch.stack([found[key] for key in keys])
 
-    def _keep(self, key: bytes, latents: Tensor) -> None:
+    def _keep(self, key: Hashable, latents: Tensor) -> None:
         self._kept[key] = latents
         self.size += latents.nbytes
         while self.size > self.max_bytes:

@@ -261,9 +261,9 @@ class World(BaseModel):
     num_world_steps: int
     seconds_per_world_step: float
     seed: int
-    futures: Annotated[list[FutureShare] | None, Field(description="With several futures, the most frequent first.")] = (
-        None
-    )
+    futures: Annotated[
+        list[FutureShare] | None, Field(description="With several futures, the most frequent first.")
+    ] = None
     attachment: Attachment | None = None
 
 

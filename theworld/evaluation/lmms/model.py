@@ -20,6 +20,7 @@ from theworld.evaluation.answering import ModelAnswerer
 from theworld.evaluation.arms import ARMS, Arm, Batch, Imagination
 from theworld.evaluation.lmms.requests import Decoding, Prompt, read_messages, read_visuals
 from theworld.evaluation.runner import answer, check_arms, inputs_of
+from theworld.evaluation.strategies import once
 from theworld.evaluation.tasks import HIDDEN, Item
 from theworld.inference.pipeline import TheWorld
 from theworld.messages import suggest
@@ -28,7 +29,10 @@ from theworld.model.spec import resolve_model
 
 # Interventions that need only a question and its images: no true future, no image of another question. Trained controls
 # are models of their own (`pretrained=nano/direct,arm=no-world`).
-OFFERED = ("fused", "fused-0", "no-world", "gemma", "verbal", "imagined-image", "zero", "dummy", "random-projection")
+OFFERED = (
+    "fused", "fused-0", "no-world", "gemma", "verbal", "imagined-image", "zero", "dummy", "random-projection",
+    "averaged-8",
+)  # fmt: skip
 
 
 class TheWorldChat(lmms):
@@ -272,6 +276,8 @@ def choose_arm(name: str) -> Arm:
     reason = "is not an arm"
     if name in ARMS:
         reason = "needs data that lmms-eval's tasks do not have (true futures, images of other questions)"
+        if ARMS[name].strategy is not once:
+            reason = "asks the model several times, which only `theworld eval` does"
         if ARMS[name].weights is not None:
             reason = f"has its own weights: pass them as pretrained=…/{name}, with an arm of that model"
     raise ValueError(f"arm={name} {reason}; {suggest('' if name in ARMS else name, OFFERED)}")
