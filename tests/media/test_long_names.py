@@ -15,7 +15,6 @@ from theworld.evaluation.tasks import Request, load_benchmark
 from theworld.media.images import load_image, load_images, to_frames
 from theworld.media.video import load_video
 from theworld.model.processing import TheWorldProcessor
-from theworld.model.spec import resolve_model
 from theworld.storage.files import no_file
 
 
@@ -68,8 +67,5 @@ def test_base64_in_questions_is_named_with_its_row(tmp_path: Path) -> None:
     assert len(str(error.value)) < 1000
 
 
-def test_a_model_or_a_file_with_a_long_name_is_named_in_one_sentence() -> None:
+def test_a_file_with_a_long_name_is_named_in_one_sentence() -> None:
     assert len(no_file(CONTENT)) < 500
-    with pytest.raises(ValueError) as error:  # noqa: PT011  # the length is the point
-        resolve_model(CONTENT)
-    assert len(str(error.value)) < 1000
