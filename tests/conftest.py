@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 # Before any Hugging Face library is imported: it reads these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -53,12 +54,19 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()  # libraries look for what was never freed
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _dtype() -> Iterator[None]:
+    """The dtype of a model does not depend on the CPU, also where it is made for all tests of a module."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("theworld.model.devices.cpu_has_bfloat16", lambda: False)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test's random numbers and log do not depend on the tests before it, nor its dtype on the CPU."""
+def _seeded() -> None:
+    """A test's random numbers and log do not depend on the tests before it."""
     import torch
 
     torch.manual_seed(0)
     for module in ("pipeline", "world_runner"):  # a command in this process silences them
         logging.getLogger(f"theworld.inference.{module}").setLevel(logging.NOTSET)
-    monkeypatch.setattr("theworld.model.devices.cpu_has_bfloat16", lambda: False)

@@ -18,6 +18,11 @@ def suggest(name: str, known: Iterable[str], otherwise: str | None = None) -> st
     return f"choose one of {', '.join(names)}." if otherwise is None else otherwise
 
 
+def shortened(text: str, limit: int = 300) -> str:
+    """A text of people for an error message: of a long one, such as the content of a file, the beginning."""
+    return text if len(text) <= limit else f"{text[: limit // 2]}… ({len(text):,} characters)"
+
+
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """A number with its noun: "1 image", "2 images"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

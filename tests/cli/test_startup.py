@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.published import published_gemma
@@ -75,13 +76,14 @@ def test_an_answer_imports_only_what_it_needs(tmp_path: Path) -> None:
     assert end["examined"] < 200_000, "the objects of the libraries are not searched for unused ones"
 
 
-def test_an_answer_of_nano_imports_no_compiler(tmp_path: Path) -> None:
+@pytest.mark.parametrize("extra", [(), pytest.param(("bitsandbytes",), marks=pytest.mark.quantization)])
+def test_an_answer_of_nano_imports_no_compiler(extra: tuple[str, ...], tmp_path: Path) -> None:
     """diffusers and peft import bitsandbytes, which imports the compiler of torch unless it is switched off."""
     Image.new("RGB", (64, 64), (90, 120, 200)).save(tmp_path / "image.png")
     result, end = probe("ask", str(tmp_path / "image.png"), "What is this?", "--steps", "1", "--max-new-tokens", "1")
     assert result.returncode == 0, result.stderr
-    assert {"diffusers", "peft", "bitsandbytes"} <= set(end["modules"])
-    unused = {*NOT_FOR_AN_ANSWER, "torch._functorch.compile", "networkx"} - {"diffusers", "peft"}
+    assert {"diffusers", "peft", *extra} <= set(end["modules"])
+    unused = {*NOT_FOR_AN_ANSWER, "functorch.compile", "networkx"} - {"diffusers", "peft"}
     assert unused & set(end["modules"]) == set()
     assert end["environment"] == {"OMP_WAIT_POLICY": "PASSIVE", "TORCHDYNAMO_DISABLE": None}
 

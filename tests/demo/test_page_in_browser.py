@@ -1,4 +1,4 @@
-"""The whole way of a visitor, in Chromium: `theworld demo nano` as a command, and its page light and dark, wide and narrow.
+"""The whole way of a visitor in Chromium: the command `theworld demo nano`, its page light and dark, wide and narrow.
 
 Screenshots are written into the folder that THEWORLD_SCREENSHOTS names; CI keeps them.
 """
@@ -138,13 +138,16 @@ class Visitor:
         self.page.screenshot(path=folder / f"{name}.png", full_page=True)
 
     def nameless(self) -> list[str]:
-        """Controls and images that a screen reader could only call by their kind."""
+        """Controls, clips and images that a screen reader could only call by their kind; not Gradio's icons, in SVG."""
         tree = self.context.new_cdp_session(self.page).send("Accessibility.getFullAXTree")["nodes"]
-        kinds = ("button", "textbox", "slider", "spinbutton", "radio", "checkbox", "link", "Video", "image")
-        return [
+        kinds = ("button", "textbox", "slider", "spinbutton", "radio", "checkbox", "link", "Video")
+        images = self.page.locator("img:not([alt]), img[alt='']").all()
+        return [str(image.get_attribute("src")) for image in images] + [
             str(node["role"]["value"])
             for node in tree
-            if not node["ignored"] and node["role"]["value"] in kinds and not node.get("name", {}).get("value", "").strip()
+            if not node["ignored"]
+            and node["role"]["value"] in kinds
+            and not node.get("name", {}).get("value", "").strip()
         ]
 
 
@@ -160,7 +163,9 @@ def test_what_visitors_do(url: str, browser: Browser, folder: Path, connections:
     files_of_their_own(narrow, folder, tmp_path)
     two_at_once(wide, narrow)
     narrow.shoot(folder, "answer-dark-400")
-    further = {(scheme, width): Visitor(browser, url, width, scheme) for scheme, width in (("dark", 1400), ("light", 400))}
+    further = {
+        (scheme, width): Visitor(browser, url, width, scheme) for scheme, width in (("dark", 1400), ("light", 400))
+    }
     for (scheme, width), visitor in further.items():
         visitor.choose(0)
         visitor.shoot(folder, f"example-{scheme}-{width}")

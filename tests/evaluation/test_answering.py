@@ -1,5 +1,7 @@
 """Answers and their option scores: likelihoods are those of a forward pass, and shared work changes nothing."""
 
+import copy
+import threading
 from typing import Any
 
 import numpy as np
@@ -187,6 +189,33 @@ def test_gemma_as_it_was_answers_without_the_lora(
     with torch.no_grad(), model.model.lora_disabled():
         logprobs = model.model.vlm(**inputs).logits[:, -1].log_softmax(-1)
     assert without[0] == pytest.approx(weigh(model, logprobs[0].float(), ["left", "right"]), abs=1e-4)
+
+
+def test_the_lora_is_not_taken_from_answers_of_other_threads(model: TheWorld, images: list[np.ndarray]) -> None:
+    """Answers with the LoRA wait until a context without it, of another thread, has ended; copies do not wait."""
+    for name, parameter in model.model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    inputs = model.prepare(images, QUESTIONS, enable_world=False)
+    copied = copy.deepcopy(model.model)
+    found: dict[str, torch.Tensor] = {}
+
+    def answer(name: str, answers: torch.nn.Module) -> None:
+        with torch.no_grad():
+            found[name] = answers(**inputs).logits
+
+    answer("alone", model.model)
+    others = [threading.Thread(target=answer, args=args) for args in (("other", model.model), ("copy", copied))]
+    with model.model.lora_disabled():
+        for thread in others:
+            thread.start()
+        others[1].join()
+        others[0].join(timeout=1)  # ends at once if the LoRA is not protected
+        answer("without", model.model)
+    others[0].join()
+    assert not torch.equal(found["alone"], found["without"])
+    torch.testing.assert_close(found["other"], found["alone"])
+    torch.testing.assert_close(found["copy"], found["alone"])
 
 
 def test_gemma_cannot_be_asked_where_it_was_trained(model: TheWorld, images: list[np.ndarray]) -> None:

@@ -73,8 +73,8 @@ def test_every_arm_has_an_explanation_with_its_steps_and_its_run() -> None:
     found = explanations([*ARMS, "futures-3", "a/averaged-16@4"])
     assert all(text.count(". ") >= 1 and text.endswith(".") for text in found.values())
     assert found["a/averaged-16@4"] == (
-        "World tokens of the mean of 16 imagined futures, with 4 world steps. Shows whether the mean of several futures "
-        "is better than one. Of a."
+        "World tokens of the mean of 16 imagined futures, with 4 world steps. Shows whether the mean of several "
+        "futures is better than one. Of a."
     )
 
 

@@ -83,7 +83,7 @@ def test_greedy_tokens_are_the_most_probable_ones(server: Server, model: TheWorl
     tokens = answer["logprobs"]["content"]
     assert all(token["logprob"] == token["top_logprobs"][0]["logprob"] < 0 for token in tokens)
     inputs = model.prepare(image, QUESTION)
-    first = model.model(**inputs).logits[0, -1].log_softmax(-1).max().detach()
+    first = model.model(**inputs).logits[0, -1].float().log_softmax(-1).max().detach()
     assert tokens[0]["logprob"] == pytest.approx(float(first), abs=1e-4)
     assert bytes(tokens[0]["bytes"]).decode() == tokens[0]["token"]
 

@@ -23,6 +23,7 @@ from typing import Any
 from theworld.datasets.samples import Message, Sample, TheWorldDataset, chat_of, naming, to_sample
 from theworld.media.selection import MAX_FRAMES, FramesAfterNow, FramesUntilNow, seconds_of
 from theworld.media.video import Video
+from theworld.messages import shortened
 from theworld.storage.files import no_file, other_than_file
 
 VIDEO_KEYS = ("video", "now", "stride", "past")
@@ -112,7 +113,7 @@ def check_video(record: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}: {alone[0]} is a key of a video, and there is none: add video, or remove it.")
         return
     if not isinstance(record["video"], str):
-        raise ValueError(f"{where}: video is {record['video']!r}, and must be the path of a video.")
+        raise ValueError(f"{where}: video is {shortened(repr(record['video']))}, and must be the path of a video.")
     now, stride, past = record.get("now", 0), record.get("stride"), record.get("past", 0)
     for name, value, least in (("now", now, 0), ("stride", stride, 1), ("past", past, 0)):
         is_valid = value is None or is_moment(value, least)
@@ -160,15 +161,17 @@ def check_files(record: Mapping[str, Any], folder: Path, where: str, known: set[
         fits = (isinstance(value, list) and key in LIST_KEYS) or (isinstance(value, str) and key not in LISTS)
         if not fits or not all(isinstance(name, str) and name for name in names) or (not names and key != "images"):
             wanted = "a list of paths" if key in LISTS else "a path"
-            raise ValueError(f"{where}: {key} is {value!r}, and must be {wanted}: fix it, or remove the key.")
+            raise ValueError(
+                f"{where}: {key} is {shortened(repr(value))}, and must be {wanted}: fix it, or remove the key."
+            )
         for name in names:
             if name in known:
                 continue
             path = folder / name
-            if not (path.is_file() or (key in ("video", "frames") and path.is_dir())):
+            if not (os.path.isfile(path) or (key in ("video", "frames") and os.path.isdir(path))):
                 other = other_than_file(path)
                 problem = "there is no such file" if other is None else f"it is {other}"
-                raise ValueError(f"{where}: {key} names {path}, and {problem}: fix the path.")
+                raise ValueError(f"{where}: {key} names {shortened(str(path))}, and {problem}: fix the path.")
             known.add(name)
 
 

@@ -7,6 +7,7 @@ row contains what really happened after its image (`future_frames`), oracle futu
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from theworld.datasets.samples import naming
 from theworld.datasets.truths import LETTERS, GivenAnswer, read_truths
 from theworld.media.selection import FramesAfterNow, FrameSelection, SpacedFrames, check_rate
 from theworld.media.video import Video, frame_paths
+from theworld.messages import shortened
 
 SHOWN_FRAMES = SpacedFrames(8)  # what is shown of a video
 FUTURE_FRAMES = FramesAfterNow(128)  # what is read of a true future, at the world model's rate: 32 world steps
@@ -184,9 +186,11 @@ def read_images(
     def find(name: str) -> Path:
         if not name:
             raise ValueError(f"Row {row_id}: the path of an image or a video is empty: name a file, or leave it out.")
-        found = next((path for folder in folders if (path := folder / name).exists()), None)
+        found = next((path for folder in folders if os.path.exists(path := folder / name)), None)
         if found is None:
-            raise ValueError(f"Row {row_id}: there is no image or video {name!r} in {folders[0]}: check the paths.")
+            raise ValueError(
+                f"Row {row_id}: there is no image or video {shortened(name)!r} in {folders[0]}: check the paths."
+            )
         return found
 
     def image(value: Any) -> Any:

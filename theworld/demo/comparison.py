@@ -12,6 +12,7 @@ from PIL import Image
 
 from theworld.inference.clips import describe_clip
 from theworld.inference.futures import FutureAnswers
+from theworld.inference.options import MAX_NEW_TOKENS
 from theworld.inference.pipeline import TheWorld
 from theworld.media.export import moment_labels
 from theworld.media.inputs import ImageOrVideo
@@ -33,6 +34,7 @@ class Asked:
         options: possible answers, whose probabilities are wanted; none groups the answers by their texts.
         seed: of the first future; the others have the next ones.
         world_prompt: text that steers the futures; empty leaves them to the image.
+        max_new_tokens: length of an answer, in tokens.
     """
 
     file: str | None
@@ -42,6 +44,7 @@ class Asked:
     futures: int = 1
     seed: int = 0
     world_prompt: str = ""
+    max_new_tokens: int = MAX_NEW_TOKENS
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def compare(model: TheWorld, asked: Asked, limits: MediaLimits, progress: Progre
     if isinstance(media, Video) and not model.config.max_past_steps:
         media = media.frames[-1]
     given: dict[str, Any] = {"video": media} if isinstance(media, Video) else {"image": media}
-    given |= {"question": question, "options": asked.options}
+    given |= {"question": question, "options": asked.options, "max_new_tokens": asked.max_new_tokens}
     present = model.ask(**given, num_world_steps=0)
     yield Compared(asked, present)
     imagined = model.ask(

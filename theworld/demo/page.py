@@ -7,7 +7,7 @@ the model are done one after the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,21 @@ SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans
 MONO_FONTS = ("ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace")
 
 
-class Upload(gr.File):
-    """A file that a visitor sends; an address in its place is refused, so that the server fetches nothing."""
+def upload(**settings: Any) -> gr.File:
+    """A file that a visitor sends; an address in its place is refused, so that the server fetches nothing.
 
-    is_template = True  # it looks like its base class
+    Not a subclass, beside whose module Gradio would write a file.
+    """
+    component = gr.File(**settings)
+    move, move_soon = component.move_resource_to_block_cache, component.async_move_resource_to_block_cache
 
-    def move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-        return super().move_resource_to_block_cache(refuse_address(url_or_file_path))
+    async def checked(path: Any) -> str | None:
+        return await move_soon(refuse_address(path))
 
-    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-        return await super().async_move_resource_to_block_cache(refuse_address(url_or_file_path))
+    vars(component).update(
+        move_resource_to_block_cache=lambda path: move(refuse_address(path)), async_move_resource_to_block_cache=checked
+    )
+    return component
 
 
 def refuse_address(path: Any) -> Any:
@@ -70,7 +75,7 @@ class Page:
     model: TheWorld
     name: str
     notice: str | None = None
-    limits: MediaLimits = MediaLimits()
+    limits: MediaLimits = field(default_factory=MediaLimits)
     futures: int = DEFAULT_FUTURES
 
     @property
@@ -83,7 +88,7 @@ class Page:
             return False
         return True
 
-    # ------------------------------------------------------------------------------------------------------ what it does
+    # ----------------------------------------------------------------------------------------------------- what it does
 
     def ask(
         self,
@@ -99,7 +104,13 @@ class Page:
         """Yields the results so far, and a sentence for screen readers."""
         try:
             asked = Asked(
-                file, question or "", split_options(options or ""), int(steps), int(futures), int(seed), world_prompt or ""
+                file,
+                question or "",
+                split_options(options or ""),
+                int(steps),
+                int(futures),
+                int(seed),
+                world_prompt or "",
             )
             config = self.model.config.world_config
             for compared in compare(self.model, asked, self.limits, counted_on(progress)):
@@ -146,11 +157,11 @@ class Page:
             with gr.Row(equal_height=False):
                 with gr.Column(scale=2, min_width=320):
                     with gr.Row(equal_height=False):
-                        file = Upload(
+                        file = upload(
                             label="Image or video",
                             file_types=["image", "video"],
                             height=150,
-                            min_width=150,
+                            min_width=200,
                             elem_id="file",
                         )
                         picture = gr.HTML(elem_id="seen", min_width=150)
@@ -194,7 +205,13 @@ class Page:
                             elem_id="futures",
                         )
                         seed = gr.Slider(
-                            0, MAX_SEED, 0, step=1, label="Seed", info="Another seed gives other futures.", elem_id="seed"
+                            0,
+                            MAX_SEED,
+                            0,
+                            step=1,
+                            label="Seed",
+                            info="Another seed gives other futures.",
+                            elem_id="seed",
                         )
                 with gr.Column(scale=3, min_width=320):
                     status = gr.HTML(rendering.render("status", text=""), elem_id="status")
@@ -219,7 +236,9 @@ class Page:
             outputs = [file, picture, number, known, question, options, show, what_happens, results, status]
             for index, (scene, image) in enumerate(zip(scenes(), images, strict=True)):
                 buttons[index].click(chosen(self, index, scene, image), None, outputs, **quiet)
-            known.input(lambda text, at: options_of(at, text), [known, number], [question, options, what_happens], **quiet)
+            known.input(
+                lambda text, at: options_of(at, text), [known, number], [question, options, what_happens], **quiet
+            )
             forgotten = [number, known, show, what_happens]
             file.upload(lambda path: (self.look(path), *forget()), file, [picture, *forgotten], **quiet)
             file.clear(lambda: ("", *forget()), None, [picture, *forgotten], **quiet)

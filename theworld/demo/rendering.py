@@ -78,13 +78,15 @@ def preview(frames: np.ndarray, sentence: str) -> str:
     """What the model sees, (F, H, W, 3) uint8: an image, or a video whose last frame is now."""
     if len(frames) == 1:
         step = max(1, max(frames.shape[1:3]) // 768)
-        return render("still", url=data_url(encode_rollout(frames[:, ::step, ::step], ".png"), "image/png"), sentence=sentence)
+        return render(
+            "still", url=data_url(encode_rollout(frames[:, ::step, ::step], ".png"), "image/png"), sentence=sentence
+        )
     return render("video", url=data_url(encode_rollout(frames, ".mp4"), "video/mp4"), sentence=sentence)
 
 
 def results(compared: Compared, fps: float, step_seconds: float) -> str:
     """Both answers, the probabilities, and the clips; what is not there yet is announced."""
-    imagined, clips = compared.imagined, []
+    imagined, steps, clips = compared.imagined, compared.asked.num_world_steps, []
     if imagined is not None and compared.clips is not None:
         for number, frames in enumerate(compared.clips):
             content = encode_rollout(frames, ".mp4", fps, labels=compared.labels)
@@ -103,7 +105,7 @@ def results(compared: Compared, fps: float, step_seconds: float) -> str:
         agree=agree,
         clips=clips,
         futures=counted(compared.asked.futures, "imagined future"),
-        reach=f"{counted(compared.asked.num_world_steps, 'world step')}, {compared.asked.num_world_steps * step_seconds:g} s",
+        reach=f"{counted(steps, 'world step')}, {steps * step_seconds:g} s",
         prompt=compared.asked.world_prompt.strip(),
     )
 

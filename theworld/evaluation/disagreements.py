@@ -23,9 +23,7 @@ GAP = 4
 INDEX = "index.json"
 
 
-def disagreeing(
-    items: Sequence[Item], arms: Mapping[str, Sequence[Sequence[Answer]]], reference: str
-) -> list[int]:
+def disagreeing(items: Sequence[Item], arms: Mapping[str, Sequence[Sequence[Answer]]], reference: str) -> list[int]:
     """Rows of questions on which arms differ, those that decide the result first.
 
     First the questions that exactly one of the reference and its opponent answered correctly, alternating between the

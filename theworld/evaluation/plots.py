@@ -94,7 +94,9 @@ def by_group(arms: Mapping[str, Any], key: str, groups: Sequence[str]) -> str:
     axes.imshow(values, cmap="GnBu", vmin=0, vmax=110, aspect="auto")
     for y, row in enumerate(values):
         for x, value in enumerate(row):
-            axes.text(x, y, f"{value:.0f}", ha="center", va="center", color="white" if value > 80 else ON_LIGHT, fontsize=9)
+            axes.text(
+                x, y, f"{value:.0f}", ha="center", va="center", color="white" if value > 80 else ON_LIGHT, fontsize=9
+            )
     counts = [next(iter(arms.values()))[key][group]["n"] for group in groups]
     axes.set_yticks(range(len(groups)), [f"{group} ({n})" for group, n in zip(groups, counts, strict=True)])
     axes.set_xticks(range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor")

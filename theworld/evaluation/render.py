@@ -17,7 +17,7 @@ from theworld.evaluation.plots import plots
 from theworld.evaluation.results import MEAN_OF_FAMILIES, score_rows
 from theworld.evaluation.scoring import UNREAD
 from theworld.evaluation.statistics import NO_DIFFERENCE, p_of
-from theworld.evaluation.verdict import NOT_PUBLISHED, evidence, explanations, opponent, percent, points, verdict
+from theworld.evaluation.verdict import evidence, explanations, opponent, percent, points, verdict
 
 MAX_FAMILY_COLUMNS = 4  # families that fit into the tables of arms; more get a table of their own
 

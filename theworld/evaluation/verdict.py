@@ -71,8 +71,10 @@ def verdict(content: Mapping[str, Any]) -> str:
 
 def claim(finding: str, subject: str | None, name: str, other: str) -> str:
     if subject is None:
-        return f"No difference between {name} and {other} is shown" if finding == NO_DIFFERENCE else (
-            f"{name} is {finding} than {other}"
+        return (
+            f"No difference between {name} and {other} is shown"
+            if finding == NO_DIFFERENCE
+            else (f"{name} is {finding} than {other}")
         )
     if finding == NO_DIFFERENCE:
         return f"It is not shown that {subject[0].lower()}{subject[1:]} changed the accuracy"

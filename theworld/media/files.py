@@ -4,6 +4,7 @@ A format is recognised by its first bytes and read by the one decoder that belon
 start other programs (EPS runs Ghostscript) and FFmpeg would open playlists, which name other files and addresses.
 """
 
+import errno
 import os
 import struct
 import sys
@@ -17,6 +18,7 @@ from typing import BinaryIO, TypeVar
 from PIL import Image, ImageFile
 
 from theworld.media.containers import find_damage
+from theworld.messages import shortened
 
 Content = TypeVar("Content")
 
@@ -55,25 +57,31 @@ def check_path(name: str, kind: str) -> None:
 
 def read_file(source: str | os.PathLike[str], read: Callable[[BinaryIO, str, int], Content], kind: str) -> Content:
     """Returns `read(file, name, number of bytes)` of an ordinary file; `kind` is what it should hold, for errors."""
-    name = os.fspath(source)
-    check_path(name, kind)
-    if name.startswith(("http://", "https://")):
-        raise ValueError(f"{name!r} is an address, and {kind}s are read from files: download it and pass its path.")
-    path = Path(os.path.expanduser(name))
+    path = Path(os.path.expanduser(os.fspath(source)))
+    name = repr(shortened(os.fspath(source)))
+    check_path(os.fspath(source), kind)
+    if name[1:].startswith(("http://", "https://")):
+        raise ValueError(f"{name} is an address, and {kind}s are read from files: download it and pass its path.")
+    if name[1:].startswith("data:"):
+        raise ValueError(f"{name} is an address with the content of a file: decode it, and pass the bytes.")
     try:
         if path.is_dir():
-            raise ValueError(f"{name!r} is a directory: pass the path of a file inside it.")
+            raise ValueError(f"{name} is a directory: pass the path of a file inside it.")
         if not path.exists():
-            raise FileNotFoundError(f"There is no file {name!r} (seen from {os.getcwd()!r}): check the path.")
+            raise FileNotFoundError(f"There is no file {name} (seen from {os.getcwd()!r}): check the path.")
         if not path.is_file():
-            raise ValueError(f"{name!r} is not an ordinary file: save the {kind} as a file and pass its path.")
+            raise ValueError(f"{name} is not an ordinary file: save the {kind} as a file and pass its path.")
         with path.open("rb") as file:
-            return read(file, repr(name), path.stat().st_size)
+            return read(file, name, path.stat().st_size)
     except FileNotFoundError:
         raise
     except OSError as error:  # no permission, a name that is too long, a failing disk
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(
+                f"{name} is too long for a path. If it is a file's content in base64, decode it and pass the bytes."
+            ) from error
         raise ValueError(
-            f"{name!r} cannot be read ({error.strerror or error}): check the path and its permissions."
+            f"{name} cannot be read ({error.strerror or error}): check the path and its permissions."
         ) from error
 
 

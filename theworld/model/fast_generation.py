@@ -21,7 +21,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from theworld.compilation import compile_function, compiling, mark_dynamic
 from theworld.cuda_graphs import CudaGraphs, Graphs
-from theworld.model import gemma_layers
+from theworld.model import gemma_layers, lora
 from theworld.model.devices import to_device
 from theworld.model.gemma_layers import DECODE_ATTENTION, Attention, FusedWeights, LayerInputs, decoder_layer, fuse
 from theworld.model.gemma_vision import FastVision, same_tensor, vision_layer
@@ -142,6 +142,7 @@ class FastGeneration:
     def running(self) -> Iterator[None]:
         """The modes in which everything here runs: compiled functions and buffers are made for these."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(lora.held(self.model.language_model))
             stack.enter_context(torch.inference_mode(False))  # its tensors could not be written to afterwards
             stack.enter_context(torch.no_grad())
             if self.captured:

@@ -16,13 +16,26 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Gemma3ForConditionalGeneration
 from transformers.models.gemma3.modeling_gemma3 import Gemma3CausalLMOutputWithPast
 
+from theworld.model import lora
 from theworld.model.packing import loss_scale, shift
 from theworld.model.placeholders import IGNORE_INDEX
 
 CHUNK = 1024  # labels whose logits are in memory at a time: 3 GB in 16 bits with their float32 copies
 
 
-def call_language(
+def call_language(vlm: Gemma3ForConditionalGeneration, **inputs: Any) -> Gemma3CausalLMOutputWithPast:
+    """Gemma's output; see `TheWorldForConditionalGeneration.forward` for the arguments.
+
+    No other thread disables the LoRA meanwhile.
+
+    Raises:
+        ValueError: if `skip_logits` comes without labels.
+    """
+    with lora.held(vlm.model.language_model):
+        return _call_language(vlm, **inputs)
+
+
+def _call_language(
     vlm: Gemma3ForConditionalGeneration,
     labels: Tensor | None,
     logits_to_keep: int | Tensor,
@@ -31,11 +44,6 @@ def call_language(
     label_smoothing: float = 0.0,
     **inputs: Any,
 ) -> Gemma3CausalLMOutputWithPast:
-    """Gemma's output; see `TheWorldForConditionalGeneration.forward` for the arguments.
-
-    Raises:
-        ValueError: if `skip_logits` comes without labels.
-    """
     if skip_logits:
         if labels is None:
             raise ValueError("skip_logits returns only the loss, which needs labels.")

@@ -139,6 +139,7 @@ class AnswerJob(Job):
             return
         plan, count = jobs[0].plan, jobs[0].futures
         latents = imagine_futures(model, jobs, count) if plan.mode == "tokens" or plan.num_world_steps else None
+        end_if_abandoned(jobs)
         rollout = RolloutOptions(
             plan.num_world_steps,
             jobs[0].seed,
@@ -244,6 +245,7 @@ def shown_of(model: TheWorld, jobs: Sequence[Job], latents: torch.Tensor, future
     """What people see of each job's first image and future: the frames that were given, and what was imagined."""
     first, shown = 0, []
     for row in model.processor.with_world([job.images for job in jobs]):
+        end_if_abandoned(jobs)
         frames, image = model.decode(latents[first : first + 1])[0], row[0]
         past = model.seen(image) if isinstance(image, Video) else frames[:1]
         shown.append(Shown(np.concatenate([past, frames[len(past) :]]), len(past) - 1))
@@ -254,8 +256,10 @@ def shown_of(model: TheWorld, jobs: Sequence[Job], latents: torch.Tensor, future
 def stop_if_abandoned(jobs: Sequence[Job]) -> Callable[[int, int], None]:
     """A progress function that ends the rollout when no client waits for it."""
 
-    def progress(done: int, total: int) -> None:
-        if all(job.cancelled for job in jobs):
-            raise Abandoned
+    return lambda done, total: end_if_abandoned(jobs)
 
-    return progress
+
+def end_if_abandoned(jobs: Sequence[Job]) -> None:
+    """Raises Abandoned when no client waits for any of the jobs."""
+    if all(job.cancelled for job in jobs):
+        raise Abandoned

@@ -72,9 +72,9 @@ class MediaReader:
                 media.append(await self._decoded(where, self._limits.image, content))
             elif isinstance(part, VideoPart):
                 content = await files.read(part.video_url.url, f"{where}.video_url.url")
-                media.append(await self._decoded(
-                    where, self._limits.video, content, config.read_video, part.video_url.fps
-                ))
+                media.append(
+                    await self._decoded(where, self._limits.video, content, config.read_video, part.video_url.fps)
+                )
             else:
                 media.append(await self._frames(where, part, files, config))
         return media

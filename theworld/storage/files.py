@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from theworld.messages import shortened
+
 if TYPE_CHECKING:  # torch takes seconds to import, and most files hold no tensors
     from torch import Tensor
 
@@ -76,15 +78,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def no_file(path: str | os.PathLike[str], kind: str = "file") -> str:
     """The beginning of an error about a path that is not that of a file: `There is no file x`, or `x is a folder`."""
-    problem = other_than_file(path)
-    return f"There is no {kind} {path}" if problem is None else f"{path} is {problem}"
+    problem, name = other_than_file(path), shortened(os.fspath(path))
+    return f"There is no {kind} {name}" if problem is None else f"{name} is {problem}"
 
 
 def other_than_file(path: str | os.PathLike[str]) -> str | None:
     """What a path names that is not a file; None if it does not exist."""
-    if Path(path).is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, it accepts a text that is too long for a name
         return "a folder"
-    return "not a regular file" if Path(path).exists() else None
+    return "not a regular file" if os.path.exists(path) else None
 
 
 def read_json_file(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:

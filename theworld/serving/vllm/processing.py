@@ -33,32 +33,32 @@ OPTIONS = ("num_world_steps", "seed", "enable_world", "world_images")
 
 
 @dataclass(frozen=True)
-class Picture:
+class PlacedImage:
     """One image of a prompt, and its place among them."""
 
     image: Any
     place: int
 
 
-class PictureItems(ImageProcessorItems):
+class PlacedImages(ImageProcessorItems):
     """The images of one prompt; each knows its place, which says whether it has world tokens."""
 
     def get_processor_data(self) -> Mapping[str, object]:
         return {"images": self.get_all()}
 
-    def get(self, index: int) -> Picture:
+    def get(self, index: int) -> PlacedImage:
         item = self.data[index]
-        return item if isinstance(item, Picture) else Picture(self._unwrap(item), index)
+        return item if isinstance(item, PlacedImage) else PlacedImage(self._unwrap(item), index)
 
 
 class Parser(MultiModalDataParser):
     """vLLM's parser, which also takes the images that it has given out."""
 
     def _parse_image_data(self, data: Any) -> Any:
-        if isinstance(data, list) and any(isinstance(item, Picture) for item in data):
-            return PictureItems(data)
+        if isinstance(data, list) and any(isinstance(item, PlacedImage) for item in data):
+            return PlacedImages(data)
         items = super()._parse_image_data(data)
-        return PictureItems(items.data) if isinstance(items, ImageProcessorItems) else items
+        return PlacedImages(items.data) if isinstance(items, ImageProcessorItems) else items
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,11 @@ class Processor(BaseMultiModalProcessor[ProcessingInfo]):
         if "image" not in mm_items:
             return BatchFeature({})
         rollout, processor = self.info.rollout(hf_kwargs), self.info.processor
-        pictures = mm_items["image"].get_all()
-        images = [load_image(picture.image) for picture in pictures]
+        placed = mm_items["image"].get_all()
+        images = [load_image(each.image) for each in placed]
         pixels = processor.image_processor(images, do_pan_and_scan=False, return_tensors="pt")["pixel_values"]
         seen = processor.world_pixels(images)
-        steps = [rollout.steps_of(picture.place) for picture in pictures]
+        steps = [rollout.steps_of(each.place) for each in placed]
         seeds = [content_seed(clip, seed=rollout.seed) for clip in seen]
         return BatchFeature(
             {
