@@ -87,7 +87,7 @@ $(QUANTIZATION)/.installed: requirements-quantization.lock | $(DEV)
 
 test-quantization: $(DEV) $(QUANTIZATION)/.installed ## Run the tests of quantised models, with bitsandbytes from build/quantization
 	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= PYTHONPATH=$(QUANTIZATION) $(PYTHON) -m pytest -m "quantization and not slow and not gpu" \
-	    tests/model/test_quantization.py tests/inspection/test_small_cards.py tests/training/test_keys.py tests/cli/test_startup.py
+	    tests/model/test_quantization.py tests/inspection/test_small_cards.py tests/training/test_keys.py tests/test_docs.py tests/cli/test_startup.py
 
 test-slow: $(DEV) $(QUANTIZATION)/.installed ## Run the slow tests
 	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= PYTHONPATH=$(QUANTIZATION) $(PYTHON) -m pytest -n 2 --dist worksteal -m "slow and not gpu"

@@ -45,7 +45,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | Non
     return Kernel.apply(query, key, value, bias)
 
 
-def find_placeholders(input_ids: Tensor, *token_ids: int) -> list[Tensor]:
+def find_placeholders(input_ids: Tensor, device: torch.device, *token_ids: int) -> list[Tensor]:
     return [input_ids == token_id for token_id in token_ids]
 
 

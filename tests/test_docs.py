@@ -87,7 +87,14 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page.read_text("utf-8"))], ids=name_of)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=name_of(page), marks=[pytest.mark.quantization] * (page.name == "small_cards.md"))
+        for page in PAGES
+        if blocks_of(page.read_text("utf-8"))
+    ],
+)
 def test_every_block_runs(page: Path, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, object] = {"__name__": "__page__"}
     for block in blocks_of(page.read_text("utf-8")):

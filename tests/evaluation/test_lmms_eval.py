@@ -185,7 +185,7 @@ def test_lmms_eval_gets_the_answers_of_run_arms_and_scores_them(
     (tasks / "generated.yaml").write_text(planted + GENERATED)
     (tasks / "likeliest.yaml").write_text(planted + LIKELIEST)
 
-    model = f"pretrained=nano,num_world_steps={STEPS},device=cpu"
+    model = f"pretrained=nano,num_world_steps={STEPS},device=cpu,dtype=float32"
     chat, simple = lmms_eval(
         tmp_path,
         {"model_args": model, "tasks": "local_blink"},
@@ -296,6 +296,7 @@ class Echo:
     """A model that answers with its question, and records each batch."""
 
     projector_is_trained = has_base_gemma = True
+    passes_per_rollout = 3
     model = SimpleNamespace(device="cpu", model=SimpleNamespace(dtype=torch.float32))
 
     def __init__(self) -> None:

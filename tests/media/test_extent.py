@@ -16,8 +16,9 @@ def test_images_and_videos(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((5, 16, 32, 3), np.uint8) * 40
     for extension in (".gif", ".mp4"):
         content = encode_rollout(frames, extension, 16, scale=1, hold=0)
-        assert extent_of(content) == Extent(32, 16, 5)
-        assert extent_of(content, count=False) == Extent(32, 16, 1)
+        is_image = extension == ".gif"
+        assert extent_of(content) == Extent(32, 16, 5, is_image)
+        assert extent_of(content, count=False) == Extent(32, 16, 1, is_image)
     file = io.BytesIO()
     Image.new("L", (7, 3)).save(file, "PNG")
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda image: pytest.fail("it was decoded"))

@@ -100,12 +100,12 @@ def test_doctor_checks_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ValueError("Nothing can listen there.")
 
     with listen("127.0.0.1", 0) as free:
-        monkeypatch.setattr("theworld.serving.settings.listen", lambda host, port: free.dup())
+        monkeypatch.setattr("theworld.serving.listening.listen", lambda host, port: free.dup())
         content = json.loads(run("doctor", "nano", "--serve", "--json").stdout)
     assert content["works"]
     assert any(KEY_VARIABLE in finding["text"] for finding in content["findings"])
     assert content["memory"][0]["predicted"] > alone["memory"][0]["predicted"]
-    monkeypatch.setattr("theworld.serving.settings.listen", fail)
+    monkeypatch.setattr("theworld.serving.listening.listen", fail)
     result = run("doctor", "nano", "--serve", "--json")
     assert (result.exit_code, taken) == (1, [("127.0.0.1", 8000)])
     assert "Nothing can listen there." in result.stdout

@@ -164,7 +164,7 @@ class Page:
                             min_width=200,
                             elem_id="file",
                         )
-                        picture = gr.HTML(elem_id="seen", min_width=150)
+                        preview = gr.HTML(elem_id="seen", min_width=150)
                     known = gr.Radio(label="Questions of this example", visible=False, elem_id="known")
                     question = gr.Textbox(
                         label="Question",
@@ -233,15 +233,15 @@ class Page:
                 scroll_to_output=True,
             )
             quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-            outputs = [file, picture, number, known, question, options, show, what_happens, results, status]
+            outputs = [file, preview, number, known, question, options, show, what_happens, results, status]
             for index, (scene, image) in enumerate(zip(scenes(), images, strict=True)):
                 buttons[index].click(chosen(self, index, scene, image), None, outputs, **quiet)
             known.input(
                 lambda text, at: options_of(at, text), [known, number], [question, options, what_happens], **quiet
             )
             forgotten = [number, known, show, what_happens]
-            file.upload(lambda path: (self.look(path), *forget()), file, [picture, *forgotten], **quiet)
-            file.clear(lambda: ("", *forget()), None, [picture, *forgotten], **quiet)
+            file.upload(lambda path: (self.look(path), *forget()), file, [preview, *forgotten], **quiet)
+            file.clear(lambda: ("", *forget()), None, [preview, *forgotten], **quiet)
             show.click(self.show_truth, [number, question], what_happens, **quiet)
         blocks.queue(max_size=WAITING, default_concurrency_limit=4, api_open=False)
         return blocks

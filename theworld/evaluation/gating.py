@@ -147,7 +147,9 @@ def gate_content(items: Sequence[Item], arms: Mapping[str, Sequence[Sequence[Ans
         prefix, _, base = name.rpartition("/")
         arm, _, steps = base.partition("@")
         before, *_ = arms.get("/".join(filter(None, (prefix, BEFORE))), [None])
-        if arm != AFTER or before is None or any(one.confidence is None for one in before) or not after[0].jump:
+        if arm != AFTER or before is None or any(one.confidence is None for one in before):
+            continue
+        if any(one.jump is None for one in after):  # a question without an image has no future
             continue
         data = gate_data(items, before, after)
         curve = gate_curve(data)

@@ -13,7 +13,7 @@ from theworld.evaluation.probability_plots import gate_plot, reliability
 from theworld.evaluation.results import score_rows
 
 INK, MUTED, ACCENT, OTHER = "#1c2430", "#68737f", "#0b6e99", "#9aa7b3"
-VARIABLES = {INK: "--ink", MUTED: "--muted", ACCENT: "--accent", OTHER: "--other"}  # of page.html
+VARIABLES = {INK: "ink", MUTED: "muted", ACCENT: "accent", OTHER: "other"}  # of page.html
 ON_LIGHT = "#1c2431"  # text on the light cells of a heat map, which does not follow the page
 STYLE: Any = {
     "font.family": "sans-serif",
@@ -60,7 +60,7 @@ def as_svg(figure: Figure) -> str:
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight", transparent=True)
     text = file.getvalue()
     for colour, variable in VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
+        text = text.replace(colour, f"var(--{variable})")
     return text[text.index("<svg") :]
 
 
