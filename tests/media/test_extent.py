@@ -22,7 +22,7 @@ def test_images_and_videos(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.BytesIO()
     Image.new("L", (7, 3)).save(file, "PNG")
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda image: pytest.fail("it was decoded"))
-    assert extent_of(file.getvalue()) == Extent(7, 3, 1)
+    assert extent_of(file.getvalue()) == Extent(7, 3, 1, is_image=True)
     assert Extent(7, 3, 1).pixels == 21
 
 
