@@ -151,6 +151,8 @@ def run_here(command: list[str], more: list[str], monkeypatch: pytest.MonkeyPatc
             assert script.main([*command[2:], *more]) == 0, f"{shlex.join(command)} failed"
             return
         result = CliRunner().invoke(app, [*command[1:], *more])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception  # with its traceback
     assert result.exit_code == 0, f"{shlex.join(command)} failed:\n{result.output}"
 
 
