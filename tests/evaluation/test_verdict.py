@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,11 @@ def test_every_arm_has_an_explanation_with_its_steps_and_its_run() -> None:
         "World tokens of the mean of 16 imagined futures, with 4 world steps. Shows whether the mean of several "
         "futures is better than one. Of a."
     )
+
+
+def test_an_arm_of_a_users_own_is_explained_by_its_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARMS, "mine", replace(ARMS["zero"], meaning="tokens of my own"))
+    assert explanations(["mine"]) == {"mine": "Tokens of my own."}
 
 
 def test_the_page_follows_the_colour_scheme_of_the_reader(run: Path) -> None:

@@ -124,8 +124,8 @@ def explanations(names: Sequence[str]) -> dict[str, str]:
         meaning = arm_named(arm).meaning
         run = f" Of {group(name)}." if group(name) else ""
         with_steps = f", with {steps} world steps" if steps else ""
-        purpose = PURPOSES[arm if arm in PURPOSES else arm.rpartition("-")[0]]
-        found[name] = f"{meaning[0].upper()}{meaning[1:]}{with_steps}. {purpose}{run}"
+        purpose = PURPOSES.get(arm) or PURPOSES.get(arm.rpartition("-")[0])  # an arm of a user's own has none
+        found[name] = " ".join(filter(None, [f"{meaning[0].upper()}{meaning[1:]}{with_steps}.", purpose])) + run
     return found
 
 
